@@ -1,0 +1,43 @@
+"""A readable nanoVLM-compatible vision-language model: data, network, generation, checkpoints.
+
+Names exported here keep their meaning; everything else may change.
+"""
+
+from model.chat import Conversation, Message
+from model.checkpoint import load_vlm, save_vlm
+from model.collator import Batch, collate
+from model.config import VLMConfig
+from model.errors import InputError
+from model.generate import Step
+from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image, plan_image, process_image
+from model.packing import pack_samples
+from model.sample import Sample, Span
+from model.tap import AttentionReader, AttentionReading, Cut, Tap
+from model.vlm import VLM
+
+__all__ = [
+    "VLM",
+    "AttentionReader",
+    "AttentionReading",
+    "Batch",
+    "Box",
+    "Conversation",
+    "Cut",
+    "ImagePlan",
+    "InputError",
+    "Message",
+    "OpenedImage",
+    "ProcessedImage",
+    "Sample",
+    "Span",
+    "Step",
+    "Tap",
+    "VLMConfig",
+    "collate",
+    "load_vlm",
+    "open_image",
+    "pack_samples",
+    "plan_image",
+    "process_image",
+    "save_vlm",
+]

@@ -1,0 +1,176 @@
+"""Reading and writing checkpoints in nanoVLM's format: ``config.json``, ``model.safetensors``, a tokenizer beside them.
+
+Nothing here unpickles, runs code from a checkpoint, or asks the hub about a local folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from model.config import VLMConfig
+from model.errors import InputError
+from model.tokenizer import load_tokenizer
+from model.vlm import VLM
+
+EMBEDDED = Path(__file__).parent / "embedded"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_HEAD, _EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
+
+
+def load_vlm(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+) -> VLM:
+    """The model of a checkpoint, in evaluation mode.
+
+    ``source``: ``"embedded"`` (the one that ships with the repo), a folder, or a hub id ``owner/name``. ``tokenizer``
+    overrides where the tokenizer comes from; by default the folder's own, else one named ``lm_tokenizer`` beside it.
+    InputError if anything is missing, extra or of another shape; nothing is ever left at random.
+    """
+    folder, local = _find_folder(source)
+    config = VLMConfig.read(folder / CONFIG)
+    if tokenizer is None:
+        tokenizer = _find_tokenizer(folder, config, local)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer = load_tokenizer(tokenizer, config.vlm_extra_tokens)
+    if len(tokenizer) > config.lm_vocab_size:
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens and lm_vocab_size is {config.lm_vocab_size}; "
+            "it is not this checkpoint's tokenizer."
+        )
+    state = _read_weights(folder, config)
+    with torch.device("meta"):
+        vlm = VLM(config, tokenizer)
+    _check_keys(vlm, state, folder)
+    vlm.load_state_dict({name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                         for name, tensor in state.items()}, strict=True, assign=True)  # fmt: skip
+    if config.lm_tie_weights:
+        vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
+    # Rotary angles need float32 whatever the weights are.
+    vlm.decoder.rotary_embd.inv_freq = state["decoder.rotary_embd.inv_freq"].float()
+    return vlm.to(device).eval()
+
+
+def _find_folder(source: str | Path) -> tuple[Path, bool]:
+    if source == "embedded":
+        return EMBEDDED, True
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, True
+    text = str(source)
+    if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
+        raise InputError(f"“{text}” is no folder; give “embedded”, a checkpoint folder, or a hub id owner/name.")
+    try:
+        patterns = [CONFIG, WEIGHTS, "tokenizer*.json", "special_tokens_map.json"]
+        return Path(snapshot_download(text, allow_patterns=patterns)), False
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"“{text}” is no folder here and can't be fetched from the hub ({reason}).") from error
+
+
+def _find_tokenizer(folder: Path, config: VLMConfig, local: bool) -> str | Path:
+    # Only the last part of the name: a configuration must not point anywhere else on the disk.
+    name = Path(config.lm_tokenizer).name
+    for candidate in (folder, folder / name, folder.parent / name):
+        if (candidate / "tokenizer.json").is_file():
+            return candidate
+    if local:
+        raise InputError(
+            f"{folder} has no tokenizer.json; copy the tokenizer of “{config.lm_tokenizer}” into it "
+            "(a local checkpoint never asks the hub)."
+        )
+    return config.lm_tokenizer
+
+
+def _read_weights(folder: Path, config: VLMConfig) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        hint = f" {', '.join(others)} can hold code and is not read; convert it to safetensors." if others else ""
+        raise InputError(f"{folder} has no {WEIGHTS}.{hint or ' It must lie beside config.json.'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read ({error}); it may be cut off, fetch it again.") from error
+    if config.lm_tie_weights:
+        # nanoVLM drops one of the two names when saving; which one has changed between versions.
+        if _HEAD in state and _EMBEDDING in state and not torch.equal(state[_HEAD], state[_EMBEDDING]):
+            raise InputError(f"{path} has different {_HEAD} and {_EMBEDDING}, but lm_tie_weights says they are one.")
+        for name, twin in ((_EMBEDDING, _HEAD), (_HEAD, _EMBEDDING)):
+            if name not in state and twin in state:
+                state[name] = state[twin]
+    return state
+
+
+def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys())
+    shapes = [f"{name} is {found[name]} and should be {wanted[name]}"
+              for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]  # fmt: skip
+    faults = [f"{title}: {_shorten(names)}" for title, names in
+              (("missing", missing), ("not wanted", extra), ("of another shape", shapes)) if names]  # fmt: skip
+    if faults:
+        raise InputError(
+            f"The weights in {folder} don't fit its config.json; {'; '.join(faults)}. "
+            "Use the config.json that was saved with them."
+        )
+
+
+def _shorten(names: list[str], limit: int = 6) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def save_vlm(vlm: VLM, folder: str | Path) -> None:
+    """Writes config, weights and tokenizer so that nanoVLM reads them too. Everything is first written beside the
+    folder and then moved in, the weights last: a crash or a full disk leaves what was there before."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        vlm.tokenizer.backend_tokenizer.save(str(staging / "tokenizer.json"))
+        _write_tokenizer_config(vlm, staging)
+        text = json.dumps(vlm.config.to_dict(), indent=4, ensure_ascii=False)
+        (staging / CONFIG).write_text(text, encoding="utf-8")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in vlm.state_dict().items()}
+        metadata = None
+        if vlm.config.lm_tie_weights:
+            del state[_EMBEDDING]
+            metadata = {_EMBEDDING: _HEAD}
+        save_file(state, staging / WEIGHTS, metadata=metadata)
+        for path in staging.iterdir():
+            path.chmod(0o644)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        folder.mkdir(exist_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tokenizer_config(vlm: VLM, folder: Path) -> None:
+    tokenizer = vlm.tokenizer
+    named = {name: str(getattr(tokenizer, name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+             if getattr(tokenizer, name) is not None}  # fmt: skip
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named,
+              "extra_special_tokens": dict(vlm.config.vlm_extra_tokens)}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")

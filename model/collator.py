@@ -1,0 +1,76 @@
+"""Samples side by side in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.sample import Sample
+
+IGNORE_LABEL = -100
+"""The label of a position that is not trained on; the value that PyTorch's cross-entropy skips."""
+
+PADDING_SEGMENT = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model takes.
+
+    ``input_ids``, ``labels``, ``position_ids``, ``segment_ids`` int64 and ``attention_mask`` bool, all
+    ``[batch pos]``; ``labels`` are not shifted: ``labels[b, t]`` is ``input_ids[b, t]`` where it is trained on, else
+    −100. ``tiles [total_tile 3 tile_px tile_px]`` in the order of their image tokens, row by row of the batch;
+    ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segment_ids: Tensor
+    tiles: Tensor
+    tile_owner: Tensor
+    document_mask: bool = False
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def collate(
+    samples: Sequence[Sample], *, pad_token_id: int, max_length: int | None = None, document_mask: bool = False
+) -> Batch:
+    """Pads on the left, so that the last token of every row is the last of its sample.
+
+    To exactly ``max_length`` if given (longer samples are dropped, as upstream does), else to the longest. Positions
+    count from 0 at the first column, padding included: rotary positions are relative, so this shifts nothing.
+    """
+    kept = [sample for sample in samples if max_length is None or len(sample) <= max_length]
+    width = max((len(sample) for sample in kept), default=0) if max_length is None else max_length
+    shape = (len(kept), width)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    labels = torch.full(shape, IGNORE_LABEL, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    segment_ids = torch.full(shape, PADDING_SEGMENT, dtype=torch.long)
+    for row, sample in enumerate(kept):
+        start = width - len(sample)
+        input_ids[row, start:] = sample.input_ids
+        labels[row, start:] = sample.input_ids.masked_fill(~sample.loss_mask, IGNORE_LABEL)
+        attention_mask[row, start:] = sample.attention_mask
+        segment_ids[row, start:] = sample.segment_ids
+    tiles = [image.tiles for sample in kept for image in sample.images]
+    owners = [row for row, sample in enumerate(kept) for image in sample.images for _ in range(len(image.tiles))]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        position_ids=torch.arange(width).expand(shape),
+        segment_ids=segment_ids,
+        tiles=torch.cat(tiles) if tiles else torch.zeros(0, 3, 0, 0),
+        tile_owner=torch.tensor(owners, dtype=torch.long),
+        document_mask=document_mask,
+    )

@@ -1,0 +1,112 @@
+"""Continuing a sequence, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.errors import InputError
+from model.language import KVCache, build_mask
+from model.tap import Tap
+
+if TYPE_CHECKING:
+    from model.collator import Batch
+    from model.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token. ``text`` is what it adds to the answer ("" for the end token and while a character's
+    bytes are incomplete); ``logprob`` is its log-probability in nats under the untempered, unfiltered distribution."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """−inf for all but the ``top_k`` largest and for the tail beyond cumulative probability ``top_p`` (Holtzman et
+    al. 2020), ``logits [… vocab]``. As upstream, the token that crosses ``top_p`` falls out too and the likeliest
+    always stays; 0 or None means no filter."""
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None and 0 < top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        beyond = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
+        beyond[..., 0] = False
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits
+
+
+@torch.inference_mode()
+def generate_batch(
+    vlm: VLM,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    eos_token_id: int | None = None,
+    use_cache: bool = True,
+    tap: Tap | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (token ids ``[batch]``, log-probabilities ``[batch]``) per step and ends when every row has met the end
+    token, at ``max_new_tokens``, or at the model's length. A row that has ended repeats the end token with log-
+    probability 0. ``temperature`` 0 is greedy; else tokens are drawn from softmax(filtered / temperature), the filter
+    being applied before the temperature as upstream does. ``seed`` None draws a fresh one. ``use_cache=False``
+    recomputes everything each step; the answers agree. InputError if the prompt leaves no room.
+    """
+    if temperature < 0:
+        raise InputError(f"The temperature is {temperature}; it must be 0 (greedy) or more.")
+    limit = vlm.config.lm_max_position_embeddings
+    length = batch.input_ids.shape[1]
+    room = min(max_new_tokens, limit - length)
+    if max_new_tokens > 0 and room < 1:
+        raise InputError(
+            f"The prompt is {length:,} tokens long and this model reads at most {limit:,}, so no answer fits; "
+            "use fewer or smaller images, or less text."
+        )
+    eos = vlm.eos_token_id if eos_token_id is None else eos_token_id
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+
+    rows = batch.input_ids.shape[0]
+    embeds = vlm.embed(batch)
+    cache = KVCache(vlm.config, rows, length + room, embeds.device, embeds.dtype) if use_cache else None
+    attention_mask, segment_ids = batch.attention_mask, batch.segment_ids
+    ended = torch.zeros(rows, dtype=torch.bool, device=embeds.device)
+    inputs = embeds
+    for step in range(room):
+        keys = attention_mask.shape[1]
+        queries = inputs.shape[1]
+        mask = build_mask(attention_mask, segment_ids if batch.document_mask else None, queries, embeds.dtype)
+        positions = torch.arange(keys - queries, keys, device=embeds.device).expand(rows, -1)
+        hidden = vlm.decoder(inputs, mask, positions, cache=cache, tap=tap)
+        logits = vlm.decoder.head(hidden[:, -1]).float()
+        logprobs = logits.log_softmax(dim=-1)
+        if temperature == 0:
+            token_ids = logits.argmax(dim=-1)
+        else:
+            probabilities = (filter_logits(logits, top_k, top_p) / temperature).softmax(dim=-1)
+            token_ids = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+        chosen = logprobs.gather(-1, token_ids[:, None])[:, 0].masked_fill(ended, 0.0)
+        token_ids = token_ids.masked_fill(ended, eos)
+        ended = ended | (token_ids == eos)
+        yield token_ids, chosen
+        if bool(ended.all()) or step == room - 1:
+            return
+        new = vlm.decoder.token_embedding(token_ids)[:, None]
+        embeds = embeds if use_cache else torch.cat((embeds, new), dim=1)
+        inputs = new if use_cache else embeds
+        attention_mask = torch.cat((attention_mask, attention_mask.new_ones(rows, 1)), dim=1)
+        segment_ids = torch.cat((segment_ids, segment_ids[:, -1:]), dim=1)

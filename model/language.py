@@ -1,0 +1,154 @@
+"""The causal decoder: Llama's architecture with nanoVLM's parameter names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import VLMConfig
+from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate
+from model.tap import Tap
+
+
+class KVCache:
+    """Rotated keys and values of all layers, ``[layer batch kv_head capacity d]`` each, filled from the left.
+
+    Allocated once: growing a tensor at each step would copy the whole prefix for every token.
+    """
+
+    def __init__(
+        self, config: VLMConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        shape = (config.lm_n_blocks, batch, config.lm_n_kv_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new positions of one layer; returns all of them. The caller advances :attr:`length` after the
+        last layer."""
+        stop = self.length + k.shape[2]
+        if stop > self.keys.shape[3]:
+            raise ValueError(f"The cache holds {self.keys.shape[3]} positions and {stop} were asked for.")
+        self.keys[layer, :, :, self.length : stop] = k
+        self.values[layer, :, :, self.length : stop] = v
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of one forward pass share: the additive mask ``[batch 1 query key]``, the rotary angles
+    ``[batch query d]``, the cache and the tap."""
+
+    mask: Tensor
+    cos: Tensor
+    sin: Tensor
+    cache: KVCache | None = None
+    tap: Tap | None = None
+
+    @property
+    def first_query(self) -> int:
+        return self.mask.shape[-1] - self.mask.shape[-2]
+
+
+class CausalAttention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): one code path, one explicit mask."""
+
+    def __init__(self, config: VLMConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.n_kv_heads = config.lm_n_heads, config.lm_n_kv_heads
+        self.scale = config.head_dim**-0.5
+        self.dropout = config.lm_dropout
+        width, kv_width = config.lm_hidden_dim, config.head_dim * config.lm_n_kv_heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, context: Pass) -> Tensor:
+        batch, pos, width = x.shape
+        q = rotate(self.q_proj(x).view(batch, pos, self.n_heads, -1).transpose(1, 2), context.cos, context.sin)
+        k = rotate(self.k_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2), context.cos, context.sin)
+        v = self.v_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2)
+        if context.cache is not None:
+            k, v = context.cache.append(self.layer, k, v)
+        mask = context.mask
+        if context.tap is not None:
+            mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query)
+            if context.tap.reader is not None:
+                context.tap.reader.observe(q, k, mask, self.scale)
+        dropout = self.dropout if self.training else 0.0
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask.to(q.dtype), dropout_p=dropout, scale=self.scale, enable_gqa=True
+        )
+        z = self.out_proj(z.transpose(1, 2).reshape(batch, pos, width))
+        return F.dropout(z, dropout, self.training)
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: VLMConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
+        self.attn = CausalAttention(config, layer)
+        self.norm2 = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
+        self.mlp = SwiGLU(config.lm_hidden_dim, config.lm_inter_dim)
+
+    def forward(self, x: Tensor, context: Pass) -> Tensor:
+        x = x + self.attn(self.norm1(x), context)
+        return x + self.mlp(self.norm2(x))
+
+
+def build_mask(
+    attention_mask: Tensor, segment_ids: Tensor | None, queries: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The additive mask ``[batch 1 query key]`` for the last ``queries`` positions of ``attention_mask [batch key]``.
+
+    −inf for the future and, if ``segment_ids [batch key]`` are given (the document mask), for other segments; the
+    dtype's minimum for padding and separators. So a padding row, which sees nothing else, is uniform over the padding
+    before it and finite, as upstream's.
+    """
+    keys = attention_mask.shape[1]
+    positions = torch.arange(keys, device=attention_mask.device)
+    hidden = (positions[None, :] > positions[keys - queries :, None])[None]
+    if segment_ids is not None:
+        hidden = hidden | (segment_ids[:, keys - queries :, None] != segment_ids[:, None, :])
+    unseen = torch.where(attention_mask, 0.0, torch.finfo(dtype).min).to(dtype)
+    return unseen[:, None, :].masked_fill(hidden, -torch.inf)[:, None]
+
+
+class LanguageModel(nn.Module):
+    """``inputs_embeds [batch pos lm_hidden_dim]`` to hidden states of the same shape, after the last norm;
+    :attr:`head` makes logits of them."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.lm_vocab_size, config.lm_hidden_dim)
+        self.rotary_embd = RotaryEmbedding(config.head_dim, config.lm_re_base, config.lm_max_position_embeddings)
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.lm_n_blocks))
+        self.norm = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
+        self.head = nn.Linear(config.lm_hidden_dim, config.lm_vocab_size, bias=False)
+        if config.lm_tie_weights:
+            self.head.weight = self.token_embedding.weight
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+        rope_length: int | None = None,
+    ) -> Tensor:
+        cos, sin = self.rotary_embd(position_ids, rope_length)
+        context = Pass(mask, cos, sin, cache, tap)
+        x = inputs_embeds
+        for block in self.blocks:
+            x = block(x, context)
+        if cache is not None:
+            cache.length += inputs_embeds.shape[1]
+        return self.norm(x)

@@ -1,0 +1,80 @@
+"""The image encoder: a pre-norm ViT with SigLIP's numerics and nanoVLM's parameter names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import VLMConfig
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        side = config.vit_img_size // config.vit_patch_size
+        self.conv = nn.Conv2d(3, config.vit_hidden_dim, config.vit_patch_size, stride=config.vit_patch_size)
+        self.position_embedding = nn.Parameter(torch.zeros(1, side * side, config.vit_hidden_dim))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return self.conv(tiles).flatten(2).transpose(1, 2) + self.position_embedding
+
+
+class VisionAttention(nn.Module):
+    """Attention of every patch to every patch of the same tile; there is nothing to mask."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.n_heads = config.vit_n_heads
+        self.dropout = config.vit_dropout
+        self.qkv_proj = nn.Linear(config.vit_hidden_dim, 3 * config.vit_hidden_dim)
+        self.out_proj = nn.Linear(config.vit_hidden_dim, config.vit_hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tile, patch, d_model = x.shape
+        q, k, v = self.qkv_proj(x).view(tile, patch, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        z = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        z = self.out_proj(z.transpose(1, 2).reshape(tile, patch, d_model))
+        return F.dropout(z, self.dropout, self.training)
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.vit_hidden_dim, config.vit_inter_dim)
+        self.fc2 = nn.Linear(config.vit_inter_dim, config.vit_hidden_dim)
+        self.dropout = config.vit_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc2(F.gelu(self.fc1(x), approximate="tanh")), self.dropout, self.training)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.attn = VisionAttention(config)
+        self.ln2 = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class VisionEncoder(nn.Module):
+    """``tiles [tile 3 tile_px tile_px]`` with values in [0, 1], not normalised (released checkpoints expect exactly
+    that), to ``[tile patch vit_hidden_dim]``, patches row by row."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config)
+        self.dropout = config.vit_dropout
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vit_n_blocks))
+        self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        x = F.dropout(self.patch_embedding(tiles), self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return self.layer_norm(x)
