@@ -1,0 +1,1 @@
+"""The app around the model: analyses, figures, widgets and the page."""

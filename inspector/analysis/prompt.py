@@ -1,0 +1,120 @@
+"""What a person asks: images, turns and a layout; and the row of tokens that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from model import VLM, Conversation, InputError, Message, OpenedImage, Sample, pack_samples
+
+Layout = Literal["images-first", "per-turn", "packed"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+MAX_IMAGES = 12
+MAX_TEXT = 20_000
+"""Characters of one question or answer; more would only meet the model's length later."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and, if there is one, its answer (given by a person, or by the model once asked)."""
+
+    user: str
+    assistant: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``layout``: *images-first* puts every image before the first question, as nanoVLM does; *per-turn* gives image
+    i to turn i; *packed* makes a sample of each image with its turn and puts them into one row. What is left over
+    (images or turns) joins the last. ``document_mask`` keeps packed samples from seeing one another."""
+
+    images: tuple[OpenedImage, ...]
+    turns: tuple[Turn, ...]
+    layout: Layout = "images-first"
+    document_mask: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise InputError(f"The layout is “{self.layout}”; choose one of {', '.join(LAYOUTS)}.")
+        if len(self.images) > MAX_IMAGES:
+            raise InputError(f"There are {len(self.images)} images; at most {MAX_IMAGES} fit one prompt, remove some.")
+        if not self.turns or not any(turn.user.strip() for turn in self.turns):
+            raise InputError("There is no question; write one and press Ask.")
+        for number, turn in enumerate(self.turns, start=1):
+            if not turn.user.strip():
+                raise InputError(f"Turn {number} has no question; write one or remove the turn.")
+            for text in (turn.user, turn.assistant):
+                if len(text) > MAX_TEXT:
+                    raise InputError(
+                        f"Turn {number} has {len(text):,} characters of text; at most {MAX_TEXT:,} are read, shorten it."
+                    )
+
+    def with_answer(self, index: int, answer: str) -> Prompt:
+        turns = list(self.turns)
+        turns[index] = replace(turns[index], assistant=answer)
+        return replace(self, turns=tuple(turns))
+
+
+def images_of_turns(prompt: Prompt) -> tuple[tuple[OpenedImage, ...], ...]:
+    """The images that each turn brings."""
+    turns = len(prompt.turns)
+    brought: list[list[OpenedImage]] = [[] for _ in range(turns)]
+    for index, image in enumerate(prompt.images):
+        brought[0 if prompt.layout == "images-first" else min(index, turns - 1)].append(image)
+    return tuple(tuple(images) for images in brought)
+
+
+def conversations(prompt: Prompt) -> tuple[Conversation, ...]:
+    """One conversation per sample: all turns in one, or one turn in each if packed. A turn without an answer ends
+    with its question."""
+    parts: list[list[Message]] = []
+    for turn, images in zip(prompt.turns, images_of_turns(prompt), strict=True):
+        messages = [Message("user", turn.user, images)]
+        if turn.assistant:
+            messages.append(Message("assistant", turn.assistant))
+        if prompt.layout == "packed" or not parts:
+            parts.append(messages)
+        else:
+            parts[-1] += messages
+    return tuple(Conversation(tuple(messages)) for messages in parts)
+
+
+def prepare_samples(vlm: VLM, prompt: Prompt) -> tuple[Sample, ...]:
+    """Every sample of the prompt on its own, as the training code would get it."""
+    return tuple(vlm.prepare(conversation) for conversation in conversations(prompt))
+
+
+def prepare_row(vlm: VLM, prompt: Prompt, *, answering: int | None = None) -> Sample:
+    """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
+    the turns after it left out. InputError if the row is longer than the model reads."""
+    if answering is not None:
+        turns = [*prompt.turns[:answering], Turn(prompt.turns[answering].user)]
+        # Images stay with the turns that bring them; those of later turns have not been shown yet.
+        brought = images_of_turns(prompt)[: answering + 1]
+        images = tuple(image for images in brought for image in images)
+        shown = replace(prompt, turns=tuple(turns), images=images)
+    else:
+        shown = prompt
+    parts = conversations(shown)
+    samples = [
+        vlm.prepare(part, add_generation_prompt=answering is not None and index == len(parts) - 1)
+        for index, part in enumerate(parts)
+    ]
+    row = samples[0] if prompt.layout != "packed" else pack_samples(
+        samples, vlm.pad_token_id, separate_last=answering is None
+    )  # fmt: skip
+    limit = vlm.config.lm_max_position_embeddings
+    if len(row) > limit:
+        raise InputError(
+            f"The packed row is {len(row):,} tokens long and this model reads at most {limit:,}; "
+            "use fewer or smaller images, or less text."
+        )
+    return row
+
+
+def ordinals(count: int) -> Sequence[str]:
+    """How people count images on the page: ①, ② …"""
+    circled = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫"
+    return circled[:count]

@@ -1,0 +1,92 @@
+"""Fixtures that every kind of test shares: golden data, the embedded model, a real browser."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from model import VLM
+
+
+_LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:", "file:")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums are taken in one order, and parallel test processes don't fight over cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the numbers that nanoVLM's own code computed (its README says how)."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def embedded() -> "VLM":
+    """The model that ships with the repo. Shared: a test that changes weights must load its own."""
+    from model import load_vlm
+
+    return load_vlm("embedded")
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """Executable of the Chromium to drive; `make test` finds or installs one and names it here."""
+    path = os.environ.get("VLM_INSPECTOR_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no Chromium: run `make browser`, or name one in VLM_INSPECTOR_CHROMIUM")
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser(chromium_path: str) -> "Iterator[Browser]":
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Containers seldom allow Chromium's own sandbox or a large /dev/shm.
+        chromium = playwright.chromium.launch(
+            executable_path=chromium_path, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def new_page(browser: "Browser") -> "Iterator[Callable[..., Page]]":
+    """Makes pages, each in its own context (no shared storage): `new_page(width=390, dark=True)`.
+
+    `page.errors` lists what the page threw or wrote with console.error; `page.requests_out` every request that left
+    this machine. Width and height are CSS pixels; further keywords go to Playwright's new_context."""
+    contexts = []
+
+    def make(width: int = 1280, height: int = 900, dark: bool = False, **context_options: Any) -> "Page":
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **context_options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.errors = errors = []  # type: ignore[attr-defined]
+        page.requests_out = requests_out = []  # type: ignore[attr-defined]
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: None if request.url.startswith(_LOCAL) else requests_out.append(request.url))
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(new_page: "Callable[..., Page]") -> "Page":
+    """One page at 1280 x 900, light."""
+    return new_page()

@@ -1,0 +1,125 @@
+"""Imports point one way (app -> ui -> views -> widgets, figures, session -> analysis -> model) and do no work."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([ROOT / "app.py", *(ROOT / "model").rglob("*.py"), *(ROOT / "inspector").rglob("*.py")])
+
+# (who, may not import). The longest matching "who" is not special: every rule that matches applies.
+FORBIDDEN = {
+    "model": {"gradio", "gradio_client", "plotly", "inspector", "app"},
+    "inspector": {"app"},
+    "inspector.analysis": {
+        "gradio", "gradio_client", "plotly", "inspector.session", "inspector.figures", "inspector.widgets",
+        "inspector.views", "inspector.ui",
+    },
+    "inspector.session": {
+        "gradio", "gradio_client", "plotly", "inspector.figures", "inspector.widgets", "inspector.views",
+        "inspector.ui",
+    },
+    "inspector.figures": {
+        "gradio", "gradio_client", "torch", "transformers", "inspector.session", "inspector.widgets", "inspector.views",
+        "inspector.ui",
+    },
+    "inspector.widgets": {
+        "torch", "transformers", "plotly", "inspector.session", "inspector.figures", "inspector.views", "inspector.ui",
+    },
+    # Views pass handles around; what is inside a tensor is the analysis's business.
+    "inspector.views": {"torch", "transformers", "numpy", "safetensors", "inspector.ui"},
+    "inspector.ui": {"torch", "transformers", "numpy", "plotly"},
+    "app": {"torch", "transformers", "plotly"},
+}  # fmt: skip
+
+
+def _module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def _imports(path: Path) -> set[str]:
+    """Absolute names of everything the file imports, also inside functions and under TYPE_CHECKING."""
+    package = _module_name(path).split(".") if path.name == "__init__.py" else _module_name(path).split(".")[:-1]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names.update({module} | {f"{module}.{alias.name}" for alias in node.names})
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_module_name)
+def test_imports_point_one_way(path):
+    module = _module_name(path)
+    imported = _imports(path)
+    for who, forbidden in FORBIDDEN.items():
+        if _within(module, who):
+            wrong = {name for name in imported for package in forbidden if _within(name, package)}
+            assert not wrong, f"{module} may not import {', '.join(sorted(wrong))}"
+
+
+def test_the_rules_catch_a_relative_import(tmp_path, monkeypatch):
+    offender = tmp_path / "inspector" / "analysis" / "attention.py"
+    offender.parent.mkdir(parents=True)
+    offender.write_text("from ..figures import heat\nfrom . import shares\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert _imports(offender) == {
+        "inspector.figures", "inspector.figures.heat", "inspector.analysis", "inspector.analysis.shares",
+    }  # fmt: skip
+
+
+def test_no_drawer_for_everything():
+    assert [path for path in SOURCES if path.stem in {"utils", "util", "helpers", "misc", "common"}] == []
+
+
+_IMPORT_ALL = """
+import importlib, io, random, sys, threading, warnings
+import numpy, torch
+warnings.simplefilter("error")
+import gradio, plotly.graph_objects, transformers          # what they start is theirs; only ours is counted
+state = random.getstate(), torch.random.get_rng_state(), numpy.random.get_state()[1].copy()
+threads, grad, dtype = set(threading.enumerate()), torch.is_grad_enabled(), torch.get_default_dtype()
+sys.stdout = sys.stderr = captured = io.StringIO()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+assert captured.getvalue() == "", f"output: {captured.getvalue()!r}"
+assert set(threading.enumerate()) == threads, f"threads: {set(threading.enumerate()) - threads}"
+assert random.getstate() == state[0] and torch.equal(torch.random.get_rng_state(), state[1]), "a seed was set"
+assert (numpy.random.get_state()[1] == state[2]).all(), "numpy's seed was set"
+assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (grad, dtype), "torch's defaults were changed"
+"""
+
+
+def test_importing_does_no_work(tmp_path):
+    """No output, no threads, no seeds, no global settings; `__main__` modules are programs, not libraries.
+
+    app.py is left out: a Space asks it for a ready `demo`."""
+    names = [_module_name(path) for path in SOURCES if path.name not in {"__main__.py", "app.py"}]
+    command = [sys.executable, "-c", _IMPORT_ALL, *names]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_model_needs_no_user_interface():
+    """`import model` works where gradio, plotly and inspector can't be imported at all."""
+    code = (
+        "import sys\n"
+        "for name in ('gradio', 'gradio_client', 'plotly', 'inspector'): sys.modules[name] = None\n"
+        "import model\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
