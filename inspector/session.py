@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,10 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         checks = (
-            (1 <= self.max_new_tokens <= 512, f"The answer may be {self.max_new_tokens} tokens long; allowed are 1 to 512."),
+            (
+                1 <= self.max_new_tokens <= 512,
+                f"The answer may be {self.max_new_tokens} tokens long; allowed are 1 to 512.",
+            ),
             (0 <= self.temperature <= 5, f"The temperature is {self.temperature}; allowed are 0 (greedy) to 5."),
             (self.top_k >= 0, f"top-k is {self.top_k}; it must be 0 (off) or more."),
             (0 < self.top_p <= 1, f"top-p is {self.top_p}; it must be above 0 and at most 1 (off)."),
@@ -97,9 +100,7 @@ class Inspection:
         return starts[-1] if starts else len(self.row) - 1
 
 
-def ask(
-    vlm: VLM, prompt: Prompt, settings: GenerationSettings
-) -> Iterator[tuple[int, Step] | Inspection]:
+def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, Step] | Inspection]:
     """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, step) for each
     generated token and the :class:`Inspection` last. InputError before anything runs if the prompt doesn't fit."""
     generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
@@ -147,23 +148,31 @@ def attend(vlm: VLM, inspection: Inspection, position: int, *, exclude_sinks: bo
     return read_attention(vlm, inspection.batch, inspection.row, position, exclude_sinks=exclude_sinks)
 
 
-def training_batch(vlm: VLM, inspection: Inspection, *, packed: bool) -> tuple[Batch, tuple[Sample, ...]]:
-    """The samples as the training code would batch them: packed into one row, or side by side with padding."""
-    if packed:
+def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
+    """The samples as the training code would batch them. ``arrangement``: ``"row"`` is the one row that was read,
+    ``"padded"`` and ``"packed"`` make a sample of each turn with its images, side by side or in one row."""
+    if arrangement == "row":
         return vlm.collate([inspection.row], document_mask=inspection.prompt.document_mask), (inspection.row,)
-    return vlm.collate(list(inspection.samples)), inspection.samples
+    apart = replace(inspection.prompt, layout="packed")
+    if arrangement == "padded":
+        samples = prepare_samples(vlm, apart)
+        return vlm.collate(list(samples)), samples
+    if arrangement == "packed":
+        row = prepare_row(vlm, apart)
+        return vlm.collate([row], document_mask=apart.document_mask), (row,)
+    raise InputError(f"The arrangement is “{arrangement}”; choose row, padded or packed.")
 
 
 def lint(vlm: VLM, inspection: Inspection) -> tuple[Finding, ...]:
     """Problems of the training batch; see :func:`inspector.analysis.tokens.lint_batch`."""
-    batch, _ = training_batch(vlm, inspection, packed=False)
+    batch = vlm.collate(list(inspection.samples))
     texts = tuple(text for turn in inspection.prompt.turns for text in (turn.user, turn.assistant))
     return lint_batch(vlm, inspection.samples, batch, texts)
 
 
 def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
     """The facts that ``python -m inspector inspect`` prints; images and turns in order, indices from 0."""
-    batch, samples = training_batch(vlm, inspection, packed=inspection.prompt.layout == "packed")
+    batch, samples = training_batch(vlm, inspection, "row")
     return {
         "model": {"fingerprint": inspection.fingerprint, "generation": vlm.config.generation,
                   "parameters": sum(p.numel() for p in vlm.parameters()),

@@ -70,7 +70,7 @@ class ChatRenderer:
         self.config = config
         self.tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer)
-        self._special = {token: token_id for token, token_id in tokenizer.get_added_vocab().items()}
+        self._special = dict(tokenizer.get_added_vocab())
         self._special_pattern = re.compile(
             "(" + "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True)) + ")"
         )
@@ -149,7 +149,7 @@ class ChatRenderer:
         slots = [f"\ue000{index}\ue001" for index in range(len(messages))]
         if self._template is None:
             # nanoVLM up to June 2025; the end token is written by its name so that it is found like the template's.
-            eos = self.tokenizer.convert_ids_to_tokens(self.eos_token_id)
+            eos = str(self.tokenizer.convert_ids_to_tokens(self.eos_token_id))
             formats = {"user": "Question: {} Answer:", "assistant": "{}" + eos, "system": "{} "}
             return "".join(formats[message.role].format(slot) for message, slot in zip(messages, slots, strict=True))
         try:
@@ -162,9 +162,7 @@ class ChatRenderer:
         except TemplateError as error:
             raise InputError(f"lm_chat_template in config.json can't render this conversation ({error}).") from error
 
-    def _template_pieces(
-        self, text: str, messages: Sequence[Message], before: int | None, after: int
-    ) -> list[_Piece]:
+    def _template_pieces(self, text: str, messages: Sequence[Message], before: int | None, after: int) -> list[_Piece]:
         """What the template wrote between message ``before`` and message ``after`` (the last is the generation
         prompt). The end token of an assistant's turn and the blank text behind it are trained on: they are how the
         model learns to stop."""

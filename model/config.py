@@ -216,7 +216,9 @@ class VLMConfig:
             values.setdefault("lm_base_vocab_size", vocab_size - values["extra_token_amount"])
             return cls(**values, generation=generation, extra=unknown)
         except (TypeError, ZeroDivisionError, AttributeError) as error:
-            raise InputError(f"config.json has a value of the wrong type ({error}); compare it with nanoVLM's.") from error
+            raise InputError(
+                f"config.json has a value of the wrong type ({error}); compare it with nanoVLM's."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> VLMConfig:

@@ -114,7 +114,9 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
     try:
         pixels, note = _to_rgb(upright)
     except Exception as error:
-        raise InputError(f"{name} has colours of a kind ({upright.mode}) that can't be read; save it as RGB.") from error
+        raise InputError(
+            f"{name} has colours of a kind ({upright.mode}) that can't be read; save it as RGB."
+        ) from error
     return OpenedImage(pixels, (*notes, *note))
 
 
@@ -128,7 +130,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         return image.copy(), ()
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] == 255:
+        if rgba.getchannel("A").getextrema()[0] == 255:
             return rgba.convert("RGB"), ()
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB"), ("transparency laid over white",)
@@ -138,7 +140,9 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         top = values.max(initial=0.0)
         full_scale = 1.0 if top <= 1 and mode == "F" else 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
         grey = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB"), (f"{'float' if mode == 'F' else '16-bit'} values scaled to 8 bits",)
+        return Image.fromarray(grey).convert("RGB"), (
+            f"{'float' if mode == 'F' else '16-bit'} values scaled to 8 bits",
+        )
     note = (f"{mode} colours turned into RGB",) if mode in ("CMYK", "YCbCr", "LAB", "HSV") else ()
     return image.convert("RGB"), note
 

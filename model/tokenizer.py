@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -26,7 +26,9 @@ def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTr
             str(source), extra_special_tokens=dict(extra_tokens), local_files_only=Path(source).is_dir()
         )
     except Exception as error:  # the hub, the file system and the parser each raise their own
-        raise InputError(f"No tokenizer could be read from “{source}” ({error}); put its tokenizer.json there.") from error
+        raise InputError(
+            f"No tokenizer could be read from “{source}” ({error}); put its tokenizer.json there."
+        ) from error
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(
             f"The tokenizer of “{source}” has no end or padding token; name eos_token and pad_token in "
@@ -59,14 +61,17 @@ class TextEncoder:
         return encoding.ids, encoding.offsets
 
 
+def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """Text of ``ids``, special tokens written out, blanks as they are."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def token_text(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
     """One token as text. Bytes that are no whole character are written ⟨0xE6⟩, ids beyond the vocabulary ⟨id⟩."""
-    token = tokenizer.convert_ids_to_tokens(token_id)
-    if token is None:
+    token: object = tokenizer.convert_ids_to_tokens(token_id)
+    if not isinstance(token, str):
         return f"⟨{token_id}⟩"
-    text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = decode(tokenizer, [token_id])
     if "\ufffd" not in text:
         return text
     raw = bytes(_BYTE_OF_SYMBOL[symbol] for symbol in token if symbol in _BYTE_OF_SYMBOL)

@@ -23,6 +23,7 @@ from model.language import LanguageModel, build_mask
 from model.projector import Projector
 from model.sample import Sample
 from model.tap import Tap
+from model.tokenizer import decode
 from model.vision import VisionEncoder
 
 
@@ -152,7 +153,7 @@ class VLM(nn.Module):
             if token_id != self.eos_token_id:
                 ids.append(token_id)
                 # Decoding all of it each time: a character may be made of several tokens.
-                whole = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                whole = decode(self.tokenizer, ids)
                 if not whole.endswith("\ufffd"):
                     text, shown = whole[len(shown) :], whole
             yield Step(token_id, text, float(logprobs[0]))

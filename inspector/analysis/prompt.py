@@ -48,7 +48,7 @@ class Prompt:
             for text in (turn.user, turn.assistant):
                 if len(text) > MAX_TEXT:
                     raise InputError(
-                        f"Turn {number} has {len(text):,} characters of text; at most {MAX_TEXT:,} are read, shorten it."
+                        f"Turn {number} has {len(text):,} characters of text; at most {MAX_TEXT:,} are allowed."
                     )
 
     def with_answer(self, index: int, answer: str) -> Prompt:

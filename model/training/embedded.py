@@ -58,13 +58,16 @@ CHECKPOINT_SECONDS = 120.0
 TRAINING_RECORD = "training.json"
 
 # More words than the tasks need, so that a person's own question is not cut into letters.
-_COMMON_WORDS = """the a an of in on at is are was it its this that these those there here and or not no yes to from
-with without for by as be do does did have has had can you i we they he she how many much what which who when where why
-image images picture pictures photo shape shapes color colour colors colours circle circles rectangle rectangles
-triangle triangles square big small large tiny left right top bottom middle center above below between same different
-first second third fourth fifth last all any each every one two three four five six zero list describe tell me show
-count number name answer question please system user assistant red green blue black gray grey teal brown yellow white
-orange purple pink background contain contains present side""".split()
+_COMMON_WORDS = """
+    the a an of in on at is are was it its this that these those there here and or not no yes to from with
+    without for by as be do does did have has had can you i we they he she how many much what which who when
+    where why image images picture pictures photo shape shapes color colour colors colours circle circles
+    rectangle rectangles triangle triangles square big small large tiny left right top bottom middle center
+    above below between same different first second third fourth fifth last all any each every one two three
+    four five six zero list describe tell me show count number name answer question please system user
+    assistant red green blue black gray grey teal brown yellow white orange purple pink background contain
+    contains present side
+"""
 
 
 def embedded_config(base_vocab_size: int) -> VLMConfig:
@@ -85,7 +88,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the words of the tasks: every one of them is a single piece with and without a space before
     it, digits stand alone, and all 256 bytes are there, so any text can be written. Ids 0 to 2 are SPECIAL_TOKENS."""
     rng = np.random.default_rng(0)
-    words = set(_COMMON_WORDS)
+    words = set(_COMMON_WORDS.split())
     for _ in range(3000):
         scene = sc.random_scene(rng, sc.CANVAS_SIZES[int(rng.integers(len(sc.CANVAS_SIZES)))])
         group = sc.different_scenes(rng, int(rng.integers(2, sc.MAX_IMAGES + 1)))
@@ -93,7 +96,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             words.update("".join(c if c.isalpha() else " " for c in f"{question} {answer}").split())
     for picture in read_easy_vqa("train")[:500]:
         for question, answer, _ in picture.turns:
-            words.update(question.rstrip("?").split() + [answer])
+            words.update([*question.rstrip("?").split(), answer])
     lines = [form for word in sorted(words) for form in (word, " " + word, word.capitalize())]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -113,14 +116,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_vlm(seed: int) -> VLM:
-    """The untrained model. Embeddings have standard deviation 1, as large as the image features, and the last norm is
-    scaled so that the tied head's logits begin near that too."""
+    """The untrained model. Embeddings have standard deviation 1, as large as the image features; the last norm is
+    scaled down so that the tied head's logits don't begin far too large."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     vlm = VLM(embedded_config(len(tokenizer) - len(EXTRA_TOKENS)), tokenizer)
     width = vlm.config.lm_hidden_dim
     with torch.no_grad():
-        vlm.decoder.norm.weight.fill_(width**-0.5)
+        vlm.decoder.norm.weight.fill_(0.25 * width**-0.5)
         vlm.vision_encoder.patch_embedding.position_embedding.normal_(std=0.3)
         nn.init.normal_(vlm.MP.proj.weight, std=vlm.MP.proj.in_features**-0.5)
     return vlm
@@ -464,7 +467,7 @@ class TrainingRun:
 
     def _update(self, optimizer: torch.optim.AdamW, loss: Tensor, parameters: list[nn.Parameter], rate: float) -> None:
         if not bool(torch.isfinite(loss)):
-            raise RuntimeError(f"The loss became {float(loss)} at step {self.step} of stage {self.stage}.")
+            raise RuntimeError(f"The loss became {loss.item()} at step {self.step} of stage {self.stage}.")
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
@@ -490,7 +493,7 @@ class TrainingRun:
             self._update(optimizer, loss, parameters, _cosine(self.elapsed / self.encoder_seconds, self.step, 1.5e-3))
             self._tick()
             if self.step % 25 == 0:
-                self._log(loss=round(float(loss), 4), accuracy=[round(value, 4) for value in accuracies])
+                self._log(loss=round(loss.item(), 4), accuracy=[round(value, 4) for value in accuracies])
             if time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
                 self._save(optimizer)
 
@@ -514,7 +517,7 @@ class TrainingRun:
             self._update(optimizer, loss, parameters, _cosine(progress, self.step, 1.5e-3))
             self._tick()
             if self.step % 10 == 0:
-                self._log(kind=kind, loss=round(float(loss), 4), width=batch.input_ids.shape[1])
+                self._log(kind=kind, loss=round(loss.item(), 4), width=batch.input_ids.shape[1])
             if time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
                 self._save(optimizer, encoder)
         self.vlm.vision_encoder = encoder
@@ -618,7 +621,7 @@ def answers(vlm: VLM, samples: list[Sample], max_new_tokens: int = 24) -> list[s
         )]  # fmt: skip
         for row, ids in zip(rows, torch.stack(steps, dim=1).tolist(), strict=True):
             stop = ids.index(vlm.eos_token_id) if vlm.eos_token_id in ids else len(ids)
-            found[row] = vlm.tokenizer.decode(ids[:stop])
+            found[row] = str(vlm.tokenizer.decode(ids[:stop]))
     return [found[index] for index in range(len(samples))]
 
 
@@ -665,15 +668,17 @@ def example_answers(vlm: VLM, example: ExamplePrompt) -> tuple[str, ...]:
     return tuple(given)
 
 
-def card(vlm: VLM, scores: list[FamilyScore], examples: list[tuple[ExamplePrompt, tuple[str, ...]]], record: dict) -> str:
+def card(
+    vlm: VLM, scores: list[FamilyScore], examples: list[tuple[ExamplePrompt, tuple[str, ...]]], record: dict
+) -> str:
     """The model card, in Markdown."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     lines = [
         "# The embedded model",
         "",
-        f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
+        (f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
         "that the app has something real to open up. It knows coloured circles, rectangles and triangles, in English "
-        "questions of a few fixed forms, and nothing else.",
+        "questions of a few fixed forms, and nothing else."),
         "",
         "## How it was made",
         "",
@@ -682,32 +687,35 @@ def card(vlm: VLM, scores: list[FamilyScore], examples: list[tuple[ExamplePrompt
         "python -m model.training.embedded evaluate RUN/model",
         "```",
         "",
-        "Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
+        ("Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
         "`model/training/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 pictures in "
-        "one prompt, all at once, one per turn, or packed.",
+        "one prompt, all at once, one per turn, or packed."),
         "",
-        f"The image encoder learned for {ENCODER_SHARE:.0%} of the time to tell colour, shape, size and place of every "
-        "patch; then it was frozen, and projector and decoder learned to answer (loss on the answers only), the first "
-        f"{ROUTING_SHARE:.0%} of their time on prompts of several images.",
+        (f"The image encoder learned for {ENCODER_SHARE:.0%} of the time to tell colour, shape, size and place of "
+        "every patch; then it was frozen, and projector and decoder learned to answer (loss on the answers only), the "
+        f"first {ROUTING_SHARE:.0%} of their time on prompts of several images."),
         "",
     ]
     if record:
         lines += [
-            f"This run: {record['minutes']} minutes of wall-clock time, {record['decoder_steps']:,} decoder steps, "
+            (f"This run: {record['minutes']} minutes of wall-clock time, {record['decoder_steps']:,} decoder steps, "
             f"{record['threads']} threads on {record['processor']}, torch {record['torch']}, seed {record['seed']}"
-            f"{'' if record['finished'] else ', stopped before its time was up'}.",
+            f"{'' if record['finished'] else ', stopped before its time was up'}."),
             "",
         ]
     lines += [
         "## How well it answers",
         "",
-        "Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of which "
-        "was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest answer "
-        "would reach.",
+        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
+        "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest "
+        "answer would reach."),
         "",
         "| questions | asked | right | commonest answer |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {score.family} | {score.questions:,} | {score.accuracy:.3f} | {score.commonest:.3f} |" for score in scores),
+        *(
+            f"| {score.family} | {score.questions:,} | {score.accuracy:.3f} | {score.commonest:.3f} |"
+            for score in scores
+        ),
         "",
         "The app's examples:",
         "",
@@ -748,7 +756,9 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m model.training.embedded", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.embedded", description=(__doc__ or "").splitlines()[0]
+    )
     measuring = arguments[:1] == ["evaluate"]
     if measuring:
         parser.add_argument("folder", type=Path, help="checkpoint to measure; its README.md is written")

@@ -1,0 +1,49 @@
+"""Starts VLM Inspector: ``python app.py [--model FOLDER …] [--port N] [--public]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import gradio as gr
+
+from inspector.session import ModelStore
+from inspector.ui import build_ui, launch_options
+from model import InputError
+
+
+def name_models(sources: list[str]) -> dict[str, str]:
+    """A short name for every model: the embedded one first, then the folders or hub ids as given."""
+    return {"embedded": "embedded"} | {
+        Path(source).name if Path(source).is_dir() else source: source for source in sources
+    }
+
+
+def build_demo(sources: list[str]) -> gr.Blocks:
+    """The app, with its first model loaded so that the first question doesn't wait. InputError if it is broken."""
+    store = ModelStore(name_models(sources))
+    for name in store.names:
+        store.get(name)
+    return build_ui(store)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--public", action="store_true", help="listen on every interface, not on this machine alone")
+    options = parser.parse_args(arguments)
+    try:
+        demo = build_demo(options.model)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    demo.launch(server_port=options.port, server_name="0.0.0.0" if options.public else "127.0.0.1", **launch_options())
+    return 0
+
+
+# A Space imports nothing: it runs this file, too, and wants the server on every interface.
+if __name__ == "__main__":
+    sys.exit(main(["--public"] if "SPACE_ID" in os.environ else None))

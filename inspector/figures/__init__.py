@@ -1,0 +1,1 @@
+"""Results as static HTML and plotly figures; knows no model and no gradio."""

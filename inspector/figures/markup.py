@@ -1,0 +1,155 @@
+"""Static HTML: plans of images, the answer, the batch table, findings. Everything a person typed is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from inspector.analysis.prompt import ordinals
+from inspector.analysis.tokens import Finding, TokenTable
+from inspector.figures.colours import image_colour
+from inspector.session import AnswerToken, Inspection
+from model import Batch, ImagePlan
+
+
+def visible(text: str) -> str:
+    """Blanks and line breaks made visible."""
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+
+
+def badge(image: int) -> str:
+    """An image's number in its colour."""
+    number = ordinals(image + 1)[-1] if image < 12 else str(image + 1)
+    return (
+        f'<span class="vi-badge" style="--image:{image_colour(image)}" aria-label="image {image + 1}">{number}</span>'
+    )
+
+
+def show_plans(names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence[Sequence[str]]) -> str:
+    """What each image will be resized to, cut into and cost; an inviting line if there is none."""
+    if not plans:
+        return (
+            '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
+            "A prompt without images is fine too.</p>"
+        )
+    items = []
+    for index, (name, plan, extra) in enumerate(zip(names, plans, notes, strict=True)):
+        (width, height), (rows, cols) = plan.original_size, plan.grid
+        grid = (
+            "one tile" if plan.tiles == 1 else f"{rows}×{cols} tiles" + (" + thumbnail" if plan.has_thumbnail else "")
+        )
+        hint = f'<span class="vi-note">{escape("; ".join(extra))}</span>' if extra else ""
+        items.append(
+            f"<li>{badge(index)} <b>{escape(name)}</b><br>{width}×{height} → {plan.resized_size[0]}×"
+            f"{plan.resized_size[1]} px · {grid} · <b>{plan.tokens:,}</b> tokens {hint}</li>"
+        )
+    total = sum(plan.tokens for plan in plans)
+    return f'<ol class="vi-plans">{"".join(items)}</ol><p class="vi-caption">{total:,} tokens for all images.</p>'
+
+
+def show_answer(turns: Sequence[tuple[str, str, Sequence[AnswerToken]]], *, running: bool = False) -> str:
+    """Questions and answers, the last answer large; each generated token tells its probability."""
+    if not turns:
+        return '<p class="vi-empty">Ask something: the answer appears here, token by token.</p>'
+    parts = []
+    for index, (question, answer, tokens) in enumerate(turns):
+        last = index == len(turns) - 1
+        if tokens:
+            body = "".join(
+                f'<span class="vi-token" title="p = {token.probability:.4f}, id {token.token_id}">'
+                f"{escape(token.text) or '<small>⏹</small>'}</span>"
+                for token in tokens
+            )
+            odds = " · ".join(
+                f"<code>{escape(visible(token.text)) or 'end'}</code> {token.probability:.3f}" for token in tokens[:8]
+            )
+            more = f" … {len(tokens) - 8} more" if len(tokens) > 8 else ""
+            body += f'<div class="vi-caption">p of each token: {odds}{more}</div>' if last and not running else ""
+        else:
+            body = f'{escape(answer)} <span class="vi-note">given</span>' if answer else "…"
+        parts.append(
+            f'<div class="vi-turn{" vi-last" if last else ""}"><div class="vi-question">{escape(question)}</div>'
+            f'<div class="vi-answer">{body}</div></div>'
+        )
+    return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+
+
+def show_tensors(batch: Batch) -> str:
+    """The batch's tensors with shape and dtype."""
+    rows = {
+        "input_ids": batch.input_ids,
+        "labels": batch.labels,
+        "attention_mask": batch.attention_mask,
+        "segment_ids": batch.segment_ids,
+        "images (tiles)": batch.tiles,
+        "tile_owner": batch.tile_owner,
+    }
+    body = "".join(
+        f"<tr><th scope=row>{name}</th><td><code>{list(tensor.shape)}</code></td>"
+        f"<td><code>{str(tensor.dtype).removeprefix('torch.')}</code></td></tr>"
+        for name, tensor in rows.items()
+    )
+    return (
+        '<table class="vi-table"><thead><tr><th scope=col>tensor</th><th scope=col>shape</th>'
+        f"<th scope=col>dtype</th></tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def show_rows(batch: Batch, texts: dict[int, str]) -> str:
+    """input_ids, labels and attention_mask of every row, aligned; runs of one id and label are folded."""
+    blocks = []
+    for number in range(batch.input_ids.shape[0]):
+        ids, labels = batch.input_ids[number].tolist(), batch.labels[number].tolist()
+        mask, segments = batch.attention_mask[number].tolist(), batch.segment_ids[number].tolist()
+        runs: list[list[int]] = []
+        for position, token_id in enumerate(ids):
+            key = (token_id, labels[position], mask[position], segments[position])
+            if runs and key == tuple(runs[-1][:4]):
+                runs[-1][4] += 1
+            else:
+                runs.append([*key, 1])
+        cells: list[list[str]] = [[], [], [], []]
+        for token_id, label, seen, segment, count in runs:
+            times = f"<sub>×{count}</sub>" if count > 1 else ""
+            css = "pad" if segment == -1 else "sep" if not seen else "on" if label != -100 else "off"
+            text = escape(visible(texts.get(token_id, "")))
+            cells[0].append(f'<td class="{css}">{text}{times}</td>')
+            cells[1].append(f'<td class="{css}">{token_id}{times}</td>')
+            cells[2].append(f'<td class="{css}">{label}</td>')
+            cells[3].append(f'<td class="{css}">{int(seen)}</td>')
+        names = ("token", "input_ids", "labels", "attention_mask")
+        body = "".join(
+            f"<tr><th scope=row>{name}</th>{''.join(row)}</tr>" for name, row in zip(names, cells, strict=True)
+        )
+        blocks.append(
+            f'<div class="vi-scroll" tabindex="0" role="region" aria-label="row {number + 1} of the batch">'
+            f'<table class="vi-rows">{body}</table></div>'
+        )
+    return "".join(blocks)
+
+
+def show_findings(findings: Sequence[Finding]) -> str:
+    """The lint's list, or that it found nothing."""
+    if not findings:
+        return '<p class="vi-good">✓ Lint: labels, end tokens and image tokens are as training needs them.</p>'
+    items = "".join(
+        f'<li class="vi-{finding.severity}"><b>{finding.severity}</b> <code>{finding.rule}</code> '
+        f"{escape(finding.sentence)}</li>"
+        for finding in findings
+    )
+    return f'<ul class="vi-findings">{items}</ul>'
+
+
+def show_provenance(inspection: Inspection, model: str) -> str:
+    """Which weights answered, and how long the row is."""
+    note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
+    return (
+        f'<span class="vi-chip">{escape(model)} · weights <code>{inspection.fingerprint[:8]}</code> · '
+        f"{len(inspection.row):,} positions{note}</span>"
+    )
+
+
+def describe_token(table: TokenTable, position: int) -> str:
+    """“token 214 ‘blue’ (answer · message 2)” as escaped HTML."""
+    title = table.titles[table.span_index[position]]
+    return f"token {position} <code>{escape(visible(table.text(position)))}</code> ({escape(title)})"

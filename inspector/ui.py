@@ -1,0 +1,312 @@
+"""Composes the page and wires its events. Every event has an ``api_name``, so a program can do what a person does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.attention import AttentionMap
+from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
+from inspector.figures.markup import show_answer, show_plans, show_provenance
+from inspector.session import AnswerToken, GenerationSettings, Inspection, ModelStore, ask, attend, describe
+from inspector.views import attention as attention_view
+from inspector.views import batch as batch_view
+from inspector.views import prompt as prompt_view
+from inspector.views.payload import strip_payload, viewer_payload
+from inspector.views.results import ResultsView, build_results
+from model import InputError, open_image
+from model.training.examples import EXAMPLES
+
+TITLE = "VLM Inspector"
+CSS = Path(__file__).with_name("page.css")
+MODEL_QUEUE = "model"
+"""All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one person's page shows; kept in that person's own state and replaced, never changed."""
+
+    model: str
+    inspection: Inspection
+    attention: AttentionMap
+
+
+def build_ui(store: ModelStore) -> gr.Blocks:
+    """The page over the models of ``store``; start it with ``launch(**launch_options())``."""
+    folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
+        gr.HTML(
+            f'<header class="vi-header"><h1>{TITLE}</h1><span>what a vision-language model saw, token by token, and '
+            "where it looked</span></header>"
+        )
+        shown: gr.State = gr.State(None)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
+                prompt = prompt_view.build_prompt(store)
+            with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
+                results = build_results()
+                with gr.Tabs():
+                    with gr.Tab("Attention"):
+                        attention = attention_view.build_attention()
+                    with gr.Tab("Batch"):
+                        batch = batch_view.build_batch()
+        _wire_prompt(store, prompt, folder)
+        _wire_results(store, demo, prompt, results, attention, batch, shown, folder)
+        gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
+    return demo
+
+
+def launch_options() -> dict[str, Any]:
+    """Arguments of ``launch`` that belong to the page: look, limits, and that nothing is kept or sent elsewhere."""
+    font = ["system-ui", "sans-serif"]
+    mono = ["ui-monospace", "monospace"]
+    theme = gr.themes.Base(
+        primary_hue="blue", neutral_hue="slate", font=font, font_mono=mono, radius_size="sm", spacing_size="sm"
+    )
+    return {"css_paths": [CSS], "theme": theme, "max_file_size": "40mb", "run_history": False, "footer_links": ["api"],
+            "show_error": True}  # fmt: skip
+
+
+def _wire_prompt(store: ModelStore, view: prompt_view.PromptView, folder: Path) -> None:
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+
+    def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, list]:
+        kept, plans = prompt_view.plan_images(store, model, gallery)
+        return kept, plans, [*history[-19:], kept]
+
+    images: list[Any] = [view.gallery, view.plans, view.history]
+    for event, name in ((view.gallery.upload, "plan_images"), (view.gallery.delete, "delete_image")):
+        event(changed, [view.model, view.gallery, view.history], images, api_name=name, **free)
+
+    def moved(step: int) -> Any:
+        def move(model: str, gallery: prompt_view.GalleryValue, picked: int | None, history: list) -> tuple:
+            images, target = prompt_view.move_image(gallery, picked, step)
+            return *changed(model, images, history), target
+
+        return move
+
+    for button, step, name in ((view.earlier, -1, "move_earlier"), (view.later, 1, "move_later")):
+        button.click(moved(step), [view.model, view.gallery, view.picked, view.history], [*images, view.picked],
+                     api_name=name, **free)  # fmt: skip
+
+    def pick(event: gr.SelectData) -> int:
+        return int(event.index)
+
+    view.gallery.select(pick, None, view.picked, api_name="pick_image", **free)
+    view.clear.click(lambda history: ([], show_plans([], [], []), [*history[-19:], []]), view.history, images,
+                     api_name="clear_images", **free)  # fmt: skip
+
+    def undo(model: str, history: list) -> tuple[Any, str, list]:
+        if len(history) < 2:
+            gr.Info("There is nothing to undo.")
+            return gr.skip(), gr.skip(), history
+        kept, plans = prompt_view.plan_images(store, model, history[-2])
+        return kept, plans, history[:-1]
+
+    view.undo.click(undo, [view.model, view.history], images, api_name="undo_images", **free)
+    view.model.change(lambda model, gallery: prompt_view.plan_images(store, model, gallery)[1],
+                      [view.model, view.gallery], view.plans, api_name="pick_model", **free)  # fmt: skip
+
+    def resize(step: int) -> Any:
+        def change(count: int) -> list[Any]:
+            count = min(max(count + step, 1), prompt_view.MAX_TURNS)
+            return [count, *prompt_view.show_turns(count)]
+
+        return change
+
+    for button, step, name in ((view.add_turn, 1, "add_turn"), (view.drop_turn, -1, "drop_turn")):
+        button.click(resize(step), view.shown_turns, [view.shown_turns, *view.rows], api_name=name, **free)
+    view.layout.change(lambda layout: gr.update(visible=layout == "packed"), view.layout, view.document_mask,
+                       api_name="pick_layout", **free)  # fmt: skip
+
+
+def _wire_results(
+    store: ModelStore,
+    demo: gr.Blocks,
+    prompt: prompt_view.PromptView,
+    results: ResultsView,
+    attention: attention_view.AttentionView,
+    batch: batch_view.BatchView,
+    shown: gr.State,
+    folder: Path,
+) -> None:
+    answered: list[Any] = [results.answer, results.provenance, shown, results.viewer, results.strip, results.readout,
+                           attention.layer, attention.head, *attention.outputs, *batch.outputs]  # fmt: skip
+    controls: list[Any] = [*attention.controls, batch.arrangement]
+    settings_count = len(prompt.settings)
+
+    def on_ask(
+        model: str, gallery: Any, turns: int, layout: str, document_mask: bool, *rest: Any
+    ) -> Iterator[list[Any]]:
+        settings_values, rest = rest[:settings_count], rest[settings_count:]
+        texts, options = rest[: 2 * prompt_view.MAX_TURNS], rest[2 * prompt_view.MAX_TURNS :]
+        try:
+            settings = prompt_view.read_settings(settings_values)
+            asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts)
+            yield from _stream(model, asked, names, settings, options)
+        except InputError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+    def _stream(
+        model: str, asked: Prompt, names: list[str], settings: GenerationSettings, options: tuple
+    ) -> Iterator[list[Any]]:
+        vlm = store.get(model)
+        wait = [gr.skip()] * (len(answered) - 1)
+        tokens: list[list[AnswerToken]] = [[] for _ in asked.turns]
+        for event in ask(vlm, asked, settings):
+            if isinstance(event, Inspection):
+                yield _finish(vlm, model, event, names, options)
+                return
+            turn, step = event
+            tokens[turn].append(AnswerToken(step.token_id, step.text, _probability(step.logprob)))
+            parts = [(t.user, t.assistant, tokens[n]) for n, t in enumerate(asked.turns[: turn + 1])]
+            yield [show_answer(parts, running=True), *wait]
+
+    def _finish(vlm: Any, model: str, inspection: Inspection, names: list[str], options: tuple) -> list[Any]:
+        layer, head, exclude_sinks, own_scale, arrangement = options
+        found = attend(vlm, inspection, inspection.first_answer_position, exclude_sinks=exclude_sinks)
+        key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
+        strip = strip_payload(inspection, key)
+        viewer = viewer_payload(vlm, inspection, names, key)
+        heat = attention_view.heat_of(found, layer, head, own_scale)
+        turns = zip(inspection.prompt.turns, inspection.answers, strict=True)
+        return [
+            show_answer([(turn.user, turn.assistant, tokens) for turn, tokens in turns]),
+            show_provenance(inspection, model),
+            Shown(model, inspection, found),
+            gr.update(data=viewer, heat=heat),
+            gr.update(data=strip, heat=heat),
+            gr.update(data=strip, cells=viewer_cells(viewer), heat=heat),
+            *attention_view.choices(found),
+            *attention_view.draw(inspection, found, own_scale),
+            *batch_view.draw(vlm, inspection, arrangement),
+        ]
+
+    ask_inputs = [*prompt.inputs, *controls]
+    asked = gr.on(
+        [prompt.ask.click, *(question.submit for question in prompt.questions)],
+        on_ask, ask_inputs, answered, api_name="ask", concurrency_id=MODEL_QUEUE, concurrency_limit=1,
+        show_progress="minimal", show_progress_on=[results.answer],
+    )  # fmt: skip
+    prompt.stop.click(None, cancels=[asked], api_name="stop")
+
+    def loader(index: int) -> Any:
+        def load(model: str, history: list) -> list[Any]:
+            values = prompt_view.load_example(store, model, index, folder)
+            return [*values, [*history[-19:], values[0]]]
+
+        return load
+
+    filled: list[Any] = [*prompt.contents, prompt.history]
+    for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
+        button.click(
+            loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{example.name.replace('-', '_')}",
+            concurrency_limit=None, show_progress="hidden",
+        ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}",
+                  concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
+    # Something real as soon as the page is open: three images, one asked about.
+    demo.load(loader(1), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden").success(
+        on_ask, ask_inputs, answered, api_name="ask_on_load", concurrency_id=MODEL_QUEUE, show_progress="hidden"
+    )
+
+    looked: list[Any] = [shown, results.strip, results.viewer, results.readout, *attention.outputs]
+
+    def look(page: Shown | None, position: int, *options: Any) -> list[Any]:
+        layer, head, exclude_sinks, own_scale = options
+        if page is None:
+            return [gr.skip()] * len(looked)
+        if not 0 <= position < len(page.inspection.row):
+            raise gr.Error(f"The row has no position {position}.", print_exception=False)
+        found = attend(store.get(page.model), page.inspection, position, exclude_sinks=exclude_sinks)
+        heat = attention_view.heat_of(found, layer, head, own_scale)
+        updates = [gr.update(heat=heat)] * 3
+        return [Shown(page.model, page.inspection, found), *updates,
+                *attention_view.draw(page.inspection, found, own_scale)]  # fmt: skip
+
+    def on_select(page: Shown | None, layer: str, head: str, exclude_sinks: bool, own_scale: bool,
+                  event: gr.EventData) -> list[Any]:  # fmt: skip
+        return look(page, int(event.position), layer, head, exclude_sinks, own_scale)
+
+    def on_control(page: Shown | None, *options: Any) -> list[Any]:
+        return look(page, 0 if page is None else page.attention.position, *options)
+
+    results.strip.select(on_select, [shown, *attention.controls], looked, api_name="select_token",
+                         concurrency_id=MODEL_QUEUE, show_progress="hidden", trigger_mode="always_last")  # fmt: skip
+    gr.on([control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
+          api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden")  # fmt: skip
+
+    def on_arrangement(page: Shown | None, arrangement: str) -> list[Any]:
+        if page is None:
+            return [gr.skip()] * len(batch.outputs)
+        try:
+            return batch_view.draw(store.get(page.model), page.inspection, arrangement)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    batch.arrangement.input(on_arrangement, [shown, batch.arrangement], list(batch.outputs), api_name="arrange_batch")
+
+    def on_make(page: Shown | None, arrangement: str) -> list[str]:
+        if page is None:
+            raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
+        return batch_view.write_files(store.get(page.model), page.inspection, arrangement)
+
+    batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
+
+    def read_tokens(page: Shown | None) -> dict[str, Any]:
+        """The row of tokens that this browser or client asked about last."""
+        if page is None:
+            raise gr.Error("There are no tokens yet; ask something first.", print_exception=False)
+        return page.inspection.table.to_json()
+
+    tokens = gr.JSON(visible=False)
+    reader = gr.Button(visible=False)
+    reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
+
+
+def viewer_cells(viewer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the readout needs of the images: geometry without pixels."""
+    dropped = ("original", "resized", "thumbnail")
+    return [{name: value for name, value in image.items() if name not in dropped} for image in viewer["images"]]
+
+
+def _probability(logprob: float) -> float:
+    return min(float(2.718281828459045**logprob), 1.0)
+
+
+def _path_of(image: Any) -> str:
+    # gradio hands an uploaded file over as a dictionary or as its own class, by the way it came.
+    return str(image["path"] if isinstance(image, dict) else image.path)
+
+
+def _inspect_api(store: ModelStore) -> Any:
+    def inspect(
+        images: list[gr.FileData],
+        questions: list[str],
+        layout: str = "images-first",
+        document_mask: bool = False,
+        model: str = "",
+        max_new_tokens: int = 32,
+    ) -> dict[str, Any]:
+        """Asks and returns every fact as JSON, like ``python -m inspector inspect``. ``layout`` is one of
+        images-first, per-turn, packed."""
+        try:
+            vlm = store.get(model or store.names[0])
+            if layout not in LAYOUTS:
+                raise InputError(f"The layout is “{layout}”; choose one of {', '.join(LAYOUTS)}.")
+            opened = tuple(open_image(_path_of(image)) for image in images)
+            asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask)  # type: ignore[arg-type]
+            inspection = None
+            for event in ask(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens)):
+                inspection = event if isinstance(event, Inspection) else None
+            assert inspection is not None
+            return describe(vlm, inspection, attend(vlm, inspection, inspection.first_answer_position))
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return inspect

@@ -1,0 +1,1 @@
+"""One file per part of the page: builders that return components, and their event handlers."""

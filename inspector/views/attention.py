@@ -1,0 +1,112 @@
+"""The Attention tab: shares of the selected token, and which layer and head the heat shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.attention import AttentionMap
+from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
+from inspector.figures.markup import badge, describe_token
+from inspector.session import Inspection
+from inspector.views.payload import heat_payload
+
+MEAN = "mean"
+EXPLAIN = (
+    "Each share is softmax(q·k) of the selected token's row, recomputed beside the pass, so the answer is untouched. "
+    "It tells what was mixed into this token at each layer, not what the answer depends on: "
+    "only cutting edges can show that."
+)
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    summary: gr.HTML
+    layer: gr.Dropdown
+    head: gr.Dropdown
+    exclude_sinks: gr.Checkbox
+    own_scale: gr.Checkbox
+    share: gr.Plot
+    images: gr.Plot
+    kinds: gr.Plot
+
+    @property
+    def controls(self) -> list[Any]:
+        return [self.layer, self.head, self.exclude_sinks, self.own_scale]
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.summary, self.share, self.images, self.kinds]
+
+
+def build_attention() -> AttentionView:
+    gr.HTML(
+        '<div class="vi-caption">Where the selected token looked. '
+        f"<details><summary>ⓘ how</summary>{EXPLAIN}</details></div>"
+    )
+    summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
+    with gr.Row():
+        layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
+        head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
+        exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", elem_id="exclude-sinks")
+        own_scale = gr.Checkbox(False, label="each map on its own scale", elem_id="own-scale")
+    with gr.Row():
+        share = gr.Plot(label="layer × head", show_label=False, min_width=300)
+        images = gr.Plot(label="per image", show_label=False, min_width=300)
+        kinds = gr.Plot(label="per kind", show_label=False, min_width=300)
+    return AttentionView(summary, layer, head, exclude_sinks, own_scale, share, images, kinds)
+
+
+def choices(attention: AttentionMap) -> tuple[Any, Any]:
+    """Updates of the layer and head pickers for this model."""
+    layers, heads = attention.pattern.shape[:2]
+    return (
+        gr.update(choices=[MEAN, *map(str, range(layers))]),
+        gr.update(choices=[MEAN, *map(str, range(heads))]),
+    )
+
+
+def _picked(choice: str, count: int) -> int | None:
+    return int(choice) if choice.isdigit() and int(choice) < count else None
+
+
+def heat_of(attention: AttentionMap, layer: str, head: str, own_scale: bool) -> dict[str, Any]:
+    layers, heads = attention.pattern.shape[:2]
+    return heat_payload(attention, layer=_picked(layer, layers), head=_picked(head, heads), shared_scale=not own_scale)
+
+
+def summarise(inspection: Inspection, attention: AttentionMap) -> str:
+    """In words and numbers; the share that goes to images always comes first."""
+    layers, heads = attention.pattern.shape[:2]
+    table = inspection.table
+    token = describe_token(table, attention.position)
+    parts = [f"<p><b>{attention.mean_image_share:.1%}</b> of the attention of {token} goes to image tokens"]
+    parts.append(f" (mean over {layers} layers × {heads} heads).")
+    each = attention.image_shares.mean(axis=0)
+    if len(each) > 1:
+        parts.append(
+            " Of all its attention: " + ", ".join(f"{badge(i)} {share:.1%}" for i, share in enumerate(each)) + "."
+        )
+    parts.append("</p>")
+    if attention.sinks:
+        names = ", ".join(f"{describe_token(table, sink.position)} {sink.share:.1%}" for sink in attention.sinks)
+        state = "excluded, the rest scaled up to 1" if attention.excluded else "included"
+        parts.append(f'<p class="vi-caption">Sinks ({state}): {names}.</p>')
+    else:
+        parts.append('<p class="vi-caption">No sink: no other token gets 10 % or more on average.</p>')
+    nxt = attention.position + 1
+    if nxt < len(table.ids):
+        parts.append(f'<p class="vi-caption">This position predicts {describe_token(table, nxt)}.</p>')
+    return "".join(parts)
+
+
+def draw(inspection: Inspection, attention: AttentionMap, own_scale: bool) -> list[Any]:
+    """Values for :attr:`AttentionView.outputs`."""
+    return [
+        summarise(inspection, attention),
+        plot_image_share(attention, shared_scale=not own_scale),
+        plot_images_by_layer(attention, shared_scale=not own_scale),
+        plot_kinds_by_layer(attention),
+    ]

@@ -1,0 +1,92 @@
+"""The Batch tab: what the training code would see, its lint, and the files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from safetensors.torch import save_file
+from torch import Tensor
+
+from inspector.figures.markup import show_findings, show_rows, show_tensors
+from inspector.session import Inspection, lint, training_batch
+from model import VLM, Batch, Sample
+
+EXPLAIN = (
+    "Rows are padded on the left with <code>&lt;|im_end|&gt;</code>, nanoVLM's padding token: that is why a printed "
+    "batch begins with it. Labels are the ids where a token is trained on and −100 elsewhere; the loss "
+    "compares each with the prediction of the position before it. In a packed row one masked <code>&lt;|im_end|&gt;</code> ends each "
+    "sample, and nothing else keeps the samples apart."
+)
+
+
+@dataclass(frozen=True)
+class BatchView:
+    arrangement: gr.Radio
+    lint: gr.HTML
+    tensors: gr.HTML
+    rows: gr.HTML
+    make: gr.Button
+    files: gr.File
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.lint, self.tensors, self.rows]
+
+
+def build_batch() -> BatchView:
+    gr.HTML(f'<div class="vi-caption">These samples as the training code would batch them.'
+            f"<details><summary>ⓘ how to read it</summary>{EXPLAIN}</details></div>")  # fmt: skip
+    arrangement = gr.Radio(
+        [
+            ("the row as it is", "row"),
+            ("one sample per turn, padded", "padded"),
+            ("one sample per turn, packed", "packed"),
+        ],
+        value="row",
+        label="Arrangement",
+        elem_id="arrangement",
+    )
+    findings = gr.HTML(elem_id="lint")
+    tensors = gr.HTML(elem_id="tensors")
+    rows = gr.HTML('<p class="vi-empty">Ask first: the batch of your prompt appears here.</p>', elem_id="batch-rows")
+    with gr.Row():
+        make = gr.Button("Make files (JSON, safetensors)", size="sm", elem_id="make-files")
+        files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="batch-files", height=90)
+    return BatchView(arrangement, findings, tensors, rows, make, files)
+
+
+def draw(vlm: VLM, inspection: Inspection, arrangement: str) -> list[Any]:
+    """Values for :attr:`BatchView.outputs`."""
+    batch, _ = training_batch(vlm, inspection, arrangement)
+    texts = {**inspection.table.texts, vlm.pad_token_id: vlm.tokenizer.pad_token}
+    return [show_findings(lint(vlm, inspection)), show_tensors(batch), show_rows(batch, texts)]
+
+
+def write_files(vlm: VLM, inspection: Inspection, arrangement: str) -> list[str]:
+    """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too)."""
+    batch, samples = training_batch(vlm, inspection, arrangement)
+    folder = Path(tempfile.mkdtemp(prefix="batch-"))
+    (folder / "batch.json").write_text(json.dumps(_facts(batch, samples), ensure_ascii=False), encoding="utf-8")
+    tensors = {name: value.contiguous() for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    save_file(tensors, folder / "batch.safetensors")
+    return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
+
+
+def _facts(batch: Batch, samples: tuple[Sample, ...]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        name: value.int().tolist()
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor) and name != "tiles"
+    }
+    facts["document_mask"] = batch.document_mask
+    facts["images"] = [
+        [{"shape": list(image.tiles.shape), "dtype": "float32", "grid": image.grid} for image in sample.images]
+        for sample in samples
+    ]
+    facts["spans"] = [[vars(span) for span in sample.spans] for sample in samples]
+    return facts

@@ -1,0 +1,165 @@
+"""Results as the widgets' JSON: run-length coded and small, so that a row of thousands of tokens loads at once."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from inspector.analysis.attention import AttentionMap
+from inspector.analysis.tokens import tile_name
+from inspector.session import Inspection
+from model import VLM, OpenedImage
+from model.image import resize_image
+
+PREVIEW_PX = 768
+"""Longest side of the picture that is sent to the browser as “original”; boxes stay in real pixels."""
+
+
+def strip_payload(inspection: Inspection, key: str) -> dict[str, Any]:
+    """The token strip's data."""
+    table = inspection.table
+    spans = [
+        {
+            "kind": span.kind,
+            "start": span.start,
+            "stop": span.stop,
+            "message": span.message,
+            "image": span.image,
+            "tile": span.tile,
+            "segment": table.segments[span.start],
+            "title": title,
+        }
+        for span, title in zip(table.spans, table.titles, strict=True)
+    ]
+    # What predicts an image token or a marker was never trained to, so its loss would only be noise on the page.
+    shown = [
+        loss if table.spans[table.span_index[position]].kind in ("text", "answer", "special", "role") else None
+        for position, loss in enumerate(table.losses)
+    ]
+    return {
+        "key": key,
+        "n": len(table.ids),
+        "ids": _run_lengths(table.ids),
+        "texts": {str(token_id): text for token_id, text in table.texts.items()},
+        "spans": spans,
+        "trained": _ranges(table.trained),
+        "masked": _ranges(not seen for seen in table.attended),
+        "loss": _sparse(shown),
+    }
+
+
+def _run_lengths(ids: Iterable[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for token_id in ids:
+        if runs and runs[-1][0] == token_id:
+            runs[-1][1] += 1
+        else:
+            runs.append([token_id, 1])
+    return runs
+
+
+def _ranges(flags: Iterable[bool]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for position, flag in enumerate(flags):
+        if not flag:
+            continue
+        if found and found[-1][1] == position:
+            found[-1][1] += 1
+        else:
+            found.append([position, position + 1])
+    return found
+
+
+def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for position, value in enumerate(values):
+        if value is None:
+            continue
+        if found and found[-1][0] + len(found[-1][1]) == position:
+            found[-1][1].append(round(value, 3))
+        else:
+            found.append([position, [round(value, 3)]])
+    return found
+
+
+def viewer_payload(vlm: VLM, inspection: Inspection, names: list[str], key: str) -> dict[str, Any]:
+    """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
+    starts = {(span.image, span.tile): span.start for span in inspection.row.spans if span.kind == "image"}
+    images = []
+    for index, (opened, processed) in enumerate(zip(inspection.prompt.images, inspection.row.images, strict=True)):
+        rows, cols = processed.grid
+        tiles = []
+        for tile, box in enumerate(processed.boxes):
+            thumbnail = processed.has_thumbnail and tile == 0
+            row, col = divmod(tile - processed.has_thumbnail, cols)
+            tiles.append(
+                {
+                    "name": tile_name(inspection.row, index, tile),
+                    "row": None if thumbnail else row,
+                    "col": None if thumbnail else col,
+                    "start": starts[index, tile],
+                    "box": [round(side, 1) for side in (box.left, box.top, box.right, box.bottom)],
+                }
+            )
+        images.append(
+            {
+                "index": index,
+                "name": names[index] if index < len(names) else f"image {index + 1}",
+                "notes": list(processed.notes),
+                "original": data_uri(_preview(opened)),
+                "resized": data_uri(resize_image(opened.pixels, vlm.config)),
+                "thumbnail": data_uri(_tile_picture(processed.tiles[0].numpy())) if processed.has_thumbnail else None,
+                "original_size": list(processed.original_size),
+                "resized_size": list(processed.resized_size),
+                "grid": [rows, cols],
+                "tile_px": vlm.config.tile_px,
+                "patch_px": vlm.config.patch_px,
+                "cells": vlm.config.cells_per_side,
+                "tiles": tiles,
+            }
+        )
+    return {"key": key, "images": images}
+
+
+def _preview(opened: OpenedImage) -> Image.Image:
+    picture = opened.pixels.copy()
+    picture.thumbnail((PREVIEW_PX, PREVIEW_PX))
+    return picture
+
+
+def _tile_picture(tile: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(tile.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8))
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Small pictures exactly, as PNG; large ones as JPEG."""
+    small = picture.width * picture.height <= 256 * 256
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG" if small else "JPEG", quality=88)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def heat_payload(
+    attention: AttentionMap, *, layer: int | None = None, head: int | None = None, shared_scale: bool = True
+) -> dict[str, Any]:
+    """The heat of one token over the row. The shared scale's top is the largest share that any layer and head gives
+    to one position that is no sink, so that maps can be compared; else the map's own largest."""
+    values = attention.heat(layer, head)
+    usual = np.ones(values.shape, dtype=bool)
+    usual[[sink.position for sink in attention.sinks]] = False
+    top = float(attention.pattern[..., usual].max() if shared_scale else values[usual].max()) if usual.any() else 1.0
+    names = ("mean over layers" if layer is None else f"layer {layer}",
+             "mean over heads" if head is None else f"head {head}")  # fmt: skip
+    label = "mean over layers and heads" if layer is None and head is None else ", ".join(names)
+    return {
+        "from": attention.position,
+        "label": label,
+        "max": max(top, 1e-6),
+        "values": base64.b64encode(values.astype("<f2").tobytes()).decode(),
+    }

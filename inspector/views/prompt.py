@@ -1,0 +1,211 @@
+"""The left column: images, turns, layout, settings, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
+from inspector.figures.markup import show_plans
+from inspector.session import GenerationSettings, ModelStore
+from model import ImagePlan, InputError, open_image, plan_image
+from model.training.examples import EXAMPLES
+
+MAX_TURNS = 6
+
+GalleryValue = list[tuple[str, str | None]] | None
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """The components; ``inputs`` is what :func:`read_prompt` takes, in order."""
+
+    model: gr.Dropdown
+    gallery: gr.Gallery
+    plans: gr.HTML
+    earlier: gr.Button
+    later: gr.Button
+    clear: gr.Button
+    undo: gr.Button
+    picked: gr.State
+    history: gr.State
+    questions: tuple[gr.Textbox, ...]
+    answers: tuple[gr.Textbox, ...]
+    rows: tuple[gr.Group, ...]
+    shown_turns: gr.State
+    add_turn: gr.Button
+    drop_turn: gr.Button
+    layout: gr.Radio
+    document_mask: gr.Checkbox
+    settings: tuple[gr.Component, ...]
+    ask: gr.Button
+    stop: gr.Button
+    examples: tuple[gr.Button, ...]
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [self.model, self.gallery, self.shown_turns, self.layout, self.document_mask, *self.settings,
+                *self.questions, *self.answers]  # fmt: skip
+
+    @property
+    def contents(self) -> list[Any]:
+        """What an example fills in; see :func:`load_example`."""
+        return [self.gallery, self.plans, self.shown_turns, self.layout, self.document_mask, *self.questions,
+                *self.answers, *self.rows]  # fmt: skip
+
+
+def build_prompt(store: ModelStore) -> PromptView:
+    gr.HTML('<h2 class="vi-heading">Prompt</h2>')
+    model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
+    with gr.Row(elem_classes="vi-examples"):
+        examples = tuple(
+            gr.Button(example.title, size="sm", min_width=90, elem_id=f"example-{example.name}") for example in EXAMPLES
+        )
+    gallery = gr.Gallery(
+        label="Images (drop, paste or click; numbered in this order)",
+        type="filepath",
+        file_types=["image"],
+        columns=3,
+        height=210,
+        object_fit="contain",
+        interactive=True,
+        buttons=[],
+        elem_id="images",
+    )
+    with gr.Row():
+        earlier = gr.Button("◀ Move", size="sm", min_width=60, elem_id="move-earlier")
+        later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
+        clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
+        undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
+    plans = gr.HTML(show_plans([], [], []), elem_id="plans")
+    picked: gr.State = gr.State(None)
+    history: gr.State = gr.State([])
+    layout = gr.Radio(
+        [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
+        value="images-first",
+        label="Layout",
+        elem_id="layout",
+    )
+    document_mask = gr.Checkbox(
+        False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
+        elem_id="document-mask",
+    )  # fmt: skip
+    shown_turns: gr.State = gr.State(1)
+    rows, questions, answers = [], [], []
+    for number in range(1, MAX_TURNS + 1):
+        with gr.Group(visible=number == 1) as row:
+            questions.append(
+                gr.Textbox(
+                    label=f"Turn {number}: question",
+                    lines=1,
+                    max_lines=4,
+                    elem_id=f"question-{number}",
+                    placeholder="What colour is the shape?",
+                )
+            )
+            answers.append(
+                gr.Textbox(
+                    label="Answer",
+                    lines=1,
+                    max_lines=4,
+                    elem_id=f"answer-{number}",
+                    placeholder="left empty: the model answers",
+                )
+            )
+        rows.append(row)
+    with gr.Row():
+        add_turn = gr.Button("Add turn", size="sm", min_width=80, elem_id="add-turn")
+        drop_turn = gr.Button("Remove last turn", size="sm", min_width=100, elem_id="drop-turn")
+    with gr.Accordion("Generation settings", open=False):
+        settings: tuple[gr.Component, ...] = (
+            gr.Slider(1, 128, 32, step=1, label="Longest answer (tokens)"),
+            gr.Slider(0, 2, 0, step=0.05, label="Temperature (0 = greedy)"),
+            gr.Slider(0, 100, 0, step=1, label="top-k (0 = off)"),
+            gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
+            gr.Number(0, precision=0, label="Seed"),
+        )
+    with gr.Row():
+        ask = gr.Button("Ask", variant="primary", elem_id="ask")
+        stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
+    return PromptView(model, gallery, plans, earlier, later, clear, undo, picked, history, tuple(questions),
+                      tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
+                      ask, stop, examples)  # fmt: skip
+
+
+def paths_of(gallery: GalleryValue) -> list[str]:
+    return [path for path, _ in gallery or []]
+
+
+def read_prompt(
+    gallery: GalleryValue, shown: int, layout: str, document_mask: bool, texts: Sequence[str]
+) -> tuple[Prompt, list[str]]:
+    """The prompt and its images' names. InputError names what can't be used."""
+    questions, answers = texts[:MAX_TURNS], texts[MAX_TURNS:]
+    paths = paths_of(gallery)
+    turns = tuple(Turn(questions[n] or "", (answers[n] or "").strip()) for n in range(int(shown)))
+    return (
+        Prompt(tuple(open_image(path) for path in paths), turns, layout, bool(document_mask)),  # type: ignore[arg-type]
+        [Path(path).name for path in paths],
+    )
+
+
+def read_settings(values: Sequence[Any]) -> GenerationSettings:
+    numbers = [0 if value is None else value for value in values]
+    return GenerationSettings(int(numbers[0]), float(numbers[1]), int(numbers[2]), float(numbers[3]), int(numbers[4]))
+
+
+def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str]:
+    """Keeps the pictures that can be opened, warns of each that can't, and shows what they will cost."""
+    config = store.get(model).config
+    kept: list[tuple[str, str | None]] = []
+    plans: list[ImagePlan] = []
+    notes: list[tuple[str, ...]] = []
+    for path in paths_of(gallery):
+        try:
+            if len(kept) == MAX_IMAGES:
+                raise InputError(f"At most {MAX_IMAGES} images fit one prompt; “{Path(path).name}” was left out.")
+            opened = open_image(path)
+            plan = plan_image(opened.pixels.size, config)
+        except InputError as error:
+            gr.Warning(str(error), duration=None)
+            continue
+        kept.append((path, f"{len(kept) + 1} · {plan.tokens:,} tokens"))
+        plans.append(plan)
+        notes.append(opened.notes)
+    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes)
+
+
+def move_image(gallery: GalleryValue, picked: int | None, step: int) -> tuple[GalleryValue, int | None]:
+    """The picked image one place on; a hint if none is picked."""
+    images = list(gallery or [])
+    if picked is None or not 0 <= picked < len(images):
+        gr.Info("Click an image first, then move it.")
+        return gallery, picked
+    target = min(max(picked + step, 0), len(images) - 1)
+    images.insert(target, images.pop(picked))
+    return images, target
+
+
+def show_turns(count: int) -> list[Any]:
+    """Visibility of each turn's fields."""
+    return [gr.update(visible=number < count) for number in range(MAX_TURNS)]
+
+
+def load_example(store: ModelStore, model: str, index: int, folder: Path) -> list[Any]:
+    """Values for :attr:`PromptView.contents`. Pictures are drawn into ``folder``."""
+    example = EXAMPLES[index]
+    gallery: list[tuple[str, str | None]] = []
+    for number, picture in enumerate(example.draw_images(), start=1):
+        path = folder / f"{example.name}-{number}.png"
+        if not path.exists():
+            picture.save(path)
+        gallery.append((str(path), None))
+    kept, plans = plan_images(store, model, gallery)
+    turns = len(example.turns)
+    questions = [*example.turns, *[""] * (MAX_TURNS - turns)]
+    return [kept, plans, turns, example.layout, gr.update(value=False, visible=example.layout == "packed"), *questions,
+            *[""] * MAX_TURNS, *show_turns(turns)]  # fmt: skip

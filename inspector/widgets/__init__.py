@@ -1,0 +1,5 @@
+"""Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
+
+from inspector.widgets.components import ImageViewer, Readout, TokenStrip
+
+__all__ = ["ImageViewer", "Readout", "TokenStrip"]
