@@ -46,9 +46,10 @@ def build_ui(store: ModelStore) -> gr.Blocks:
             "where it looked</span></header>"
         )
         shown: gr.State = gr.State(None)
+        examples = prompt_view.build_examples()
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
-                prompt = prompt_view.build_prompt(store)
+                prompt = prompt_view.build_prompt(store, examples)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
                 results = build_results()
                 with gr.Tabs():

@@ -44,7 +44,7 @@ class AttentionView:
 def build_attention() -> AttentionView:
     gr.HTML(
         '<div class="vi-caption">Where the selected token looked. '
-        f"<details><summary>ⓘ how</summary>{EXPLAIN}</details></div>"
+        f"<details><summary>How it was computed, and what it can't show</summary>{EXPLAIN}</details></div>"
     )
     summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
     with gr.Row():

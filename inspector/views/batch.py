@@ -19,8 +19,8 @@ from model import VLM, Batch, Sample
 EXPLAIN = (
     "Rows are padded on the left with <code>&lt;|im_end|&gt;</code>, nanoVLM's padding token: that is why a printed "
     "batch begins with it. Labels are the ids where a token is trained on and −100 elsewhere; the loss "
-    "compares each with the prediction of the position before it. In a packed row one masked <code>&lt;|im_end|&gt;</code> ends each "
-    "sample, and nothing else keeps the samples apart."
+    "compares each with the prediction of the position before it. In a packed row one masked "
+    "<code>&lt;|im_end|&gt;</code> ends each sample, and nothing else keeps the samples apart."
 )
 
 
@@ -40,7 +40,7 @@ class BatchView:
 
 def build_batch() -> BatchView:
     gr.HTML(f'<div class="vi-caption">These samples as the training code would batch them.'
-            f"<details><summary>ⓘ how to read it</summary>{EXPLAIN}</details></div>")  # fmt: skip
+            f"<details><summary>How to read it</summary>{EXPLAIN}</details></div>")  # fmt: skip
     arrangement = gr.Radio(
         [
             ("the row as it is", "row"),

@@ -58,19 +58,24 @@ class PromptView:
                 *self.answers, *self.rows]  # fmt: skip
 
 
-def build_prompt(store: ModelStore) -> PromptView:
+def build_examples() -> tuple[gr.Button, ...]:
+    """A strip of prompts that are ready to be looked at; one click fills everything in and asks."""
+    with gr.Row(elem_classes="vi-examples"):
+        gr.HTML('<span class="vi-heading">Examples</span>', min_width=80)
+        return tuple(
+            gr.Button(example.title, size="sm", min_width=80, elem_id=f"example-{example.name}") for example in EXAMPLES
+        )
+
+
+def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptView:
     gr.HTML('<h2 class="vi-heading">Prompt</h2>')
     model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
-    with gr.Row(elem_classes="vi-examples"):
-        examples = tuple(
-            gr.Button(example.title, size="sm", min_width=90, elem_id=f"example-{example.name}") for example in EXAMPLES
-        )
     gallery = gr.Gallery(
-        label="Images (drop, paste or click; numbered in this order)",
+        label="Images, in order",
         type="filepath",
         file_types=["image"],
         columns=3,
-        height=210,
+        height=170,
         object_fit="contain",
         interactive=True,
         buttons=[],
@@ -84,16 +89,6 @@ def build_prompt(store: ModelStore) -> PromptView:
     plans = gr.HTML(show_plans([], [], []), elem_id="plans")
     picked: gr.State = gr.State(None)
     history: gr.State = gr.State([])
-    layout = gr.Radio(
-        [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
-        value="images-first",
-        label="Layout",
-        elem_id="layout",
-    )
-    document_mask = gr.Checkbox(
-        False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
-        elem_id="document-mask",
-    )  # fmt: skip
     shown_turns: gr.State = gr.State(1)
     rows, questions, answers = [], [], []
     for number in range(1, MAX_TURNS + 1):
@@ -120,6 +115,19 @@ def build_prompt(store: ModelStore) -> PromptView:
     with gr.Row():
         add_turn = gr.Button("Add turn", size="sm", min_width=80, elem_id="add-turn")
         drop_turn = gr.Button("Remove last turn", size="sm", min_width=100, elem_id="drop-turn")
+    with gr.Row():
+        ask = gr.Button("Ask", variant="primary", elem_id="ask")
+        stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
+    layout = gr.Radio(
+        [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
+        value="images-first",
+        label="Layout",
+        elem_id="layout",
+    )
+    document_mask = gr.Checkbox(
+        False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
+        elem_id="document-mask",
+    )  # fmt: skip
     with gr.Accordion("Generation settings", open=False):
         settings: tuple[gr.Component, ...] = (
             gr.Slider(1, 128, 32, step=1, label="Longest answer (tokens)"),
@@ -128,9 +136,6 @@ def build_prompt(store: ModelStore) -> PromptView:
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
             gr.Number(0, precision=0, label="Seed"),
         )
-    with gr.Row():
-        ask = gr.Button("Ask", variant="primary", elem_id="ask")
-        stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
     return PromptView(model, gallery, plans, earlier, later, clear, undo, picked, history, tuple(questions),
                       tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
                       ask, stop, examples)  # fmt: skip

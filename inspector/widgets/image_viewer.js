@@ -11,7 +11,7 @@ for (const [view, label] of [["resized", "as the model sees it"], ["original", "
 for (const grid of ["tile", "token", "patch"]) {
   const input = el("input", { type: "checkbox", onchange: () => { state.grids[grid] = input.checked; paintAll(); } });
   input.checked = state.grids[grid];
-  tools.append(el("label", { title: { tile: "crops that the encoder sees one by one", token: "what one image token covers", patch: "the encoder's own grid" }[grid] }, input, grid + "s"));
+  tools.append(el("label", { title: { tile: "crops that the encoder sees one by one", token: "what one image token covers", patch: "the encoder's own grid" }[grid] }, input, { tile: "tiles", token: "image tokens", patch: "patches" }[grid]));
 }
 const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity, "aria-label": "Opacity of the heat", oninput: () => { state.opacity = Number(slider.value); paintAll(); } });
 const heatOn = el("label", { class: "heat" }, "heat", slider);

@@ -52,8 +52,8 @@ EXTRA_TOKENS = {"image_token": "<|image|>", "global_image_token": "<|global_imag
 
 ENCODER_SHARE = 0.28
 """Part of the time that the encoder gets."""
-ROUTING_SHARE = 0.3
-"""Part of the decoder's time in which it sees prompts of several images only."""
+ROUTING_SHARE = 0.6
+"""Part of the decoder's time in which it sees mostly prompts of several images, two of them first, then more."""
 CHECKPOINT_SECONDS = 120.0
 TRAINING_RECORD = "training.json"
 
@@ -316,12 +316,17 @@ class PromptMaker:
 
     def batch(self, rng: np.random.Generator, progress: float, size: int = 64) -> tuple[str, list[Sample]]:
         """``progress`` of stage 2, 0 to 1. Returns the kind's name and the samples."""
-        if progress < ROUTING_SHARE:
-            weights = {"several": 0.9, "easy": 0.1}
+        routing = progress < ROUTING_SHARE
+        if routing:
+            weights = {"several": 0.8, "easy": 0.1, "busy": 0.1}
         else:
-            weights = {"several": 0.3, "easy": 0.22, "busy": 0.16, "large": 0.14, "per-turn": 0.1, "packed": 0.08}
+            weights = {"several": 0.3, "easy": 0.2, "busy": 0.18, "large": 0.16, "per-turn": 0.1, "packed": 0.06}
         kind = str(rng.choice(list(weights), p=list(weights.values())))
         n_images = int(rng.choice([2, 3, 4, 5], p=[0.2, 0.3, 0.25, 0.25]))
+        if routing:
+            # Two images can be told apart within minutes, five from nothing in no time that was tried.
+            most = min(sc.MAX_IMAGES, 2 + int(4 * progress / ROUTING_SHARE))
+            n_images = int(rng.integers(2, most + 1))
         if kind == "large":
             canvases = list(self.pool.large)
             canvas = canvases[int(rng.integers(len(canvases)))]
@@ -333,7 +338,7 @@ class PromptMaker:
         if kind == "easy":
             return kind, [self._easy(rng, 4) for _ in range(size)]
         if kind == "several":
-            return kind, [self._several(rng, n_images) for _ in range(size)]
+            return kind, [self._several(rng, n_images, routing) for _ in range(size)]
         if kind == "per-turn":
             return kind, [self._per_turn(rng, min(n_images, 4)) for _ in range(size)]
         packed = []
@@ -358,9 +363,16 @@ class PromptMaker:
         chosen = [turns[int(index)] for index in rng.permutation(len(turns))[:n_turns]]
         return self._render(sc.conversation((image,), chosen, rng))
 
-    def _several(self, rng: np.random.Generator, n_images: int) -> Sample:
+    def _several(self, rng: np.random.Generator, n_images: int, dense: bool) -> Sample:
         group = self.pool.different(rng, n_images)
-        turns = sc.multi_image_turns(rng, [pooled.scene for pooled in group], 4)
+        scenes = [pooled.scene for pooled in group]
+        if dense:
+            # Every image asked about, in any order, then all in order: the quickest way to learn which is meant.
+            turns = [(sc.ask_colour_by_index if rng.random() < 0.6 else sc.ask_shape_by_index)(rng, scenes, int(index))
+                     for index in rng.permutation(n_images)[:4]]  # fmt: skip
+            turns.append(sc.ask_list(rng, scenes))
+        else:
+            turns = sc.multi_image_turns(rng, scenes, 4)
         return self._render(sc.conversation(tuple(pooled.image for pooled in group), turns, rng))
 
     def _per_turn(self, rng: np.random.Generator, n_images: int) -> Sample:
@@ -693,7 +705,7 @@ def card(
         "",
         (f"The image encoder learned for {ENCODER_SHARE:.0%} of the time to tell colour, shape, size and place of "
         "every patch; then it was frozen, and projector and decoder learned to answer (loss on the answers only), the "
-        f"first {ROUTING_SHARE:.0%} of their time on prompts of several images."),
+        f"first {ROUTING_SHARE:.0%} of their time mostly on prompts of several images."),
         "",
     ]
     if record:
