@@ -8,8 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
+from inspector.analysis.inspection import GenerationSettings, Inspection, ask, attend, describe
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
-from inspector.session import GenerationSettings, Inspection, ask, attend, describe
 from model import InputError, load_vlm, open_image
 
 

@@ -1,22 +1,14 @@
-"""Loaded models and what a person does with one: ask, then look. No gradio here.
+"""The models that everybody on this server shares. No gradio here.
 
-Nothing of a person's is kept: functions take a prompt and return an :class:`Inspection`, which the page stores in that
-person's own state. Models are shared, never written to after loading.
+Nothing of a person's is kept: what a person asked lives in that person's own state. Models are never written to after
+loading.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-
-from inspector.analysis.attention import AttentionMap, read_attention
-from inspector.analysis.prompt import Prompt, prepare_row, prepare_samples
-from inspector.analysis.tokens import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
-from model import VLM, Batch, InputError, Sample, Step, load_vlm
+from model import VLM, InputError, load_vlm
 
 
 class ModelStore:
@@ -39,159 +31,3 @@ class ModelStore:
             if name not in self._loaded:
                 self._loaded[name] = load_vlm(self._sources[name])
             return self._loaded[name]
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``seed`` matters only when sampling."""
-
-    max_new_tokens: int = 32
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks = (
-            (
-                1 <= self.max_new_tokens <= 512,
-                f"The answer may be {self.max_new_tokens} tokens long; allowed are 1 to 512.",
-            ),
-            (0 <= self.temperature <= 5, f"The temperature is {self.temperature}; allowed are 0 (greedy) to 5."),
-            (self.top_k >= 0, f"top-k is {self.top_k}; it must be 0 (off) or more."),
-            (0 < self.top_p <= 1, f"top-p is {self.top_p}; it must be above 0 and at most 1 (off)."),
-        )
-        for ok, sentence in checks:
-            if not ok:
-                raise InputError(sentence)
-
-
-@dataclass(frozen=True)
-class AnswerToken:
-    """One generated token: its ``probability`` is untempered and unfiltered."""
-
-    token_id: int
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that one teacher-forced pass over the finished row showed.
-
-    ``row`` is what the model read, ``samples`` the same as separate training samples, ``batch`` the row as a batch.
-    ``answers`` per turn: the generated tokens, empty for a turn whose answer the person gave. ``faithful``: the
-    generated ids are in the row exactly (text that is encoded again may split otherwise).
-    """
-
-    prompt: Prompt
-    row: Sample
-    samples: tuple[Sample, ...]
-    batch: Batch
-    table: TokenTable
-    answers: tuple[tuple[AnswerToken, ...], ...]
-    faithful: bool
-    fingerprint: str
-
-    @property
-    def first_answer_position(self) -> int:
-        """Of the last answer: what a person looks at first. The last position if there is no answer."""
-        starts = [span.start for span in self.row.spans if span.kind == "answer"]
-        return starts[-1] if starts else len(self.row) - 1
-
-
-def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, Step] | Inspection]:
-    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, step) for each
-    generated token and the :class:`Inspection` last. InputError before anything runs if the prompt doesn't fit."""
-    generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
-    for turn, given in enumerate(prompt.turns):
-        if given.assistant:
-            continue
-        row = prepare_row(vlm, prompt, answering=turn)
-        text = ""
-        for step in vlm.generate(
-            row,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            document_mask=prompt.document_mask,
-        ):
-            text += step.text
-            generated[turn].append(AnswerToken(step.token_id, step.text, float(torch.tensor(step.logprob).exp())))
-            yield turn, step
-        prompt = prompt.with_answer(turn, text)
-    yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated))
-
-
-@torch.inference_mode()
-def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ...] = ()) -> Inspection:
-    """One pass over the prompt as it stands, answers included."""
-    row = prepare_row(vlm, prompt)
-    batch = vlm.collate([row], document_mask=prompt.document_mask)
-    losses = token_losses(vlm(batch)[0], row)
-    samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
-    ids = row.input_ids.tolist()
-    faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)
-    return Inspection(
-        prompt, row, samples, batch, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint
-    )
-
-
-def _contains(row: list[int], part: list[int]) -> bool:
-    return any(row[start : start + len(part)] == part for start in range(len(row) - len(part) + 1))
-
-
-def attend(vlm: VLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
-    """See :func:`inspector.analysis.attention.read_attention`."""
-    return read_attention(vlm, inspection.batch, inspection.row, position, exclude_sinks=exclude_sinks)
-
-
-def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
-    """The samples as the training code would batch them. ``arrangement``: ``"row"`` is the one row that was read,
-    ``"padded"`` and ``"packed"`` make a sample of each turn with its images, side by side or in one row."""
-    if arrangement == "row":
-        return vlm.collate([inspection.row], document_mask=inspection.prompt.document_mask), (inspection.row,)
-    apart = replace(inspection.prompt, layout="packed")
-    if arrangement == "padded":
-        samples = prepare_samples(vlm, apart)
-        return vlm.collate(list(samples)), samples
-    if arrangement == "packed":
-        row = prepare_row(vlm, apart)
-        return vlm.collate([row], document_mask=apart.document_mask), (row,)
-    raise InputError(f"The arrangement is “{arrangement}”; choose row, padded or packed.")
-
-
-def lint(vlm: VLM, inspection: Inspection) -> tuple[Finding, ...]:
-    """Problems of the training batch; see :func:`inspector.analysis.tokens.lint_batch`."""
-    batch = vlm.collate(list(inspection.samples))
-    texts = tuple(text for turn in inspection.prompt.turns for text in (turn.user, turn.assistant))
-    return lint_batch(vlm, inspection.samples, batch, texts)
-
-
-def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
-    """The facts that ``python -m inspector inspect`` prints; images and turns in order, indices from 0."""
-    batch, samples = training_batch(vlm, inspection, "row")
-    return {
-        "model": {"fingerprint": inspection.fingerprint, "generation": vlm.config.generation,
-                  "parameters": sum(p.numel() for p in vlm.parameters()),
-                  "dtype": str(vlm.MP.proj.weight.dtype).removeprefix("torch."), "device": str(vlm.device)},
-        "layout": inspection.prompt.layout,
-        "document_mask": inspection.prompt.document_mask,
-        "answer": inspection.prompt.turns[-1].assistant,
-        "turns": [{"user": turn.user, "assistant": turn.assistant,
-                   "generated": [{"id": t.token_id, "text": t.text, "probability": t.probability} for t in tokens]}
-                  for turn, tokens in zip(inspection.prompt.turns, inspection.answers, strict=True)],
-        "faithful": inspection.faithful,
-        "images": [{"original_size": image.original_size, "resized_size": image.resized_size, "grid": image.grid,
-                    "has_thumbnail": image.has_thumbnail, "tiles": len(image.tiles), "notes": image.notes,
-                    "boxes": [[box.left, box.top, box.right, box.bottom] for box in image.boxes]}
-                   for image in inspection.row.images],
-        "sequence": inspection.table.to_json(),
-        "batch": {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-                  for name, tensor in vars(batch).items() if isinstance(tensor, torch.Tensor)},
-        "samples": len(samples),
-        "lint": [vars(finding) for finding in lint(vlm, inspection)],
-        "attention": attention.to_json(),
-    }  # fmt: skip

@@ -11,13 +11,15 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.attention import AttentionMap
+from inspector.analysis.export import write_files
+from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection, ask, attend, describe
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from inspector.figures.markup import show_answer, show_plans, show_provenance
-from inspector.session import AnswerToken, GenerationSettings, Inspection, ModelStore, ask, attend, describe
+from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.session import ModelStore
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import prompt as prompt_view
-from inspector.views.payload import strip_payload, viewer_payload
 from inspector.views.results import ResultsView, build_results
 from model import InputError, open_image
 from model.training.examples import EXAMPLES
@@ -255,7 +257,7 @@ def _wire_results(
     def on_make(page: Shown | None, arrangement: str) -> list[str]:
         if page is None:
             raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
-        return batch_view.write_files(store.get(page.model), page.inspection, arrangement)
+        return write_files(store.get(page.model), page.inspection, arrangement)
 
     batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
 

@@ -43,7 +43,7 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
     return logits
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_batch(
     vlm: VLM,
     batch: Batch,

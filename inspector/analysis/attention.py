@@ -66,7 +66,7 @@ class AttentionMap:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_attention(
     vlm: VLM, batch: Batch, sample: Sample, position: int, *, exclude_sinks: bool = False
 ) -> AttentionMap:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from inspector.analysis.inspection import AnswerToken, Inspection
 from inspector.analysis.prompt import ordinals
 from inspector.analysis.tokens import Finding, TokenTable
 from inspector.figures.colours import image_colour
-from inspector.session import AnswerToken, Inspection
 from model import Batch, ImagePlan
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.attention import AttentionMap
+from inspector.analysis.inspection import Inspection
 from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
 from inspector.figures.markup import badge, describe_token
-from inspector.session import Inspection
-from inspector.views.payload import heat_payload
+from inspector.figures.payload import heat_payload
 
 MEAN = "mean"
 EXPLAIN = (

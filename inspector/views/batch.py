@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from safetensors.torch import save_file
-from torch import Tensor
 
+from inspector.analysis.inspection import Inspection, lint, training_batch
 from inspector.figures.markup import show_findings, show_rows, show_tensors
-from inspector.session import Inspection, lint, training_batch
-from model import VLM, Batch, Sample
+from model import VLM
 
 EXPLAIN = (
     "Rows are padded on the left with <code>&lt;|im_end|&gt;</code>, nanoVLM's padding token: that is why a printed "
@@ -65,28 +60,3 @@ def draw(vlm: VLM, inspection: Inspection, arrangement: str) -> list[Any]:
     batch, _ = training_batch(vlm, inspection, arrangement)
     texts = {**inspection.table.texts, vlm.pad_token_id: vlm.tokenizer.pad_token}
     return [show_findings(lint(vlm, inspection)), show_tensors(batch), show_rows(batch, texts)]
-
-
-def write_files(vlm: VLM, inspection: Inspection, arrangement: str) -> list[str]:
-    """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too)."""
-    batch, samples = training_batch(vlm, inspection, arrangement)
-    folder = Path(tempfile.mkdtemp(prefix="batch-"))
-    (folder / "batch.json").write_text(json.dumps(_facts(batch, samples), ensure_ascii=False), encoding="utf-8")
-    tensors = {name: value.contiguous() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    save_file(tensors, folder / "batch.safetensors")
-    return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
-
-
-def _facts(batch: Batch, samples: tuple[Sample, ...]) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        name: value.int().tolist()
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor) and name != "tiles"
-    }
-    facts["document_mask"] = batch.document_mask
-    facts["images"] = [
-        [{"shape": list(image.tiles.shape), "dtype": "float32", "grid": image.grid} for image in sample.images]
-        for sample in samples
-    ]
-    facts["spans"] = [[vars(span) for span in sample.spans] for sample in samples]
-    return facts

@@ -9,9 +9,10 @@ from typing import Any
 
 import gradio as gr
 
+from inspector.analysis.inspection import GenerationSettings
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
 from inspector.figures.markup import show_plans
-from inspector.session import GenerationSettings, ModelStore
+from inspector.session import ModelStore
 from model import ImagePlan, InputError, open_image, plan_image
 from model.training.examples import EXAMPLES
 

@@ -3,7 +3,7 @@
 The templates are constant shells: Gradio redraws a template whenever a property changes, and a shell without data
 stays as it is, so what the scripts have built survives and only the changed property travels. Update one from an event
 with ``gr.update(data=…)`` or ``gr.update(heat=…)``. The shapes of ``data`` and ``heat`` are documented where they are
-made, in :mod:`inspector.views.payload`.
+made, in :mod:`inspector.figures.payload`.
 """
 
 from __future__ import annotations

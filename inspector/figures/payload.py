@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from inspector.analysis.attention import AttentionMap
+from inspector.analysis.inspection import Inspection
 from inspector.analysis.tokens import tile_name
-from inspector.session import Inspection
 from model import VLM, OpenedImage
 from model.image import resize_image
 
