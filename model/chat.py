@@ -133,6 +133,10 @@ class ChatRenderer:
             contents.append(content)
 
         pieces: list[_Piece] = []
+        if self._template is None:
+            # The plain prompt has no place for images: they come before all of it.
+            pieces = [piece for content in contents for piece in content[:-1]]
+            contents = [content[-1:] for content in contents]
         before = None  # the message whose turn the template is closing
         parts = _SLOT.split(self._render_template(messages, add_generation_prompt))
         if [int(slot) for slot in parts[1::2]] != list(range(len(messages))):

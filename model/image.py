@@ -185,7 +185,12 @@ def resize_image(image: Image.Image, config: VLMConfig) -> Image.Image:
     if size == image.size:
         return image
     method = Image.Resampling.BICUBIC if config.splits_images else Image.Resampling.BILINEAR
-    return image.resize(size, method)
+    # Pillow rounds to 8 bits between its two passes, so their order shows. Version 13 begins with the rows where that
+    # drops many of them; earlier versions never do. Two explicit passes give the same pixels with either.
+    (width, height), (new_width, new_height) = image.size, size
+    rows_first = height - new_height > 2 * max(width - new_width, 0)
+    between = (width, new_height) if rows_first else (new_width, height)
+    return image.resize(between, method).resize(size, method)
 
 
 def process_image(image: Image.Image | OpenedImage, config: VLMConfig) -> ProcessedImage:

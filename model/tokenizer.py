@@ -26,8 +26,9 @@ def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTr
             str(source), extra_special_tokens=dict(extra_tokens), local_files_only=Path(source).is_dir()
         )
     except Exception as error:  # the hub, the file system and the parser each raise their own
+        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"No tokenizer could be read from “{source}” ({error}); put its tokenizer.json there."
+            f"No tokenizer could be read from “{source}” ({reason}); put its tokenizer.json there."
         ) from error
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(

@@ -715,6 +715,8 @@ def card(
             f"{'' if record['finished'] else ', stopped before its time was up'}."),
             "",
         ]
+    if record.get("notes"):
+        lines += [str(record["notes"]), ""]
     lines += [
         "## How well it answers",
         "",

@@ -299,7 +299,8 @@ def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Tu
             turns.append(turn)
         if len(turns) == n_turns:
             break
-    return turns
+    # Some questions don't suit some scenes; this one suits all.
+    return turns or [ask_count(rng, scene)]
 
 
 def different_scenes(rng: np.random.Generator, n_images: int, *, same_colour: bool = False) -> list[Scene]:
@@ -365,7 +366,7 @@ def multi_image_turns(rng: np.random.Generator, scenes: list[Scene], n_turns: in
             turns.append(turn)
         if len(turns) == n_turns:
             break
-    return turns
+    return turns or [ask_list(rng, scenes)]
 
 
 def as_typed(rng: np.random.Generator, question: str) -> str:
