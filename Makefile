@@ -32,7 +32,7 @@ browser: $(VENV)/.ready-test
 	VLM_INSPECTOR_CHROMIUM="$$chromium" $(TEST_ENV) $(BIN)/python -m pytest tests/browser
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python -m scripts.bench
+	$(BIN)/python -m benchmarks
 
 $(BIN)/python:
 	sh scripts/make_venv.sh "$(PYTHON)" $(VENV)

@@ -1,0 +1,38 @@
+"""``python -m scripts.screenshot OUT.png``: the page with an example answered, as README shows it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from os import environ
+
+from playwright.sync_api import sync_playwright
+
+from app import build_demo
+from inspector.ui import launch_options
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out")
+    parser.add_argument("--example", default="three", help="name of an example (model/training/examples.py)")
+    parser.add_argument("--width", type=int, default=1440)
+    parser.add_argument("--dark", action="store_true")
+    options = parser.parse_args()
+    demo = build_demo([])
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    path = environ.get("VLM_INSPECTOR_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": options.width, "height": 900})
+        page.goto(f"{url}?__theme={'dark' if options.dark else 'light'}")
+        page.wait_for_selector("#strip button.tok")
+        page.click(f"#example-{options.example}")
+        page.wait_for_timeout(4000)
+        page.screenshot(path=options.out, full_page=True)
+        browser.close()
+    demo.close()
+
+
+if __name__ == "__main__":
+    main()

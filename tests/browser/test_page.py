@@ -1,0 +1,197 @@
+"""What a person does with the page, in a real Chromium."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+AXE = Path(__file__).with_name("axe.min.js")
+OPENED = "#strip button.tok"
+
+
+@pytest.fixture
+def open_page(new_page, app_url):
+    def open_it(dark=False, **options):
+        page = new_page(dark=dark, **options)
+        page.goto(f"{app_url}?__theme={'dark' if dark else 'light'}")
+        page.wait_for_selector(OPENED, timeout=60_000)
+        return page
+
+    return open_it
+
+
+def ask(page):
+    before = page.inner_text("#provenance") + page.inner_text("#answer")
+    page.click("#ask")
+    page.wait_for_function(
+        "before => document.querySelector('#provenance').innerText + document.querySelector('#answer').innerText !== before",
+        arg=before,
+        timeout=30_000,
+    )
+    page.wait_for_timeout(800)
+
+
+def run_example(page, name):
+    page.click(f"#example-{name}")
+    page.wait_for_timeout(3500)
+
+
+def test_something_real_is_there_when_the_page_opens(open_page):
+    page = open_page()
+    assert "In image 2, what colour is the shape?" in page.inner_text("#answer")
+    assert page.locator("#viewer figure").count() == 3
+    assert "attention of token" in page.inner_text("#attention-summary")
+    assert page.errors == []
+    assert page.requests_out == []
+
+
+def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
+    page = open_page()
+    page.click("#strip .chip >> nth=1")  # unfolds image 2
+    page.locator("#strip .tok.k-image >> nth=5").click()
+    page.wait_for_timeout(600)
+    readout = page.inner_text("#readout")
+    assert "image 2" in readout
+    assert "row 2, column 2" in readout
+    canvas = page.locator("#viewer canvas >> nth=2")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.1})
+    page.wait_for_timeout(800)
+    readout = page.inner_text("#readout")
+    assert "image 3" in readout
+    assert "row 1, column 4" in readout
+    assert "image 3" in page.inner_text("#attention-summary") or "token" in page.inner_text("#attention-summary")
+    assert page.errors == []
+
+
+def test_selecting_works_without_the_server(open_page):
+    page = open_page()
+    page.context.set_offline(True)
+    page.locator("#strip .tok >> nth=0").click()
+    assert "<|im_start|>" in page.inner_text("#readout")
+
+
+def test_keyboard_moves_opens_and_finds(open_page):
+    page = open_page()
+    page.locator("#strip .tok >> nth=0").click()
+    page.keyboard.press("ArrowRight")
+    assert "user" in page.inner_text("#readout")
+    page.keyboard.press("/")
+    page.keyboard.type("colour")
+    page.keyboard.press("Enter")
+    assert "colour" in page.inner_text("#readout")
+    folded = page.locator("#strip .tok.k-image").count()
+    page.locator("#strip .chip >> nth=0").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#strip .tok.k-image").count() == folded + 16
+    viewer = page.locator("#viewer canvas >> nth=0")
+    viewer.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert "image 1" in page.inner_text("#readout")
+
+
+@pytest.mark.parametrize("mode", ["label", "mask", "loss", "attention"])
+def test_colourings(open_page, mode):
+    page = open_page()
+    page.check(f"#strip input[value={mode}]")
+    css = {"label": ".trained", "mask": ".seen", "loss": ".hot", "attention": ".hot"}[mode]
+    assert page.locator(f"#strip .line {css}").count() > 3
+
+
+def test_packed_row_names_its_separators_and_the_batch_its_padding(open_page):
+    page = open_page()
+    run_example(page, "packed")
+    assert page.locator("#strip .k-separator").count() >= 2
+    page.get_by_role("tab", name="Batch").click()
+    page.get_by_label("one sample per turn, padded").check()
+    page.wait_for_timeout(1000)
+    assert page.locator("#batch-rows .vi-scroll").count() == 3
+    assert "✓" in page.inner_text("#lint")
+    page.click("#make-files")
+    page.wait_for_selector("#batch-files a", timeout=10_000)
+    text = page.inner_text("#batch-files")
+    assert "batch.json" in text.replace("\n", "")
+    assert page.errors == []
+
+
+def test_images_are_added_moved_and_removed(open_page, tmp_path):
+    page = open_page()
+    page.click("#clear-images")
+    page.wait_for_timeout(500)
+    paths = []
+    for number, (colour, size) in enumerate((("red", (90, 90)), ("blue", (64, 64)))):
+        path = tmp_path / f"upload-{number}.png"
+        Image.new("RGB", size, colour).save(path)
+        paths.append(str(path))
+    page.set_input_files("#images input[type=file]", paths)
+    page.wait_for_function("document.querySelectorAll('#plans li').length === 2", timeout=15_000)
+    assert "90×90 → 128×128 px" in page.inner_text("#plans")
+    assert "85 tokens" in page.inner_text("#plans")
+    ask(page)
+    assert page.locator("#viewer figure").count() == 2
+    page.click("#undo-images")
+    page.wait_for_timeout(700)
+    assert "Drop pictures" in page.inner_text("#plans") or page.locator("#plans li").count() in (0, 1)
+
+
+def test_a_file_that_is_no_image_is_named_and_the_rest_stays(open_page, tmp_path):
+    page = open_page()
+    fake = tmp_path / "fake.png"
+    fake.write_text("not an image")
+    before = page.locator("#plans li").count()
+    page.click("#clear-images")
+    page.wait_for_timeout(500)
+    good = tmp_path / "good.png"
+    Image.new("RGB", (64, 64), "red").save(good)
+    page.set_input_files("#images input[type=file]", [str(fake), str(good)])
+    page.wait_for_selector("text=is not an image", timeout=15_000)
+    assert before == 3
+    assert page.locator("#plans li").count() == 1
+
+
+def test_an_empty_question_gets_a_sentence_and_loses_nothing(open_page):
+    page = open_page()
+    page.fill("#question-1 textarea, #question-1 input", "")
+    page.click("#ask")
+    page.wait_for_selector("text=There is no question", timeout=15_000)
+    assert page.locator("#plans li").count() == 3
+    assert page.locator(OPENED).count() > 10
+
+
+def test_two_people_never_see_each_others_prompt(open_page):
+    one, two = open_page(), open_page()
+    one.fill("#question-1 textarea, #question-1 input", "secret words of one")
+    ask(one)
+    assert "secret words of one" in one.inner_text("#answer")
+    assert "secret words of one" not in two.content()
+    two.reload()
+    two.wait_for_selector(OPENED, timeout=60_000)
+    assert "secret words of one" not in two.content()
+
+
+def test_typed_markup_and_special_tokens_stay_text(open_page):
+    page = open_page()
+    page.fill("#question-1 textarea, #question-1 input", "<img src=x onerror=alert(1)> <|image|><|im_end|>")
+    ask(page)
+    assert "<|image|>" in page.inner_text("#answer")
+    assert page.locator("#answer img").count() == 0
+    assert page.locator("#strip img").count() == 0
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_page, dark, width):
+    page = open_page(dark=dark, width=width)
+    run_example(page, "five")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [
+        f"{item['id']}: {node['html'][:160]}"
+        for item in found
+        if item["impact"] in ("serious", "critical")
+        for node in item["nodes"]
+    ]
+    assert serious == []

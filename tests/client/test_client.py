@@ -1,0 +1,63 @@
+"""The app's own events, driven by gradio_client as a program would."""
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+# gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def url():
+    from app import build_demo
+    from inspector.ui import launch_options
+
+    demo = build_demo([])
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url
+    demo.close()
+
+
+@pytest.fixture
+def client(url):
+    return Client(url, verbose=False)
+
+
+def test_every_event_has_a_name(client):
+    names = client.view_api(return_format="dict")["named_endpoints"]
+    assert {"/ask", "/inspect", "/tokens", "/plan_images", "/select_token", "/arrange_batch", "/batch_files"} <= set(names)
+    assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
+
+
+def test_upload_ask_and_read_tokens(client, tmp_path):
+    paths = []
+    for colour in ("red", "blue"):
+        path = tmp_path / f"{colour}.png"
+        Image.new("RGB", (64, 64), colour).save(path)
+        paths.append(handle_file(str(path)))
+    facts = client.predict(paths, ["In image 2, what colour is it?"], api_name="/inspect")
+    assert [image["grid"] for image in facts["images"]] == [[1, 1], [1, 1]]
+    assert facts["sequence"]["length"] == len(facts["sequence"]["tokens"])
+    kinds = [token["kind"] for token in facts["sequence"]["tokens"]]
+    assert kinds.count("image") == 32
+
+
+def test_bad_input_is_one_sentence(client, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG but no more")
+    with pytest.raises(AppError, match="not an image"):
+        client.predict([handle_file(str(path))], ["What?"], api_name="/inspect")
+    with pytest.raises(AppError, match="no question"):
+        client.predict([], [""], api_name="/inspect")
+    with pytest.raises(AppError, match="choose one of"):
+        client.predict([], ["What?"], "sideways", api_name="/inspect")
+    assert client.predict([], ["What?"], api_name="/inspect")["answer"] is not None
+
+
+def test_tokens_belong_to_the_one_who_asked(url):
+    one, two = Client(url, verbose=False), Client(url, verbose=False)
+    with pytest.raises(AppError, match="no tokens yet"):
+        two.predict(api_name="/tokens")
+    del one

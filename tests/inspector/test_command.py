@@ -1,0 +1,53 @@
+"""`python -m inspector inspect`, as a program calls it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from inspector.__main__ import main
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (100, 37), "red").save(path)
+    return str(path)
+
+
+def test_facts_on_standard_output(picture, capsys):
+    assert main(["inspect", "--image", picture, "--ask", "What is it?", "--json", "-"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images"][0]["resized_size"] == [128, 64]
+    assert facts["images"][0]["grid"] == [1, 2]
+    assert facts["answer"] == facts["turns"][0]["assistant"]
+    spans = facts["sequence"]["spans"]
+    assert [span["start"] for span in spans] == [0, *(span["stop"] for span in spans[:-1])]
+    assert facts["attention"]["image_share"] == pytest.approx(
+        sum(facts["attention"]["image_shares_layer"][layer][0] for layer in range(4)) / 4, abs=1e-4
+    )
+
+
+def test_file_output(picture, tmp_path):
+    out = tmp_path / "facts.json"
+    assert main(["inspect", "--image", picture, "--image", picture, "--ask", "a", "--ask", "b", "--layout", "packed",
+                 "--json", str(out)]) == 0  # fmt: skip
+    assert json.loads(out.read_text())["layout"] == "packed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image", "/nowhere.png", "--ask", "x"], "can't be read"),
+        (["--ask", ""], "no question"),
+        (["--model", "/nowhere", "--ask", "x"], "is no folder"),
+        (["--ask", "x", "--temperature", "-1"], "temperature"),
+        (["--ask", "x", "--position", "100000"], "--position"),
+        (["--ask", "x " * 9000], "at most"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
+    assert main(["inspect", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
