@@ -87,6 +87,11 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView, folder: Path) 
     for event, name in ((view.gallery.upload, "plan_images"), (view.gallery.delete, "delete_image")):
         event(changed, [view.model, view.gallery, view.history], images, api_name=name, **free)
 
+    def added(model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list) -> tuple[Any, str, list]:
+        return changed(model, [*(gallery or []), *((path, None) for path in files)], history)
+
+    view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
+
     def moved(step: int) -> Any:
         def move(model: str, gallery: prompt_view.GalleryValue, picked: int | None, history: list) -> tuple:
             images, target = prompt_view.move_image(gallery, picked, step)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from model import VLM
 
 
-_LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:", "file:")
+_LOCAL = (
+    "http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:", "file:",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

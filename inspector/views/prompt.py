@@ -28,6 +28,7 @@ class PromptView:
     model: gr.Dropdown
     gallery: gr.Gallery
     plans: gr.HTML
+    add: gr.UploadButton
     earlier: gr.Button
     later: gr.Button
     clear: gr.Button
@@ -83,6 +84,9 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         elem_id="images",
     )
     with gr.Row():
+        add = gr.UploadButton(
+            "Add", file_types=["image"], file_count="multiple", size="sm", min_width=50, elem_id="add-images"
+        )
         earlier = gr.Button("◀ Move", size="sm", min_width=60, elem_id="move-earlier")
         later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
         clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
@@ -137,7 +141,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
             gr.Number(0, precision=0, label="Seed"),
         )
-    return PromptView(model, gallery, plans, earlier, later, clear, undo, picked, history, tuple(questions),
+    return PromptView(model, gallery, plans, add, earlier, later, clear, undo, picked, history, tuple(questions),
                       tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
                       ask, stop, examples)  # fmt: skip
 
@@ -179,7 +183,7 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
         except InputError as error:
             gr.Warning(str(error), duration=None)
             continue
-        kept.append((path, f"{len(kept) + 1} · {plan.tokens:,} tokens"))
+        kept.append((path, None))
         plans.append(plan)
         notes.append(opened.notes)
     return kept, show_plans([Path(path).name for path, _ in kept], plans, notes)

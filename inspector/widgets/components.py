@@ -1,63 +1,103 @@
-"""Three ``gr.HTML`` subclasses that share one selection.
+"""Three ``gr.HTML`` subclasses that share one selection: the token strip, the image viewer and the readout.
 
-The templates are constant shells: Gradio redraws a template whenever a property changes, and a shell without data
-stays as it is, so what the scripts have built survives and only the changed property travels. Update one from an event
-with ``gr.update(data=…)`` or ``gr.update(heat=…)``. The shapes of ``data`` and ``heat`` are documented where they are
-made, in :mod:`inspector.figures.payload`.
+Use::
+
+    strip, viewer, readout = TokenStrip(elem_id="strip"), ImageViewer(elem_id="viewer"), Readout(elem_id="readout")
+    strip.select(explain, outputs=[strip, viewer])     # explain(event: gr.EventData): event.position is an int
+    return TokenStrip(data=…, heat=…)                  # or gr.update(data=…, heat=…)
+    return gr.update(heat=…)                           # only the heat travels, the tokens stay as they are
+    return TokenStrip(heat=None)                       # takes the heat away; gr.update drops None, so it can't
+
+The shapes of ``data`` and ``heat`` are documented where they are made, in :mod:`inspector.figures.payload`.
+
+Anything on the page may take part in the selection without Python: ``document`` gets the CustomEvent ``vlm:select``
+with ``detail = {position, origin}`` (position null: nothing is selected), and ``window.vlmBus.position`` is the
+current one for those who come late. Any element with a ``data-vlm-position`` attribute selects that position when it
+is clicked. ``vlm:hover`` is the same for the token under the pointer and never reaches Python.
+
+The templates are constant shells: Gradio draws a template again whenever a property changes, and a shell without data
+stays as it is, so what the scripts have built survives.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 _FOLDER = Path(__file__).parent
+_SHAPE = {"type": "object", "description": "Drawn in the browser only; events read tokens from the app's own state."}
 
 
+@cache
 def _script(name: str) -> str:
-    return (_FOLDER / "selection.js").read_text(encoding="utf-8") + (_FOLDER / name).read_text(encoding="utf-8")
+    # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
+    # widget, at every change of a property.
+    style, shared, own = ((_FOLDER / file).read_text("utf-8") for file in ("widgets.css", "selection.js", f"{name}.js"))
+    return f"const STYLE = {json.dumps(style)};\n{shared}\n{own}"
 
 
 class _Widget(gr.HTML):
-    """A shell, a script and a style sheet. ``data`` and ``heat`` are JSON or None."""
+    """A shell and a script. ``data`` and ``heat`` are JSON values or None."""
 
-    script: str
-    name: str
+    _name: str
 
     def __init__(
-        self, data: Any = None, heat: Any = None, *, elem_id: str | None = None, elem_classes: Any = None, **others: Any
+        self,
+        data: dict[str, Any] | None = None,
+        heat: dict[str, Any] | None = None,
+        *,
+        elem_id: str | None = None,
+        elem_classes: list[str] | str | None = None,
+        **others: Any,
     ) -> None:
         fixed = {
-            "html_template": f'<div class="vlm-{self.name}"></div>',
-            "css_template": (_FOLDER / "widgets.css").read_text(encoding="utf-8"),
-            "js_on_load": _script(self.script),
+            "html_template": f'<div class="vlm vlm-{self._name}"></div>',
+            "js_on_load": _script(self._name),
             "apply_default_css": False,
         }
         super().__init__("", elem_id=elem_id, elem_classes=elem_classes, data=data, heat=heat, **(others | fixed))
 
     def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "description": "drawn in the browser; read the tokens with /tokens"}
+        """What the API page says: an event neither takes nor returns anything of use here."""
+        return dict(_SHAPE)
+
+    def example_payload(self) -> Any:
+        return {}
+
+    def example_value(self) -> Any:
+        return {}
 
 
 class TokenStrip(_Widget):
-    """The whole row of tokens. Triggers ``select`` with ``{position}`` when a person selects a token, here or on an
-    image."""
+    """The whole row of tokens. Triggers ``select`` with ``{position}`` 120 ms after a person has selected a token,
+    wherever on the page that was."""
 
-    name, script = "strip", "token_strip.js"
+    _name = "token_strip"
 
 
 class ImageViewer(_Widget):
-    """Every image with its grids and, if there is one, the heat of the selected token."""
+    """Every image with its grids and, if there is one, the heat of the selected token. Takes the heat of the page's
+    token strip unless it is given its own."""
 
-    name, script = "viewer", "image_viewer.js"
+    _name = "image_viewer"
 
 
 class Readout(_Widget):
-    """All that is known of the selected token. ``data`` is the strip's, ``cells`` the viewer's without pixels."""
+    """All that is known of the selected token. Without ``data``, ``heat`` and ``cells`` of its own it reads those of
+    the page's strip and viewer, so that nothing is sent twice. ``cells`` is the viewer's list of images."""
 
-    name, script = "readout", "readout.js"
+    _name = "readout"
 
-    def __init__(self, data: Any = None, heat: Any = None, *, cells: Any = None, **others: Any) -> None:
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        heat: dict[str, Any] | None = None,
+        *,
+        cells: list[dict[str, Any]] | None = None,
+        **others: Any,
+    ) -> None:
         super().__init__(data, heat, **(others | {"cells": cells}))

@@ -1,133 +1,227 @@
-// The image viewer: pictures with grids and heat on one canvas each.
-const root = shell();
-const state = { images: [], heat: null, view: "resized", grids: { tile: true, token: true, patch: false }, opacity: 0.75, cards: [], hover: null };
+// The image viewer: each image with its grids, the heat and the selected cell, and its thumbnail beside it.
+const state = { images: [], heat: null, view: "resized", shown: null, grids: { tile: true, token: true, patch: false }, opacity: 0.7, frames: [] };
+const GRIDS = [["tile", "tiles", "crops of the resized image that the encoder sees one by one"], ["token", "image tokens", "what one position of the row covers"], ["patch", "patches", "what the encoder cuts a tile into; several make one image token"]];
 
-const tools = el("div", { class: "tools" });
-for (const [view, label] of [["resized", "as the model sees it"], ["original", "as uploaded"]]) {
-  const input = el("input", { type: "radio", name: "vlm-view", value: view, onchange: () => { state.view = view; draw(); } });
-  input.checked = view === state.view;
-  tools.append(el("label", {}, input, label));
-}
-for (const grid of ["tile", "token", "patch"]) {
+const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"]], state.view, (view) => { state.view = view; draw(); });
+const tabs = el("div", { class: "vlm-tabs", role: "tablist", "aria-label": "Images" });
+const grids = el("div", { class: "vlm-checks", role: "group", "aria-label": "Grids" }, ...GRIDS.map(([grid, name, gloss]) => {
   const input = el("input", { type: "checkbox", onchange: () => { state.grids[grid] = input.checked; paintAll(); } });
   input.checked = state.grids[grid];
-  tools.append(el("label", { title: { tile: "crops that the encoder sees one by one", token: "what one image token covers", patch: "the encoder's own grid" }[grid] }, input, { tile: "tiles", token: "image tokens", patch: "patches" }[grid]));
-}
-const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity, "aria-label": "Opacity of the heat", oninput: () => { state.opacity = Number(slider.value); paintAll(); } });
-const heatOn = el("label", { class: "heat" }, "heat", slider);
-tools.append(heatOn);
-const bar = el("div", { class: "legend" });
-const stage = el("div", { class: "cards" });
-const tip = el("div", { class: "tip", role: "status" });
-root.append(el("div", { class: "head" }, el("h3", {}, "Images"), tools), bar, stage, tip);
+  return el("label", { title: gloss }, input, name);
+}));
+const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity, "aria-label": "Opacity of the heat", oninput: () => { state.opacity = Number(slider.value); stage.style.setProperty("--opacity", state.opacity); } });
+const heatTools = el("div", { class: "vlm-legend" });
+const heatBar = el("span", { class: "vlm-key" }), heatNote = el("span", { class: "vlm-key" });
+heatTools.append(heatBar, el("label", { class: "vlm-key" }, "heat over the image", slider), heatNote);
+const stage = el("div", { class: "vlm-stage", id: `vlm-stage-${Math.random().toString(36).slice(2, 8)}` });
+stage.style.setProperty("--opacity", state.opacity);
+const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
+const tip = tooltip();
+const tools = el("div", { class: "vlm-tools" }, views.node, grids);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Images"), tabs, tools), heatTools, stage, spoken, tip.box);
+
+// ---- drawing
 
 function draw() {
-  stage.replaceChildren();
-  state.cards = [];
+  state.frames = [];
+  tools.hidden = !state.images.length;
+  drawTabs();
   if (!state.images.length) {
-    stage.append(el("p", { class: "empty" }, "No images in this prompt. Add some on the left to see them resized, cut into tiles and patches."));
-    bar.replaceChildren();
+    stage.replaceChildren(el("p", { class: "vlm-empty" }, bus.row ? "This prompt has no image. Add one, and its tiles, its patches and the position of every cell in the row appear here." : "Upload an image and ask something: you will see it resized, cut into tiles and patches, and where each piece went in the row of tokens."));
+    paintAll();
     return;
   }
-  stage.classList.toggle("one", state.images.length === 1);
-  for (const image of state.images) {
-    const [w, h] = image.original_size, [rw, rh] = image.resized_size, [rows, cols] = image.grid;
-    const stretch = (rw / w) / (rh / h);
-    const card = el("figure", { class: "card", style: `--image:${imageColour(image.index)}` },
-      el("figcaption", {}, el("span", { class: "badge" }, circled(image.index)), ` ${image.name}`,
-        el("div", { class: "sub" }, `${w}×${h} → ${rw}×${rh} px · ${rows}×${cols} ${rows * cols === 1 ? "tile" : "tiles"}` + (Math.abs(stretch - 1) > 0.005 ? ` · stretched ×${stretch.toFixed(2)} across` : "") + (image.notes.length ? ` · ${image.notes.join("; ")}` : ""))));
-    const pictures = el("div", { class: "pictures" });
-    const main = image.tiles.filter((tile) => tile.row !== null);
-    pictures.append(picture(image, state.view === "resized" ? image.resized : image.original, main.length ? main : image.tiles, main.length ? rows : 1, main.length ? cols : 1, state.view === "resized" ? [rw, rh] : [w, h], false));
-    const thumb = image.tiles.find((tile) => tile.row === null);
-    if (thumb) pictures.append(picture(image, image.thumbnail, [thumb], 1, 1, [image.tile_px, image.tile_px], true));
-    card.append(pictures);
-    stage.append(card);
-  }
+  const shown = state.shown === null ? state.images : state.images.filter((image) => image.index === state.shown);
+  stage.className = `vlm-stage vlm-n${Math.min(shown.length, 3)}`;
+  stage.replaceChildren(...shown.map(card));
   paintAll();
 }
 
-function picture(image, source, tiles, rows, cols, size, isThumbnail) {
-  const what = isThumbnail ? "thumbnail" : "image";
-  const canvas = el("canvas", { tabindex: "0", role: "application", "aria-label": `${what} ${image.index + 1}: arrows move over its image tokens, Enter selects` });
-  const img = el("img", { src: source, alt: `${image.name}, ${isThumbnail ? "the whole image as one tile" : state.view === "resized" ? "as the model sees it" : "as uploaded"}`, style: `aspect-ratio:${size[0]}/${size[1]}`, draggable: "false" });
-  const frame = el("div", { class: "frame" + (isThumbnail ? " thumb" : "") }, img, canvas);
-  const card = { image, tiles, rows, cols, canvas, frame };
-  state.cards.push(card);
-  const across = cols * image.cells, down = rows * image.cells;
-  let cursor = null;
-  const at = (event) => { const r = canvas.getBoundingClientRect(); return [Math.min(down - 1, Math.max(0, Math.floor(((event.clientY - r.top) / r.height) * down))), Math.min(across - 1, Math.max(0, Math.floor(((event.clientX - r.left) / r.width) * across)))]; };
-  const hover = (cell) => { cursor = cell; state.hover = cell ? { card, cell } : null; paint(card); if (cell) { const p = positionOf(card, ...cell); tip.textContent = `${cellText(findCell([image], p))} · position ${p}` + (state.heat ? ` · attention ${formatShare(state.heat.values[p])}` : ""); } };
-  canvas.addEventListener("mousemove", (event) => hover(at(event)));
-  canvas.addEventListener("mouseleave", () => hover(null));
-  canvas.addEventListener("blur", () => hover(null));
-  canvas.addEventListener("click", (event) => selectPosition(positionOf(card, ...at(event)), "viewer"));
-  canvas.addEventListener("keydown", (event) => {
-    const moves = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
-    if (event.key in moves) {
-      const [dr, dc] = moves[event.key], from = cursor || own(card) || [0, 0];
-      hover(cursor ? [Math.min(down - 1, Math.max(0, from[0] + dr)), Math.min(across - 1, Math.max(0, from[1] + dc))] : from);
-    } else if (event.key === "Enter" && cursor) selectPosition(positionOf(card, ...cursor), "viewer");
-    else if (event.key === "Escape") selectPosition(null, "viewer");
+function drawTabs() {
+  tabs.hidden = state.images.length < 2;
+  if (tabs.hidden) { stage.removeAttribute("role"); stage.removeAttribute("aria-label"); tabs.replaceChildren(); return; }
+  const focused = tabs.contains(document.activeElement);
+  const tab = (index, label, ...content) => {
+    const on = state.shown === index;
+    return el("button", { type: "button", role: "tab", "aria-selected": String(on), "aria-controls": stage.id, tabindex: on ? "0" : "-1", "aria-label": label, "data-image": index === null ? "all" : index, onclick: () => { state.shown = index; draw(); } }, ...content);
+  };
+  tabs.replaceChildren(tab(null, "all images", "all"), ...state.images.map((image) => tab(image.index, `image ${image.index + 1}, ${image.name}`, badge(image.index))));
+  stage.setAttribute("role", "tabpanel");
+  stage.setAttribute("aria-label", state.shown === null ? "all images" : `image ${state.shown + 1}`);
+  if (focused) tabs.querySelector('[aria-selected="true"]').focus();
+}
+tabs.addEventListener("keydown", (event) => {
+  const all = [...tabs.children], i = all.indexOf(event.target);
+  const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: all.length - 1 }[event.key];
+  if (to === undefined || i < 0) return;
+  event.preventDefault();
+  all[(to + all.length) % all.length].click();
+});
+
+function card(image) {
+  const [w, h] = image.original_size, [rw, rh] = image.resized_size, [rows, cols] = image.grid, stretch = rw / w / (rh / h);
+  const cut = image.tiles.filter((tile) => tile.row !== null), thumb = image.tiles.find((tile) => tile.row === null);
+  const facts = [`${w}×${h} → ${rw}×${rh} px`, rows * cols === 1 ? "1 tile" : `${rows}×${cols} tiles${thumb ? " + thumbnail" : ""}`, `${grouped(image.tiles.length * image.cells ** 2)} image tokens`];
+  if (Math.abs(stretch - 1) > 0.005) facts.push(`stretched ×${(stretch > 1 ? stretch : 1 / stretch).toFixed(2)} ${stretch > 1 ? "in width" : "in height"}`);
+  const share = el("span", { class: "vlm-share" });
+  const caption = el("figcaption", {}, badge(image.index), el("span", { class: "vlm-name" }, image.name), share, el("div", { class: "vlm-facts" }, facts.join(" · ")));
+  for (const note of image.notes || []) caption.append(el("div", { class: "vlm-facts" }, note));
+  const pictures = el("div", { class: "vlm-pictures" });
+  const seen = state.view === "resized", size = seen ? [rw, rh] : [w, h];
+  pictures.append(frame(image, seen ? image.resized : image.original, cut.length ? cut : image.tiles, cut.length ? rows : 1, cut.length ? cols : 1, size, seen ? "as the model sees it" : "as uploaded"));
+  if (thumb) pictures.append(el("div", { class: "vlm-side" }, frame(image, image.thumbnail || image.resized, [thumb], 1, 1, [1, 1], "thumbnail"), el("div", { class: "vlm-facts" }, "thumbnail")));
+  const figure = el("figure", { class: "vlm-card" + (image.index >= IMAGE_COLOURS.length ? " vlm-again" : "") }, caption, pictures);
+  figure.style.setProperty("--image", imageColour(image.index));
+  figure.dataset.image = image.index;
+  return figure;
+}
+
+function gridPath(nx, ny) {
+  let path = "";
+  for (let i = 1; i < nx; i++) path += `M${i / nx} 0V1`;
+  for (let i = 1; i < ny; i++) path += `M0 ${i / ny}H1`;
+  return path;
+}
+
+function frame(image, source, tiles, rows, cols, size, what) {
+  const n = image.cells, across = cols * n, down = rows * n, patches = image.tile_px / image.patch_px;
+  const img = el("img", { src: source, alt: `${image.name}, ${what}`, draggable: "false" });
+  // Small pictures are shown with the pixels that the model got, large ones smoothly.
+  if (what !== "as uploaded" && Math.max(...image.resized_size) <= 512) img.classList.add("vlm-pixels");
+  const heat = el("canvas", { width: across, height: down, tabindex: "0", role: "application", "aria-roledescription": "grid of image tokens", "aria-label": `image ${image.index + 1} ${what}, ${down} rows and ${across} columns of image tokens. Arrows move, Enter selects, Escape clears` });
+  const svg = el("svg:svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
+  for (const [grid, nx, ny] of [["patch", cols * patches, rows * patches], ["token", across, down], ["tile", cols, rows]]) {
+    const d = gridPath(nx, ny);
+    svg.append(el("svg:path", { class: `vlm-halo g-${grid}`, d }), el("svg:path", { class: `vlm-grid g-${grid}`, d }));
+  }
+  const ring = (css) => ["vlm-ring-out", "vlm-ring-in"].map((part) => svg.appendChild(el("svg:rect", { class: `${part} ${css}`, width: 1 / across, height: 1 / down })));
+  const box = el("div", { class: "vlm-frame" }, img, heat, svg);
+  box.style.aspectRatio = `${size[0]} / ${size[1]}`;
+  box.style.setProperty("--ratio", size[0] / size[1]);
+  const own = { image, tiles, cols, across, down, heat, svg, lit: ring("vlm-lit"), sel: ring("vlm-chosen"), cursor: null };
+  state.frames.push(own);
+
+  const at = (event) => {
+    const r = svg.getBoundingClientRect(), clamp = (v, top) => Math.min(top - 1, Math.max(0, Math.floor(v)));
+    return [clamp(((event.clientY - r.top) / r.height) * down, down), clamp(((event.clientX - r.left) / r.width) * across, across)];
+  };
+  const move = (cell, said) => {
+    own.cursor = cell;
+    if (!cell) { place(own, own.lit, null); tip.hide(); hoverPosition(null, "viewer"); return; }
+    const p = positionOf(own, ...cell), found = findCell([image], p);
+    place(own, own.lit, cell);
+    hoverPosition(p, "viewer");
+    const r = svg.getBoundingClientRect(), left = r.left + (cell[1] / across) * r.width, top = r.top + (cell[0] / down) * r.height;
+    tip.show({ left: left + r.width / across + 8, top, bottom: top + r.height / down }, [
+      `token ${p}`, `image ${image.index + 1} · tile ${found.tile.name} · row ${found.row + 1}, column ${found.col + 1}`,
+      `covers ${boxText(found.box)} of the original`, heatText(p),
+    ]);
+    if (said) spoken.textContent = `token ${p}, tile ${found.tile.name}, row ${found.row + 1}, column ${found.col + 1}, ${boxText(found.box)}`;
+  };
+  heat.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") move(at(event), false); });
+  heat.addEventListener("pointerleave", () => move(null));
+  heat.addEventListener("blur", () => move(null));
+  heat.addEventListener("click", (event) => select(positionOf(own, ...at(event))));
+  heat.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const way = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], clamp = (v, top) => Math.min(top - 1, Math.max(0, v));
+    if (way) move(own.cursor ? [clamp(own.cursor[0] + way[0], down), clamp(own.cursor[1] + way[1], across)] : cellOf(own, bus.position) || [0, 0], true);
+    else if (event.key === "Enter" || event.key === " ") { const cell = own.cursor || cellOf(own, bus.position) || [0, 0]; move(cell, true); select(positionOf(own, ...cell)); }
+    else if (event.key === "Escape") { move(null); selectPosition(null, "viewer"); }
     else return;
     event.preventDefault();
   });
-  new ResizeObserver(() => paint(card)).observe(canvas);
-  return el("div", {}, frame, isThumbnail ? el("div", { class: "sub" }, "thumbnail") : null);
+  return box;
 }
+let timer = null;
+function select(position) {
+  selectPosition(position, "viewer");
+  clearTimeout(timer);
+  timer = setTimeout(() => trigger("select", { position }), 120);
+}
+function heatText(p) {
+  const heat = heatNow();
+  if (!heat || p >= heat.values.length) return null;
+  return p > heat.from ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`;
+}
+const heatNow = () => state.heat || bus.heat;
 
-function positionOf(card, row, col) {
-  const n = card.image.cells, tile = card.tiles[Math.floor(row / n) * card.cols + Math.floor(col / n)];
+function positionOf(own, row, col) {
+  const n = own.image.cells, tile = own.tiles[Math.floor(row / n) * own.cols + Math.floor(col / n)];
   return tile.start + (row % n) * n + (col % n);
 }
-function own(card) {
-  if (bus.position === null) return null;
-  const cell = findCell([card.image], bus.position);
-  const index = cell ? card.tiles.indexOf(cell.tile) : -1;
-  return index < 0 ? null : [Math.floor(index / card.cols) * card.image.cells + cell.row, (index % card.cols) * card.image.cells + cell.col];
+function cellOf(own, position) {
+  const cell = findCell([own.image], position), index = cell ? own.tiles.indexOf(cell.tile) : -1, n = own.image.cells;
+  return index < 0 ? null : [Math.floor(index / own.cols) * n + cell.row, (index % own.cols) * n + cell.col];
+}
+function place(own, rings, cell) {
+  for (const rect of rings) {
+    rect.style.display = cell ? "" : "none";
+    if (cell) { rect.setAttribute("x", cell[1] / own.across); rect.setAttribute("y", cell[0] / own.down); }
+  }
 }
 
-function paint(card) {
-  const { canvas, image, rows, cols } = card, scale = window.devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * scale), height = Math.round(canvas.clientHeight * scale);
-  if (!width || !height) return;
-  if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const pen = canvas.getContext("2d"), across = cols * image.cells, down = rows * image.cells;
-  pen.clearRect(0, 0, width, height);
-  const rect = ([row, col]) => { const x = Math.round((col / across) * width), y = Math.round((row / down) * height); return [x, y, Math.round(((col + 1) / across) * width) - x, Math.round(((row + 1) / down) * height) - y]; };
-  if (state.heat && state.opacity > 0) {
-    pen.globalAlpha = state.opacity;
+function paint(own) {
+  const heat = heatNow(), { across, down } = own;
+  for (const [grid] of GRIDS) own.svg.querySelectorAll(`.g-${grid}`).forEach((path) => { path.style.display = state.grids[grid] ? "" : "none"; });
+  const last = Math.max(...own.image.tiles.map((tile) => tile.start)) + own.image.cells ** 2;
+  const pen = own.heat.getContext("2d");
+  pen.clearRect(0, 0, across, down);
+  if (heat && heat.values.length >= last) {
+    // One pixel a cell, enlarged without smoothing: between two cells nothing was measured.
+    const pixels = pen.createImageData(across, down);
     for (let row = 0; row < down; row++) for (let col = 0; col < across; col++) {
-      pen.fillStyle = `rgb(${viridis(state.heat.values[positionOf(card, row, col)] / state.heat.max)})`;
-      pen.fillRect(...rect([row, col]));
+      const k = 4 * (row * across + col);
+      pixels.data.set(viridis(heat.values[positionOf(own, row, col)] / heat.max), k);
+      pixels.data[k + 3] = 255;
     }
-    pen.globalAlpha = 1;
+    pen.putImageData(pixels, 0, 0);
   }
-  const lines = (nx, ny, w, style) => {
-    pen.strokeStyle = style; pen.lineWidth = w * scale; pen.beginPath();
-    for (let i = 1; i < nx; i++) { const x = Math.round((i / nx) * width); pen.moveTo(x, 0); pen.lineTo(x, height); }
-    for (let i = 1; i < ny; i++) { const y = Math.round((i / ny) * height); pen.moveTo(0, y); pen.lineTo(width, y); }
-    pen.stroke();
-  };
-  const patches = image.tile_px / image.patch_px;
-  if (state.grids.patch) lines(cols * patches, rows * patches, 0.5, "rgba(128,128,128,.55)");
-  if (state.grids.token) lines(across, down, 1, "rgba(128,128,128,.75)");
-  if (state.grids.tile) lines(cols, rows, 3, imageColour(image.index));
-  const box = (cell, style, w) => { const [x, y, cw, ch] = rect(cell); pen.lineWidth = (w + 2) * scale; pen.strokeStyle = "#000"; pen.strokeRect(x, y, cw, ch); pen.lineWidth = w * scale; pen.strokeStyle = style; pen.strokeRect(x, y, cw, ch); };
-  const selected = own(card);
-  if (selected) box(selected, "#fff", 3);
-  if (state.hover && state.hover.card === card) box(state.hover.cell, "#ffd84d", 2);
+  place(own, own.sel, cellOf(own, bus.position));
+  place(own, own.lit, own.cursor);
 }
+
 function paintAll() {
-  for (const card of state.cards) paint(card);
-  heatOn.style.display = state.heat ? "" : "none";
-  if (state.heat && state.images.length) bar.replaceChildren(colourBar(state.heat.max, "of 1"), el("span", { class: "key" }, `attention of position ${state.heat.from}, ${state.heat.label}`));
-  else bar.replaceChildren();
+  for (const own of state.frames) paint(own);
+  const heat = heatNow(), row = bus.row, fits = heat && state.images.length && (!row || heat.values.length === row.n);
+  heatTools.hidden = !fits;
+  stage.querySelectorAll(".vlm-share").forEach((node) => { node.textContent = ""; });
+  if (!fits) return;
+  let total = 0;
+  for (const image of state.images) {
+    let share = 0;
+    for (const tile of image.tiles) share += sumOf(heat.values, tile.start, tile.start + image.cells ** 2);
+    total += share;
+    const node = stage.querySelector(`[data-image="${image.index}"] .vlm-share`);
+    if (node) node.textContent = formatPercent(share);
+  }
+  heatBar.replaceChildren(colourBar(heat.max, "of 1", heat.clipped));
+  heatNote.textContent = `attention of token ${heat.from}, ${heat.label} · ${formatPercent(total)} of it goes to images`;
 }
-document.addEventListener("vlm:select", () => state.cards.forEach(paint));
-function takeHeat() { state.heat = readHeat(props.heat); }
-watch("data", () => { state.images = (props.data && props.data.images) || []; takeHeat(); draw(); });
-watch("heat", () => { takeHeat(); paintAll(); });
-state.images = (props.data && props.data.images) || [];
-takeHeat();
-draw();
+
+// ---- what comes in
+
+listen("vlm:select", ({ position, origin }) => {
+  const cell = findCell(state.images, position);
+  // A cell of an image that isn't shown brings that image up; "all" shows every one already.
+  if (cell && state.shown !== null && state.shown !== cell.image.index && origin !== "server") { state.shown = cell.image.index; draw(); return; }
+  for (const own of state.frames) place(own, own.sel, cellOf(own, position));
+});
+listen("vlm:hover", ({ position, origin }) => {
+  if (origin === "viewer") { for (const own of state.frames) if (!own.cursor) place(own, own.lit, null); return; }
+  for (const own of state.frames) place(own, own.lit, cellOf(own, position));
+});
+listen("vlm:data", paintAll);
+
+function take() {
+  state.images = (props.data && props.data.images) || [];
+  bus.images = state.images;
+  if (!state.images.some((image) => image.index === state.shown)) state.shown = null;
+  state.heat = readHeat(props.heat);
+  draw();
+  tellData();
+}
+const [DATA, HEAT] = Object.keys({ data: 0, heat: 0 });
+watch(DATA, take);
+watch(HEAT, () => { state.heat = readHeat(props.heat); paintAll(); });
+take();

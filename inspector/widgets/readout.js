@@ -1,44 +1,81 @@
-// The readout: everything that is known of the selected token; a click copies a value.
-const root = shell();
-let row = null, heat = null;
-const body = el("div", {});
-const said = el("div", { class: "tip", role: "status" });
-root.append(el("div", { class: "head" }, el("h3", {}, "Selected token")), body, said);
+// The readout: everything that is known of the selected token. A click copies a value.
+let own = { row: null, heat: null };
+const body = el("div", { class: "vlm-readout-body" });
+const said = el("div", { class: "vlm-said", role: "status" });
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Selected token"), said), body);
+let quiet = null;
 
-function line(name, value, gloss) {
-  const copy = el("button", { type: "button", class: "copy", title: "copy", onclick: () => navigator.clipboard?.writeText(String(value)).then(() => { said.textContent = `copied ${value}`; }) }, String(value));
-  return el("tr", {}, el("th", { scope: "row", title: gloss || null }, name), el("td", {}, copy));
+function copyable(value, label) {
+  return el("button", {
+    type: "button", class: "vlm-copy", "aria-label": `${label} ${value}, copy`, title: "click copies",
+    onclick: () => {
+      const done = (text) => { said.textContent = text; clearTimeout(quiet); quiet = setTimeout(() => { said.textContent = ""; }, 1600); };
+      // No clipboard on plain http pages other than localhost.
+      (navigator.clipboard ? navigator.clipboard.writeText(String(value)) : Promise.reject()).then(() => done(`copied ${value}`), () => done("this browser doesn't let a page copy"));
+    },
+  }, String(value));
 }
+const line = (name, gloss, ...values) => [el("dt", { title: gloss }, name), el("dd", {}, ...values)];
+const note = (text) => el("span", { class: "vlm-note" }, ` ${text}`);
+const piece = (row, p, css) => {
+  const image = row.spanOf(p).kind === "image";
+  return el("span", { class: `vlm-piece ${css}` }, image ? "image token" : visibleText(row.text(p)));
+};
+
 function draw() {
-  const p = bus.position;
-  if (!row || p === null || p >= row.n) {
-    body.replaceChildren(el("p", { class: "empty" }, "Select a token in the strip, or a cell on an image: what is known of it appears here."));
+  const row = own.row || bus.row, heat = own.heat || bus.heat, images = props.cells || bus.images, p = bus.position;
+  if (!row || p === null || p < 0 || p >= row.n) {
+    body.replaceChildren(el("p", { class: "vlm-empty" }, row ? "Select a token in the strip or a cell on an image. What the model was given there, what it had to predict and how much attention it got appears here." : "Once something is asked, this names whatever you select: its id, its pixels, its label, its loss."));
     return;
   }
-  const span = row.data.spans[row.span[p]], cell = findCell(props.cells, p), next = p + 1 < row.n ? p + 1 : null;
-  const rows = [
-    line("position", p), line("id", row.ids[p]), line("text", visibleText(row.text(p))), line("is", span.title),
-    line("label", row.trained[p] ? row.ids[p] : -100, "−100: not trained on"),
-    line("attention mask", row.masked[p] ? 0 : 1),
-    line("loss", row.loss[p] === undefined ? "–" : `${row.loss[p].toFixed(3)} nats`, "−log p of this token, predicted from the position before it"),
-    line("must predict", next === null ? "nothing: the last position" : row.trained[next] ? `“${visibleText(row.text(next))}” at ${next} (trained)` : `“${visibleText(row.text(next))}” at ${next}, label −100: not trained`, "the shift: the output here is compared with the token after it"),
-  ];
-  if (cell) rows.push(line("cell", `tile ${cell.tile.name}, row ${cell.row + 1}, column ${cell.col + 1}`), line("pixels", `x ${cell.box[0].toFixed(1)}–${cell.box[2].toFixed(1)}, y ${cell.box[1].toFixed(1)}–${cell.box[3].toFixed(1)}`, "in the original image"));
-  if (heat && heat.values.length === row.n) {
-    rows.push(line(`attention from ${heat.from}`, formatShare(heat.values[p]), heat.label));
-    const shares = new Map();
-    for (const s of row.data.spans) if (s.kind === "image") { let sum = shares.get(s.image) || 0; for (let q = s.start; q < s.stop; q++) sum += heat.values[q]; shares.set(s.image, sum); }
-    let total = 0;
-    for (const [image, share] of shares) { total += share; rows.push(line(`${circled(image)} share`, formatShare(share))); }
-    rows.push(line("all images", formatShare(total), "of 1, the rest goes to text, markers and special tokens"));
+  const span = row.spanOf(p), cell = findCell(images, p), next = p + 1 < row.n ? p + 1 : null, loss = row.loss[p];
+  const parts = [];
+  // The shift first: what is read here, and what must come out of it.
+  const shift = el("div", { class: "vlm-shift" },
+    el("div", {}, el("div", { class: "vlm-cap" }, `read at ${p}`), piece(row, p, "")),
+    el("div", { class: "vlm-arrow", "aria-hidden": "true" }, "→"));
+  if (next === null) shift.append(el("div", {}, el("div", { class: "vlm-cap" }, "predicts"), el("span", { class: "vlm-note" }, "nothing, the row ends")));
+  else shift.append(el("div", {}, el("div", { class: "vlm-cap" }, row.trained[next] ? `must predict, at ${next}` : `next, at ${next}: not trained on`), piece(row, next, row.trained[next] ? "vlm-goal" : "vlm-hollow")));
+  parts.push(shift);
+  const list = el("dl", {});
+  const add = (...nodes) => list.append(...nodes);
+  add(...line("position", "counted from 0, padding included", copyable(p, "position"), note(`of ${grouped(row.n)}`)));
+  add(...line("id", "entry of the vocabulary", copyable(row.ids[p], "id")));
+  add(...line("text", "⏎ is a newline, · a space", span.kind === "image" ? note("replaced by the image's embedding") : copyable(visibleText(row.text(p)), "text")));
+  const kind = el("span", {}, span.title);
+  if (span.image !== null) kind.prepend(badge(span.image), " ");
+  add(...line("is", null, kind));
+  if (cell) {
+    add(...line("cell", "of the tile's image tokens, counted from 1", copyable(`tile ${cell.tile.name}, row ${cell.row + 1}, column ${cell.col + 1}`, "cell")));
+    add(...line("pixels", "of the image as it was uploaded", copyable(boxText(cell.box), "pixels")));
   }
-  body.replaceChildren(el("table", {}, el("tbody", {}, ...rows)));
+  add(...line("label", "what the loss compares this position's id with; −100 is ignored", copyable(row.trained[p] ? row.ids[p] : -100, "label"), note(row.trained[p] ? `trained on, predicted at ${p - 1}` : "ignored by the loss")));
+  add(...line("mask", "attention mask", copyable(row.masked[p] ? 0 : 1, "attention mask"), note(row.masked[p] ? "no token attends to it" : "attended to")));
+  if (!Number.isNaN(loss)) add(...line("loss", "−ln p of this token, given all before it", copyable(loss.toFixed(3), "loss"), note(`nats, p = ${Math.exp(-loss).toPrecision(3)}`)));
+  if (heat && heat.values.length === row.n) {
+    const shares = sharesByImage(row, heat);
+    add(...line("attention", heat.label, p > heat.from ? note(`none: token ${heat.from} comes before it`) : copyable(formatShare(heat.values[p]), "attention"), p > heat.from ? null : note(`of token ${heat.from}'s, ${formatPercent(heat.values[p])}`)));
+    parts.push(list);
+    if (shares.size) {
+      let total = 0;
+      const bars = el("div", { class: "vlm-shares" });
+      const top = Math.max(...shares.values(), 1e-9);
+      for (const [image, share] of shares) {
+        total += share;
+        const fill = el("span", { class: "vlm-fill" + (image >= IMAGE_COLOURS.length ? " vlm-again" : "") });
+        fill.style.cssText = `width:${(100 * share) / Math.max(top, 0.0001)}%;--image:${imageColour(image)}`;
+        bars.append(badge(image), el("span", { class: "vlm-track" }, fill), copyable(formatShare(share), `image ${image + 1}`));
+      }
+      parts.push(el("div", { class: "vlm-cap" }, `token ${heat.from}'s attention, ${heat.label}: ${formatPercent(total)} goes to images, ${formatPercent(Math.max(0, 1 - total))} to text and markers`), bars);
+    }
+  } else parts.push(list);
+  body.replaceChildren(...parts);
 }
 function take() {
-  row = props.data ? readRow(props.data) : null;
-  heat = readHeat(props.heat);
+  own = { row: props.data ? readRow(props.data) : null, heat: readHeat(props.heat) };
   draw();
 }
-document.addEventListener("vlm:select", draw);
-watch(["data", "heat", "cells"], take);
+listen("vlm:select", draw);
+listen("vlm:data", draw);
+watch(Object.keys({ data: 0, heat: 0, cells: 0 }), take);
 take();

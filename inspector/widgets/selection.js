@@ -1,22 +1,40 @@
 // Shared by the widgets: the selection, colours, and how a row and its images are read.
-// Each widget gets a copy of these functions; the selection itself lives on the document.
+// Every widget gets its own copy of these functions; what is selected lives once, on the window.
+// Property names are never written in quotes here: Gradio takes a quoted word for the name of an event.
 const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07AA1", "#8C6D1F"];
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
-const CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫";
-const circled = (i) => CIRCLED[i] || String(i + 1);
-const bus = (window.vlmBus = window.vlmBus || { position: null });
+const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
+
+if (!document.getElementById("vlm-style")) {
+  const sheet = document.createElement("style");
+  sheet.id = "vlm-style";
+  sheet.textContent = STYLE;
+  document.head.append(sheet);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest("[data-vlm-position]");
+    if (link) selectPosition(Number(link.dataset.vlmPosition), "page");
+  });
+}
 
 function selectPosition(position, origin) {
   bus.position = position;
   document.dispatchEvent(new CustomEvent("vlm:select", { detail: { position, origin } }));
 }
+const hoverPosition = (position, origin) => document.dispatchEvent(new CustomEvent("vlm:hover", { detail: { position, origin } }));
+const tellData = () => document.dispatchEvent(new CustomEvent("vlm:data"));
 
+// A widget that Gradio has taken away stops listening.
+function listen(name, react) {
+  const once = (event) => { if (element.isConnected) react(event.detail || {}); else document.removeEventListener(name, once); };
+  document.addEventListener(name, once);
+}
+
+const SVG = "http://www.w3.org/2000/svg";
 function el(tag, attributes, ...children) {
-  const node = document.createElement(tag);
+  const node = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "style") node.style.cssText = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
   // Text only ever enters as a text node, so nothing that a person typed can become markup.
@@ -24,59 +42,135 @@ function el(tag, attributes, ...children) {
   return node;
 }
 
-const visibleText = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "·") || "∅";
+const visibleText = (text) => (text || "").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "·") || "∅";
+const grouped = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 
 // The run-length coded row, unfolded once.
 function readRow(data) {
-  const row = { n: data.n, ids: new Int32Array(data.n), trained: new Uint8Array(data.n), masked: new Uint8Array(data.n), loss: {}, span: new Int32Array(data.n), data };
+  const n = data.n, row = { n, key: data.key, texts: data.texts, spans: data.spans, ids: new Int32Array(n), trained: new Uint8Array(n), masked: new Uint8Array(n), loss: new Float32Array(n).fill(NaN), span: new Int32Array(n), topLoss: 0 };
   let at = 0;
   for (const [id, count] of data.ids) { row.ids.fill(id, at, at + count); at += count; }
   for (const [start, stop] of data.trained) row.trained.fill(1, start, stop);
   for (const [start, stop] of data.masked) row.masked.fill(1, start, stop);
-  for (const [start, values] of data.loss) values.forEach((value, i) => { row.loss[start + i] = value; });
+  for (const [start, values] of data.loss) values.forEach((value, i) => { row.loss[start + i] = value; row.topLoss = Math.max(row.topLoss, value); });
   data.spans.forEach((span, i) => row.span.fill(i, span.start, span.stop));
-  row.text = (p) => data.texts[String(row.ids[p])];
+  row.text = (p) => { const text = row.texts[row.ids[p]]; return text === undefined ? "" : text; };
+  row.spanOf = (p) => row.spans[row.span[p]];
   return row;
 }
 
 // Shares arrive as half-precision numbers: two bytes each, exact to three digits.
 function readHeat(heat) {
   if (!heat) return null;
-  const bytes = Uint8Array.from(atob(heat.values), (c) => c.charCodeAt(0));
-  const values = new Float32Array(bytes.length / 2);
+  const bytes = atob(heat.values), values = new Float32Array(bytes.length >> 1);
+  let top = 0;
   for (let i = 0; i < values.length; i++) {
-    const h = bytes[2 * i] | (bytes[2 * i + 1] << 8);
-    const exponent = (h >> 10) & 31, fraction = h & 1023;
-    values[i] = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024);
+    const half = bytes.charCodeAt(2 * i) | (bytes.charCodeAt(2 * i + 1) << 8), exponent = (half >> 10) & 31, fraction = half & 1023;
+    values[i] = (half & 0x8000 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
+    top = Math.max(top, values[i]);
   }
-  return { values, max: heat.max, label: heat.label, from: heat.from };
+  // Half precision may round the largest share up; only a real excess counts as beyond the scale.
+  return { values, max: heat.max, label: heat.label, from: heat.from, clipped: top > heat.max * 1.002 };
+}
+const sumOf = (values, start, stop) => { let sum = 0; for (let p = start; p < stop; p++) sum += values[p]; return sum; };
+// Sum of shares that goes to each image, by its index.
+function sharesByImage(row, heat) {
+  const shares = new Map();
+  for (const span of row.spans) if (span.kind === "image") shares.set(span.image, (shares.get(span.image) || 0) + sumOf(heat.values, span.start, span.stop));
+  return shares;
 }
 
-// Viridis at nine points (Smith & van der Walt 2015), linear in between.
+// Viridis at nine points (Smith & van der Walt 2015), linear in between; 256 steps are told apart by nobody.
 const VIRIDIS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37]];
-function viridis(share) {
-  const x = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1), i = Math.min(Math.floor(x), VIRIDIS.length - 2), f = x - i;
-  return VIRIDIS[i].map((low, c) => Math.round(low + f * (VIRIDIS[i + 1][c] - low)));
+const STEPS = Array.from({ length: 256 }, (_, k) => {
+  const x = (k / 255) * (VIRIDIS.length - 1), i = Math.min(Math.floor(x), VIRIDIS.length - 2);
+  return VIRIDIS[i].map((low, c) => Math.round(low + (x - i) * (VIRIDIS[i + 1][c] - low)));
+});
+const step = (share) => Math.round(Math.min(Math.max(share || 0, 0), 1) * 255);
+const viridis = (share) => STEPS[step(share)];
+// Of black and white, one always has a contrast of at least 4.58.
+function inkOn(rgb) {
+  const [r, g, b] = rgb.map((c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
-const onViridis = (share) => (share > 0.55 ? "#000" : "#fff");
-const colourBar = (max, unit) => el("span", { class: "bar" }, el("span", { class: "num" }, "0"),
-  el("span", { class: "ramp", style: `background:linear-gradient(90deg,${VIRIDIS.map((c) => `rgb(${c})`).join(",")})` }),
-  el("span", { class: "num" }, formatShare(max) + " " + unit));
-const formatShare = (v) => (v === 0 ? "0" : v >= 0.001 ? v.toFixed(v >= 1 ? 2 : 4) : v.toExponential(1));
+const INKS = STEPS.map(inkOn);
+const hexRgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
-// Which cell of which image a position is, from the viewer's geometry; null for other tokens.
+const formatShare = (v) => (!v ? "0" : v >= 0.1 ? v.toFixed(3) : v >= 0.001 ? v.toFixed(4) : v.toExponential(1));
+const formatPercent = (v) => (!v ? "0 %" : v < 0.0001 ? "< 0.01 %" : `${(100 * v).toFixed(v < 0.1 ? 2 : 1)} %`);
+const formatPx = (v) => String(Math.round(v * 10) / 10);
+
+// A colour bar with numbers at both ends and in the middle.
+function colourBar(max, unit, clipped) {
+  const ramp = el("span", { class: "vlm-ramp" });
+  ramp.style.background = `linear-gradient(90deg, ${VIRIDIS.map((c) => `rgb(${c})`).join(",")})`;
+  const digits = max >= 1 ? 2 : Math.min(6, Math.max(2, 2 - Math.floor(Math.log10(max || 1))));
+  return el("span", { class: "vlm-bar" }, ramp, el("span", { class: "vlm-ticks" }, el("span", {}, "0"), el("span", {}, (max / 2).toFixed(digits)), el("span", {}, (clipped ? "≥ " : "") + max.toFixed(digits) + " " + unit)));
+}
+function badge(index) {
+  const node = el("span", { class: "vlm-badge" + (index >= IMAGE_COLOURS.length ? " vlm-again" : "") }, String(index + 1));
+  node.style.background = imageColour(index);
+  node.style.color = inkOn(hexRgb(imageColour(index)));
+  return node;
+}
+
+// Which cell of which image a position is; null for other tokens.
 function findCell(images, position) {
+  if (position === null) return null;
   for (const image of images || []) {
-    const count = image.cells * image.cells;
+    const n = image.cells;
     for (const tile of image.tiles) {
       const k = position - tile.start;
-      if (k < 0 || k >= count) continue;
-      const row = Math.floor(k / image.cells), col = k % image.cells, [l, t, r, b] = tile.box;
-      const w = (r - l) / image.cells, h = (b - t) / image.cells;
+      if (k < 0 || k >= n * n) continue;
+      const row = Math.floor(k / n), col = k % n, [l, t, r, b] = tile.box, w = (r - l) / n, h = (b - t) / n;
       return { image, tile, row, col, box: [l + col * w, t + row * h, l + (col + 1) * w, t + (row + 1) * h] };
     }
   }
   return null;
 }
-const cellText = (cell) => `image ${cell.image.index + 1} · tile ${cell.tile.name} · row ${cell.row + 1}, column ${cell.col + 1} · x ${cell.box[0].toFixed(1)}–${cell.box[2].toFixed(1)}, y ${cell.box[1].toFixed(1)}–${cell.box[3].toFixed(1)} px`;
-const shell = () => element.querySelector('[class^="vlm-"]');
+const boxText = (box) => `x ${formatPx(box[0])}–${formatPx(box[2])}, y ${formatPx(box[1])}–${formatPx(box[3])} px`;
+
+// Radio buttons that look like one switch. Arrow keys come with the browser.
+function switcher(label, name, options, current, pick) {
+  const group = `${name}-${Math.random().toString(36).slice(2, 8)}`, inputs = {};
+  const node = el("div", { class: "vlm-switch", role: "radiogroup", "aria-label": label });
+  for (const [value, text, gloss] of options) {
+    const input = (inputs[value] = el("input", { type: "radio", name: group, value, onchange: () => pick(value) }));
+    input.checked = value === current;
+    node.append(el("label", { title: gloss }, input, el("span", {}, text)));
+  }
+  return { node, set: (value) => { inputs[value].checked = true; }, input: (value) => inputs[value] };
+}
+
+// One floating note for the whole widget. The pointer alone opens it: the readout says the same to everybody else.
+function tooltip() {
+  const box = el("div", { class: "vlm-tooltip", "aria-hidden": "true" });
+  box.hidden = true;
+  document.addEventListener("scroll", () => { box.hidden = true; }, { capture: true, passive: true });
+  return {
+    box,
+    hide: () => { box.hidden = true; },
+    show(rect, lines) {
+      box.replaceChildren(...lines.filter(Boolean).map((line, i) => el("div", { class: i ? null : "vlm-first" }, line)));
+      box.hidden = false;
+      const own = box.getBoundingClientRect(), above = rect.top - own.height - 8;
+      box.style.left = `${Math.max(8, Math.min(rect.left, document.documentElement.clientWidth - own.width - 8))}px`;
+      box.style.top = `${above >= 8 ? above : rect.bottom + 8}px`;
+    },
+  };
+}
+
+// What every widget says of one position, shortest first.
+function summarise(row, heat, images, p) {
+  const span = row.spanOf(p), cell = findCell(images, p), next = p + 1 < row.n ? p + 1 : null;
+  return [
+    `${p}   ${span.kind === "image" ? "image token" : visibleText(row.text(p))}   id ${row.ids[p]}`,
+    span.title + (cell ? ` · row ${cell.row + 1}, column ${cell.col + 1}` : ""),
+    cell ? `covers ${boxText(cell.box)} of the original` : null,
+    `label ${row.trained[p] ? row.ids[p] : "−100, ignored"} · attention mask ${row.masked[p] ? 0 : 1}` + (Number.isNaN(row.loss[p]) ? "" : ` · loss ${row.loss[p].toFixed(3)} nats`),
+    next === null ? null : row.trained[next] ? `must predict ${visibleText(row.text(next))} at ${next}` : `followed by ${row.spanOf(next).kind === "image" ? "an image token" : visibleText(row.text(next))}; not trained on it`,
+    heat && heat.values.length === row.n ? (p > heat.from ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`) : null,
+  ];
+}
+const DARK = () => document.body.classList.contains("dark");
+const root = element.querySelector(".vlm");

@@ -1,230 +1,411 @@
-// The token strip: one button per token, long runs folded into one.
-const MODES = [["kind", "kind"], ["label", "label"], ["mask", "mask"], ["loss", "loss"], ["attention", "attention"]];
-const root = shell();
-const state = { row: null, heat: null, mode: "kind", open: new Set(), nodes: new Map(), focus: 0, timer: null };
+// The token strip: one button per token, long runs folded into one, and the whole row drawn small above them.
+const WHY_PADDING = "The row begins with <|im_end|> because nanoVLM pads on the left and its padding token is <|im_end|>. Attention mask 0 and label −100: nothing reads it and nothing is trained on it.";
+const WHY_SEPARATOR = "Packing puts one masked <|im_end|> after each sample. Without a document mask nothing else keeps the samples apart.";
+const MODES = [
+  ["kind", "kind", "what each token is"], ["label", "label", "what the loss is computed on, and what each position must predict"],
+  ["mask", "mask", "the attention mask"], ["loss", "loss", "−ln p of each token, given all before it"], ["attention", "attention", "share of the selected token's attention"],
+];
+const KINDS = { padding: "padding", separator: "separator", special: "special token", role: "role", region: "tile marker", image: "image tokens", text: "question text", answer: "answer" };
+const state = { row: null, heat: null, mode: "kind", open: new Set(), nodes: new Map(), chips: new Map(), hits: [], timer: null };
+const fold = (span) => span.kind === "image" || (span.kind === "padding" && span.stop - span.start > 1);
 
-const tools = el("div", { class: "tools", role: "radiogroup", "aria-label": "Colour tokens by" });
-const radios = MODES.map(([mode, label]) => {
-  const input = el("input", { type: "radio", name: "vlm-mode", value: mode, onchange: () => setMode(mode) });
-  tools.append(el("label", {}, input, label));
-  return input;
-});
-radios[0].checked = true;
-const find = el("input", { type: "search", class: "find", placeholder: "find  /", "aria-label": "Find a token by its text, Enter goes to the next" });
-const unfold = el("button", { type: "button", class: "plain", onclick: toggleAll }, "unfold all");
-const legend = el("div", { class: "legend" });
-const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens: arrows move, Enter opens a fold, Escape clears" });
-const tip = el("div", { class: "tip", role: "status" });
-root.append(el("div", { class: "head" }, el("h3", {}, "Tokens"), tools, find, unfold), legend, line, tip);
+const count = el("span", { class: "vlm-count" });
+const modes = switcher("Colour the tokens by", "vlm-mode", MODES, state.mode, (mode) => { state.mode = mode; paintAll(); });
+const find = el("input", { type: "search", class: "vlm-find", placeholder: "find text or #position   /", "aria-label": "Find tokens by text, or one by #position. Enter goes to the next, Shift Enter to the one before", spellcheck: "false", autocomplete: "off" });
+const found = el("span", { class: "vlm-found", role: "status" });
+const unfold = el("button", { type: "button", class: "vlm-plain", onclick: toggleAll }, "unfold all");
+const legend = el("div", { class: "vlm-legend" });
+const map = el("canvas", { class: "vlm-map", "aria-hidden": "true", title: "the whole row; click to go there" });
+const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. Arrows move the selection, Enter opens or closes a run, Escape clears", "aria-orientation": "horizontal" });
+const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
+const tip = tooltip();
+const tools = el("div", { class: "vlm-tools" }, modes.node, el("span", { class: "vlm-finder" }, find, found), unfold);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Tokens"), count, tools), legend, map, line, spoken, tip.box);
 
-function setMode(mode) {
-  state.mode = mode;
-  radios.forEach((radio) => { radio.checked = radio.value === mode; });
-  paintAll();
-}
-
-function isFolded(span, index) {
-  return (span.kind === "image" || span.kind === "padding") && !state.open.has(index) && span.stop - span.start > 2;
-}
+// ---- drawing
 
 function draw() {
   state.nodes.clear();
-  line.replaceChildren();
-  if (!state.row) {
-    line.append(el("p", { class: "empty" }, "Ask something: every position that the model reads appears here, images as folded runs."));
+  state.chips.clear();
+  const row = state.row;
+  tools.hidden = map.hidden = !row;
+  if (!row) {
+    line.replaceChildren(el("p", { class: "vlm-empty" }, "Ask something, and every position that the model reads appears here in order: template, image tokens folded per tile, question, answer. Pick one to see where it looked."));
     legend.replaceChildren();
+    count.textContent = "";
     return;
   }
   const parts = document.createDocumentFragment();
-  let segment = null;
-  state.row.data.spans.forEach((span, index) => {
-    if (segment !== null && span.segment !== segment) parts.append(el("span", { class: "break" }));
-    segment = span.segment;
-    if (span.kind === "image" || span.kind === "padding") parts.append(chip(span, index));
-    if (!isFolded(span, index)) for (let p = span.start; p < span.stop; p++) parts.append(token(p, span));
+  let block = null, group = null;
+  row.spans.forEach((span, index) => {
+    // One block per message, named in the gutter by its role; padding and separators stand alone.
+    const own = span.kind === "padding" || span.kind === "separator" ? `${span.kind}${index}` : `${span.segment} ${span.message}`;
+    if (own !== group) {
+      group = own;
+      block = el("span", { class: "vlm-run" });
+      parts.append(el("div", { class: `vlm-block${span.kind === "separator" ? " vlm-cut" : ""}` }, el("span", { class: "vlm-gutter", "aria-hidden": "true" }, gutter(span, index)), block));
+    }
+    if (fold(span)) block.append(chip(span, index));
+    if (!fold(span) || state.open.has(index)) for (let p = span.start; p < span.stop; p++) block.append(token(p, span));
+    if (span.kind === "separator") block.append(el("span", { class: "vlm-why" }, WHY_SEPARATOR));
+    if (span.kind === "padding") block.append(el("span", { class: "vlm-why" }, WHY_PADDING));
   });
-  line.append(parts);
+  line.replaceChildren(parts);
+  const tokens = row.spans.reduce((sum, span) => sum + (span.kind === "image" ? span.stop - span.start : 0), 0);
+  const images = new Set(row.spans.filter((span) => span.kind === "image").map((span) => span.image)).size;
+  count.textContent = `${grouped(row.n)} positions` + (images ? `, ${grouped(tokens)} of them image tokens (${Math.round((100 * tokens) / row.n)} %) of ${images} ${images === 1 ? "image" : "images"}` : ", no image");
   paintAll();
 }
 
-function chip(span, index) {
-  const count = span.stop - span.start, folded = isFolded(span, index);
-  const name = span.kind === "padding" ? "padding" : span.title.replace(/^image \d+ · tile /, "");
-  const node = el("button", { type: "button", class: `chip k-${span.kind}`, tabindex: "-1", "aria-expanded": String(!folded), "data-span": index, "data-p": span.start,
-    "aria-label": `${span.title}, ${count} tokens, positions ${span.start} to ${span.stop - 1}` },
-    `${folded ? "▸" : "▾"} ${span.image !== null ? circled(span.image) + " " : ""}${name} ×${count}`);
-  if (span.image !== null) { node.style.setProperty("--image", imageColour(span.image)); if (span.image > 5) node.classList.add("pattern"); }
-  if (folded) for (let p = span.start; p < span.stop; p++) state.nodes.set(p, node);
+function gutter(span, index) {
+  if (span.kind === "padding") return "padding";
+  if (span.kind === "separator") return "separator";
+  if (span.message === null) return "";
+  for (let i = index; i < state.row.spans.length && state.row.spans[i].message === span.message; i++) {
+    if (state.row.spans[i].kind !== "role") continue;
+    let text = "";
+    for (let p = state.row.spans[i].start; p < state.row.spans[i].stop; p++) text += state.row.text(p);
+    const word = text.match(/[a-z]+/i);
+    if (word) return word[0];
+  }
+  return "";
+}
+
+function dress(node, span) {
+  if (span.image === null) return node;
+  node.style.setProperty("--image", imageColour(span.image));
+  if (span.image >= IMAGE_COLOURS.length) node.classList.add("vlm-again");
   return node;
+}
+
+function chip(span, index) {
+  const n = span.stop - span.start, open = state.open.has(index);
+  const node = el("button", { type: "button", class: `chip k-${span.kind}`, tabindex: "-1", "aria-expanded": String(open), "data-span": index, "data-p": span.start });
+  const aside = (text) => el("span", { class: "vlm-spoken" }, text);
+  if (span.image !== null) node.append(aside("image "), badge(span.image));
+  node.append(`${span.kind === "padding" ? visibleText(state.row.text(span.start)) : span.title.split("tile ").pop()} ×${n}`, aside(`, positions ${span.start} to ${span.stop - 1}${span.kind === "padding" ? ", padding" : ""}`));
+  if (span.kind === "image") {
+    const side = Math.round(Math.sqrt(n));
+    // A square run gets a picture of its tile, anything else a bar.
+    node.append(el("canvas", { class: "vlm-mini", width: side * side === n ? side : n, height: side * side === n ? side : 1 }), el("span", { class: "vlm-sum" }));
+  }
+  state.chips.set(index, node);
+  if (!open) for (let p = span.start; p < span.stop; p++) state.nodes.set(p, node);
+  return dress(node, span);
 }
 
 function token(p, span) {
-  const text = span.kind === "image" ? "▪" : visibleText(state.row.text(p));
-  const node = el("button", { type: "button", class: `tok k-${span.kind}`, tabindex: "-1", "data-p": p, "aria-label": `position ${p}, ${span.title}: ${span.kind === "image" ? "image token" : text}` }, text);
-  if (span.image !== null) { node.style.setProperty("--image", imageColour(span.image)); if (span.image > 5) node.classList.add("pattern"); }
-  if (span.kind === "separator") node.prepend("⟂ ");
+  const row = state.row, image = span.kind === "image", text = image ? "▪" : visibleText(row.text(p));
+  const node = el("button", { type: "button", class: `tok k-${span.kind}`, tabindex: "-1", "data-p": p, "aria-label": `${p}, ${image ? "image token" : text}, ${span.title}` }, text);
+  // The shift: the output here is compared with the token after it.
+  if (p + 1 < row.n && row.trained[p + 1]) node.dataset.next = `→ ${visibleText(row.text(p + 1))}`;
   state.nodes.set(p, node);
-  return node;
+  return dress(node, span);
 }
 
-function paint(node, p, stop) {
-  const { row, heat, mode } = state;
-  node.style.color = "";
-  node.style.removeProperty("--heat-fill");
-  node.classList.remove("hot");
-  node.classList.toggle("trained", mode === "label" && !!row.trained[p]);
-  node.classList.toggle("ignored", mode === "label" && !row.trained[p]);
-  node.classList.toggle("unseen", mode === "mask" && !!row.masked[p]);
-  node.classList.toggle("seen", mode === "mask" && !row.masked[p]);
-  let share = null;
-  if (mode === "loss" && row.loss[p] !== undefined) share = row.loss[p] / state.maxLoss;
-  if (mode === "attention" && heat) {
-    // A folded run shows its largest share, so that its colour is on the same scale as a single token's.
-    share = 0;
-    for (let q = p; q < stop; q++) share = Math.max(share, heat.values[q] / heat.max);
-  }
-  if (share !== null) { node.classList.add("hot"); node.style.setProperty("--heat-fill", `rgb(${viridis(share)})`); node.style.color = onViridis(share); }
+function fill(node, share) {
+  node.classList.toggle("hot", share !== null);
+  if (share === null) { node.style.removeProperty("--fill"); node.style.removeProperty("--on"); return; }
+  node.style.setProperty("--fill", `rgb(${viridis(share)})`);
+  node.style.setProperty("--on", INKS[step(share)]);
 }
 
+const heats = () => state.mode === "attention" && state.heat;
 function paintAll() {
-  if (!state.row) return;
-  line.dataset.mode = state.mode;
-  state.maxLoss = Math.max(1e-6, ...Object.values(state.row.loss));
+  const { row, mode } = state;
+  if (!row) return;
+  line.dataset.mode = mode;
+  const heat = heats(), top = Math.max(row.topLoss, 1e-6);
   for (const [p, node] of state.nodes) {
-    if (node.classList.contains("chip") && Number(node.dataset.p) !== p) continue;
-    paint(node, p, node.classList.contains("chip") ? state.row.data.spans[node.dataset.span].stop : p + 1);
+    if (node.classList.contains("chip")) continue;
+    node.classList.toggle("trained", !!row.trained[p]);
+    node.classList.toggle("masked", !!row.masked[p]);
+    node.classList.toggle("seen", !row.masked[p]);
+    fill(node, heat ? heat.values[p] / heat.max : mode === "loss" && !Number.isNaN(row.loss[p]) ? row.loss[p] / top : null);
+  }
+  for (const [index, node] of state.chips) {
+    const span = row.spans[index];
+    node.classList.toggle("trained", !!row.trained[span.start]);
+    node.classList.toggle("masked", !!row.masked[span.start]);
+    node.classList.toggle("seen", !row.masked[span.start]);
+    node.classList.toggle("vlm-mapped", !!heat);
+    if (span.kind !== "image" || !heat) continue;
+    const small = node.querySelector("canvas"), pen = small.getContext("2d"), pixels = pen.createImageData(small.width, small.height);
+    for (let k = 0; k < span.stop - span.start; k++) { pixels.data.set(viridis(heat.values[span.start + k] / heat.max), 4 * k); pixels.data[4 * k + 3] = 255; }
+    pen.putImageData(pixels, 0, 0);
+    node.querySelector(".vlm-sum").textContent = formatShare(sumOf(heat.values, span.start, span.stop));
   }
   drawLegend();
+  drawMap();
   mark();
 }
 
 function drawLegend() {
-  const has = (kind) => state.row.data.spans.some((span) => span.kind === kind);
-  const swatch = (css, text) => el("span", { class: "key" }, el("i", { class: css }), text);
-  const items = [];
-  if (state.mode === "kind") {
-    const names = { padding: "padding", separator: "separator", special: "special token", role: "chat template", region: "tile marker", image: "image tokens, in the image's colour", text: "text", answer: "answer" };
-    for (const [kind, name] of Object.entries(names)) if (has(kind)) items.push(swatch("k-" + kind, name));
-  } else if (state.mode === "label") items.push(swatch("trained", "trained on: the position before must predict it"), swatch("ignored", "label −100: ignored"));
-  else if (state.mode === "mask") items.push(swatch("seen", "attention mask 1"), swatch("unseen", "0: nobody attends to it"));
-  else if (state.mode === "loss") items.push(colourBar(state.maxLoss, "nats"), el("span", { class: "key" }, "−log p of each token, given all before it"));
-  else if (state.heat) items.push(colourBar(state.heat.max, "of 1"), el("span", { class: "key" }, `attention from position ${state.heat.from}, ${state.heat.label}; folded runs show their largest`));
-  if (has("separator")) items.push(el("span", { class: "why" }, "⟂ a masked <|im_end|> ends each packed sample; nothing else keeps samples apart."));
-  items.push(el("details", { class: "why" }, el("summary", {}, "why does a batch begin with <|im_end|>?"),
-    "It is padding: nanoVLM pads rows on the left and its padding token is <|im_end|>, with attention mask 0 and label −100. One row alone, as here, needs none; the Batch tab shows it as soon as two samples of different length lie side by side."));
+  const { row, mode, heat } = state, items = [];
+  const key = (css, text) => el("span", { class: "vlm-key" }, el("i", { class: css }, css === "k-image" || css === "k-region" ? "" : null), text);
+  const note = (text) => el("span", { class: "vlm-key" }, text);
+  if (mode === "kind") {
+    for (const [kind, name] of Object.entries(KINDS)) if (row.spans.some((span) => span.kind === kind)) items.push(key(`k-${kind}`, name));
+    if (row.spans.some((span) => span.kind === "image")) items.push(note("tiles and their markers in the image's colour"));
+  } else if (mode === "label") items.push(key("trained", "trained on"), key("vlm-ignored", "label −100, ignored"), note("→ what the loss wants predicted there: the token after it"));
+  else if (mode === "mask") items.push(key("seen", "1, attended to"), key("masked", "0, nothing attends to it"));
+  else if (mode === "loss") items.push(row.topLoss ? colourBar(row.topLoss, "nats", false) : note("No token of this row has a loss."), note(row.topLoss ? "−ln p of each token given all before it; plain: nothing predicts it, or not worth scoring" : ""));
+  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of token ${heat.from}'s attention, ${heat.label}; on a folded run its sum${heat.clipped ? "; brightest: beyond the scale" : ""}`));
+  else items.push(note("Select a token to see where it looked."));
   legend.replaceChildren(...items);
 }
 
+// The row from end to end, one column of pixels per position or several positions to a column.
+function drawMap() {
+  const row = state.row, scale = window.devicePixelRatio || 1, width = Math.round(map.clientWidth * scale), height = Math.round(18 * scale);
+  if (!row || !width) return;
+  map.width = width;
+  map.height = height;
+  const pen = map.getContext("2d"), x = (p) => Math.round((p / row.n) * width), dark = DARK(), heat = heats();
+  const paper = dark ? "#1e293b" : "#e2e8f0", ink = dark ? "#e2e8f0" : "#1e293b", grey = dark ? "#64748b" : "#94a3b8";
+  pen.fillStyle = paper;
+  pen.fillRect(0, 0, width, height);
+  const column = (start, stop, colour, top, bottom) => { pen.fillStyle = colour; pen.fillRect(x(start), top * height, Math.max(x(stop) - x(start), 1), (bottom - top) * height); };
+  for (const span of row.spans) {
+    const own = span.image !== null ? imageColour(span.image) : { padding: grey, separator: ink, special: "#7F63B8", role: "#7F63B8", answer: ink }[span.kind];
+    if (state.mode === "kind") {
+      if (own) column(span.start, span.stop, own, span.kind === "answer" ? 0.5 : 0, span.kind === "region" || span.kind === "image" ? 1 : 0.999);
+    } else if (span.image !== null) column(span.start, span.stop, own, 0.85, 1);
+  }
+  if (state.mode !== "kind") {
+    const top = Math.max(row.topLoss, 1e-6);
+    // The largest of the positions that share a column wins, or it would vanish between its neighbours.
+    const level = new Float32Array(width).fill(-1);
+    for (let p = 0; p < row.n; p++) {
+      const v = heat ? heat.values[p] / heat.max : state.mode === "loss" ? (Number.isNaN(row.loss[p]) ? -1 : row.loss[p] / top) : state.mode === "label" ? (row.trained[p] ? 1 : -1) : state.mode === "mask" ? (row.masked[p] ? -1 : 1) : -1;
+      for (let i = x(p), end = Math.max(x(p + 1), i + 1); i < end && i < width; i++) level[i] = Math.max(level[i], v);
+    }
+    const flat = state.mode === "label" ? "#009E73" : state.mode === "mask" ? grey : null;
+    for (let i = 0; i < width; i++) if (level[i] >= 0) { pen.fillStyle = flat || `rgb(${viridis(level[i])})`; pen.fillRect(i, 0, 1, height * 0.8); }
+  }
+  if (bus.position !== null && bus.position < row.n) {
+    const at = Math.min(width - 2 * scale, x(bus.position));
+    pen.fillStyle = paper; pen.fillRect(at - 2 * scale, 0, 6 * scale, height);
+    pen.fillStyle = ink; pen.fillRect(at, 0, 2 * scale, height);
+  }
+}
+
+// ---- selecting
+
+let marked = [], entry = null;
 function mark() {
-  const p = bus.position;
-  line.querySelectorAll(".selected").forEach((node) => { node.classList.remove("selected"); node.removeAttribute("aria-pressed"); });
-  const node = p === null ? null : state.nodes.get(p);
-  line.querySelectorAll('[tabindex="0"]').forEach((other) => { other.tabIndex = -1; });
-  const entry = node || line.querySelector("button");
-  if (entry) entry.tabIndex = 0;
-  if (node) { node.classList.add("selected"); node.setAttribute("aria-pressed", "true"); }
+  for (const node of marked) { node.classList.remove("vlm-sel", "vlm-nxt"); node.removeAttribute("aria-current"); }
+  marked = [];
+  const p = bus.position, node = p === null ? null : state.nodes.get(p);
+  if (node) {
+    node.classList.add("vlm-sel");
+    node.setAttribute("aria-current", "true");
+    marked.push(node);
+    const next = state.nodes.get(p + 1);
+    if (next && next !== node) { next.classList.add("vlm-nxt"); marked.push(next); }
+  }
+  enter(node || (entry && entry.isConnected ? entry : line.querySelector("button")));
   return node;
 }
-
-function choose(p, focus) {
-  selectPosition(p, "strip");
-  const node = state.nodes.get(p);
-  if (focus && node) node.focus();
+// Roving tabindex: Tab reaches one token, the arrows reach the others.
+function enter(node) {
+  if (entry) entry.tabIndex = -1;
+  entry = node;
+  if (entry) entry.tabIndex = 0;
+}
+// Scrolls the strip's own lines; the page stays where it is.
+function reveal(node) {
+  const box = line.getBoundingClientRect(), own = node.getBoundingClientRect();
+  if (own.top < box.top + 8) line.scrollTop += own.top - box.top - 24;
+  else if (own.bottom > box.bottom - 8) line.scrollTop += own.bottom - box.bottom + 24;
+}
+function go(node) {
+  selectPosition(Number(node.dataset.p), "strip");
+  enter(node);
+  node.focus({ preventScroll: true });
+  reveal(node);
+}
+function toggle(index) {
+  if (state.open.has(index)) state.open.delete(index); else state.open.add(index);
+  draw();
+  const node = state.chips.get(index);
+  enter(node);
+  node.focus({ preventScroll: true });
+  unfold.textContent = state.open.size ? "fold all" : "unfold all";
+}
+function toggleAll() {
+  const folds = state.row.spans.map((span, i) => [span, i]).filter(([span]) => fold(span)).map(([, i]) => i);
+  state.open = new Set(state.open.size ? [] : folds);
+  unfold.textContent = state.open.size ? "fold all" : "unfold all";
+  draw();
 }
 
-function describe(node) {
-  const row = state.row, p = Number(node.dataset.p), span = row.data.spans[row.span[p]];
-  if (node.classList.contains("chip")) {
-    let share = "";
-    if (state.heat) { let sum = 0; for (let q = span.start; q < span.stop; q++) sum += state.heat.values[q]; share = ` · ${formatShare(sum)} of the attention`; }
-    const why = span.kind === "padding" ? " · padding on the left with <|im_end|>, nanoVLM's padding token" : "";
-    return `${span.title} · positions ${span.start}–${span.stop - 1}${share}${why}`;
-  }
-  const label = row.trained[p] ? row.ids[p] : -100, loss = row.loss[p] === undefined ? "–" : row.loss[p].toFixed(3) + " nats";
-  return `${p} · id ${row.ids[p]} · “${visibleText(row.text(p))}” · ${span.title} · label ${label} · mask ${row.masked[p] ? 0 : 1} · loss ${loss}` + (state.heat ? ` · attention ${formatShare(state.heat.values[p])}` : "");
-}
-
-line.addEventListener("mouseover", (event) => { const node = event.target.closest("button"); if (node) tip.textContent = describe(node); });
-line.addEventListener("focusin", (event) => { const node = event.target.closest("button"); if (node) tip.textContent = describe(node); });
 line.addEventListener("click", (event) => {
   const node = event.target.closest("button");
   if (!node) return;
-  if (node.classList.contains("chip")) toggle(Number(node.dataset.span), true);
-  else choose(Number(node.dataset.p), true);
+  tip.hide();
+  if (node.classList.contains("chip")) toggle(Number(node.dataset.span)); else go(node);
 });
 line.addEventListener("keydown", (event) => {
   const node = event.target.closest("button");
-  if (!node) return;
+  if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
   const all = [...line.querySelectorAll("button")], i = all.indexOf(node);
   let target = null;
   if (event.key === "ArrowRight") target = all[i + 1];
   else if (event.key === "ArrowLeft") target = all[i - 1];
   else if (event.key === "Home") target = all[0];
   else if (event.key === "End") target = all[all.length - 1];
-  else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    const down = event.key === "ArrowDown", here = node.getBoundingClientRect();
-    const rows = all.filter((other) => { const r = other.getBoundingClientRect(); return down ? r.top > here.bottom - 4 : r.bottom < here.top + 4; });
-    const edge = down ? Math.min(...rows.map((o) => o.getBoundingClientRect().top)) : Math.max(...rows.map((o) => o.getBoundingClientRect().top));
-    target = rows.filter((o) => Math.abs(o.getBoundingClientRect().top - edge) < 6).sort((a, b) => Math.abs(a.getBoundingClientRect().left - here.left) - Math.abs(b.getBoundingClientRect().left - here.left))[0];
-  } else if (event.key === "Escape") selectPosition(null, "strip");
+  else if (event.key === "ArrowDown" || event.key === "ArrowUp") target = neighbour(all, i, event.key === "ArrowDown" ? 1 : -1);
+  else if (event.key === "Escape") { selectPosition(null, "strip"); tip.hide(); }
   else return;
   event.preventDefault();
-  if (!target) return;
-  if (target.classList.contains("chip")) { node.tabIndex = -1; target.tabIndex = 0; target.focus(); } else choose(Number(target.dataset.p), true);
+  if (target) go(target);
 });
-
-function toggle(index, focus) {
-  if (state.open.has(index)) state.open.delete(index); else state.open.add(index);
-  draw();
-  if (focus) { const node = line.querySelector(`.chip[data-span="${index}"]`); if (node) { node.tabIndex = 0; node.focus(); } }
-}
-function toggleAll() {
-  const folds = (state.row ? state.row.data.spans : []).map((span, i) => [span, i]).filter(([span]) => span.kind === "image" || span.kind === "padding").map(([, i]) => i);
-  const open = folds.some((i) => !state.open.has(i));
-  state.open = new Set(open ? folds : []);
-  unfold.textContent = open ? "fold all" : "unfold all";
-  draw();
-}
-find.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || !state.row || !find.value) return;
-  event.preventDefault();
-  for (let step = 1; step <= state.row.n; step++) {
-    const p = ((bus.position === null ? -1 : bus.position) + step) % state.row.n;
-    if (state.row.text(p).toLowerCase().includes(find.value.toLowerCase())) { selectPosition(p, "find"); return; }
+// The closest token on the line above or below; stops looking once that line has passed.
+function neighbour(all, i, way) {
+  const here = all[i].getBoundingClientRect(), centre = (here.left + here.right) / 2;
+  let best = null, edge = null, least = Infinity;
+  for (let k = i + way; k >= 0 && k < all.length; k += way) {
+    const there = all[k].getBoundingClientRect();
+    if (way > 0 ? there.top < here.bottom - 2 : there.bottom > here.top + 2) continue;
+    if (edge === null) edge = there.top;
+    else if (Math.abs(there.top - edge) > 8) break;
+    const gap = Math.abs((there.left + there.right) / 2 - centre);
+    if (gap < least) { least = gap; best = all[k]; }
   }
-  tip.textContent = `No token contains “${find.value}”.`;
+  return best;
+}
+
+line.addEventListener("pointerover", (event) => {
+  const node = event.target.closest("button");
+  if (!node || event.pointerType === "touch") return;
+  const p = Number(node.dataset.p), row = state.row, span = row.spanOf(p);
+  hoverPosition(p, "strip");
+  if (!node.classList.contains("chip")) { tip.show(node.getBoundingClientRect(), summarise(row, state.heat, bus.images, p)); return; }
+  const heat = state.heat;
+  tip.show(node.getBoundingClientRect(), [
+    `${span.start} – ${span.stop - 1}   ${span.stop - span.start} tokens   id ${row.ids[p]}`, span.title,
+    span.kind === "padding" ? WHY_PADDING : "one token per cell, row by row from the top left",
+    heat ? `${formatShare(sumOf(heat.values, span.start, span.stop))} of token ${heat.from}'s attention` : null,
+    `click ${state.open.has(Number(node.dataset.span)) ? "folds" : "opens"} the run`,
+  ]);
 });
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.target.isContentEditable || !element.isConnected) return;
-  if (event.key === "/") { event.preventDefault(); find.focus(); }
-  else if (event.key === "a") document.getElementById("ask")?.click();
+line.addEventListener("pointerout", (event) => { if (event.target.closest("button")) { tip.hide(); hoverPosition(null, "strip"); } });
+map.addEventListener("click", (event) => {
+  const box = map.getBoundingClientRect();
+  selectPosition(Math.min(state.row.n - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * state.row.n))), "map");
 });
-document.addEventListener("vlm:select", (event) => {
-  if (!state.row) return;
-  const p = event.detail.position;
-  if (p !== null && event.detail.origin !== "data") {
-    const index = state.row.span[p];
-    if (event.detail.origin === "find" && isFolded(state.row.data.spans[index], index)) { state.open.add(index); draw(); }
-    clearTimeout(state.timer);
+map.addEventListener("pointermove", (event) => {
+  const box = map.getBoundingClientRect(), p = Math.min(state.row.n - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * state.row.n)));
+  tip.show({ left: event.clientX, top: box.top, bottom: box.bottom }, summarise(state.row, state.heat, bus.images, p).slice(0, 2));
+});
+map.addEventListener("pointerleave", tip.hide);
+
+// ---- finding
+
+// A phrase may run over several tokens, so the whole row is searched; an image token is one character that nobody types.
+function search() {
+  for (const p of state.hits) { const node = state.nodes.get(p); if (node) node.classList.remove("vlm-hit"); }
+  state.hits = [];
+  const wanted = find.value.replace(/·/g, " ").replace(/⏎/g, "\n"), row = state.row;
+  if (!row || !wanted.trim() && !wanted.includes("\n")) { found.textContent = ""; return; }
+  const number = wanted.trim().match(/^#(\d+)$/);
+  if (number) { if (Number(number[1]) < row.n) state.hits = [Number(number[1])]; }
+  else {
+    let text = "";
+    const owner = [];
+    for (let p = 0; p < row.n; p++) {
+      const part = row.spanOf(p).kind === "image" ? "\u0000" : row.text(p).toLowerCase();
+      for (let k = 0; k < part.length; k++) owner.push(p);
+      text += part;
+    }
+    const needle = wanted.toLowerCase();
+    for (let at = text.indexOf(needle); at >= 0; at = text.indexOf(needle, at + 1)) {
+      // A word with the space before it is one token: report the token that holds the first letter.
+      const p = owner[at];
+      if (state.hits[state.hits.length - 1] !== p) state.hits.push(p);
+    }
+  }
+  for (const p of state.hits) { const node = state.nodes.get(p); if (node) node.classList.add("vlm-hit"); }
+  found.textContent = state.hits.length ? `${state.hits.length} found` : "not in this row";
+}
+find.addEventListener("input", search);
+find.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") { find.value = ""; search(); if (entry) entry.focus({ preventScroll: true }); return; }
+  if (event.key !== "Enter" || !state.row) return;
+  event.preventDefault();
+  search();
+  const hits = state.hits, from = bus.position === null ? -1 : bus.position;
+  if (!hits.length) return;
+  const p = event.shiftKey ? [...hits].reverse().find((h) => h < from) ?? hits[hits.length - 1] : hits.find((h) => h > from) ?? hits[0];
+  selectPosition(p, "find");
+  found.textContent = `${hits.indexOf(p) + 1} of ${hits.length}`;
+});
+function slash(event) {
+  if (!element.isConnected) { document.removeEventListener("keydown", slash); return; }
+  if (event.key !== "/" || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !state.row) return;
+  if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && !/^(radio|checkbox|range|button)$/.test(event.target.type) || event.target.isContentEditable) return;
+  event.preventDefault();
+  find.focus();
+  find.select();
+}
+document.addEventListener("keydown", slash);
+
+// ---- what comes in
+
+listen("vlm:select", ({ position, origin }) => {
+  const row = state.row;
+  clearTimeout(state.timer);
+  if (!row || (position !== null && position >= row.n)) return;
+  if (position !== null && origin !== "server") {
+    const index = row.span[position];
+    // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
+    if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
     // Moving along with the arrows asks for the last token alone.
-    state.timer = setTimeout(() => trigger("select", { position: p }), 120);
+    state.timer = setTimeout(() => trigger("select", { position }), 120);
+    if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();
-  if (node && event.detail.origin !== "strip") node.scrollIntoView({ block: "nearest" });
+  drawMap();
+  if (node && origin !== "strip") reveal(node);
 });
+listen("vlm:hover", ({ position, origin }) => {
+  line.querySelectorAll(".vlm-lit").forEach((node) => node.classList.remove("vlm-lit"));
+  const node = origin !== "strip" && position !== null ? state.nodes.get(position) : null;
+  if (node) node.classList.add("vlm-lit");
+});
+new ResizeObserver(drawMap).observe(map);
+new MutationObserver(drawMap).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-function takeData() {
-  state.row = props.data ? readRow(props.data) : null;
-  state.open.clear();
-  unfold.textContent = "unfold all";
-  takeHeat();
+let key;
+function take() {
+  const data = props.data;
+  if (!data) { state.row = null; key = undefined; }
+  else if (!state.row || data.key !== key || data.n !== state.row.n) {
+    key = data.key;
+    state.row = readRow(data);
+    state.open.clear();
+    state.hits = [];
+    find.value = found.textContent = "";
+    unfold.textContent = "unfold all";
+    line.scrollTop = 0;
+    entry = null;
+  } else state.row = readRow(data);
+  const fresh = bus.row === null || !state.row || bus.row.key !== state.row.key;
+  bus.row = state.row;
+  takeHeat(fresh);
   draw();
+  tellData();
+  if (fresh) selectPosition(bus.position, "server");
 }
-function takeHeat() {
+function takeHeat(fresh) {
   state.heat = readHeat(props.heat);
   if (state.heat && state.row && state.heat.values.length !== state.row.n) state.heat = null;
-  if (state.heat) { bus.position = state.heat.from; document.dispatchEvent(new CustomEvent("vlm:select", { detail: { position: state.heat.from, origin: "data" } })); }
+  bus.heat = state.heat;
+  // Only a new row moves the selection: heat that comes late must not take back what has been picked meanwhile.
+  if (fresh) bus.position = state.heat ? state.heat.from : null;
 }
-watch("data", takeData);
-watch("heat", () => { takeHeat(); paintAll(); });
-takeData();
+const [DATA, HEAT] = Object.keys({ data: 0, heat: 0 });
+watch(DATA, take);
+watch(HEAT, () => { takeHeat(false); if (state.row) paintAll(); tellData(); });
+take();

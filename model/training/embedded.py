@@ -426,7 +426,11 @@ class TrainingRun:
             self._optimizer_state = state["optimizer"]
         elif state_path.exists():
             raise InputError(f"{out} holds a run already; add --resume to go on with it, or choose another folder.")
+        # Kept, so that resuming with more minutes stretches the decoder's schedule and nothing else.
         self.encoder_seconds = self.seconds * ENCODER_SHARE
+        self.decoder_start = self.encoder_seconds
+        if resume and self.stage == "decoder":
+            self.decoder_start = min(float(state.get("decoder_start", self.encoder_seconds)), self.elapsed)
         self._last_tick = self._last_save = time.monotonic()
 
     def run(self) -> VLM:
@@ -434,6 +438,7 @@ class TrainingRun:
         if self.stage == "encoder":
             self._train_encoder()
             self.stage, self.step, self._optimizer_state = "decoder", 0, None
+            self.decoder_start = self.elapsed
             self._save(None)
         self._train_decoder()
         return self.vlm
@@ -455,7 +460,7 @@ class TrainingRun:
             self.vlm.vision_encoder = encoder  # type: ignore[assignment]
         try:
             state = {"vlm": self.vlm.state_dict(), "heads": self.heads.state_dict(), "stage": self.stage,
-                     "step": self.step, "elapsed": self.elapsed,
+                     "step": self.step, "elapsed": self.elapsed, "decoder_start": self.decoder_start,
                      "optimizer": None if optimizer is None else optimizer.state_dict()}  # fmt: skip
             staging = self.out / "state.pt.new"
             torch.save(state, staging)
@@ -518,7 +523,7 @@ class TrainingRun:
         self.vlm.vision_encoder = CachedEncoder(pool.features)  # type: ignore[assignment]
         parameters = [*self.vlm.MP.parameters(), *self.vlm.decoder.parameters()]
         optimizer = self._optimizer(parameters)
-        start = self.encoder_seconds
+        start = self.decoder_start
         while self.elapsed < self.seconds:
             progress = max(0.0, (self.elapsed - start) / (self.seconds - start))
             rng = np.random.default_rng((self.seed, self.step))

@@ -27,7 +27,9 @@ def client(url):
 
 def test_every_event_has_a_name(client):
     names = client.view_api(return_format="dict")["named_endpoints"]
-    assert {"/ask", "/inspect", "/tokens", "/plan_images", "/select_token", "/arrange_batch", "/batch_files"} <= set(names)
+    assert {"/ask", "/inspect", "/tokens", "/plan_images", "/select_token", "/arrange_batch", "/batch_files"} <= set(
+        names
+    )
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 

@@ -133,7 +133,9 @@ def test_painting_a_cell_moves_the_features_of_its_own_token_most(embedded):
 
 
 def test_answers_stream_and_are_in_the_row(embedded):
-    steps, inspection = run(embedded, Prompt(THREE, (Turn("What?"), Turn("Given?", "yes"), Turn("And?"))), max_new_tokens=4)
+    steps, inspection = run(
+        embedded, Prompt(THREE, (Turn("What?"), Turn("Given?", "yes"), Turn("And?"))), max_new_tokens=4
+    )
     assert {turn for turn, _ in steps} == {0, 2}
     assert inspection.prompt.turns[1].assistant == "yes"
     assert inspection.answers[1] == ()

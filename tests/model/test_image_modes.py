@@ -144,7 +144,7 @@ def test_no_bytes():
     assert "empty" in refused(b"")
 
 
-@pytest.mark.parametrize("data", [b"hello", b"\x00" * 1000, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n"])
+@pytest.mark.parametrize("data", [b"hello", b"\x00" * 1000, b"<svg/>", b"%PDF-1.7\n"])
 def test_not_an_image(data):
     assert "not an image" in refused(data)
 
@@ -196,7 +196,8 @@ def test_extreme_sizes(size, resized, grid):
     assert processed.resized_size == resized
     assert processed.grid == grid
     assert plan_image(size, SMALL).tiles == len(processed.tiles) == len(processed.boxes)
-    assert float(processed.tiles.min()) == float(processed.tiles.max()) == 1.0
+    assert processed.tiles.min().item() == pytest.approx(1)
+    assert processed.tiles.max().item() == pytest.approx(1)
 
 
 def test_no_pixels_at_all():

@@ -1,9 +1,15 @@
-"""Our encoder and decoder against transformers' own classes with the same random weights, through our importers."""
+"""Our encoder and decoder against transformers' own classes with the same random weights, through our importers; and
+the importers against upstream's."""
+
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from model import InputError
 from model.backbones import import_llama, import_siglip
 from model.language import build_mask
 
@@ -101,3 +107,42 @@ def test_new_rows_leave_the_old_logits_alone_and_are_small(llama):
         logits = our_logits(ours, ids, torch.ones_like(ids).bool())
         torch.testing.assert_close(logits[..., :120], theirs(ids).logits, atol=2e-5, rtol=1e-5)
     assert logits.shape[-1] == 160
+
+
+def test_upstreams_import_of_siglip(golden):
+    numbers = load_file(golden / "backbones.safetensors")
+    settings, encoder = import_siglip(golden / "tiny_siglip")
+    expected = json.loads((golden / "backbones.json").read_text())["siglip"]["cfg_after"]
+    assert settings == {name: expected[name] for name in settings}
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(numbers["siglip.x"]), numbers["siglip.out"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("1090", 66), ("1024", 0)])
+def test_upstreams_import_of_a_sharded_llama(golden, name, extra):
+    numbers = load_file(golden / "backbones.safetensors")
+    settings, decoder = import_llama(golden / "tiny_llama", extra_tokens=extra)
+    expected = json.loads((golden / "backbones.json").read_text())[f"tiny_llama_{name}"]
+    for key in settings.keys() & expected["cfg_after"].keys():
+        assert settings[key] == expected["cfg_after"][key], key
+    assert (decoder.head.weight is decoder.token_embedding.weight) == expected["tied_after"]
+    ids = numbers[f"llama{name}.ids"]
+    with torch.no_grad():
+        logits = our_logits(decoder, ids, torch.ones_like(ids).bool())[..., :1024:8]
+    torch.testing.assert_close(logits, numbers[f"llama{name}.logits_base_every8th"], atol=2e-4, rtol=0)
+
+
+def test_a_missing_shard_and_a_foreign_checkpoint_are_named(golden, tmp_path):
+    folder = tmp_path / "llama"
+    shutil.copytree(golden / "tiny_llama", folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match="model-00002-of-00003"):
+        import_llama(folder)
+    with pytest.raises(InputError, match=r"config\.json"):
+        import_siglip(tmp_path)
+    shutil.copy(golden / "tiny_siglip" / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.copy(golden / "tiny_llama" / "config.json", tmp_path / "config.json")
+    with pytest.raises(InputError, match="no Llama checkpoint"):
+        import_llama(tmp_path)
+    with pytest.raises(InputError):
+        import_siglip(tmp_path)

@@ -102,6 +102,15 @@ def test_answers_of_a_known_scene():
     assert "what color is the circle?" not in answer
 
 
+def test_every_scene_gets_a_question_even_two_shapes_that_no_words_tell_apart():
+    one, other = (sc.Shape("yellow", "triangle", "small", (x, 32.0), (6.0, 6.0)) for x in (12.0, 50.0))
+    scene = sc.Scene((64, 64), (250, 250, 250), (one, other))
+    rng = np.random.default_rng(7)
+    turns = [sc.scene_turns(rng, scene, 1) for _ in range(500)]
+    assert {len(turn) for turn in turns} == {1}
+    assert {family for ((_, _, family),) in turns} == {"count", "yes/no", "caption"}
+
+
 def test_images_are_numbered_from_one_in_questions():
     rng = np.random.default_rng(3)
     group = [sc.random_scene(rng, n_shapes=1, colour=colour, kind="circle") for colour in ("red", "teal", "black")]
