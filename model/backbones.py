@@ -35,12 +35,23 @@ _LM_NAMES = {
 }
 
 
+class _Settings(dict[str, Any]):
+    """A transformers configuration that says which key it lacks."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        super().__init__(values)
+        self.folder = folder
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"{self.folder}/config.json has no {key}; it must be that of the model asked for.")
+
+
 def import_siglip(folder: str | Path) -> tuple[dict[str, Any], VisionEncoder]:
     """The image encoder of a transformers SigLIP folder, and its settings under nanoVLM's ``vit_*`` names. The text
     tower and the pooling head are left out, as upstream does. InputError if a weight is missing."""
     folder = Path(folder)
     values = _read_config(folder)
-    vision = values.get("vision_config", values)
+    vision = _Settings(values.get("vision_config", values), folder)
     settings = {
         "vit_hidden_dim": vision["hidden_size"],
         "vit_inter_dim": vision["intermediate_size"],
@@ -79,7 +90,7 @@ def import_llama(folder: str | Path, *, extra_tokens: int = 0, seed: int = 0) ->
     nanoVLM's ``lm_*`` names. ``extra_tokens`` rows are added to the embedding, drawn from N(0, 0.02²) with ``seed``.
     InputError if a weight is missing."""
     folder = Path(folder)
-    values = _read_config(folder)
+    values = _Settings(_read_config(folder), folder)
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     settings = {
         "lm_hidden_dim": values["hidden_size"],

@@ -70,7 +70,7 @@ def _find_folder(source: str | Path) -> tuple[Path, bool]:
     if source == "embedded":
         return EMBEDDED, True
     path = Path(source).expanduser()
-    if path.is_dir():
+    if str(source).strip() and path.is_dir():
         return path, True
     text = str(source)
     if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:

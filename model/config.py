@@ -107,6 +107,14 @@ class VLMConfig:
                      "lm_max_position_embeddings", "mp_pixel_shuffle_factor", "max_img_size"):  # fmt: skip
             value = getattr(self, name)
             need(isinstance(value, int) and value > 0, f"{name} is {value!r} and must be a positive integer")
+        for name in ("vit_ln_eps", "lm_rms_eps", "lm_re_base", "vit_dropout", "lm_dropout"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            need(number, f"{name} is {value!r} and must be a number")
+        for name in ("vit_cls_flag", "lm_tie_weights", "resize_to_max_side_len"):
+            need(isinstance(getattr(self, name), bool), f"{name} is {getattr(self, name)!r} and must be true or false")
+        template = self.lm_chat_template
+        need(template is None or isinstance(template, str), f"lm_chat_template is {template!r} and must be text")
         need(self.vit_hidden_dim % self.vit_n_heads == 0,
              f"vit_hidden_dim {self.vit_hidden_dim} is not a multiple of vit_n_heads {self.vit_n_heads}")  # fmt: skip
         need(self.lm_hidden_dim % self.lm_n_heads == 0,

@@ -65,6 +65,8 @@ def generate_batch(
     """
     if temperature < 0:
         raise InputError(f"The temperature is {temperature}; it must be 0 (greedy) or more.")
+    if tap is not None and tap.reader is not None:
+        raise ValueError("A reader reads one whole pass; read the finished row instead of every step.")
     limit = vlm.config.lm_max_position_embeddings
     length = batch.input_ids.shape[1]
     room = min(max_new_tokens, limit - length)

@@ -138,7 +138,10 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         values = np.asarray(image, dtype=np.float64)
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
         top = values.max(initial=0.0)
-        full_scale = 1.0 if top <= 1 and mode == "F" else 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
+        # Whole numbers are 16-bit values however dark the picture; floats say their scale by their largest.
+        full_scale = max(top, 65535.0)
+        if mode == "F":
+            full_scale = 1.0 if top <= 1 else 255.0 if top <= 255 else full_scale
         grey = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB"), (
             f"{'float' if mode == 'F' else '16-bit'} values scaled to 8 bits",

@@ -86,7 +86,7 @@ class Tap:
 
     reader: AttentionReader | None = None
     cuts: tuple[Cut, ...] = ()
-    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def edit(self, layer: int, mask: Tensor, n_heads: int, first_query: int = 0) -> Tensor:
         """The layer's mask with its cuts: ``[batch 1|head query key]``, −inf where an edge is cut. Query positions
@@ -96,14 +96,19 @@ class Tap:
         active = tuple(n for n, cut in enumerate(self.cuts) if cut.layers is None or layer in cut.layers)
         if not active:
             return mask
-        if active not in self._masks:
+        # While generating, every step comes with a mask of another shape.
+        key = (active, tuple(mask.shape), first_query)
+        if key not in self._masks:
+            if len(self._masks) > 64:
+                self._masks.clear()
             by_head = any(self.cuts[n].heads is not None for n in active)
             edited = mask.expand(-1, n_heads, -1, -1).clone() if by_head else mask.clone()
             for n in active:
                 cut = self.cuts[n]
                 queries = torch.as_tensor(cut.queries, dtype=torch.long, device=mask.device) - first_query
-                queries = queries[queries >= 0]
+                queries = queries[(queries >= 0) & (queries < mask.shape[-2])]
                 keys = torch.as_tensor(cut.keys, dtype=torch.long, device=mask.device)
+                keys = keys[keys < mask.shape[-1]]
                 rows = range(mask.shape[0]) if cut.row is None else (cut.row,)
                 heads = range(edited.shape[1]) if cut.heads is None else sorted(cut.heads)
                 for row in rows:
@@ -111,5 +116,5 @@ class Tap:
                         edited[row, head, queries[:, None], keys] = -torch.inf
             if (edited == -torch.inf).all(dim=-1).any():
                 raise ValueError("A cut leaves a position with nothing to attend to; leave it its own position.")
-            self._masks[active] = edited
-        return self._masks[active]
+            self._masks[key] = edited
+        return self._masks[key]

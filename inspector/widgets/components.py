@@ -29,7 +29,6 @@ from typing import Any
 import gradio as gr
 
 _FOLDER = Path(__file__).parent
-_SHAPE = {"type": "object", "description": "Drawn in the browser only; events read tokens from the app's own state."}
 
 
 @cache
@@ -63,7 +62,8 @@ class _Widget(gr.HTML):
 
     def api_info(self) -> dict[str, Any]:
         """What the API page says: an event neither takes nor returns anything of use here."""
-        return dict(_SHAPE)
+        # Written out here because Gradio copies this body into a stub that has no module-level names.
+        return {"type": "object", "description": "Drawn in the browser; events read tokens from the app's own state."}
 
     def example_payload(self) -> Any:
         return {}

@@ -379,7 +379,7 @@ new MutationObserver(drawMap).observe(document.body, { attributes: true, attribu
 
 let key;
 function take() {
-  const data = props.data;
+  const data = props.data, began = performance.now();
   if (!data) { state.row = null; key = undefined; }
   else if (!state.row || data.key !== key || data.n !== state.row.n) {
     key = data.key;
@@ -395,6 +395,8 @@ function take() {
   bus.row = state.row;
   takeHeat(fresh);
   draw();
+  // Drawing the map has made the browser lay the strip out, so this is the time until it can be painted.
+  performance.measure("vlm:strip", { start: began });
   tellData();
   if (fresh) selectPosition(bus.position, "server");
 }

@@ -693,9 +693,11 @@ def card(
     lines = [
         "# The embedded model",
         "",
-        (f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
-        "that the app has something real to open up. It knows coloured circles, rectangles and triangles, in English "
-        "questions of a few fixed forms, and nothing else."),
+        (
+            f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
+            "that the app has something real to open up. It knows coloured circles, rectangles and triangles, in English "
+            "questions of a few fixed forms, and nothing else."
+        ),
         "",
         "## How it was made",
         "",
@@ -704,20 +706,26 @@ def card(
         "python -m model.training.embedded evaluate RUN/model",
         "```",
         "",
-        ("Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
-        "`model/training/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 pictures in "
-        "one prompt, all at once, one per turn, or packed."),
+        (
+            "Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
+            "`model/training/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 pictures in "
+            "one prompt, all at once, one per turn, or packed."
+        ),
         "",
-        (f"The image encoder learned for {ENCODER_SHARE:.0%} of the time to tell colour, shape, size and place of "
-        "every patch; then it was frozen, and projector and decoder learned to answer (loss on the answers only), the "
-        f"first {ROUTING_SHARE:.0%} of their time mostly on prompts of several images."),
+        (
+            f"The image encoder learned for {ENCODER_SHARE:.0%} of the time to tell colour, shape, size and place of "
+            "every patch; then it was frozen, and projector and decoder learned to answer (loss on the answers only), the "
+            f"first {ROUTING_SHARE:.0%} of their time mostly on prompts of several images."
+        ),
         "",
     ]
     if record:
         lines += [
-            (f"This run: {record['minutes']} minutes of wall-clock time, {record['decoder_steps']:,} decoder steps, "
-            f"{record['threads']} threads on {record['processor']}, torch {record['torch']}, seed {record['seed']}"
-            f"{'' if record['finished'] else ', stopped before its time was up'}."),
+            (
+                f"This run: {record['minutes']} minutes of wall-clock time, {record['decoder_steps']:,} decoder steps, "
+                f"{record['threads']} threads on {record['processor']}, torch {record['torch']}, seed {record['seed']}"
+                f"{'' if record['finished'] else ', stopped before its time was up'}."
+            ),
             "",
         ]
     if record.get("notes"):
@@ -725,9 +733,11 @@ def card(
     lines += [
         "## How well it answers",
         "",
-        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
-        "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest "
-        "answer would reach."),
+        (
+            "Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
+            "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest "
+            "answer would reach."
+        ),
         "",
         "| questions | asked | right | commonest answer |",
         "| --- | ---: | ---: | ---: |",

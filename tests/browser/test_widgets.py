@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 from pathlib import Path
 
 import gradio as gr
@@ -20,7 +19,7 @@ pytestmark = [
 
 CELLS, PIXEL = (
     8,
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC",
+    "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==",
 )
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 2), (1, 3)]
 EVIL = "<img src=x onerror='window.hacked=1'>"
@@ -130,7 +129,8 @@ def url():
         names = ("fill", "component", "again", "clear")
         fill, component, again, clear = (gr.Button(name, elem_id=name) for name in names)
         picked = gr.Textbox(elem_id="picked")
-        viewer, readout = ImageViewer(elem_id="viewer"), Readout(elem_id="readout")
+        viewer = ImageViewer(elem_id="viewer")
+        Readout(elem_id="readout")
         strip = TokenStrip(elem_id="strip")
         fill.click(lambda: (gr.update(data=DATA, heat=heat_of(ANSWER)), gr.update(data=VIEWER)), None, [strip, viewer])
         component.click(
@@ -166,6 +166,15 @@ def position(page):
     return page.evaluate("vlmBus.position")
 
 
+def select(page, position):
+    """As any other part of the page would."""
+    page.evaluate(
+        """(position) => { vlmBus.position = position;
+           document.dispatchEvent(new CustomEvent('vlm:select', { detail: { position, origin: 'page' } })); }""",
+        position,
+    )
+
+
 def choose_mode(page, mode):
     page.locator(f"#strip input[value={mode}]").check(force=True)
 
@@ -195,12 +204,14 @@ def test_empty_widgets_say_what_will_appear(new_page, url):
 def test_every_position_is_there_and_selected_where_python_says(shown, button):
     page = shown(button)
     covered = page.evaluate(
-        """[...document.querySelectorAll('#strip .line button')].reduce((sum, node) =>
-           sum + (node.dataset.span ? vlmBus.row.spans[node.dataset.span].stop - vlmBus.row.spans[node.dataset.span].start : 1), 0)"""
+        """[...document.querySelectorAll('#strip .line button')].reduce((sum, { dataset }) => {
+             const span = vlmBus.row.spans[dataset.span];
+             return sum + (span ? span.stop - span.start : 1); }, 0)"""
     )
     assert covered == 3000
     assert position(page) == ANSWER
-    assert page.errors == [] and page.requests_out == []
+    assert page.errors == []
+    assert page.requests_out == []
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -209,40 +220,38 @@ def test_axe_finds_nothing_serious(shown, dark):
     page.evaluate((Path(__file__).parent / "axe.min.js").read_text())
     for mode in ("kind", "label", "mask", "loss", "attention"):
         choose_mode(page, mode)
-        found = page.evaluate("axe.run({include: [['#strip'], ['#viewer'], ['#readout']]})")["violations"]
+        # Contrast has its own test below: over 3,000 tokens axe takes a minute for it.
+        found = page.evaluate(
+            """axe.run({ include: [['#strip'], ['#viewer'], ['#readout']] },
+                       { rules: { 'color-contrast': { enabled: false } }, resultTypes: ['violations'] })"""
+        )["violations"]
         assert [rule["id"] for rule in found] == [], mode
 
 
 def test_three_thousand_tokens_are_drawn_in_a_quarter_second(shown):
     page = shown()
-    # The strip's own work: the row decoded, drawn, painted and laid out, measured at a fresh row.
-    milliseconds = page.evaluate(
-        """() => new Promise((done) => {
-             const line = document.querySelector('#strip .line'), start = performance.now();
-             document.querySelector('#strip .vlm-plain').click();
-             line.getBoundingClientRect();
-             requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
-           })"""
-    )
-    assert page.locator("#strip .tok").count() > 2900
-    assert milliseconds < 1000, "all runs open"
+    times = page.evaluate("performance.getEntriesByName('vlm:strip').map((entry) => entry.duration)")
+    assert len(times) == 2, "once empty, once filled"
+    assert times[-1] < 250
+
+
+def test_all_runs_open_at_once(shown):
+    page = shown()
     page.click("#strip .vlm-plain")
-    start = time.perf_counter()
-    page.evaluate(
-        "() => { document.querySelector('#strip input[value=label]').click(); document.querySelector('#strip .line').getBoundingClientRect(); }"
-    )
-    assert time.perf_counter() - start < 0.25
+    assert page.locator("#strip .tok").count() == 3000
+    page.click("#strip .vlm-plain")
+    assert page.locator("#strip .tok.k-image").count() == 0
 
 
 def test_heat_alone_does_not_send_the_tokens_again(shown):
     page = shown()
     page.evaluate("document.querySelector('#strip .tok').marked = true")
-    bodies = []
-    page.on("response", lambda response: bodies.append(response) if "queue/data" in response.url else None)
+    network, pieces = page.context.new_cdp_session(page), []
+    network.send("Network.enable")
+    network.on("Network.dataReceived", lambda piece: pieces.append(piece["dataLength"]))
     page.click("#again")
     page.wait_for_function(f"vlmBus.heat && vlmBus.heat.from === {ANSWER + 1}")
-    sent = max((len(body.body()) for body in bodies), default=0)
-    assert 0 < sent < 12_000, "8,000 characters of heat and an envelope"
+    assert 8_000 < sum(pieces) < 12_000, "8,000 characters of heat and an envelope"
     assert page.evaluate("document.querySelector('#strip .tok').marked") is True
     assert position(page) == ANSWER, "heat that comes late doesn't move the selection"
 
@@ -308,20 +317,20 @@ def test_labels_show_the_shift(shown):
     choose_mode(page, "label")
     before = page.locator(f"#strip [data-p='{ANSWER - 1}']")
     assert before.get_attribute("data-next") == "→ ·red"
-    assert "must predict" in page.inner_text("#readout") and f"predicted at {ANSWER - 1}" in page.inner_text("#readout")
+    assert "must predict" in page.inner_text("#readout")
+    assert f"predicted at {ANSWER - 1}" in page.inner_text("#readout")
     assert page.locator("#strip .tok.trained").count() == 4 + 3
 
 
 def test_readout_names_the_token(shown):
     page = shown()
-    page.evaluate(
-        f"document.dispatchEvent(new CustomEvent('vlm:select', {{detail: {{position: vlmBus.position = {FIRST[2]['start'] + CELLS + 3}, origin: 'page'}}}}))"
-    )
+    select(page, FIRST[2]["start"] + CELLS + 3)
     text = page.inner_text("#readout")
     # Second tile of the first row of a 2 x 3 grid over 640 x 480: x from 213.3, 26.67 to a cell; y 30 to a cell.
     assert "tile r1c2, row 2, column 4" in text
     assert "x 293.3–320, y 30–60 px" in text
-    assert "-100" in text and "ignored by the loss" in text
+    assert "-100" in text
+    assert "ignored by the loss" in text
 
 
 def test_a_cell_and_its_token_select_each_other(shown):
@@ -341,9 +350,7 @@ def test_a_cell_and_its_token_select_each_other(shown):
 
 def test_cells_by_keyboard(shown):
     page = shown()
-    page.evaluate(
-        "document.dispatchEvent(new CustomEvent('vlm:select', {detail: {position: vlmBus.position = null, origin: 'page'}}))"
-    )
+    select(page, None)
     page.locator("#viewer canvas").first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
         page.keyboard.press(key)
@@ -353,14 +360,20 @@ def test_cells_by_keyboard(shown):
 
 def test_heat_lies_on_its_own_cell_and_on_the_thumbnail(shown):
     page = shown()
-    bright = """(k) => { const c = document.querySelectorAll('#viewer .vlm-frame canvas')[k], d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-        const found = []; for (let i = 0; i < d.length; i += 4) if (d[i] > 250) found.push(i / 4); return found; }"""
-    assert page.evaluate(bright, 0) == [0] and page.evaluate(bright, 1) == []
+    bright = """(k) => {
+      const canvas = document.querySelectorAll('#viewer .vlm-frame canvas')[k], found = [];
+      const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+      for (let i = 0; i < data.length; i += 4) if (data[i] > 250) found.push(i / 4);
+      return found;
+    }"""
+    assert page.evaluate(bright, 0) == [0]
+    assert page.evaluate(bright, 1) == []
     page.click("#again")
     page.wait_for_function(f"vlmBus.heat.from === {ANSWER + 1}")
-    assert page.evaluate(bright, 0) == [] and page.evaluate(bright, 1) == [0]
+    assert page.evaluate(bright, 0) == []
+    assert page.evaluate(bright, 1) == [0]
     assert "25.0 % of it goes to images" in page.inner_text("#viewer")
-    assert "0.25 of 1" in page.inner_text("#viewer .vlm-ticks") or "0.250 of 1" in page.inner_text("#viewer .vlm-ticks")
+    assert "0.250 of 1" in page.inner_text("#viewer .vlm-ticks")
 
 
 def test_image_tabs(shown):
@@ -370,9 +383,7 @@ def test_image_tabs(shown):
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer .vlm-card").count() == 1
     assert page.locator("#viewer [role=tab]:focus").get_attribute("data-image") == "0"
-    page.evaluate(
-        f"document.dispatchEvent(new CustomEvent('vlm:select', {{detail: {{position: vlmBus.position = {VIEWER['images'][3]['tiles'][0]['start']}, origin: 'page'}}}}))"
-    )
+    select(page, VIEWER["images"][3]["tiles"][0]["start"])
     assert page.get_attribute("#viewer .vlm-card", "data-image") == "3", "a selected cell brings its image up"
 
 
@@ -386,20 +397,27 @@ def test_nothing_scrolls_sideways_on_a_phone(shown, dark):
 
 
 CONTRAST = """() => {
-  const lum = ([r, g, b]) => { const f = (c) => { c /= 255; return c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4; }; return .2126 * f(r) + .7152 * f(g) + .0722 * f(b); };
-  const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
+  const linear = (c) => (c / 255 <= .03928 ? c / 255 / 12.92 : ((c / 255 + .055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 });
+  const pen = canvas.getContext('2d', { willReadFrequently: true });
   // The browser itself lays the translucent grounds over each other.
-  const over = (grounds) => { pen.clearRect(0, 0, 1, 1); for (const g of grounds) { pen.fillStyle = g; pen.fillRect(0, 0, 1, 1); } return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3); };
-  const worst = [];
+  const over = (grounds) => {
+    pen.clearRect(0, 0, 1, 1);
+    for (const ground of grounds) { pen.fillStyle = ground; pen.fillRect(0, 0, 1, 1); }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const faint = [];
   for (const node of document.querySelectorAll('.vlm *')) {
-    if (![...node.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()) || !node.getClientRects().length) continue;
+    const texts = [...node.childNodes].filter((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!texts.length || !node.getClientRects().length) continue;
     const grounds = [];
     for (let up = node; up; up = up.parentElement) grounds.unshift(getComputedStyle(up).backgroundColor);
-    const ground = over(grounds), ink = over([...grounds, getComputedStyle(node).color]), [a, b] = [lum(ground), lum(ink)].sort((x, y) => y - x);
-    const ratio = (a + .05) / (b + .05);
-    if (ratio < 4.5) worst.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent.slice(0, 30)}`);
+    const both = [over(grounds), over([...grounds, getComputedStyle(node).color])].map(luminance);
+    const ratio = (Math.max(...both) + .05) / (Math.min(...both) + .05);
+    if (ratio < 4.5) faint.push(`${ratio.toFixed(2)} ${node.className} ${node.textContent.slice(0, 30)}`);
   }
-  return worst.slice(0, 5);
+  return faint.slice(0, 5);
 }"""
 
 

@@ -84,7 +84,9 @@ def test_sink_is_named_and_can_be_excluded(embedded):
 
 def test_token_losses_are_the_models_own_loss(embedded):
     inspection = inspect(embedded, Prompt(THREE, (Turn("What is in image 2?", "green"),)))
-    losses = torch.tensor([value for value, on in zip(inspection.table.losses, inspection.table.trained) if on])
+    losses = torch.tensor(
+        [value for value, on in zip(inspection.table.losses, inspection.table.trained, strict=True) if on]
+    )
     assert float(losses.mean()) == pytest.approx(embedded.loss(inspection.batch).item(), rel=1e-5)
     assert token_losses(embedded(inspection.batch)[0].detach(), inspection.row)[0].isnan()
 

@@ -242,9 +242,8 @@ def test_a_template_cannot_reach_python(vlm):
 
 def test_a_template_with_a_system_turn_of_its_own(vlm):
     """SmolLM2's own template writes one where none was given; the masks must not slip."""
-    template = (
-        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief<|im_end|>\n' }}{% endif %}"
-        + (vlm.config.lm_chat_template or "")
+    template = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief<|im_end|>\n' }}{% endif %}" + (
+        vlm.config.lm_chat_template or ""
     )
     other = VLM(dataclasses.replace(vlm.config, lm_chat_template=template), vlm.tokenizer)
     sample = other.prepare(Conversation((Message("user", "hi"), Message("assistant", "yes"))))

@@ -99,9 +99,7 @@ def test_tied_weights_load_under_either_name(folder, vlm, name):
 
 
 def test_two_different_tied_matrices_are_refused(folder):
-    edit_weights(
-        folder, lambda s: s.update({"decoder.token_embedding.weight": s["decoder.head.weight"] + 1})
-    )
+    edit_weights(folder, lambda s: s.update({"decoder.token_embedding.weight": s["decoder.head.weight"] + 1}))
     assert "lm_tie_weights" in refused(folder)
 
 

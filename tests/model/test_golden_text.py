@@ -261,9 +261,7 @@ def test_packs_are_upstreams(golden, make_vlm):
     planned = plan_packs(
         [length + 1 for length in used], [0] * len(used), packing["seq_length"], spare_rows=packing["delta"], seed=0
     )
-    assert [[used[i] for i in pack] for pack in planned] == [
-        [len(samples[i][0]) for i in group] for group in groups
-    ]
+    assert [[used[i] for i in pack] for pack in planned] == [[len(samples[i][0]) for i in group] for group in groups]
 
 
 def test_open_image_of_every_golden_picture_is_rgb(golden):

@@ -79,9 +79,7 @@ def batch(numbers, facts):
 @pytest.fixture(scope="module")
 def prompts(numbers, facts):
     tiles_per_row = [sum(images) for images in facts["gen_tiles_per_sample"]]
-    return make_batch(
-        numbers["gen.input_ids"], numbers["gen.attention_mask"], numbers["batch.images"], tiles_per_row
-    )
+    return make_batch(numbers["gen.input_ids"], numbers["gen.attention_mask"], numbers["batch.images"], tiles_per_row)
 
 
 def test_hidden_states_of_every_part(tiny, batch, numbers):

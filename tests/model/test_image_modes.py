@@ -107,6 +107,13 @@ def test_sixteen_bits_are_scaled_to_eight():
     assert any("8 bits" in note for note in opened.notes)
 
 
+def test_a_dark_sixteen_bit_picture_stays_dark():
+    """Its scale is that of the file's 16 bits, whatever its brightest pixel is."""
+    dark, hardly_lighter = np.array([[0, 255]], dtype=np.uint16), np.array([[0, 257]], dtype=np.uint16)
+    assert pixel(open_image(encoded(Image.fromarray(dark))), 1) == (1, 1, 1)
+    assert pixel(open_image(encoded(Image.fromarray(hardly_lighter))), 1) == (1, 1, 1)
+
+
 def test_cmyk_jpeg():
     opened = open_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = pixel(opened, 4, 4)

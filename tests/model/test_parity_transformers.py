@@ -73,9 +73,7 @@ def test_decoder(llama):
     ids = torch.randint(0, 120, (3, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = theirs(ids).logits
-        torch.testing.assert_close(
-            our_logits(ours, ids, torch.ones_like(ids).bool()), expected, atol=2e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(our_logits(ours, ids, torch.ones_like(ids).bool()), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_decoder_with_left_padding(llama):
