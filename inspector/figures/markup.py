@@ -57,7 +57,7 @@ def show_answer(turns: Sequence[tuple[str, str, Sequence[AnswerToken]]], *, runn
         if tokens:
             body = "".join(
                 f'<span class="vi-token" title="p = {token.probability:.4f}, id {token.token_id}">'
-                f"{escape(token.text) or '<small>⏹</small>'}</span>"
+                f"{escape(token.text) or '<small class="vi-note">end</small>'}</span>"
                 for token in tokens
             )
             odds = " · ".join(
