@@ -12,6 +12,10 @@ from inspector.figures.colours import image_colour
 from model import Batch, ImagePlan
 
 
+END = '<small class="vi-note">end</small>'
+"""Stands for the end token, which has no text of its own."""
+
+
 def visible(text: str) -> str:
     """Blanks and line breaks made visible."""
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
@@ -57,7 +61,7 @@ def show_answer(turns: Sequence[tuple[str, str, Sequence[AnswerToken]]], *, runn
         if tokens:
             body = "".join(
                 f'<span class="vi-token" title="p = {token.probability:.4f}, id {token.token_id}">'
-                f"{escape(token.text) or '<small class="vi-note">end</small>'}</span>"
+                f"{escape(token.text) or END}</span>"
                 for token in tokens
             )
             odds = " · ".join(
