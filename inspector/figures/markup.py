@@ -11,7 +11,6 @@ from inspector.analysis.tokens import Finding, TokenTable
 from inspector.figures.colours import image_colour
 from model import Batch, ImagePlan
 
-
 END = '<small class="vi-note">end</small>'
 """Stands for the end token, which has no text of its own."""
 
