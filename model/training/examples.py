@@ -45,6 +45,10 @@ def _three() -> list[Scene]:
     return [_one(2, "red", "circle"), _one(3, "blue", "triangle"), _one(4, "yellow", "rectangle")]
 
 
+def _two() -> list[Scene]:
+    return _three()[:2]
+
+
 def _per_turn() -> list[Scene]:
     return [_one(5, "green", "rectangle"), _one(6, "black", "circle"), _one(7, "brown", "triangle")]
 
@@ -75,7 +79,12 @@ def _packed() -> list[Scene]:
 EXAMPLES: tuple[ExamplePrompt, ...] = (
     ExamplePrompt("single", "One image", _single, ("What color is the shape?",), ("teal",), "images-first"),
     ExamplePrompt(
-        "three", "Three images, one asked about", _three, ("In image 2, what colour is the shape?",), ("blue",),
+        "three", "Three images, one asked about", _three, ("In image 3, what colour is the shape?",), ("yellow",),
+        "images-first",
+    ),
+    ExamplePrompt(
+        "two", "Two images, both asked about", _two,
+        ("In image 1, what colour is the shape?", "In image 2, what colour is the shape?"), ("red", "blue"),
         "images-first",
     ),
     ExamplePrompt(
@@ -84,7 +93,7 @@ EXAMPLES: tuple[ExamplePrompt, ...] = (
         ("green", "circle", "brown"), "per-turn",
     ),
     ExamplePrompt(
-        "five", "Five images", _five, ("In image 4, what shape is it?",), ("triangle",), "images-first",
+        "five", "Five images", _five, ("In image 1, what colour is the shape?",), ("gray",), "images-first",
     ),
     ExamplePrompt(
         "tiles", "One wide image in six tiles", _wide, ("How many shapes are there?",), ("3",), "images-first",

@@ -48,7 +48,7 @@ def run_example(page, name):
 
 def test_something_real_is_there_when_the_page_opens(open_page):
     page = open_page()
-    assert "In image 2, what colour is the shape?" in page.inner_text("#answer")
+    assert "In image 3, what colour is the shape?" in page.inner_text("#answer")
     assert page.locator("#viewer figure").count() == 3
     assert "attention of token" in page.inner_text("#attention-summary")
     assert page.errors == []
