@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from inspector.analysis.inspection import GenerationSettings, Inspection, ask, attend, describe
+from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from model import InputError, load_vlm, open_image
 
@@ -41,10 +41,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
     turns = tuple(Turn(text) for text in options.ask)
     prompt = Prompt(images, turns, options.layout, options.document_mask)
     vlm = load_vlm(options.model)
-    inspection = None
-    for event in ask(vlm, prompt, settings):
-        inspection = event if isinstance(event, Inspection) else None
-    assert inspection is not None
+    inspection = ask_and_inspect(vlm, prompt, settings)
     position = inspection.first_answer_position if options.position is None else options.position
     if not 0 <= position < len(inspection.row):
         raise InputError(f"--position is {position}; the row has the positions 0 to {len(inspection.row) - 1}.")

@@ -12,8 +12,16 @@ import gradio as gr
 
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.export import write_files
-from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection, ask, attend, describe
-from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
+from inspector.analysis.inspection import (
+    AnswerToken,
+    GenerationSettings,
+    Inspection,
+    ask,
+    ask_and_inspect,
+    attend,
+    describe,
+)
+from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.markup import show_answer, show_plans, show_provenance
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.session import ModelStore
@@ -59,7 +67,7 @@ def build_ui(store: ModelStore) -> gr.Blocks:
                         attention = attention_view.build_attention()
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
-        _wire_prompt(store, prompt, folder)
+        _wire_prompt(store, prompt)
         _wire_results(store, demo, prompt, results, attention, batch, shown, folder)
         gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
     return demo
@@ -76,7 +84,7 @@ def launch_options() -> dict[str, Any]:
             "show_error": True}  # fmt: skip
 
 
-def _wire_prompt(store: ModelStore, view: prompt_view.PromptView, folder: Path) -> None:
+def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
 
     def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, list]:
@@ -144,7 +152,7 @@ def _wire_results(
     shown: gr.State,
     folder: Path,
 ) -> None:
-    answered: list[Any] = [results.answer, results.provenance, shown, results.viewer, results.strip, results.readout,
+    answered: list[Any] = [results.answer, results.provenance, shown, results.viewer, results.strip,
                            attention.layer, attention.head, *attention.outputs, *batch.outputs]  # fmt: skip
     controls: list[Any] = [*attention.controls, batch.arrangement]
     settings_count = len(prompt.settings)
@@ -171,8 +179,8 @@ def _wire_results(
             if isinstance(event, Inspection):
                 yield _finish(vlm, model, event, names, options)
                 return
-            turn, step = event
-            tokens[turn].append(AnswerToken(step.token_id, step.text, _probability(step.logprob)))
+            turn, token = event
+            tokens[turn].append(token)
             parts = [(t.user, t.assistant, tokens[n]) for n, t in enumerate(asked.turns[: turn + 1])]
             yield [show_answer(parts, running=True), *wait]
 
@@ -188,9 +196,8 @@ def _wire_results(
             show_answer([(turn.user, turn.assistant, tokens) for turn, tokens in turns]),
             show_provenance(inspection, model),
             Shown(model, inspection, found),
-            gr.update(data=viewer, heat=heat),
+            gr.update(data=viewer),
             gr.update(data=strip, heat=heat),
-            gr.update(data=strip, cells=viewer_cells(viewer), heat=heat),
             *attention_view.choices(found),
             *attention_view.draw(inspection, found, own_scale),
             *batch_view.draw(vlm, inspection, arrangement),
@@ -223,7 +230,7 @@ def _wire_results(
         on_ask, ask_inputs, answered, api_name="ask_on_load", concurrency_id=MODEL_QUEUE, show_progress="hidden"
     )
 
-    looked: list[Any] = [shown, results.strip, results.viewer, results.readout, *attention.outputs]
+    looked: list[Any] = [shown, results.strip, *attention.outputs]
 
     def look(page: Shown | None, position: int, *options: Any) -> list[Any]:
         layer, head, exclude_sinks, own_scale = options
@@ -233,8 +240,8 @@ def _wire_results(
             raise gr.Error(f"The row has no position {position}.", print_exception=False)
         found = attend(store.get(page.model), page.inspection, position, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, layer, head, own_scale)
-        updates = [gr.update(heat=heat)] * 3
-        return [Shown(page.model, page.inspection, found), *updates,
+        # Viewer and readout take row and heat from the strip, in the browser.
+        return [Shown(page.model, page.inspection, found), gr.update(heat=heat),
                 *attention_view.draw(page.inspection, found, own_scale)]  # fmt: skip
 
     def on_select(page: Shown | None, layer: str, head: str, exclude_sinks: bool, own_scale: bool,
@@ -277,16 +284,6 @@ def _wire_results(
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
 
 
-def viewer_cells(viewer: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the readout needs of the images: geometry without pixels."""
-    dropped = ("original", "resized", "thumbnail")
-    return [{name: value for name, value in image.items() if name not in dropped} for image in viewer["images"]]
-
-
-def _probability(logprob: float) -> float:
-    return min(float(2.718281828459045**logprob), 1.0)
-
-
 def _path_of(image: Any) -> str:
     # gradio hands an uploaded file over as a dictionary or as its own class, by the way it came.
     return str(image["path"] if isinstance(image, dict) else image.path)
@@ -305,14 +302,9 @@ def _inspect_api(store: ModelStore) -> Any:
         images-first, per-turn, packed."""
         try:
             vlm = store.get(model or store.names[0])
-            if layout not in LAYOUTS:
-                raise InputError(f"The layout is “{layout}”; choose one of {', '.join(LAYOUTS)}.")
             opened = tuple(open_image(_path_of(image)) for image in images)
             asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask)  # type: ignore[arg-type]
-            inspection = None
-            for event in ask(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens)):
-                inspection = event if isinstance(event, Inspection) else None
-            assert inspection is not None
+            inspection = ask_and_inspect(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens))
             return describe(vlm, inspection, attend(vlm, inspection, inspection.first_answer_position))
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error

@@ -92,3 +92,15 @@ def new_page(browser: "Browser") -> "Iterator[Callable[..., Page]]":
 def page(new_page: "Callable[..., Page]") -> "Page":
     """One page at 1280 x 900, light."""
     return new_page()
+
+
+@pytest.fixture(scope="module")
+def app_url() -> Iterator[str]:
+    """Address of the running app on the embedded model."""
+    from app import build_demo
+    from inspector.ui import launch_options
+
+    demo = build_demo([])
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url
+    demo.close()

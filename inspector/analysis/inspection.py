@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from inspector.analysis.attention import AttentionMap, read_attention
 from inspector.analysis.prompt import Prompt, prepare_row, prepare_samples
 from inspector.analysis.tokens import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
-from model import VLM, Batch, InputError, Sample, Step
+from model import VLM, Batch, InputError, Sample
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Inspection:
         return starts[-1] if starts else len(self.row) - 1
 
 
-def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, Step] | Inspection]:
-    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, step) for each
+def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, AnswerToken] | Inspection]:
+    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, token) for each
     generated token and the :class:`Inspection` last. InputError before anything runs if the prompt doesn't fit."""
     generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
     for turn, given in enumerate(prompt.turns):
@@ -92,10 +93,18 @@ def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tupl
             document_mask=prompt.document_mask,
         ):
             text += step.text
-            generated[turn].append(AnswerToken(step.token_id, step.text, float(torch.tensor(step.logprob).exp())))
-            yield turn, step
+            token = AnswerToken(step.token_id, step.text, math.exp(step.logprob))
+            generated[turn].append(token)
+            yield turn, token
         prompt = prompt.with_answer(turn, text)
     yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated))
+
+
+def ask_and_inspect(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Inspection:
+    """:func:`ask` for those who don't watch the tokens come."""
+    *_, inspection = ask(vlm, prompt, settings)
+    assert isinstance(inspection, Inspection)
+    return inspection
 
 
 @torch.no_grad()

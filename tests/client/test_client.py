@@ -9,20 +9,9 @@ from PIL import Image
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def url():
-    from app import build_demo
-    from inspector.ui import launch_options
-
-    demo = build_demo([])
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url
-    demo.close()
-
-
 @pytest.fixture
-def client(url):
-    return Client(url, verbose=False)
+def client(app_url):
+    return Client(app_url, verbose=False)
 
 
 def test_every_event_has_a_name(client):
@@ -58,8 +47,8 @@ def test_bad_input_is_one_sentence(client, tmp_path):
     assert client.predict([], ["What?"], api_name="/inspect")["answer"] is not None
 
 
-def test_tokens_belong_to_the_one_who_asked(url):
-    one, two = Client(url, verbose=False), Client(url, verbose=False)
+def test_tokens_belong_to_the_one_who_asked(app_url):
+    one, two = Client(app_url, verbose=False), Client(app_url, verbose=False)
     with pytest.raises(AppError, match="no tokens yet"):
         two.predict(api_name="/tokens")
     del one
