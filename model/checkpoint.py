@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -64,6 +65,18 @@ def load_vlm(
     # Rotary angles need float32 whatever the weights are.
     vlm.decoder.rotary_embd.inv_freq = state["decoder.rotary_embd.inv_freq"].float()
     return vlm.to(device).eval()
+
+
+def copy_vlm(vlm: VLM, state: Mapping[str, Tensor] | None = None) -> VLM:
+    """A model of its own with the same configuration and tokenizer, in evaluation mode; ``state`` (the whole state
+    dict) in place of the model's weights, if given."""
+    with torch.device("meta"):
+        copy = VLM(vlm.config, vlm.tokenizer)
+    source = vlm.state_dict() if state is None else state
+    copy.load_state_dict({name: tensor.detach().clone() for name, tensor in source.items()}, strict=True, assign=True)
+    if vlm.config.lm_tie_weights:
+        copy.decoder.head.weight = copy.decoder.token_embedding.weight
+    return copy.eval()
 
 
 def _find_folder(source: str | Path) -> tuple[Path, bool]:

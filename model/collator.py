@@ -25,6 +25,8 @@ class Batch:
     ``[batch pos]``; ``labels`` are not shifted: ``labels[b, t]`` is ``input_ids[b, t]`` where it is trained on, else
     −100. ``tiles [total_tile 3 tile_px tile_px]`` in the order of their image tokens, row by row of the batch;
     ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
+    ``features [total_tile patch vit_hidden_dim]``, where given, are what a frozen image encoder made of the tiles
+    before, so that it need not run again.
     """
 
     input_ids: Tensor
@@ -35,6 +37,7 @@ class Batch:
     tiles: Tensor
     tile_owner: Tensor
     document_mask: bool = False
+    features: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""

@@ -97,7 +97,8 @@ class VLM(nn.Module):
             )
         if not expected:
             return embeds
-        features = self.MP(self.vision_encoder(batch.tiles)).flatten(0, 1)
+        patches = self.vision_encoder(batch.tiles) if batch.features is None else batch.features
+        features = self.MP(patches).flatten(0, 1)
         return embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
 
     def hidden(self, batch: Batch, tap: Tap | None = None) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
-from model.training.scenes import COLOUR_NAMES, SHAPE_NAMES, Turn
+from model.chat import Conversation, Message
+from model.training.example import Example, Turn
+from model.training.scenes import COLOUR_NAMES, SHAPE_NAMES
 
 Split = Literal["train", "test"]
 
@@ -45,3 +49,34 @@ def read_easy_vqa(split: Split) -> list[EasyPicture]:
     for text, answer, picture in zip(*questions, strict=True):
         turns[picture].append((text, answer, family_of(answer)))
     return [EasyPicture(Path(paths[picture]), tuple(turns[picture])) for picture in sorted(turns)]
+
+
+class EasySet(Sequence[Example]):
+    """A split as conversations of up to ``turns`` questions about one picture. Going through all of them meets every
+    question once; the order of a picture's questions comes from ``seed``. ``limit`` pictures, spread evenly over the
+    split, if it is not 0."""
+
+    def __init__(self, split: Split = "train", turns: int = 4, limit: int = 0, seed: int = 0) -> None:
+        pictures = read_easy_vqa(split)
+        if limit:
+            pictures = pictures[:: max(1, len(pictures) // limit)][:limit]
+        self.name = f"easy-vqa {split}"
+        self._pictures, self._turns = pictures, turns
+        self._parts = [(n, part) for n, picture in enumerate(pictures) for part in range(-(-len(picture.turns) // turns))]
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, part = self._parts[index]
+        picture = self._pictures[number]
+        order = np.random.default_rng((self._seed, number)).permutation(len(picture.turns))
+        turns = [picture.turns[int(n)] for n in order[part * self._turns : (part + 1) * self._turns]]
+        messages: list[Message] = []
+        for question, answer, _ in turns:
+            images = () if messages else (picture.open(),)
+            messages += [Message("user", question, images), Message("assistant", answer)]
+        return Example(Conversation(tuple(messages)), tuple(turn[2] for turn in turns), f"{self.name}: {picture.path.name}")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from model.chat import Conversation, Message
+from model.training.example import Example, Turn
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
@@ -40,8 +41,6 @@ _CLEAR_OFFSET = 0.12
 
 T = TypeVar("T")
 Size = Literal["small", "large"]
-Turn = tuple[str, str, str]
-"""Question, answer, and the question's family."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,6 @@ class Scene:
     canvas: tuple[int, int]
     background: tuple[int, int, int]
     shapes: tuple[Shape, ...]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A conversation with its answers, and the family of each question in order."""
-
-    conversation: Conversation
-    families: tuple[str, ...]
 
 
 def random_shape(

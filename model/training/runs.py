@@ -1,0 +1,175 @@
+"""A run's folder: what it is, what it said, what others ask of it, and what it needs to go on.
+
+    recipe.toml  run.json  metrics.jsonl  control  state/  model/  adapter/
+
+Everything is written to a name of its own first and moved into place, so a crash at any moment leaves a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.errors import InputError
+from model.training.events import Event
+
+FORMAT = 1
+RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
+STATE, MODEL, ADAPTER = "state", "model", "adapter"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file in one go; a reader sees the old or the new, never a part."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class RunFolder:
+    """The folder ``path``. Only the main process of a run writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self, recipe: str, base_fingerprint: str) -> None:
+        """InputError if there is a run already."""
+        if (self.path / RUN).exists():
+            raise InputError(f"{self.path} holds a run already; add --resume to go on with it, or name another folder.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE, recipe)
+        command = " ".join(["python -m model.training", *sys.argv[1:]])
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_run({"format": FORMAT, "id": secrets.token_urlsafe(9), "created": created, "command": command,
+                         "status": "running", "stage": "", "stage_index": 0, "step": 0,
+                         "base_fingerprint": base_fingerprint, "fingerprint": None, "pid": os.getpid(),
+                         "error": None})  # fmt: skip
+
+    def read_run(self) -> dict[str, Any]:
+        """InputError if there is none, or it is another version's."""
+        try:
+            values = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{self.path} holds no run ({RUN} can't be read: {error.strerror}).") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self.path / RUN} is no valid JSON ({error}).") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            version = values.get("format") if isinstance(values, dict) else None
+            raise InputError(
+                f"{self.path} was written by another version (format {version}, this one reads {FORMAT}); "
+                "start the run anew from its recipe.toml."
+            )
+        return values
+
+    def update_run(self, **values: Any) -> None:
+        self._write_run({**self.read_run(), **values})
+
+    def _write_run(self, values: Mapping[str, Any]) -> None:
+        write_text(self.path / RUN, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, event: Event) -> None:
+        """One line more in ``metrics.jsonl``."""
+        line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=True)
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def forget_after(self, stage_index: int, stages: list[str], step: int) -> None:
+        """Takes back what was said after the state that a run goes on from, so that no step stands there twice."""
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        later = set(stages[stage_index + 1 :])
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line that was cut by the end of the process
+            stage, ends = event.get("stage"), event.get("event") in ("done", "failed")
+            if not ends and stage not in later and (stage != stages[stage_index] or event.get("step", 0) <= step):
+                kept.append(line)
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    @property
+    def request(self) -> str:
+        """What others ask: "pause", "stop" or "run"."""
+        try:
+            return (self.path / CONTROL).read_text(encoding="utf-8").strip() or "run"
+        except FileNotFoundError:
+            return "run"
+
+    def clear_request(self) -> None:
+        (self.path / CONTROL).unlink(missing_ok=True)
+
+    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Tensors and plain values to go on from. The folder is complete before ``latest`` names it. InputError where
+        the disk is full or can't be written; the state before stays."""
+        root = self.path / STATE
+        root.mkdir(exist_ok=True)
+        name = f"{values['stage_index']}-{values['step']:07d}-{secrets.token_hex(3)}"
+        folder = root / name
+        try:
+            folder.mkdir()
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+                      folder / "tensors.safetensors")  # fmt: skip
+            write_text(folder / "values.json", json.dumps(values))
+            with (folder / "tensors.safetensors").open("rb") as file:
+                os.fsync(file.fileno())
+            write_text(root / "latest", name)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(f"The state can't be saved in {root} ({error}); the one before it is kept.") from error
+        for other in root.iterdir():
+            if other.is_dir() and other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last whole state; None if none was saved yet. InputError if it is damaged."""
+        root = self.path / STATE
+        try:
+            name = (root / "latest").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        folder = root / Path(name).name
+        try:
+            values = json.loads((folder / "values.json").read_text(encoding="utf-8"))
+            return load_file(folder / "tensors.safetensors"), values
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"The state in {folder} can't be read ({error}); start the run anew.") from error
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Any:
+    """A new folder to fill; put in ``folder``'s place when the block ends well, thrown away otherwise."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield staging
+        old = folder.with_name(f".{folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        staging.chmod(0o755)
+        staging.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

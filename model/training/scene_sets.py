@@ -1,0 +1,279 @@
+"""Drawn scenes as data sets: conversations of several kinds, and captioned pictures with a phrase for every patch.
+
+A set draws ``pictures`` scenes from its seed and makes ``count`` examples over them; example i is always the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from model.chat import Conversation, Message
+from model.config import VLMConfig
+from model.errors import InputError
+from model.image import process_image
+from model.training import scenes as sc
+from model.training.easy_vqa import EasyPicture, read_easy_vqa
+from model.training.example import CaptionedImage, Example, Turn
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class SceneSetSpec:
+    """``set``: "single" (one tile, 1 to 3 shapes), "large" (several tiles), "several" (2 to 5 pictures at once),
+    "per-turn" (one picture with each turn, at times a last question about an earlier one), "captions" and "lists"
+    (questions whose answer is the caption, for one and for several pictures), "text" (the same questions with the
+    pictures told in words). ``turns``: questions per example, at most. ``images``: how many pictures, at least and at
+    most. ``dense``: in "several", every picture is asked about, then all are listed."""
+
+    source: str = "scenes"
+    set: str = "single"
+    count: int = 20_000
+    pictures: int = 6_000
+    turns: int = 4
+    images: tuple[int, int] = (2, sc.MAX_IMAGES)
+    dense: bool = False
+    seed: int = 1
+
+
+class SceneSet(Sequence[Example]):
+    """The examples of one :class:`SceneSetSpec`."""
+
+    def __init__(self, spec: SceneSetSpec) -> None:
+        self.spec = spec
+        self.name = f"scenes: {spec.set}"
+        self._make = _MAKERS[spec.set]
+        rng = np.random.default_rng((spec.seed, 0))
+        self.pool: list[sc.Scene] = []
+        self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
+        for index in range(spec.pictures):
+            if spec.set in ("several", "per-turn", "lists"):
+                colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
+                self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
+            elif spec.set == "large":
+                self.pool.append(sc.random_scene(rng, sc.CANVAS_SIZES[1 + index % (len(sc.CANVAS_SIZES) - 1)]))
+            else:
+                self.pool.append(sc.random_scene(rng, n_shapes=1 + index % sc.MAX_SHAPES))
+
+    def __len__(self) -> int:
+        return self.spec.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self):,} examples; there is no number {index}.")
+        return self._make(self, np.random.default_rng((self.spec.seed, 1, index)))
+
+    def scene(self, rng: np.random.Generator) -> sc.Scene:
+        return self.pool[int(rng.integers(len(self.pool)))]
+
+    def group(self, rng: np.random.Generator, *, same_share: float = 0.0) -> list[sc.Scene]:
+        """Pictures of one shape each, no two of a colour; with the chance ``same_share`` all of one colour."""
+        low, high = self.spec.images
+        n_images = int(rng.integers(low, high + 1))
+        colours = [str(colour) for colour in rng.permutation(sc.COLOUR_NAMES)[:n_images]]
+        if rng.random() < same_share:
+            colours = colours[:1] * n_images
+        return [self.by_colour[c][int(rng.integers(len(self.by_colour[c])))] for c in colours]
+
+
+def _pictures(scenes: Sequence[sc.Scene]) -> tuple:
+    return tuple(sc.draw(scene) for scene in scenes)
+
+
+def _single(self: SceneSet, rng: np.random.Generator) -> Example:
+    scene = self.scene(rng)
+    return sc.conversation(_pictures([scene]), sc.scene_turns(rng, scene, self.spec.turns), rng)
+
+
+def _dense_turns(rng: np.random.Generator, group: list[sc.Scene], n_turns: int) -> list[Turn]:
+    """Every picture asked about, in any order, then all listed: the quickest way to learn which is meant."""
+    turns = [(sc.ask_colour_by_index if rng.random() < 0.6 else sc.ask_shape_by_index)(rng, group, int(index))
+             for index in rng.permutation(len(group))[: n_turns - 1]]  # fmt: skip
+    return [*turns, sc.ask_list(rng, group)]
+
+
+def _several_turns(self: SceneSet, rng: np.random.Generator) -> tuple[list[sc.Scene], list[Turn]]:
+    if self.spec.dense:
+        group = self.group(rng)
+        return group, _dense_turns(rng, group, self.spec.turns)
+    group = self.group(rng, same_share=0.25)
+    turns = sc.multi_image_turns(rng, group, self.spec.turns)
+    if rng.random() < 0.35:
+        turns[int(rng.integers(len(turns)))] = sc.ask_same_colour(rng, group)
+    return group, turns
+
+
+def _several(self: SceneSet, rng: np.random.Generator) -> Example:
+    group, turns = _several_turns(self, rng)
+    return sc.conversation(_pictures(group), turns, rng)
+
+
+def _per_turn(self: SceneSet, rng: np.random.Generator) -> Example:
+    group = self.group(rng)
+    turns = [sc.scene_turns(rng, scene, int(rng.integers(1, 3))) for scene in group]
+    if rng.random() < 0.5:
+        ask = sc.ask_colour_by_index if rng.random() < 0.5 else sc.ask_shape_by_index
+        question, answer, _ = ask(rng, group, int(rng.integers(len(group))))
+        turns[-1] = [*turns[-1], (question, answer, "return")]
+    return sc.conversation_per_turn(_pictures(group), turns, rng)
+
+
+def _captions(self: SceneSet, rng: np.random.Generator) -> Example:
+    scene = self.scene(rng)
+    return sc.conversation(_pictures([scene]), [sc.ask_caption(rng, scene)], rng)
+
+
+def _lists(self: SceneSet, rng: np.random.Generator) -> Example:
+    group = self.group(rng)
+    return sc.conversation(_pictures(group), [sc.ask_list(rng, group)], rng)
+
+
+def _told(scene: sc.Scene) -> str:
+    """The scene in words, places included: “red circle left top, blue triangle right”."""
+    shapes = (" ".join([shape.name, *(side for side in sc.side_of(scene, shape) if side)]) for shape in scene.shapes)
+    return ", ".join(shapes)
+
+
+def _text(self: SceneSet, rng: np.random.Generator) -> Example:
+    """No picture: what it shows stands in the question, marked as the renderer marks several images."""
+    if rng.random() < 0.35:
+        scene = self.scene(rng)
+        turns = sc.scene_turns(rng, scene, self.spec.turns)
+        told = _told(scene)
+    else:
+        low, high = self.spec.images
+        group = sc.different_scenes(rng, int(rng.integers(low, high + 1)), same_colour=rng.random() < 0.15)
+        turns = _dense_turns(rng, group, self.spec.turns) if rng.random() < 0.5 else sc.multi_image_turns(
+            rng, group, self.spec.turns)  # fmt: skip
+        told = "".join(f"<image: {index}>{scene.shapes[0].name}" for index, scene in enumerate(group))
+    messages = []
+    for index, (question, answer, _) in enumerate(turns):
+        asked = sc.as_typed(rng, question)
+        messages += [Message("user", f"{told} {asked}" if index == 0 else asked), Message("assistant", answer)]
+    return Example(Conversation(tuple(messages)), tuple(family for _, _, family in turns))
+
+
+_MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
+    "single": _single, "large": _single, "several": _several, "per-turn": _per_turn, "captions": _captions,
+    "lists": _lists, "text": _text,
+}  # fmt: skip
+
+
+def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
+    """From a recipe's table. InputError for an unknown key, set, or a number out of range."""
+    known = set(SceneSetSpec.__dataclass_fields__)
+    if unknown := sorted(set(spec) - known):
+        raise InputError(f"A data table of scenes has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
+    values = dict(spec)
+    if "images" in values:
+        images = values["images"]
+        pair = [images, images] if isinstance(images, int) else list(images)
+        if len(pair) != 2 or not 2 <= pair[0] <= pair[1] <= sc.MAX_IMAGES:
+            raise InputError(f"images is {images!r}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
+        values["images"] = (pair[0], pair[1])
+    made = SceneSetSpec(**values)
+    if made.set not in _MAKERS:
+        raise InputError(f"There is no set of scenes “{made.set}”; choose one of {', '.join(sorted(_MAKERS))}.")
+    if min(made.count, made.pictures, made.turns) < 1:
+        raise InputError("count, pictures and turns of a set of scenes must be 1 or more.")
+    return SceneSet(made)
+
+
+# --- pictures with captions and phrases ---
+
+
+class CaptionedScenes(Sequence[CaptionedImage]):
+    """Tiles for the contrastive stage: scenes of one tile, tiles and thumbnails of larger ones, easy-VQA's training
+    pictures. Each has a caption, and for every patch the name of the shape there, of its centre, or “background”."""
+
+    def __init__(self, config: VLMConfig, count: int, seed: int, easy_share: float = 0.2) -> None:
+        self.config, self.count, self.seed = config, count, seed
+        self.name = "scenes: captioned"
+        known = ((picture, _easy_shape(picture)) for picture in read_easy_vqa("train"))
+        self._easy = [(picture, shape) for picture, shape in known if shape is not None] if easy_share else []
+        self._easy_share = easy_share
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        rng = np.random.default_rng((self.seed, index))
+        if rng.random() < self._easy_share:
+            picture, (colour, kind) = self._easy[int(rng.integers(len(self._easy)))]
+            return self._easy_tile(picture, colour, kind)
+        if rng.random() < 0.7:
+            return self._tile(sc.random_scene(rng), rng)
+        return self._tile(sc.random_scene(rng, sc.CANVAS_SIZES[int(rng.integers(1, len(sc.CANVAS_SIZES)))]), rng)
+
+    def _tile(self, scene: sc.Scene, rng: np.random.Generator) -> CaptionedImage:
+        """The whole scene if it is one tile, else its thumbnail or one of its tiles."""
+        image = sc.draw(scene)
+        pixels = sc.label_map(scene).astype(int)
+        centres = [shape.centre for shape in scene.shapes]
+        tile = self.config.tile_px
+        width, height = scene.canvas
+        if scene.canvas == (tile, tile):
+            return self._captioned(image, pixels, centres, [shape.name for shape in scene.shapes], sc.caption(scene))
+        if rng.random() < 0.3:
+            across = ((np.arange(tile) + 0.5) * width / tile).astype(int)
+            down = ((np.arange(tile) + 0.5) * height / tile).astype(int)
+            processed = process_image(image, self.config)
+            picture = (processed.tiles[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            moved = [(x * tile / width, y * tile / height) for x, y in centres]
+            names = [shape.name for shape in scene.shapes]
+            return self._captioned(Image.fromarray(picture), pixels[np.ix_(down, across)], moved, names, sc.caption(scene))
+        left = int(rng.integers(width // tile)) * tile
+        top = int(rng.integers(height // tile)) * tile
+        part = pixels[top : top + tile, left : left + tile]
+        moved = [(x - left, y - top) for x, y in centres]
+        seen = [n for n in range(len(scene.shapes)) if (part == n + 1).sum() > 20]
+        caption = " and ".join(f"a {scene.shapes[n].name}" for n in seen) or "nothing"
+        names = [shape.name for shape in scene.shapes]
+        return self._captioned(image.crop((left, top, left + tile, top + tile)), part, moved, names, caption)
+
+    def _easy_tile(self, picture: EasyPicture, colour: str, kind: str) -> CaptionedImage:
+        image = picture.open()
+        array = np.asarray(image).astype(int)
+        pixels = (np.abs(array - np.array(sc.COLOURS[colour])).sum(-1) < 60).astype(int)
+        rows, cols = np.nonzero(pixels)
+        centre = [(float(cols.min() + cols.max() + 1) / 2, float(rows.min() + rows.max() + 1) / 2)] if len(rows) else []
+        return self._captioned(image, pixels, centre, [f"{colour} {kind}"], f"a {colour} {kind}")
+
+    def _captioned(
+        self, image: Any, pixels: np.ndarray, centres: Sequence[tuple[float, float]], names: Sequence[str], caption: str
+    ) -> CaptionedImage:
+        """``pixels [height width]``: 0 background, else 1 + the number of the shape in ``names``."""
+        patch = self.config.patch_px
+        side = self.config.tile_px // patch
+        cells = pixels.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, patch * patch)
+        phrases = [BACKGROUND, *names, *(f"center of {name}" for name in names)]
+        covered = np.stack([(cells == n + 1).sum(-1) for n in range(len(names))], axis=-1)
+        labels = np.where(covered.max(-1) > 0, covered.argmax(-1) + 1, 0)
+        # A patch that a shape covers only a little of says nothing for certain.
+        labels[(covered.max(-1) > 0) & (covered.max(-1) < 0.12 * patch * patch)] = -1
+        for n, (x, y) in enumerate(centres):
+            col, row = int(x // patch), int(y // patch)
+            if 0 <= row < side and 0 <= col < side:
+                labels[row * side + col] = 1 + len(names) + n
+        return CaptionedImage(image, caption, tuple(phrases), labels[None])
+
+
+def _easy_shape(picture: EasyPicture) -> tuple[str, str] | None:
+    """Colour and kind of a training picture's one shape, where its questions tell both."""
+    colour = kind = None
+    for question, answer, _ in picture.turns:
+        words = question.rstrip("?").split()
+        if answer in sc.COLOUR_NAMES:
+            colour = answer
+            kind = next((word for word in words if word in sc.SHAPE_NAMES), kind)
+        elif answer in sc.SHAPE_NAMES:
+            kind = answer
+            colour = next((word for word in words if word in sc.COLOUR_NAMES), colour)
+    return None if colour is None or kind is None else (colour, kind)

@@ -1,0 +1,188 @@
+"""What a stage trains, by which loss, at which rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from model.checkpoint import copy_vlm
+from model.clip import DualEncoder
+from model.collator import IGNORE_LABEL, Batch
+from model.losses import info_nce, retrieval_accuracy
+from model.training.batches import PairBatch
+from model.training.events import ModuleSize
+from model.training.recipe import MODULES, Stage
+from model.vlm import VLM
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LanguageLoss(nn.Module):
+    """The VLM under the next-token loss. Returns the SUM over labels, so that steps, processes and packs of different
+    sizes weigh every token alike."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, batch: Batch) -> Tensor:
+        labels = count_labels(batch)
+        if not labels:
+            # A process without labels of its own still takes part in the exchange of gradients.
+            return self.vlm.hidden(batch).sum() * 0.0
+        return self.vlm.loss(batch) * labels
+
+
+class ContrastiveLoss(nn.Module):
+    """The dual encoder under InfoNCE: captions against pictures, and phrases against patches where there are any.
+    Returns the mean loss times the number of pairs."""
+
+    def __init__(self, dual: DualEncoder) -> None:
+        super().__init__()
+        self.dual = dual
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        return self.measure(batch)[0] * len(batch.tiles)
+
+    def measure(self, batch: PairBatch) -> tuple[Tensor, float, float]:
+        """Loss, and how often the nearest caption and the nearest phrase are the right ones."""
+        dual = self.dual
+        patches = dual.vision_encoder(batch.tiles)
+        images, captions = dual.embed_images(patches), dual.embed_texts(batch.captions)
+        loss = info_nce(images, captions, batch.caption_of_tile, dual.bounded(dual.log_temperature))
+        caption_accuracy = retrieval_accuracy(images, captions, batch.caption_of_tile)
+        phrase_accuracy = float("nan")
+        if len(batch.phrases) > 1:
+            places = dual.embed_patches(patches[batch.patch_places[:, 0], batch.patch_places[:, 1]])
+            phrases = dual.embed_texts(batch.phrases)
+            loss = loss + info_nce(places, phrases, batch.phrase_of_place, dual.bounded(dual.patch_log_temperature))
+            phrase_accuracy = retrieval_accuracy(places, phrases, batch.phrase_of_place)
+        return loss, caption_accuracy, phrase_accuracy
+
+
+def count_labels(batch: Batch) -> int:
+    """How many positions of the batch are predicted from the one before them and trained on."""
+    return int((batch.labels[:, 1:] != IGNORE_LABEL).sum())
+
+
+def model_name(name: str) -> str:
+    """The model's own name of a parameter of a stage's module, adapters or not."""
+    return name.removeprefix("vlm.").removeprefix("dual.").replace(".base_layer.", ".")
+
+
+def part_of(name: str) -> str:
+    """The recipe's name for the part that a parameter of a stage's module belongs to."""
+    first = model_name(name).split(".", 1)[0]
+    return first if first in MODULES else "text"
+
+
+def belongs_to_model(name: str) -> bool:
+    """Whether a parameter of a stage's module is one of the VLM's, neither an adapter's nor the text tower's."""
+    return part_of(name) in MODULES and "lora_" not in name
+
+
+def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    """The module that computes the stage's loss, with exactly the parts of ``stage.learning_rates`` unfrozen."""
+    module: nn.Module
+    if stage.kind == "contrastive":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = ContrastiveLoss(DualEncoder(vlm.vision_encoder, tokenizer, head=stage.head))
+    else:
+        if stage.lora_rank:
+            add_lora(vlm, stage, seed)
+        module = LanguageLoss(vlm)
+    for name, parameter in module.named_parameters():
+        wanted = part_of(name) in stage.learning_rates
+        if stage.lora_rank and part_of(name) == "decoder":
+            wanted = "lora_" in name
+        parameter.requires_grad_(wanted)
+    return module
+
+
+def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
+    """AdamW with one group per part, its decay on every weight as upstream does."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(part_of(name), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr": stage.learning_rates[part], "name": part} for part, parameters in groups.items()],
+        betas=stage.betas,
+        weight_decay=stage.weight_decay,
+    )
+
+
+def rate_factor(stage: Stage, step: int) -> float:
+    """What the peak learning rate is multiplied by for step ``step`` (from 0): 0 to 1, never more. The warm-up takes
+    at most a tenth of the steps, so that a short job still trains."""
+    warmup = min(stage.warmup_steps, stage.steps // 10)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, stage.steps - warmup)
+    return stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def module_sizes(module: nn.Module) -> tuple[ModuleSize, ...]:
+    """Parameters and trained parameters of every part, in the order of the data's way through the model."""
+    sizes: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        size = sizes.setdefault(part_of(name), [0, 0])
+        size[0] += parameter.numel()
+        size[1] += parameter.numel() if parameter.requires_grad else 0
+    order = {part: n for n, part in enumerate(MODULES)}
+    return tuple(ModuleSize(part, *sizes[part]) for part in sorted(sizes, key=lambda part: order.get(part, 9)))
+
+
+# --- LoRA ---
+
+
+def add_lora(vlm: VLM, stage: Stage, seed: int) -> None:
+    """Low-rank adapters on every linear map of the decoder's blocks (Hu et al. 2021), through peft."""
+    from peft import inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(lora_config(stage), vlm.decoder.blocks)
+
+
+def lora_config(stage: Stage) -> Any:
+    """peft's description of the adapter; ``lora_alpha`` 0 means twice the rank."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=stage.lora_rank, lora_alpha=stage.lora_alpha or 2 * stage.lora_rank, lora_dropout=0.0,
+                      target_modules=list(LORA_TARGETS), bias="none")  # fmt: skip
+
+
+def adapter_state(vlm: VLM) -> dict[str, Tensor]:
+    """The adapters' weights, by the decoder's names."""
+    return {name: tensor for name, tensor in vlm.decoder.state_dict().items() if "lora_" in name}
+
+
+def merged_state(vlm: VLM) -> dict[str, Tensor]:
+    """The weights by nanoVLM's names, adapters added into the maps that they belong to."""
+    deltas: dict[str, Tensor] = {}
+    for name, module in vlm.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            deltas[f"{name}.weight"] = module.get_delta_weight("default")  # type: ignore[operator]
+    state = {}
+    for name, tensor in vlm.state_dict().items():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        state[plain] = tensor + deltas[plain].to(tensor.dtype) if plain in deltas else tensor
+    return state
+
+
+def plain_vlm(vlm: VLM) -> VLM:
+    """A copy of the model without adapters, to be saved or used; its weights are its own."""
+    return copy_vlm(vlm, merged_state(vlm))
+
+
+def rates(optimizer: torch.optim.Optimizer) -> Mapping[str, float]:
+    return {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
