@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import VLM, Batch, Box, Sample, Span
+from model import VLM, Box, Sample, Span
 from model.image import cell_box
+from model.lint import Finding as Finding
+from model.lint import lint_batch as lint_batch
 from model.tokenizer import token_text
 
 
@@ -158,100 +159,3 @@ def position_of_cell(vlm: VLM, sample: Sample, image: int, tile: int, row: int, 
         if span.kind == "image" and (span.image, span.tile) == (image, tile):
             return span.start + row * cells + col
     raise IndexError(f"The row has no tile {tile} of image {image}.")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a training run would stumble over: ``severity`` is "error", "warning" or "note"."""
-
-    severity: str
-    rule: str
-    sentence: str
-
-
-def lint_batch(vlm: VLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple[str, ...] = ()) -> tuple[Finding, ...]:
-    """Looks for what makes training silently wrong. ``texts``: what people typed, searched for special tokens."""
-    found: list[Finding] = []
-    eos = vlm.eos_token_id
-    for number, sample in enumerate(samples, start=1):
-        name = f"Sample {number}"
-        count = int(sample.loss_mask.sum())
-        if not count:
-            found.append(
-                Finding(
-                    "error",
-                    "all-labels-ignored",
-                    f"{name} has no label: all {len(sample)} are −100, so it "
-                    "teaches nothing (a batch of such samples has loss NaN upstream).",
-                )
-            )
-        for span in sample.spans:
-            if span.kind != "answer":
-                continue
-            if not bool(sample.loss_mask[span.start]):
-                found.append(
-                    Finding(
-                        "error",
-                        "first-answer-token",
-                        f"{name}: the first token of the answer at position {span.start} has no label.",
-                    )
-                )
-            after = span.stop
-            if after >= len(sample) or int(sample.input_ids[after]) != eos or not bool(sample.loss_mask[after]):
-                found.append(
-                    Finding(
-                        "error",
-                        "last-answer-token",
-                        f"{name}: the end token after the answer at position "
-                        f"{after} is missing or has no label, so the model won't learn to stop.",
-                    )
-                )
-        expected = sum(len(image.tiles) for image in sample.images) * vlm.config.tokens_per_tile
-        tokens = int((sample.input_ids == vlm.image_token_id).sum())
-        if tokens != expected:
-            found.append(
-                Finding(
-                    "error",
-                    "image-token-count",
-                    f"{name} has {tokens} image tokens for {expected} features of its tiles.",
-                )
-            )
-        for span in sample.spans:
-            if span.kind == "image" and len(span) != vlm.config.tokens_per_tile:
-                found.append(
-                    Finding(
-                        "error",
-                        "truncated-image",
-                        f"{name}: the run of image tokens at position "
-                        f"{span.start} has {len(span)} of {vlm.config.tokens_per_tile}.",
-                    )
-                )
-        if sample.images and not any(span.kind in ("text", "answer") for span in sample.spans):
-            found.append(Finding("warning", "no-text", f"{name} has images and no text."))
-    special = [token for token in vlm.tokenizer.get_added_vocab() if any(token in text for text in texts)]
-    if special:
-        found.append(
-            Finding(
-                "note",
-                "special-text",
-                f"The text holds {', '.join(sorted(special))} as characters; here "
-                "they stay plain text, upstream would read them as special tokens.",
-            )
-        )
-    odd = sorted(
-        {char for text in texts for char in text if unicodedata.category(char) in ("Cc", "Cf", "Co")} - {"\n", "\t"}
-    )
-    if odd:
-        names = ", ".join(f"U+{ord(char):04X}" for char in odd[:5])
-        found.append(Finding("note", "invisible-text", f"The text holds invisible characters ({names})."))
-    padded = int((batch.segment_ids == -1).sum())
-    if batch.input_ids.numel() and padded > batch.input_ids.numel() / 2:
-        share = padded / batch.input_ids.numel()
-        found.append(
-            Finding(
-                "warning",
-                "padding",
-                f"{share:.0%} of the batch is padding; pack samples, or batch those of similar length.",
-            )
-        )
-    return tuple(found)
