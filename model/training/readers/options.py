@@ -1,0 +1,75 @@
+"""The keys of a data table that readers understand, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from model.errors import InputError
+
+T = TypeVar("T")
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Typed access to one data table."""
+
+    source: str
+    values: Mapping[str, Any]
+    base_folder: Path
+
+    def get(self, key: str, default: T) -> T:
+        """The value of ``key``, of the default's type. InputError if it has another."""
+        value = self.values.get(key, default)
+        kind = type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+            raise InputError(f"{key} of the source “{self.source}” is {value!r}; it must be {names[kind]}.")
+        return kind(value)  # type: ignore[call-arg]
+
+    def count(self, key: str, default: int = 0) -> int:
+        """A whole number from 0 up."""
+        value = self.get(key, default)
+        if value < 0:
+            raise InputError(f"{key} of the source “{self.source}” is {value}; it must be 0 or more.")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """One of ``allowed``."""
+        value = self.get(key, default)
+        if value not in allowed:
+            raise InputError(f"{key} of the source “{self.source}” is “{value}”; allowed are {', '.join(allowed)}.")
+        return value
+
+    @property
+    def on_error(self) -> str:
+        return self.choice("on_error", ("stop", "skip"), "stop")
+
+    @property
+    def path_text(self) -> str:
+        text = self.get("path", "")
+        if not text:
+            raise InputError(f"The source “{self.source}” needs a path; name the file or folder of its data.")
+        return text
+
+    @property
+    def path(self) -> Path:
+        """What ``path`` names, from the recipe's folder if it is relative. InputError if there is nothing."""
+        path = self.base_folder / self.path_text
+        if not path.exists():
+            raise InputError(f"There is no file or folder “{self.path_text}”; correct the path of the data.")
+        return path
+
+
+def check_keys(values: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    """InputError that names unknown keys and the allowed ones."""
+    unknown = sorted(set(values) - set(allowed) - {"source"})
+    if unknown:
+        names = ", ".join(f"“{key}”" for key in unknown)
+        raise InputError(
+            f"The source “{values.get('source')}” does not know {names}; its keys are {', '.join(allowed)}."
+        )
