@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from model.errors import InputError
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.recipe import read_recipe
 from model.training.runs import RECIPE
+from model.training.teaching import parse_word, teach_word
 from model.training.trainer import Trainer
 
 
@@ -24,6 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last state")
     run.add_argument("--quiet", action="store_true", help="print nothing; metrics.jsonl has everything")
+    teach = commands.add_parser("teach", help="teach it the name of one more colour or shape; prints JSON")
+    teach.add_argument("word", help="such as purple or star")
+    teach.add_argument("--rgb", help="what a colour looks like: 128,0,128 or #800080")
+    teach.add_argument("--shape", help="what a shape looks like: star, heart, cross and so on")
+    teach.add_argument("--out", type=Path, required=True, help="the run's folder")
+    teach.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
+    teach.add_argument("--prompts", type=int, default=60, help="held-out prompts of every family")
     return parser
 
 
@@ -59,10 +68,20 @@ def run(options: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
+def teach(options: argparse.Namespace) -> None:
+    """Trains a word and prints what that did as JSON; progress goes to stderr. InputError as :func:`run`."""
+    spec = parse_word(options.word, options.rgb, options.shape)
+    for event in teach_word(spec, options.out, options.set, options.prompts):
+        if isinstance(event, dict):
+            print(json.dumps(event, indent=2, ensure_ascii=False))
+        elif line := describe(event):
+            print(line, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        run(options)
+        {"run": run, "teach": teach}[options.command](options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -56,6 +56,10 @@ def open_examples(table: Mapping[str, Any], folder: Path) -> Sequence[Example]:
         return read_scene_set(spec)
     if spec["source"] == "easy-vqa":
         return EasySet(**{key: value for key, value in spec.items() if key != "source"})
+    if spec["source"] == "word":
+        from model.training.word import read_word_set
+
+        return read_word_set(spec)
     from model.training.readers import read_source
 
     return read_source(spec, base_folder=folder)

@@ -7,7 +7,7 @@ several images. Everything is drawn from a ``numpy.random.Generator``: the same 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from model.chat import Conversation, Message
 from model.training.example import Example, Turn
+from model.training.outlines import Outline
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
@@ -126,14 +127,18 @@ def _apart(one: Shape, other: Shape, gap: float = 3.0) -> bool:
     )
 
 
-def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture, edges smoothed."""
+def draw(
+    scene: Scene,
+    colours: Mapping[str, tuple[int, int, int]] = COLOURS,
+    outlines: Mapping[str, Outline] | None = None,
+) -> Image.Image:
+    """The scene as an RGB picture, edges smoothed. ``outlines`` says how kinds outside SHAPE_NAMES look."""
     scale = _SUPERSAMPLING
     width, height = scene.canvas
     image = Image.new("RGB", (width * scale, height * scale), scene.background)
     pen = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        _stroke(pen, shape, scale, COLOURS[shape.colour])
+        _stroke(pen, shape, scale, colours[shape.colour], (outlines or {}).get(shape.kind))
     return image.resize(scene.canvas, Image.Resampling.BOX)
 
 
@@ -146,9 +151,13 @@ def label_map(scene: Scene) -> np.ndarray:
     return np.asarray(image)
 
 
-def _stroke(pen: ImageDraw.ImageDraw, shape: Shape, scale: int, fill: int | tuple[int, int, int]) -> None:
+def _stroke(
+    pen: ImageDraw.ImageDraw, shape: Shape, scale: int, fill: int | tuple[int, int, int], outline: Outline | None = None
+) -> None:
     left, top, right, bottom = (value * scale for value in shape.box)
-    if shape.kind == "circle":
+    if outline is not None:
+        pen.polygon([(left + x * (right - left), top + y * (bottom - top)) for x, y in outline], fill=fill)
+    elif shape.kind == "circle":
         pen.ellipse((left, top, right, bottom), fill=fill)
     elif shape.kind == "rectangle":
         pen.rectangle((left, top, right, bottom), fill=fill)
@@ -189,14 +198,18 @@ def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.integers(len(items)))]
 
 
+def with_article(name: str) -> str:
+    return f"an {name}" if name[:1] in "aeiou" else f"a {name}"
+
+
 def caption(scene: Scene) -> str:
     """“a red circle and a blue triangle”, from left to right."""
-    names = [f"a {shape.name}" for shape in scene.shapes]
+    names = [with_article(shape.name) for shape in scene.shapes]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def ask_colour(rng: np.random.Generator, scene: Scene) -> Turn | None:
-    options = [(shape, how) for shape, how in _unique(scene) if how in (*SHAPE_NAMES, "shape")]
+    options = [(shape, how) for shape, how in _unique(scene) if how in (shape.kind, "shape")]
     if not options:
         return None
     shape, how = _pick(rng, options)
@@ -249,10 +262,16 @@ def ask_yes_no(rng: np.random.Generator, scene: Scene) -> Turn:
         shape = _pick(rng, scene.shapes)
         absent = [name for name in absent if shape.colour in name or shape.kind in name] or absent
     name = _pick(rng, there) if present else _pick(rng, absent)
-    plain = (f"is there a {name}?", f"is there a {name} in the image?", f"does the image contain a {name}?",
-             f"is a {name} present?")  # fmt: skip
-    negated = (f"is there not a {name}?", f"is there not a {name} in the image?",
-               f"does the image not contain a {name}?", f"is no {name} present?")  # fmt: skip
+    return ask_presence(rng, name, present)
+
+
+def ask_presence(rng: np.random.Generator, name: str, present: bool) -> Turn:
+    """Whether the image shows a ``name``, three times of ten asked the other way round."""
+    one = with_article(name)
+    plain = (f"is there {one}?", f"is there {one} in the image?", f"does the image contain {one}?",
+             f"is {one} present?")  # fmt: skip
+    negated = (f"is there not {one}?", f"is there not {one} in the image?", f"does the image not contain {one}?",
+               f"is no {name} present?")  # fmt: skip
     if rng.random() < 0.3:
         return _pick(rng, negated), "no" if present else "yes", "yes/no"
     return _pick(rng, plain), "yes" if present else "no", "yes/no"
