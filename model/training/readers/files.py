@@ -110,7 +110,7 @@ def _skip_blanks(text: str, at: int) -> int:
 def parse_line(line: bytes) -> Any:
     """The JSON value of a line. RecordError if it is cut off, no JSON, or not UTF-8."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise RecordError(f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -119,7 +119,7 @@ def parse_line(line: bytes) -> Any:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.lower()} at column {error.colno}"
+        return f"{error.msg.lower().removesuffix(' at')} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 

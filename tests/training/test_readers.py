@@ -1,0 +1,408 @@
+"""LLaVA, chat and easy-VQA data, what all readers share, and input that is out to break them."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model import InputError
+from model.image import OpenedImage
+from model.training.readers import READERS, read_source
+
+
+def png(colour="red", size=(8, 6)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("red", "blue", "green"):
+        (tmp_path / f"{name}.png").write_bytes(png(name))
+    return tmp_path
+
+
+def write_lines(path: Path, *records) -> Path:
+    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def llava(question="<image>\nWhat colour?", answer="red", **more):
+    return {"image": "red.png", "conversations": [{"from": "human", "value": question},
+                                                  {"from": "gpt", "value": answer}], **more}  # fmt: skip
+
+
+def chat(content="What colour?", answer="red"):
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def read(folder, source, path, **more):
+    return read_source({"source": source, "path": path, **more}, base_folder=folder)
+
+
+def shown(example):
+    """Role, text and the pictures' colours of every message."""
+    return [
+        (message.role, message.text, [image.pixels.getpixel((0, 0)) for image in message.images])
+        for message in example.conversation.messages
+    ]
+
+
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 128, 0)
+
+
+# --- LLaVA ---
+
+
+def test_llava_json_list(folder):
+    records = [llava(), {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}]
+    (folder / "data.json").write_text(json.dumps(records, indent=1))
+    source = read(folder, "llava", "data.json")
+    assert len(source) == 2
+    assert source.problems == ()
+    assert shown(source[0]) == [("user", "What colour?", [RED]), ("assistant", "red", [])]
+    assert shown(source[1]) == [("user", "2 + 2?", []), ("assistant", "4", [])]
+    assert source[0].source == "data.json record 1 (line 2)"
+    assert source[1].source == "data.json record 2 (line 15)"
+    assert source[0].families == ()
+
+
+def test_llava_images_belong_to_the_turn_of_their_mark(folder):
+    record = {
+        "image": ["red.png", "blue.png", "green.png"],
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<image>\n<image>\nCompare."},
+            {"from": "gpt", "value": "red, blue"},
+            {"from": "human", "value": "And\n<image>\nthis?"},
+            {"from": "gpt", "value": "green"},
+        ],
+    }
+    source = read(folder, "llava", write_lines(folder / "d.jsonl", record).name)
+    assert shown(source[0]) == [
+        ("system", "Be brief.", []), ("user", "Compare.", [RED, BLUE]), ("assistant", "red, blue", []),
+        ("user", "And\nthis?", [GREEN]), ("assistant", "green", []),
+    ]  # fmt: skip
+    assert [str(problem) for problem in source.problems] == [
+        "d.jsonl line 1: an image in the middle or at the end of its message is moved to the message's front"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (llava("no mark"), "it has 1 image and 0 <image> marks; each image needs exactly one mark in a human turn"),
+        (llava("<image><image>"), "it has 1 image and 2 <image> marks; each image"),
+        (llava(image="gone.png"), "the image “gone.png” is not there"),
+        (llava(image=3), "“image” is a number; it must be a file's name or a list of them"),
+        (llava(image=[3]), "an image is a number; it must be a file's name or a data: URI"),
+        (llava(image="/etc/passwd"), "the image “/etc/passwd” has an absolute path; it must be relative"),
+        (llava(image="C:\\x.png"), "the image “C:\\x.png” has an absolute path"),
+        (llava(image="../secret.png"), "the image “../secret.png” lies outside the data's folder; move it there"),
+        (llava(image="a/../../secret.png"), "lies outside the data's folder"),
+        (llava(image="..\\secret.png"), "lies outside the data's folder"),
+        (llava(image="https://x.org/a.png"), "is an address; nothing is fetched, save it in the data's folder"),
+        (llava(image=""), "the image's name '' is no file name"),
+        (llava(answer="  "), "the answer in message 2 is empty"),
+        (llava(answer=None), "“value” of turn 2 is missing; it must be text"),
+        (llava(conversations=[]), "it has 1 image and 0 <image> marks"),
+        ({"conversations": []}, "it has no answer, so there is nothing to learn from it"),
+        (llava(conversations="hi"), "“conversations” is text; it must be a list"),
+        ({"conversations": ["hi"]}, "turn 1 is text; it must be an object with named fields"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "turn 1 is from 'robot'; allowed are human, gpt"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "turn 1 is from ['gpt']; allowed are"),
+        ([1, 2], "the record is a list; it must be an object with named fields"),
+    ],
+)
+def test_llava_records_that_cannot_be_used(folder, record, sentence):
+    write_lines(folder / "d.jsonl", llava(), record, llava())
+    with pytest.raises(InputError, match="on_error") as error:
+        read(folder, "llava", "d.jsonl")
+    assert str(error.value).startswith("d.jsonl line 2: ")
+    assert sentence in str(error.value)
+    source = read(folder, "llava", "d.jsonl", on_error="skip")
+    assert [example.source for example in source] == ["d.jsonl line 1", "d.jsonl line 3"]
+    assert [(problem.where, problem.kind) for problem in source.problems] == [("d.jsonl line 2", "skipped")]
+
+
+def test_llava_images_folder(folder):
+    (folder / "json").mkdir()
+    write_lines(folder / "json" / "d.jsonl", llava())
+    assert len(read(folder, "llava", "json/d.jsonl", images=".")) == 1
+    with pytest.raises(InputError, match="the image “red.png” is not there"):
+        read(folder, "llava", "json/d.jsonl")
+    with pytest.raises(InputError, match="There is no folder “nowhere” for the images"):
+        read(folder, "llava", "json/d.jsonl", images="nowhere")
+
+
+# --- chat ---
+
+
+def test_chat_texts_and_parts(folder):
+    uri = "data:image/png;base64," + base64.b64encode(png("blue")).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": uri}}, {"type": "image", "path": "green.png"},
+        {"type": "image", "image": "red.png"}, {"type": "text", "text": "Which"}, {"type": "text", "text": "colours?"},
+    ]  # fmt: skip
+    write_lines(folder / "d.jsonl", chat(), chat(parts, [{"type": "text", "text": "three"}]))
+    source = read(folder, "chat", "d.jsonl")
+    assert shown(source[0]) == [("user", "What colour?", []), ("assistant", "red", [])]
+    assert shown(source[1]) == [("user", "Which\ncolours?", [BLUE, GREEN, RED]), ("assistant", "three", [])]
+    assert source.problems == ()
+
+
+def test_chat_takes_the_records_images_in_order(folder):
+    record = chat([{"type": "image"}, {"type": "text", "text": "a"}, {"type": "image"}]) | {
+        "images": ["red.png", "blue.png"]
+    }
+    source = read(folder, "chat", write_lines(folder / "d.jsonl", record).name)
+    assert shown(source[0])[0] == ("user", "a", [RED, BLUE])
+    assert [problem.kind for problem in source.problems] == ["note"]
+    write_lines(folder / "d.jsonl", record | {"images": ["red.png"]})
+    with pytest.raises(InputError, match="an image part names no image, and the record's “images” list has none left"):
+        read(folder, "chat", "d.jsonl")
+    write_lines(folder / "d.jsonl", record | {"images": ["red.png"] * 3})
+    with pytest.raises(InputError, match="1 of its 3 “images” belong to no image part"):
+        read(folder, "chat", "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "http://x.org/a.png"}}], "is an address; nothing is fetched"),
+        ([{"type": "image_url", "image_url": "data:image/png,xx"}], "is not of the form data:image/png;base64,…"),
+        ([{"type": "image", "image": "data:image/png;base64,%%"}], "holds characters that are not base64"),
+        ([{"type": "video", "video": "a.mp4"}], "message 1 has a part of the type 'video'; allowed are text, image"),
+        ([{"type": "text"}], "a text part of message 1 is missing; it must be text"),
+        (["x"], "a part of message 1 is text; it must be an object"),
+        (None, "the content of message 1 is missing; it must be a list"),
+        (7, "the content of message 1 is a number"),
+    ],
+)
+def test_chat_content_that_cannot_be_used(folder, content, sentence):
+    write_lines(folder / "d.jsonl", chat(content))
+    with pytest.raises(InputError) as error:
+        read(folder, "chat", "d.jsonl")
+    assert sentence in str(error.value)
+
+
+def test_chat_roles(folder):
+    write_lines(folder / "d.jsonl", {"messages": [{"role": "tool", "content": "x"}]})
+    with pytest.raises(InputError, match="message 1 has the role 'tool'; allowed are system, user, assistant"):
+        read(folder, "chat", "d.jsonl")
+    write_lines(folder / "d.jsonl", {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "red.png"}]}]})
+    with pytest.raises(InputError, match="message 1 is the assistant's and has an image; only the user's can have one"):
+        read(folder, "chat", "d.jsonl")
+
+
+def test_a_last_question_without_an_answer_is_left_out(folder):
+    record = chat()
+    record["messages"] += [{"role": "user", "content": "and?"}, {"role": "user", "content": "well?"}]
+    source = read(folder, "chat", write_lines(folder / "d.jsonl", record).name)
+    assert shown(source[0]) == [("user", "What colour?", []), ("assistant", "red", [])]
+    assert [problem.sentence for problem in source.problems] == [
+        "a question without an answer at the end is left out"
+    ]
+
+
+@pytest.mark.parametrize("text", ["a <|image|> b", "<|im_end|>", "<row_1_col_2>", "<image: 0>", "x <image> y"])
+def test_special_tokens_in_the_text_stay_and_are_noted_once(folder, text):
+    write_lines(folder / "d.jsonl", chat(text), chat("plain"), chat("plain", text))
+    source = read(folder, "chat", "d.jsonl")
+    assert source[0].conversation.messages[0].text == text
+    assert source[2].conversation.messages[1].text == text
+    (problem,) = source.problems
+    assert (problem.where, problem.kind, problem.count) == ("d.jsonl line 1", "note", 2)
+    assert str(problem).endswith("here it stays plain text (and 1 more like it)")
+
+
+# --- files ---
+
+
+def test_a_line_cut_in_half(folder):
+    whole = json.dumps(chat()).encode()
+    write_lines(folder / "d.jsonl", whole, whole[: len(whole) // 2], whole, b"", b"{}")
+    with pytest.raises(InputError) as error:
+        read(folder, "chat", "d.jsonl")
+    assert str(error.value) == (
+        "d.jsonl line 2: it is cut off or no valid JSON (unterminated string starting at column 43) "
+        "(1 more record can't be used either); correct the data, or set on_error = \"skip\" to leave such records out."
+    )
+    source = read(folder, "chat", "d.jsonl", on_error="skip")
+    assert [example.source for example in source] == ["d.jsonl line 1", "d.jsonl line 3"]
+    assert [problem.where for problem in source.problems] == ["d.jsonl line 2", "d.jsonl line 5"]
+
+
+def test_a_json_list_cut_in_half_keeps_what_came_before(folder):
+    text = json.dumps([llava(), llava(), llava()], indent=1)
+    (folder / "d.json").write_text(text[: text.rindex("human")])
+    source = read(folder, "llava", "d.json", on_error="skip")
+    assert len(source) == 2
+    (problem,) = source.problems
+    assert problem.where == "d.json record 3 (line 28)"
+    assert "nothing after it is read" in problem.sentence
+    (folder / "d.json").write_text(text.replace("},\n {", "}\n {", 1).replace(" },\n {", " }\n {"))
+    with pytest.raises(InputError, match=r"d.json record 1 \(line 2\): “{” comes after it where a comma or “]” is due"):
+        read(folder, "llava", "d.json")
+    (folder / "d.json").write_text(text.rstrip("]\n"))
+    assert len(read(folder, "llava", "d.json", on_error="skip")) == 3
+    (folder / "d.json").write_text(json.dumps({"records": []}))
+    with pytest.raises(InputError, match="“d.json” does not begin with “\\[”; it must be a JSON list"):
+        read(folder, "llava", "d.json")
+
+
+def test_encodings(folder):
+    line = json.dumps(chat("café"), ensure_ascii=False)
+    (folder / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n")
+    assert read(folder, "chat", "bom.jsonl")[0].conversation.messages[0].text == "café"
+    (folder / "latin.jsonl").write_bytes(json.dumps(chat()).encode() + b"\n" + line.encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin.jsonl line 2: byte 47 \(0xe9\) is not UTF-8"):
+        read(folder, "chat", "latin.jsonl")
+    assert len(read(folder, "chat", "latin.jsonl", on_error="skip")) == 1
+    (folder / "wide.jsonl").write_bytes(line.encode("utf-16"))
+    with pytest.raises(InputError, match="“wide.jsonl” is UTF-16 or UTF-32 text; save it as UTF-8"):
+        read(folder, "chat", "wide.jsonl")
+    (folder / "latin.json").write_bytes(b"[\n\n\xe9]")
+    with pytest.raises(InputError, match="“latin.json” line 3: byte 0xe9 is not UTF-8"):
+        read(folder, "llava", "latin.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "“d.jsonl” is empty (0 bytes); choose another file."),
+        (b"\n \n", "“d.jsonl” holds no record; check that it is the right file."),
+        (b"\xef\xbb\xbf", "“d.jsonl” holds no record; check that it is the right file."),
+    ],
+)
+def test_empty_files(folder, content, sentence):
+    (folder / "d.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read(folder, "chat", "d.jsonl", on_error="skip")
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"nul", b"\x00", b"{'a': 1}"])
+def test_hostile_lines_are_problems(folder, line):
+    write_lines(folder / "d.jsonl", chat(), line)
+    (problem,) = read(folder, "chat", "d.jsonl", on_error="skip").problems
+    assert problem.where == "d.jsonl line 2"
+
+
+def test_all_records_unusable(folder):
+    write_lines(folder / "d.jsonl", {}, {})
+    with pytest.raises(InputError) as error:
+        read(folder, "chat", "d.jsonl", on_error="skip")
+    assert str(error.value) == (
+        "“d.jsonl” holds no example that can be used (the first: d.jsonl line 1: “messages” is missing; it must be a list)."
+    )
+
+
+def test_a_damaged_picture_is_told_when_its_example_is_taken(folder):
+    (folder / "red.png").write_bytes(png()[:40])
+    source = read(folder, "llava", write_lines(folder / "d.jsonl", llava()).name)
+    with pytest.raises(InputError, match="^d.jsonl line 1: “red.png” is"):
+        source[0]
+
+
+def test_pictures_are_opened_when_taken_and_upright(folder, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6), "red").save(folder / "turned.jpg", exif=exif)
+    write_lines(folder / "d.jsonl", llava(image="turned.jpg"))
+    opened = []
+    monkeypatch.setattr("model.training.readers.source.open_image", lambda image: opened.append(image) or OpenedImage(image))
+    source = read(folder, "llava", "d.jsonl")
+    assert opened == []
+    source[0]
+    assert opened == [folder / "turned.jpg"]
+    monkeypatch.undo()
+    (image,) = source[0].conversation.messages[0].images
+    assert image.pixels.size == (6, 8)
+    assert image.notes == ("turned upright by its EXIF tag",)
+
+
+def test_a_file_that_changed_since(folder):
+    path = write_lines(folder / "d.jsonl", chat(), chat())
+    source = read(folder, "chat", "d.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="d.jsonl line 2: it is cut off .* read the data again"):
+        source[1]
+
+
+def test_limit_split_slices_and_name(folder):
+    write_lines(folder / "train-0.jsonl", chat("a"), chat("b"))
+    write_lines(folder / "training.jsonl", chat("not in the split"))
+    (folder / "test").mkdir()
+    write_lines(folder / "test" / "x.jsonl", chat("c"))
+    questions = lambda source: [example.conversation.messages[0].text for example in source]  # noqa: E731
+    assert questions(read(folder, "chat", ".", split="train")) == ["a", "b"]
+    assert questions(read(folder, "chat", ".", split="test")) == ["c"]
+    assert questions(read(folder, "chat", ".", limit=1, split="train")) == ["a"]
+    source = read(folder, "chat", "train-0.jsonl")
+    assert (source.name, len(source[1:]), source[-1].conversation.messages[0].text) == ("train-0.jsonl", 1, "b")
+    assert questions(source[1:]) == ["b"]
+    with pytest.raises(IndexError):
+        source[2]
+    with pytest.raises(InputError, match="No file in .* belongs to the split “dev”"):
+        read(folder, "chat", ".", split="dev")
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({}, "There is no data source None; allowed are rows, llava, chat, captions, easy-vqa."),
+        ({"source": "webdataset"}, "There is no data source 'webdataset'; allowed are rows, llava, chat,"),
+        ({"source": ["chat"]}, "There is no data source ['chat']; allowed are"),
+        ({"source": "chat"}, "The source “chat” needs a path; name the file or folder of its data."),
+        ({"source": "chat", "path": "gone"}, "There is no file or folder “gone”; correct the path of the data."),
+        ({"source": "chat", "path": 3}, "path of the source “chat” is 3; it must be text."),
+        ({"source": "chat", "path": "x", "limt": 3, "foo": 1},
+         "The source “chat” does not know “foo”, “limt”; its keys are path, split, limit, on_error, images."),
+        ({"source": "chat", "path": ".", "limit": -1}, "limit of the source “chat” is -1; it must be 0 or more."),
+        ({"source": "chat", "path": ".", "limit": True}, "limit of the source “chat” is True; it must be a whole number."),
+        ({"source": "chat", "path": ".", "on_error": "hide"}, "on_error of the source “chat” is “hide”; allowed are stop, skip."),
+        ({"source": "chat", "path": "red.png"}, "“red.png” can't be read as data; allowed are .jsonl, .json."),
+        ({"source": "chat", "path": "."}, " holds no .jsonl or .json file; choose another folder."),
+        ({"source": "easy-vqa", "path": "."}, "does not know “path”; its keys are split, turns, seed, limit."),
+        ({"source": "easy-vqa", "split": "dev"}, "split of the source “easy-vqa” is “dev”; allowed are train, test."),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read(folder, spec, sentence):
+    with pytest.raises(InputError) as error:
+        read_source(spec, base_folder=folder)
+    assert sentence in str(error.value)
+
+
+def test_every_reader_refuses_unknown_keys(folder):
+    for name in READERS:
+        with pytest.raises(InputError, match="does not know “colour”"):
+            read_source({"source": name, "path": ".", "colour": 1}, base_folder=folder)
+
+
+# --- easy-VQA ---
+
+
+def test_easy_vqa(folder):
+    source = read_source({"source": "easy-vqa", "split": "test"}, base_folder=folder)
+    assert (len(source), source.name) == (1000, "easy-VQA test")
+    first = source[0]
+    n_turns = len(first.conversation.messages) // 2
+    assert len(first.families) == n_turns
+    assert [len(message.images) for message in first.conversation.messages] == [1] + [0] * (2 * n_turns - 1)
+    assert first.conversation.messages[0].images[0].pixels.size == (64, 64)
+    few = read_source({"source": "easy-vqa", "split": "test", "turns": 2, "seed": 3, "limit": 7}, base_folder=folder)
+    again = read_source({"source": "easy-vqa", "split": "test", "turns": 2, "seed": 3}, base_folder=folder)
+    other = read_source({"source": "easy-vqa", "split": "test", "turns": 2, "seed": 4}, base_folder=folder)
+    texts = lambda source: [[m.text for m in source[n].conversation.messages] for n in range(7)]  # noqa: E731
+    assert len(few) == 7
+    assert all(len(example.families) == 2 for example in few)
+    assert texts(few) == texts(again) != texts(other)

@@ -1,0 +1,282 @@
+"""nanoVLM's rows from parquet, JSONL, a saved folder and (with the hub stood in for) the hub."""
+
+import io
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from model import InputError
+from model.training.readers import read_source
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What `datasets` converts stays in the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(colour="red") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(stream, "png")
+    return stream.getvalue()
+
+
+def row(*turns, images=("red",), **more):
+    texts = [{"user": user, "assistant": assistant} for user, assistant in turns or [("What colour?", "red")]]
+    return {"images": [{"bytes": png(name), "path": None} for name in images], "texts": texts, **more}
+
+
+def read(folder, path, **more):
+    return read_source({"source": "rows", "path": path, **more}, base_folder=folder)
+
+
+def shown(example):
+    return [
+        (message.text, [image.pixels.getpixel((0, 0)) for image in message.images])
+        for message in example.conversation.messages
+    ]
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+FEATURES = datasets.Features(
+    {"images": datasets.List(datasets.Image()),
+     "texts": datasets.List({"user": datasets.Value("string"), "assistant": datasets.Value("string")}),
+     "relevance_ratings": datasets.List(datasets.Value("int64"))}
+)  # fmt: skip
+
+
+def table(*rows, features=FEATURES):
+    return datasets.Dataset.from_list([{"relevance_ratings": None, **entry} for entry in rows], features=features)
+
+
+# --- where rows come from ---
+
+
+def test_parquet_without_metadata(tmp_path):
+    rows = [row(("a", "b"), ("c", "d"), images=("red", "blue")), row(images=())]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    source = read(tmp_path, "d.parquet")
+    assert shown(source[0]) == [("a", [RED, BLUE]), ("b", []), ("c", []), ("d", [])]
+    assert shown(source[1]) == [("What colour?", []), ("red", [])]
+    assert (source.name, source[1].source, source.problems) == ("d.parquet", "d.parquet row 2", ())
+
+
+def test_a_folder_of_parquet_files_names_file_and_row(tmp_path):
+    (tmp_path / "data").mkdir()
+    table(row(), row()).to_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
+    table(row(("only", "one")), row(("q", ""))).to_parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
+    table(row(("held", "out"))).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"^train-00001-of-00002.parquet row 2: the answer in message 2 is empty; corr"):
+        read(tmp_path, "data", split="train")
+    source = read(tmp_path, "data", split="train", on_error="skip")
+    assert [source[n].source for n in (0, 2)] == ["train-00000-of-00002.parquet row 1", "train-00001-of-00002.parquet row 1"]
+    assert shown(source[2]) == [("only", [RED]), ("one", [])]
+    assert shown(read(tmp_path, "data", split="test")[0])[0] == ("held", [RED])
+    assert len(read(tmp_path, "data", split="train", limit=2)) == 2
+
+
+def test_jsonl_rows_name_their_pictures(tmp_path):
+    (tmp_path / "red.png").write_bytes(png())
+    rows = [{"images": ["red.png"], "texts": [{"user": "q", "assistant": "a", "source": "aokvqa"}]},
+            {"images": [{"path": "../x.png"}], "texts": [{"user": "q", "assistant": "a"}]},
+            {"images": None, "texts": [{"user": "q", "assistant": "a"}]}]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"^d.jsonl line 2: the image “../x.png” lies outside the data's folder"):
+        read(tmp_path, "d.jsonl")
+    source = read(tmp_path, "d.jsonl", on_error="skip")
+    assert [shown(example) for example in source] == [[("q", [RED]), ("a", [])], [("q", []), ("a", [])]]
+    assert [example.families for example in source] == [("aokvqa",), ()]
+
+
+def test_saved_data_sets(tmp_path):
+    table(row(), row(images=("blue",))).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table(row()), "dev": table(row(images=("blue",)))}).save_to_disk(tmp_path / "two")
+    source = read(tmp_path, "one")
+    assert shown(source[1]) == [("What colour?", [BLUE]), ("red", [])]
+    assert source[1].source == "one row 2"
+    assert shown(read(tmp_path, "two", split="dev")[0])[0] == ("What colour?", [BLUE])
+    with pytest.raises(InputError, match="“two” has several splits and none is chosen; set split to train or dev"):
+        read(tmp_path, "two")
+    with pytest.raises(InputError, match="“two” has no split “test”; set split to train or dev"):
+        read(tmp_path, "two", split="test")
+    with pytest.raises(InputError, match="“one” has no splits; leave out split = “train”"):
+        read(tmp_path, "one", split="train")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the hub: records how it was asked and hands out `hub.table`."""
+
+    class Hub:
+        calls: list = []  # noqa: RUF012
+        table = table(row(("q1", "a1")), row(("q2", ""), images=("blue",)), row(("q3", "a3"), images=("blue",)))
+        error = None
+
+        def load(self, path, name=None, **keywords):
+            self.calls.append((path, name, keywords))
+            if self.error:
+                raise self.error
+            return self.table.to_iterable_dataset() if keywords["streaming"] else self.table
+
+    Hub.calls = []
+    stand_in = Hub()
+    monkeypatch.setattr(datasets, "load_dataset", stand_in.load)
+    return stand_in
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_from_the_hub(tmp_path, hub, streaming):
+    source = read(tmp_path, "HuggingFaceM4/the_cauldron", subset="ai2d", split="train", revision="abc", limit=2,
+                  streaming=streaming, on_error="skip")  # fmt: skip
+    assert hub.calls == [
+        ("HuggingFaceM4/the_cauldron", "ai2d", {"split": "train", "revision": "abc", "streaming": streaming})
+    ]
+    assert source.name == "HuggingFaceM4/the_cauldron ai2d train"
+    assert [shown(example) for example in source] == [[("q1", [RED]), ("a1", [])], [("q3", [BLUE]), ("a3", [])]]
+    assert source[1].source == "HuggingFaceM4/the_cauldron ai2d train row 3"
+    assert [str(problem) for problem in source.problems] == [
+        "HuggingFaceM4/the_cauldron ai2d train row 2: the answer in message 2 is empty"
+    ]
+
+
+def test_hub_without_options_and_its_failures(tmp_path, hub):
+    assert len(read(tmp_path, "a/b", on_error="skip")) == 2
+    assert hub.calls == [("a/b", None, {"split": "train", "revision": None, "streaming": False})]
+    with pytest.raises(InputError, match="streaming needs a limit, the number of examples to fetch"):
+        read(tmp_path, "a/b", streaming=True)
+    hub.error = ConnectionError("Couldn't reach the hub\nlong trace")
+    with pytest.raises(InputError, match=r"^The data “a/b train” can't be read \(ConnectionError: Couldn't reach the hub\);"):
+        read(tmp_path, "a/b")
+    hub.error, hub.table = None, datasets.Dataset.from_list([{"question": "x", "label": 1}])
+    with pytest.raises(InputError, match="“a/b train” has the columns question, label; rows need “texts”"):
+        read(tmp_path, "a/b")
+
+
+def test_pictures_from_the_hub_must_be_bytes(tmp_path, hub):
+    """A path in data from elsewhere must not open a file of this machine."""
+    hub.table = table(row()).cast_column("images", datasets.List(datasets.Image(decode=False)))
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png())
+    hub.table = datasets.Dataset.from_list([{"images": [str(secret)], "texts": [{"user": "q", "assistant": "a"}]}])
+    with pytest.raises(InputError, match="an image is a file's name without its bytes"):
+        read(tmp_path, "a/b")
+
+
+# --- rows that can't be used ---
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"images": {"bytes": "x"}}, "“images” is an object; it must be a list"),
+        ({"images": "red.png"}, "“images” is text; it must be a list"),
+        ({"images": ""}, "“images” is text; it must be a list"),
+        ({"images": [5]}, "an image is a number; it must be bytes or a file's name"),
+        ({"images": [None]}, "an image is missing; it must be bytes or a file's name"),
+        ({"images": ["gone.png"]}, "the image “gone.png” is not there"),
+        ({"images": ["/etc/hostname"]}, "the image “/etc/hostname” has an absolute path"),
+        ({"texts": None}, "“texts” is missing; it must be a list"),
+        ({"texts": []}, "“texts” is empty, so there is nothing to learn from it"),
+        ({"texts": ["q"]}, "texts[0] is text; it must be an object with named fields"),
+        ({"texts": [{"user": "q"}]}, "texts[0].assistant is missing; it must be text"),
+        ({"texts": [{"user": 1, "assistant": "a"}]}, "texts[0].user is a number; it must be text"),
+        ({"relevance_ratings": [1, 2]}, "“relevance_ratings” has 2 entries for 1 turns"),
+        ({"relevance_ratings": []}, "“relevance_ratings” has 0 entries for 1 turns"),
+        ({"formatting_ratings": 3}, "“formatting_ratings” is a number; it must be a list"),
+        ({"formatting_ratings": ["5"]}, "“formatting_ratings” holds text; a rating must be a number or missing"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path, entry, sentence):
+    whole = {"images": [], "texts": [{"user": "q", "assistant": "a"}]}
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, [whole, whole | entry])))
+    with pytest.raises(InputError) as error:
+        read(tmp_path, "d.jsonl")
+    assert str(error.value).startswith("d.jsonl line 2: ")
+    assert sentence in str(error.value)
+    assert len(read(tmp_path, "d.jsonl", on_error="skip")) == 1
+
+
+def test_files_that_are_no_parquet(tmp_path):
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="“d.parquet” is no whole parquet file .*; get it again"):
+        read(tmp_path, "d.parquet")
+    (tmp_path / "d.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match="“d.parquet” is no whole parquet file"):
+        read(tmp_path, "d.parquet")
+    (tmp_path / "e.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="holds parquet files and “e.jsonl”; name one file, or part the two"):
+        read(tmp_path, ".")
+    with pytest.raises(InputError, match="There is no file or folder “gone.parquet”"):
+        read(tmp_path, "gone.parquet")
+
+
+def test_a_parquet_file_cut_in_half(tmp_path):
+    table(*[row()] * 20).to_parquet(tmp_path / "d.parquet")
+    data = (tmp_path / "d.parquet").read_bytes()
+    (tmp_path / "d.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="“d.parquet” is no whole parquet file"):
+        read(tmp_path, "d.parquet")
+
+
+def test_a_damaged_picture_in_parquet(tmp_path):
+    bad = row() | {"images": [{"bytes": png()[:40], "path": None}]}
+    table(row(), bad).to_parquet(tmp_path / "d.parquet")
+    source = read(tmp_path, "d.parquet")
+    with pytest.raises(InputError, match="^d.parquet row 2: The image is"):
+        source[1]
+
+
+@pytest.mark.parametrize("key", ["subset", "revision", "streaming"])
+def test_keys_of_the_hub_are_refused_for_files(tmp_path, key):
+    (tmp_path / "d.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=f"“d.jsonl” is on this machine; “{key}” is only for data from the hub"):
+        read(tmp_path, "d.jsonl", **{key: True if key == "streaming" else "x"})
+
+
+# --- ratings ---
+
+
+@pytest.fixture(scope="module")
+def golden_rows(golden):
+    return json.loads((golden / "text.json").read_text())["items_input"]
+
+
+@pytest.mark.parametrize(
+    ("name", "questions"),
+    [
+        ("ratings_drop_first", ["good"]),
+        ("ratings_drop_middle", ["a", "c"]),
+        ("ratings_none_entries", ["a"]),
+        ("ratings_equal_threshold", ["a"]),
+        ("ratings_drop_all", None),
+    ],
+)
+def test_ratings_leave_the_turns_that_nanovlm_leaves(tmp_path, golden, golden_rows, name, questions):
+    entry = golden_rows[name]
+    (tmp_path / "tile_64x64").write_bytes(png())
+    lines = [json.dumps(entry), json.dumps({"images": None, "texts": [{"user": "other", "assistant": "x"}]})]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    least = {f"{kind}_min_rating": 3 for kind in ("relevance", "image_correspondence", "visual_dependency", "formatting")}
+    source = read(tmp_path, "d.jsonl", **least)
+    theirs = json.loads((golden / "text.json").read_text())["datasets"]["full66_p64max256F_mp4_thr3"]["items"][name]
+    assert (theirs is None) == (questions is None)
+    if questions is None:
+        assert len(source) == 1
+        assert [problem.sentence for problem in source.problems] == [
+            "every turn is rated below the thresholds, so it is left out"
+        ]
+        return
+    messages = source[0].conversation.messages
+    assert [message.text for message in messages[::2]] == questions
+    # All pictures stay, with the first turn that is left.
+    assert [len(message.images) for message in messages] == [1] + [0] * (len(messages) - 1)
+    assert len(read(tmp_path, "d.jsonl")[0].conversation.messages) == 2 * len(entry["texts"])
+
+
+def test_a_threshold_must_be_a_whole_number(tmp_path):
+    with pytest.raises(InputError, match="relevance_min_rating of the source “rows” is 'high'; it must be a whole number"):
+        read(tmp_path, "d.jsonl", relevance_min_rating="high")
