@@ -150,14 +150,16 @@ def report_data(
         drops[reason] = Drop(reason, 1, sentence) if found is None else replace(found, count=found.count + 1)
 
     for order, number in enumerate(numbers):
-        where = f"example {number + 1}"
         try:
             example = source[number]
-            where = example.source or where
+        except InputError as error:  # a reader's sentence begins with the place
+            drop("can't be rendered", str(error))
+            continue
+        where = example.source or f"example {number + 1}"
+        try:
             rendered = renderer.render(example.conversation, vlm.process_image)
         except InputError as error:
-            text = str(error)
-            drop("can't be rendered", text if text.startswith(where) else f"{where}: {text}")
+            drop("can't be rendered", f"{where}: {error}")
             continue
         longest = max(longest, len(rendered))
         if max_images is not None and len(rendered.images) > max_images:
