@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--top-k", type=int, default=0)
     inspect.add_argument("--top-p", type=float, default=1.0)
     inspect.add_argument("--seed", type=int, default=0)
-    inspect.add_argument("--position", type=int, help="token whose attention is read (default: first of the answer)")
+    inspect.add_argument("--position", type=int, help="row whose attention is read (default: the one whose output chose the answer's first token)")
     inspect.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
     return parser
 
@@ -42,7 +42,8 @@ def run_inspect(options: argparse.Namespace) -> dict:
     prompt = Prompt(images, turns, options.layout, options.document_mask)
     vlm = load_vlm(options.model)
     inspection = ask_and_inspect(vlm, prompt, settings)
-    position = inspection.first_answer_position if options.position is None else options.position
+    first = inspection.row_that_chose(inspection.first_answer_position)
+    position = first if options.position is None else options.position
     if not 0 <= position < len(inspection.row):
         raise InputError(f"--position is {position}; the row has the positions 0 to {len(inspection.row) - 1}.")
     return describe(vlm, inspection, attend(vlm, inspection, position))

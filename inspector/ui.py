@@ -24,10 +24,12 @@ from inspector.analysis.inspection import (
 from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.markup import show_answer, show_plans, show_provenance
 from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.jobs import JobTable
 from inspector.session import ModelStore
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import prompt as prompt_view
+from inspector.views import train as train_view
 from inspector.views.results import ResultsView, build_results
 from model import InputError, open_image
 from model.training.examples import EXAMPLES
@@ -44,11 +46,14 @@ class Shown:
 
     model: str
     inspection: Inspection
+    selected: int
     attention: AttentionMap
 
 
-def build_ui(store: ModelStore) -> gr.Blocks:
-    """The page over the models of ``store``; start it with ``launch(**launch_options())``."""
+def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
+    """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
+    runs are kept (a temporary folder if None)."""
+    jobs = jobs or JobTable()
     folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
         gr.HTML(
@@ -56,6 +61,10 @@ def build_ui(store: ModelStore) -> gr.Blocks:
             "where it looked</span></header>"
         )
         shown: gr.State = gr.State(None)
+        # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
+        # the browser's copy readable after a restart; what it holds is the person's own.
+        person = gr.BrowserState(None, storage_key="vlm-inspector-runs", secret="vlm-inspector-01")
+        timer = gr.Timer(train_view.PERIOD_S, active=False)
         examples = prompt_view.build_examples()
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
@@ -67,8 +76,11 @@ def build_ui(store: ModelStore) -> gr.Blocks:
                         attention = attention_view.build_attention()
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
+                    with gr.Tab("Train"):
+                        train = train_view.build_train(store, jobs)
         _wire_prompt(store, prompt)
         _wire_results(store, demo, prompt, results, attention, batch, shown, folder)
+        train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
         gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
     return demo
 
@@ -181,21 +193,23 @@ def _wire_results(
                 return
             turn, token = event
             tokens[turn].append(token)
-            parts = [(t.user, t.assistant, tokens[n]) for n, t in enumerate(asked.turns[: turn + 1])]
+            parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
             yield [show_answer(parts, running=True), *wait]
 
     def _finish(vlm: Any, model: str, inspection: Inspection, names: list[str], options: tuple) -> list[Any]:
-        layer, head, exclude_sinks, own_scale, arrangement = options
-        found = attend(vlm, inspection, inspection.first_answer_position, exclude_sinks=exclude_sinks)
+        layer, head, own_row, exclude_sinks, own_scale, arrangement = options
+        selected = inspection.first_answer_position
+        row = selected if own_row else inspection.row_that_chose(selected)
+        found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
         key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
         strip = strip_payload(inspection, key)
         viewer = viewer_payload(vlm, inspection, names, key)
-        heat = attention_view.heat_of(found, layer, head, own_scale)
-        turns = zip(inspection.prompt.turns, inspection.answers, strict=True)
+        heat = attention_view.heat_of(found, selected, layer, head, own_scale)
+        turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
         return [
-            show_answer([(turn.user, turn.assistant, tokens) for turn, tokens in turns]),
-            show_provenance(inspection, model),
-            Shown(model, inspection, found),
+            show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns]),
+            show_provenance(vlm, inspection, model),
+            Shown(model, inspection, selected, found),
             gr.update(data=viewer),
             gr.update(data=strip, heat=heat),
             *attention_view.choices(found),
@@ -233,23 +247,24 @@ def _wire_results(
     looked: list[Any] = [shown, results.strip, *attention.outputs]
 
     def look(page: Shown | None, position: int, *options: Any) -> list[Any]:
-        layer, head, exclude_sinks, own_scale = options
+        layer, head, own_row, exclude_sinks, own_scale = options
         if page is None:
             return [gr.skip()] * len(looked)
         if not 0 <= position < len(page.inspection.row):
             raise gr.Error(f"The row has no position {position}.", print_exception=False)
-        found = attend(store.get(page.model), page.inspection, position, exclude_sinks=exclude_sinks)
-        heat = attention_view.heat_of(found, layer, head, own_scale)
+        row = position if own_row else page.inspection.row_that_chose(position)
+        found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
+        heat = attention_view.heat_of(found, position, layer, head, own_scale)
         # Viewer and readout take row and heat from the strip, in the browser.
-        return [Shown(page.model, page.inspection, found), gr.update(heat=heat),
+        return [Shown(page.model, page.inspection, position, found), gr.update(heat=heat),
                 *attention_view.draw(page.inspection, found, own_scale)]  # fmt: skip
 
-    def on_select(page: Shown | None, layer: str, head: str, exclude_sinks: bool, own_scale: bool,
+    def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,
                   event: gr.EventData) -> list[Any]:  # fmt: skip
-        return look(page, int(event.position), layer, head, exclude_sinks, own_scale)
+        return look(page, int(event.position), layer, head, own_row, exclude_sinks, own_scale)
 
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
-        return look(page, 0 if page is None else page.attention.position, *options)
+        return look(page, 0 if page is None else page.selected, *options)
 
     results.strip.select(on_select, [shown, *attention.controls], looked, api_name="select_token",
                          concurrency_id=MODEL_QUEUE, show_progress="hidden", trigger_mode="always_last")  # fmt: skip
@@ -305,7 +320,8 @@ def _inspect_api(store: ModelStore) -> Any:
             opened = tuple(open_image(_path_of(image)) for image in images)
             asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask)  # type: ignore[arg-type]
             inspection = ask_and_inspect(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens))
-            return describe(vlm, inspection, attend(vlm, inspection, inspection.first_answer_position))
+            row = inspection.row_that_chose(inspection.first_answer_position)
+            return describe(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 

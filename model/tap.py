@@ -65,12 +65,21 @@ class AttentionReader:
         additive ``mask [batch 1|head query key]``."""
         rows = self.rows.to(q.device)
         n_kv_heads = k.shape[1]
-        queries = q[self.batch_row][:, rows].unflatten(0, (n_kv_heads, -1)).float()
-        scores = queries @ k[self.batch_row].float()[:, None].transpose(-1, -2) * scale
-        pattern = (scores.flatten(0, 1) + mask[self.batch_row][:, rows].float()).softmax(dim=-1)
-        self._shares.append((pattern @ self._assignment.to(q.device)).cpu())
+        queries = q[self.batch_row][:, rows].float().unflatten(0, (n_kv_heads, -1))
+        unseen = mask[self.batch_row][:, rows].float().expand(q.shape[1], -1, -1).unflatten(0, (n_kv_heads, -1))
+        assignment = self._assignment.to(q.device)
+        shares, patterns = [], []
+        # One key head at a time: all at once would copy the keys for every query head and hold several times the
+        # pattern of the whole layer, which shows in the peak memory of the pass.
+        for head in range(n_kv_heads):
+            scores = (queries[head].flatten(0, 1) @ k[self.batch_row, head].float().T).unflatten(0, (-1, len(rows)))
+            pattern = scores.mul_(scale).add_(unseen[head]).softmax(dim=-1)
+            shares.append(pattern @ assignment)
+            if self.keep_patterns:
+                patterns.append(pattern.cpu())
+        self._shares.append(torch.cat(shares).cpu())
         if self.keep_patterns:
-            self._patterns.append(pattern.cpu())
+            self._patterns.append(torch.cat(patterns))
 
     @property
     def reading(self) -> AttentionReading:
@@ -86,7 +95,9 @@ class Tap:
 
     reader: AttentionReader | None = None
     cuts: tuple[Cut, ...] = ()
-    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    # By the cuts that are active in a layer: the pass's own mask and what was made of it. A new pass (each step of
+    # generating is one) comes with a mask of its own, so nothing outlives the pass that it was made for.
+    _masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def edit(self, layer: int, mask: Tensor, n_heads: int, first_query: int = 0) -> Tensor:
         """The layer's mask with its cuts: ``[batch 1|head query key]``, −inf where an edge is cut. Query positions
@@ -96,11 +107,8 @@ class Tap:
         active = tuple(n for n, cut in enumerate(self.cuts) if cut.layers is None or layer in cut.layers)
         if not active:
             return mask
-        # While generating, every step comes with a mask of another shape.
-        key = (active, tuple(mask.shape), first_query)
-        if key not in self._masks:
-            if len(self._masks) > 64:
-                self._masks.clear()
+        base, edited = self._masks.get(active, (None, None))
+        if base is not mask or edited is None:
             by_head = any(self.cuts[n].heads is not None for n in active)
             edited = mask.expand(-1, n_heads, -1, -1).clone() if by_head else mask.clone()
             for n in active:
@@ -116,5 +124,5 @@ class Tap:
                         edited[row, head, queries[:, None], keys] = -torch.inf
             if (edited == -torch.inf).all(dim=-1).any():
                 raise ValueError("A cut leaves a position with nothing to attend to; leave it its own position.")
-            self._masks[key] = edited
-        return self._masks[key]
+            self._masks[active] = (mask, edited)
+        return edited

@@ -73,6 +73,25 @@ class Inspection:
         starts = [span.start for span in self.row.spans if span.kind == "answer"]
         return starts[-1] if starts else len(self.row) - 1
 
+    def row_that_chose(self, position: int) -> int:
+        """The position whose output the token at ``position`` was chosen by: the one before, for a token of an answer
+        (its end token too). Any other token was given and not chosen: for it, the position itself."""
+        chosen = self.table.trained[position] and position > 0 and self.table.attended[position - 1]
+        return position - 1 if chosen else position
+
+    @property
+    def answer_positions(self) -> tuple[tuple[int, ...], ...]:
+        """Per turn, where each generated token is in the row; empty if the row doesn't hold them exactly."""
+        ids, found, after = self.table.ids, [], 0
+        for tokens in self.answers:
+            wanted = tuple(token.token_id for token in tokens)
+            starts = (n for n in range(after, len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted
+                      and self.table.trained[n])  # fmt: skip
+            start = next(starts, None) if wanted else None
+            found.append(() if start is None else tuple(range(start, start + len(wanted))))
+            after = after if start is None else start + len(wanted)
+        return tuple(found)
+
 
 def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, AnswerToken] | Inspection]:
     """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, token) for each

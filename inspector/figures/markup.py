@@ -9,7 +9,7 @@ from inspector.analysis.inspection import AnswerToken, Inspection
 from inspector.analysis.prompt import ordinals
 from inspector.analysis.tokens import Finding, TokenTable
 from inspector.figures.colours import image_colour
-from model import Batch, ImagePlan
+from model import VLM, Batch, ImagePlan
 
 END = '<small class="vi-note">end</small>'
 """Stands for the end token, which has no text of its own."""
@@ -50,21 +50,23 @@ def show_plans(names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence
     return f'<ol class="vi-plans">{"".join(items)}</ol><p class="vi-caption">{total:,} tokens for all images.</p>'
 
 
-def show_answer(turns: Sequence[tuple[str, str, Sequence[AnswerToken]]], *, running: bool = False) -> str:
-    """Questions and answers, the last answer large; each generated token tells its probability."""
+def show_answer(
+    turns: Sequence[tuple[str, str, Sequence[AnswerToken], Sequence[int]]], *, running: bool = False
+) -> str:
+    """Questions and answers, the last answer large. A turn is question, answer, generated tokens and their positions
+    in the row (none while they are coming): each token tells its probability and, if its place is known, selects it."""
     if not turns:
         return '<p class="vi-empty">Ask something: the answer appears here, token by token.</p>'
     parts = []
-    for index, (question, answer, tokens) in enumerate(turns):
+    for index, (question, answer, tokens, places) in enumerate(turns):
         last = index == len(turns) - 1
         if tokens:
             body = "".join(
-                f'<span class="vi-token" title="p = {token.probability:.4f}, id {token.token_id}">'
-                f"{escape(token.text) or END}</span>"
-                for token in tokens
+                _answer_token(token, places[n] if n < len(places) else None) for n, token in enumerate(tokens)
             )
             odds = " · ".join(
-                f"<code>{escape(visible(token.text)) or 'end'}</code> {token.probability:.3f}" for token in tokens[:8]
+                f"<code>{escape(visible(token.text)) or 'end'}</code> <span data-copy>{token.probability:.3f}</span>"
+                for token in tokens[:8]
             )
             more = f" … {len(tokens) - 8} more" if len(tokens) > 8 else ""
             body += f'<div class="vi-caption">p of each token: {odds}{more}</div>' if last and not running else ""
@@ -75,6 +77,17 @@ def show_answer(turns: Sequence[tuple[str, str, Sequence[AnswerToken]]], *, runn
             f'<div class="vi-answer">{body}</div></div>'
         )
     return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+
+
+def _answer_token(token: AnswerToken, position: int | None) -> str:
+    title = f"p = {token.probability:.4f}, id {token.token_id}"
+    text = escape(token.text) or END
+    if position is None:
+        return f'<span class="vi-token" title="{title}">{text}</span>'
+    return (
+        f'<button type="button" class="vi-token" data-vlm-position="{position}" '
+        f'title="{title}, position {position}; click selects it">{text}</button>'
+    )
 
 
 def show_tensors(batch: Batch) -> str:
@@ -143,11 +156,16 @@ def show_findings(findings: Sequence[Finding]) -> str:
     return f'<ul class="vi-findings">{items}</ul>'
 
 
-def show_provenance(inspection: Inspection, model: str) -> str:
-    """Which weights answered, and how long the row is."""
+def show_provenance(vlm: VLM, inspection: Inspection, model: str) -> str:
+    """The model chip: which weights answered, on what, and how long the row is."""
+    weights = sum(parameter.numel() for parameter in vlm.parameters())
+    size = f"{weights / 1e6:.1f} M weights" if weights < 1e9 else f"{weights / 1e9:.2f} G weights"
+    dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
     return (
-        f'<span class="vi-chip">{escape(model)} · weights <code>{inspection.fingerprint[:8]}</code> · '
+        f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · {dtype} · {vlm.device} · '
+        f'<code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; click copies all of it">'
+        f"#{inspection.fingerprint[:8]}</code> · "
         f"{len(inspection.row):,} positions{note}</span>"
     )
 

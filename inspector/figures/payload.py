@@ -146,19 +146,31 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def heat_payload(
-    attention: AttentionMap, *, layer: int | None = None, head: int | None = None, shared_scale: bool = True
+    attention: AttentionMap,
+    *,
+    selected: int | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    shared_scale: bool = True,
 ) -> dict[str, Any]:
-    """The heat of one token over the row. The shared scale's top is the largest share that any layer and head gives
-    to one position that is no sink, so that maps can be compared; else the map's own largest."""
+    """The heat of one row of attention over all positions; ``selected`` is the token that the page marks (the row's
+    own unless given: for a token of an answer the row before it is read, whose output chose it).
+
+    The shared scale's top is the largest share of a position that is no sink in any map of the same sort (all layers
+    alike, all heads alike, or all single heads), so that picking another layer or head changes the picture and not
+    the scale; else the map's own largest. All images are on one scale in any case."""
     values = attention.heat(layer, head)
     usual = np.ones(values.shape, dtype=bool)
     usual[[sink.position for sink in attention.sinks]] = False
-    top = float(attention.pattern[..., usual].max() if shared_scale else values[usual].max()) if usual.any() else 1.0
+    averaged = tuple(axis for axis, one in enumerate((layer, head)) if one is None)
+    alike = attention.pattern.mean(axis=averaged) if shared_scale else values
+    top = float(alike[..., usual].max()) if usual.any() else 1.0
     names = ("mean over layers" if layer is None else f"layer {layer}",
              "mean over heads" if head is None else f"head {head}")  # fmt: skip
     label = "mean over layers and heads" if layer is None and head is None else ", ".join(names)
     return {
         "from": attention.position,
+        "selected": attention.position if selected is None else selected,
         "label": label,
         "max": max(top, 1e-6),
         "values": base64.b64encode(values.astype("<f2").tobytes()).decode(),

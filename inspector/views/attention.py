@@ -26,6 +26,7 @@ class AttentionView:
     summary: gr.HTML
     layer: gr.Dropdown
     head: gr.Dropdown
+    own_row: gr.Checkbox
     exclude_sinks: gr.Checkbox
     own_scale: gr.Checkbox
     share: gr.Plot
@@ -34,7 +35,7 @@ class AttentionView:
 
     @property
     def controls(self) -> list[Any]:
-        return [self.layer, self.head, self.exclude_sinks, self.own_scale]
+        return [self.layer, self.head, self.own_row, self.exclude_sinks, self.own_scale]
 
     @property
     def outputs(self) -> list[Any]:
@@ -43,20 +44,21 @@ class AttentionView:
 
 def build_attention() -> AttentionView:
     gr.HTML(
-        '<div class="vi-caption">Where the selected token looked. '
+        '<div class="vi-caption">Where the model looked at the selected token, or while choosing it. '
         f"<details><summary>How it was computed, and what it can't show</summary>{EXPLAIN}</details></div>"
     )
     summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
     with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
+        own_row = gr.Checkbox(False, label="an answer token's own row, not the row that chose it", elem_id="own-row")
         exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", elem_id="exclude-sinks")
         own_scale = gr.Checkbox(False, label="each map on its own scale", elem_id="own-scale")
     with gr.Row():
         share = gr.Plot(label="layer × head", show_label=False, min_width=300)
         images = gr.Plot(label="per image", show_label=False, min_width=300)
         kinds = gr.Plot(label="per kind", show_label=False, min_width=300)
-    return AttentionView(summary, layer, head, exclude_sinks, own_scale, share, images, kinds)
+    return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, share, images, kinds)
 
 
 def choices(attention: AttentionMap) -> tuple[Any, Any]:
@@ -72,9 +74,15 @@ def _picked(choice: str, count: int) -> int | None:
     return int(choice) if choice.isdigit() and int(choice) < count else None
 
 
-def heat_of(attention: AttentionMap, layer: str, head: str, own_scale: bool) -> dict[str, Any]:
+def heat_of(attention: AttentionMap, selected: int, layer: str, head: str, own_scale: bool) -> dict[str, Any]:
     layers, heads = attention.pattern.shape[:2]
-    return heat_payload(attention, layer=_picked(layer, layers), head=_picked(head, heads), shared_scale=not own_scale)
+    return heat_payload(
+        attention,
+        selected=selected,
+        layer=_picked(layer, layers),
+        head=_picked(head, heads),
+        shared_scale=not own_scale,
+    )
 
 
 def summarise(inspection: Inspection, attention: AttentionMap) -> str:
@@ -82,23 +90,30 @@ def summarise(inspection: Inspection, attention: AttentionMap) -> str:
     layers, heads = attention.pattern.shape[:2]
     table = inspection.table
     token = describe_token(table, attention.position)
-    parts = [f"<p><b>{attention.mean_image_share:.1%}</b> of the attention of {token} goes to image tokens"]
+    chose = attention.position + 1
+    chosen = chose < len(table.ids) and table.trained[chose]
+    whose = f"{token}, whose output chose {describe_token(table, chose)}," if chosen else token
+    parts = [f"<p><b data-copy>{attention.mean_image_share:.1%}</b> of the attention of {whose} goes to image tokens"]
     parts.append(f" (mean over {layers} layers × {heads} heads).")
     each = attention.image_shares.mean(axis=0)
     if len(each) > 1:
         parts.append(
-            " Of all its attention: " + ", ".join(f"{badge(i)} {share:.1%}" for i, share in enumerate(each)) + "."
+            " Of all its attention: "
+            + ", ".join(f"{badge(i)} <span data-copy>{share:.1%}</span>" for i, share in enumerate(each))
+            + "."
         )
     parts.append("</p>")
     if attention.sinks:
-        names = ", ".join(f"{describe_token(table, sink.position)} {sink.share:.1%}" for sink in attention.sinks)
+        names = ", ".join(
+            f"{describe_token(table, sink.position)} <span data-copy>{sink.share:.1%}</span>"
+            for sink in attention.sinks
+        )
         state = "excluded, the rest scaled up to 1" if attention.excluded else "included"
         parts.append(f'<p class="vi-caption">Sinks ({state}): {names}.</p>')
     else:
         parts.append('<p class="vi-caption">No sink: no other token gets 10 % or more on average.</p>')
-    nxt = attention.position + 1
-    if nxt < len(table.ids):
-        parts.append(f'<p class="vi-caption">This position predicts {describe_token(table, nxt)}.</p>')
+    if not chosen and chose < len(table.ids):
+        parts.append(f'<p class="vi-caption">This position predicts {describe_token(table, chose)}.</p>')
     return "".join(parts)
 
 

@@ -196,7 +196,7 @@ function paintAll() {
     if (node) node.textContent = formatPercent(share);
   }
   heatBar.replaceChildren(colourBar(heat.max, "of 1", heat.clipped));
-  heatNote.textContent = `attention of token ${heat.from}, ${heat.label} · ${formatPercent(total)} of it goes to images`;
+  heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label} · ${formatPercent(total)} of it goes to images`;
 }
 
 // ---- what comes in

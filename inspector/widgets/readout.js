@@ -66,7 +66,7 @@ function draw() {
         fill.style.cssText = `width:${(100 * share) / Math.max(top, 0.0001)}%;--image:${imageColour(image)}`;
         bars.append(badge(image), el("span", { class: "vlm-track" }, fill), copyable(formatShare(share), `image ${image + 1}`));
       }
-      parts.push(el("div", { class: "vlm-cap" }, `token ${heat.from}'s attention, ${heat.label}: ${formatPercent(total)} goes to images, ${formatPercent(Math.max(0, 1 - total))} to text and markers`), bars);
+      parts.push(el("div", { class: "vlm-cap" }, `attention of ${whoseRow(heat)}; ${heat.label}: ${formatPercent(total)} goes to images, ${formatPercent(Math.max(0, 1 - total))} to text and markers`), bars);
     }
   } else parts.push(list);
   body.replaceChildren(...parts);

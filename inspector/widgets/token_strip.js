@@ -150,7 +150,7 @@ function drawLegend() {
   } else if (mode === "label") items.push(key("trained", "trained on"), key("vlm-ignored", "label −100, ignored"), note("→ what the loss wants predicted there: the token after it"));
   else if (mode === "mask") items.push(key("seen", "1, attended to"), key("masked", "0, nothing attends to it"));
   else if (mode === "loss") items.push(row.topLoss ? colourBar(row.topLoss, "nats", false) : note("No token of this row has a loss."), note(row.topLoss ? "−ln p of each token given all before it; plain: nothing predicts it, or not worth scoring" : ""));
-  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of token ${heat.from}'s attention, ${heat.label}; on a folded run its sum${heat.clipped ? "; brightest: beyond the scale" : ""}`));
+  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of the attention of ${whoseRow(heat)}, ${heat.label}; on a folded run its sum${heat.clipped ? "; brightest: beyond the scale" : ""}`));
   else items.push(note("Select a token to see where it looked."));
   legend.replaceChildren(...items);
 }
@@ -405,7 +405,7 @@ function takeHeat(fresh) {
   if (state.heat && state.row && state.heat.values.length !== state.row.n) state.heat = null;
   bus.heat = state.heat;
   // Only a new row moves the selection: heat that comes late must not take back what has been picked meanwhile.
-  if (fresh) bus.position = state.heat ? state.heat.from : null;
+  if (fresh) bus.position = state.heat ? state.heat.selected : null;
 }
 const [DATA, HEAT] = Object.keys({ data: 0, heat: 0 });
 watch(DATA, take);

@@ -9,6 +9,7 @@ from inspector.analysis.attention import summarise_pattern
 from inspector.analysis.inspection import GenerationSettings, Inspection, ask, attend, describe, inspect, training_batch
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, images_of_turns, prepare_row
 from inspector.analysis.tokens import lint_batch, locate_cell, position_of_cell, token_losses
+from inspector.figures.payload import heat_payload
 from model import Conversation, InputError, Message, OpenedImage, plan_image
 from model.training.examples import EXAMPLES
 
@@ -80,6 +81,39 @@ def test_sink_is_named_and_can_be_excluded(embedded):
     without = summarise_pattern(pattern, inspection.row, len(inspection.row) - 1, exclude_sinks=True)
     assert without.excluded == (0,)
     assert without.mean_image_share == pytest.approx(2 * named.mean_image_share)
+
+
+def test_the_row_that_chose_an_answer_token_is_the_one_before(embedded):
+    _, inspection = run(embedded, Prompt(THREE, (Turn("What?"), Turn("And?", "yes"))), max_new_tokens=4)
+    first = inspection.first_answer_position
+    end = first + len(inspection.answers[1]) + 1
+    assert inspection.row_that_chose(first) == first - 1
+    assert inspection.row_that_chose(end) == end - 1
+    assert inspection.row_that_chose(0) == 0
+    image = next(span.start for span in inspection.row.spans if span.kind == "image")
+    assert inspection.row_that_chose(image) == image
+    logits = embedded(inspection.batch)[0]
+    places = inspection.answer_positions
+    assert places[1] == ()
+    for position, token in zip(places[0], inspection.answers[0], strict=True):
+        assert inspection.table.ids[position] == token.token_id
+        row = inspection.row_that_chose(position)
+        assert row == position - 1
+        assert int(logits[row].argmax()) == token.token_id
+
+
+def test_scale_is_that_of_all_maps_of_the_same_sort(embedded):
+    inspection = inspect(embedded, Prompt(THREE[:1], (Turn("What?", "red"),)))
+    pattern = np.zeros((2, 2, len(inspection.row)), dtype=np.float32)
+    pattern[0, 0, 5], pattern[0, 1, 6], pattern[1, :, 7] = 0.08, 0.04, 0.06
+    attention = summarise_pattern(pattern, inspection.row, len(inspection.row) - 1)
+    assert heat_payload(attention)["max"] == pytest.approx(0.03)
+    assert heat_payload(attention, layer=0)["max"] == pytest.approx(0.06)
+    assert heat_payload(attention, layer=0, shared_scale=False)["max"] == pytest.approx(0.04)
+    assert heat_payload(attention, head=1)["max"] == pytest.approx(0.04)
+    assert heat_payload(attention, layer=1, head=0)["max"] == pytest.approx(0.08)
+    assert heat_payload(attention)["selected"] == attention.position
+    assert heat_payload(attention, selected=3)["selected"] == 3
 
 
 def test_token_losses_are_the_models_own_loss(embedded):

@@ -269,3 +269,16 @@ def test_document_mask_with_padding_in_front(vlm, samples):
         alone = vlm(vlm.collate([samples[1]]))[0]
     assert logits.isfinite().all()
     torch.testing.assert_close(logits[width - 1 - len(samples[1]) : width - 1], alone, atol=2e-4, rtol=0)
+
+
+def test_one_tap_on_two_batches_of_one_shape_follows_each_batchs_own_mask(vlm, samples):
+    """The second batch hides a key that the first one shows; an edited mask must not outlive its pass."""
+    batch = vlm.collate(samples[:1])
+    hidden = dataclasses.replace(batch, attention_mask=batch.attention_mask.clone())
+    hidden.attention_mask[0, 8] = False
+    tap = Tap(cuts=(Cut(range(20, batch.input_ids.shape[1]), (5,)),))
+    with torch.no_grad():
+        first = vlm(batch, tap=tap)
+        assert torch.equal(vlm(hidden, tap=tap), vlm(hidden, tap=Tap(cuts=tap.cuts)))
+        assert torch.equal(vlm(batch, tap=tap), first)
+    assert len(tap._masks) == 1
