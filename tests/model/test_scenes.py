@@ -7,7 +7,7 @@ import pytest
 
 from model.training import scenes as sc
 from model.training.easy_vqa import read_easy_vqa
-from model.training.embedded import SPECIAL_TOKENS, build_tokenizer, embedded_config
+from model.training.scratch import SPECIAL_TOKENS, build_tokenizer, scratch_config
 from model.training.examples import EXAMPLES
 
 
@@ -187,4 +187,4 @@ def test_tokenizer_has_every_task_word_whole_every_byte_and_single_digits():
     assert len(pieces.encode("192", add_special_tokens=False).ids) == 3
     text = "ünïcode 漢字 😀\t\x00 <row_9>"
     assert tokenizer.decode(pieces.encode(text, add_special_tokens=False).ids) == text
-    assert len(tokenizer) == embedded_config(len(tokenizer) - 11).lm_vocab_size
+    assert len(tokenizer) == scratch_config(len(tokenizer) - 11).lm_vocab_size
