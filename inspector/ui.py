@@ -36,6 +36,7 @@ from model.training.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
 CSS = Path(__file__).with_name("page.css")
+JS = Path(__file__).with_name("page.js")
 MODEL_QUEUE = "model"
 """All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
 
@@ -92,8 +93,8 @@ def launch_options() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=font, font_mono=mono, radius_size="sm", spacing_size="sm"
     )
-    return {"css_paths": [CSS], "theme": theme, "max_file_size": "40mb", "run_history": False, "footer_links": ["api"],
-            "show_error": True}  # fmt: skip
+    return {"css_paths": [CSS], "js": JS.read_text("utf-8"), "theme": theme, "max_file_size": "40mb",
+            "run_history": False, "footer_links": ["api"], "show_error": True}  # fmt: skip
 
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
@@ -122,6 +123,16 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     for button, step, name in ((view.earlier, -1, "move_earlier"), (view.later, 1, "move_later")):
         button.click(moved(step), [view.model, view.gallery, view.picked, view.history], [*images, view.picked],
                      api_name=name, **free)  # fmt: skip
+
+    def drop(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
+        try:
+            images, target = prompt_view.place_image(gallery, int(event.start), int(event.stop))
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return *changed(model, images, history), target
+
+    view.plans.move(drop, [view.model, view.gallery, view.history], [*images, view.picked], api_name="place_image",
+                    **free)  # fmt: skip
 
     def pick(event: gr.SelectData) -> int:
         return int(event.index)
@@ -281,10 +292,10 @@ def _wire_results(
 
     batch.arrangement.input(on_arrangement, [shown, batch.arrangement], list(batch.outputs), api_name="arrange_batch")
 
-    def on_make(page: Shown | None, arrangement: str) -> list[str]:
+    def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:
             raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
-        return write_files(store.get(page.model), page.inspection, arrangement)
+        return gr.update(value=write_files(store.get(page.model), page.inspection, arrangement), visible=True)
 
     batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
 

@@ -43,11 +43,22 @@ def show_plans(names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence
         )
         hint = f'<span class="vi-note">{escape("; ".join(extra))}</span>' if extra else ""
         items.append(
-            f"<li>{badge(index)} <b>{escape(name)}</b><br>{width}×{height} → {plan.resized_size[0]}×"
+            f'<li data-index="{index}" draggable="true">{_grip(index, name, len(plans))}{badge(index)} '
+            f"<b>{escape(name)}</b><br>{width}×{height} → {plan.resized_size[0]}×"
             f"{plan.resized_size[1]} px · {grid} · <b>{plan.tokens:,}</b> tokens {hint}</li>"
         )
     total = sum(plan.tokens for plan in plans)
     return f'<ol class="vi-plans">{"".join(items)}</ol><p class="vi-caption">{total:,} tokens for all images.</p>'
+
+
+def _grip(index: int, name: str, count: int) -> str:
+    """What a row of the list is moved by; there is nothing to move among less than two."""
+    if count < 2:
+        return ""
+    return (
+        f'<button type="button" class="vi-grip" title="drag, or arrow keys" '
+        f'aria-label="Move image {index + 1} of {count}, {escape(name, quote=True)}: arrow keys">⠿</button>'
+    )
 
 
 def show_answer(

@@ -51,9 +51,12 @@ def build_attention() -> AttentionView:
     with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
-        own_row = gr.Checkbox(False, label="an answer token's own row, not the row that chose it", elem_id="own-row")
-        exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", elem_id="exclude-sinks")
-        own_scale = gr.Checkbox(False, label="each map on its own scale", elem_id="own-scale")
+    with gr.Row():
+        own_row = gr.Checkbox(False, label="an answer token's own row, not the row that chose it", min_width=220,
+                              elem_id="own-row")  # fmt: skip
+        exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", min_width=220,
+                                    elem_id="exclude-sinks")  # fmt: skip
+        own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
     with gr.Row():
         share = gr.Plot(label="layer × head", show_label=False, min_width=300)
         images = gr.Plot(label="per image", show_label=False, min_width=300)

@@ -49,9 +49,8 @@ def build_batch() -> BatchView:
     findings = gr.HTML(elem_id="lint")
     tensors = gr.HTML(elem_id="tensors")
     rows = gr.HTML('<p class="vi-empty">Ask first: the batch of your prompt appears here.</p>', elem_id="batch-rows")
-    with gr.Row():
-        make = gr.Button("Make files (JSON, safetensors)", size="sm", elem_id="make-files")
-        files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="batch-files", height=90)
+    make = gr.Button("Make files (JSON, safetensors)", size="sm", elem_id="make-files")
+    files = gr.File(label="Files", file_count="multiple", interactive=False, visible=False, elem_id="batch-files")
     return BatchView(arrangement, findings, tensors, rows, make, files)
 
 

@@ -13,6 +13,7 @@ from inspector.analysis.inspection import GenerationSettings
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
 from inspector.figures.markup import show_plans
 from inspector.session import ModelStore
+from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, open_image, plan_image
 from model.training.examples import EXAMPLES
 
@@ -27,7 +28,7 @@ class PromptView:
 
     model: gr.Dropdown
     gallery: gr.Gallery
-    plans: gr.HTML
+    plans: ImageList
     add: gr.UploadButton
     earlier: gr.Button
     later: gr.Button
@@ -76,8 +77,8 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         label="Images, in order",
         type="filepath",
         file_types=["image"],
-        columns=3,
-        height=170,
+        columns=4,
+        height=190,
         object_fit="contain",
         interactive=True,
         buttons=[],
@@ -91,7 +92,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
         clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
         undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
-    plans = gr.HTML(show_plans([], [], []), elem_id="plans")
+    plans = ImageList(show_plans([], [], []), elem_id="plans")
     picked: gr.State = gr.State(None)
     history: gr.State = gr.State([])
     shown_turns: gr.State = gr.State(1)
@@ -191,13 +192,21 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
 
 def move_image(gallery: GalleryValue, picked: int | None, step: int) -> tuple[GalleryValue, int | None]:
     """The picked image one place on; a hint if none is picked."""
-    images = list(gallery or [])
-    if picked is None or not 0 <= picked < len(images):
+    if picked is None or not 0 <= picked < len(gallery or []):
         gr.Info("Click an image first, then move it.")
         return gallery, picked
-    target = min(max(picked + step, 0), len(images) - 1)
-    images.insert(target, images.pop(picked))
-    return images, target
+    return place_image(gallery, picked, picked + step)
+
+
+def place_image(gallery: GalleryValue, start: int, stop: int) -> tuple[GalleryValue, int]:
+    """The image at index ``start`` put at ``stop``, or at the end that is beyond; and where it is then. InputError if
+    there is no such image (the list on the page may be older than the gallery)."""
+    images = list(gallery or [])
+    if not 0 <= start < len(images):
+        raise InputError(f"There is no image {start + 1} to move; the prompt has {len(images)}.")
+    stop = min(max(stop, 0), len(images) - 1)
+    images.insert(stop, images.pop(start))
+    return images, stop
 
 
 def show_turns(count: int) -> list[Any]:

@@ -21,8 +21,10 @@ class ResultsView:
 
 def build_results() -> ResultsView:
     with gr.Row(elem_classes="vi-answer-row"):
-        answer = gr.HTML(show_answer([]), elem_id="answer")
-    provenance = gr.HTML("", elem_id="provenance")
+        with gr.Column(scale=3, min_width=280):
+            answer = gr.HTML(show_answer([]), elem_id="answer")
+        with gr.Column(scale=2, min_width=280):
+            provenance = gr.HTML("", elem_id="provenance")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             viewer = ImageViewer(elem_id="viewer")

@@ -1,5 +1,5 @@
 // The image viewer: each image with its grids, the heat and the selected cell, and its thumbnail beside it.
-const state = { images: [], heat: null, view: "resized", shown: null, grids: { tile: true, token: true, patch: false }, opacity: 0.7, frames: [] };
+const state = { images: [], heat: null, view: "resized", shown: null, grids: { tile: true, token: true, patch: false }, opacity: 0.8, frames: [] };
 const GRIDS = [["tile", "tiles", "crops of the resized image that the encoder sees one by one"], ["token", "image tokens", "what one position of the row covers"], ["patch", "patches", "what the encoder cuts a tile into; several make one image token"]];
 
 const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"]], state.view, (view) => { state.view = view; draw(); });
@@ -173,7 +173,8 @@ function paint(own) {
     for (let row = 0; row < down; row++) for (let col = 0; col < across; col++) {
       const k = 4 * (row * across + col);
       pixels.data.set(viridis(heat.values[positionOf(own, row, col)] / heat.max), k);
-      pixels.data[k + 3] = 255;
+      // Where hardly anything was attended to, the picture stays to be seen.
+      pixels.data[k + 3] = 90 + 165 * Math.min(1, heat.values[positionOf(own, row, col)] / heat.max);
     }
     pen.putImageData(pixels, 0, 0);
   }
