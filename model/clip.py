@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from model.errors import InputError
 from model.losses import mean_over, unit
 from model.tokenizer import TextEncoder
 from model.vision import VisionEncoder
@@ -100,7 +101,9 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def classify(self, tiles: Tensor, labels: Sequence[str]) -> Tensor:
-        """Zero-shot: probabilities ``[tile label]`` that each text describes each tile."""
+        """Zero-shot: probabilities ``[tile label]`` that each text describes each tile. InputError without texts."""
+        if not labels:
+            raise InputError("There is no label to choose from; give one text or more.")
         images = self.embed_images(self.vision_encoder(tiles))
         scale = (-self.bounded(self.log_temperature)).exp()
         return F.softmax(images @ self.embed_texts(labels).T * scale, dim=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +16,9 @@ def info_nce(images: Tensor, texts: Tensor, text_of_image: Tensor, log_temperatu
     (the text's loss takes all of them together, as in Khosla et al. 2020, arXiv 2004.11362, outside the logarithm's
     sum). Texts that describe no image are wrong answers to all images and have no loss of their own.
     """
-    logits = (images @ texts.T).float() * (-log_temperature.float()).exp()
+    # Autocast would round similarities to bfloat16's three digits before they are multiplied by up to 100.
+    with torch.autocast(images.device.type, enabled=False):
+        logits = (images.float() @ texts.float().T) * (-log_temperature.float()).exp()
     image_loss = F.cross_entropy(logits, text_of_image)
     log_share = logits.log_softmax(dim=0)
     own = F.one_hot(text_of_image, len(texts)).to(log_share.dtype)
@@ -42,5 +44,3 @@ def mean_over(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``x [row pos d]`` over the positions where ``mask [row pos]`` is true; zero where there is none."""
     weights = mask.to(x.dtype)[..., None]
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from model.checkpoint import load_vlm, save_vlm
 from model.errors import InputError
+from model.training.card import CURVES, curves_json, draw_curves, read_curves, write_card
+from model.training.data_report import report_data
+from model.training.datasets import open_captioned, open_examples
+from model.training.evaluation import measure
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.recipe import read_recipe
-from model.training.runs import RECIPE
+from model.training.runs import METRICS, MODEL, RECIPE, RunFolder, write_text
+from model.training.scratch import new_vlm
 from model.training.teaching import parse_word, teach_word
 from model.training.trainer import Trainer
 
@@ -21,11 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train by a recipe")
-    run.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
+    run.add_argument("recipe", nargs="?", help="a TOML file, or the name of one in model/training/recipes; with "
+                     "--resume the run's own")  # fmt: skip
     run.add_argument("--out", type=Path, required=True, help="the run's folder")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last state")
     run.add_argument("--quiet", action="store_true", help="print nothing; metrics.jsonl has everything")
+    check = commands.add_parser("check", help="look at a recipe's data before training on them; prints JSON")
+    check.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
+    check.add_argument("--sample", type=int, default=1000, metavar="N", help="examples of each source (0: all)")
     teach = commands.add_parser("teach", help="teach it the name of one more colour or shape; prints JSON")
     teach.add_argument("word", help="such as purple or star")
     teach.add_argument("--rgb", help="what a colour looks like: 128,0,128 or #800080")
@@ -33,6 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument("--out", type=Path, required=True, help="the run's folder")
     teach.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
     teach.add_argument("--prompts", type=int, default=60, help="held-out prompts of every family")
+    evaluate = commands.add_parser("evaluate", help="accuracy per family of questions, as JSON; models of small scenes")
+    evaluate.add_argument("model", help="“embedded”, a checkpoint folder, or a hub id")
+    card = commands.add_parser("card", help="measure a run's model and put it, with its card, into a folder")
+    card.add_argument("run", type=Path, help="the run's folder")
+    card.add_argument("--into", type=Path, required=True, help="checkpoint folder that is written")
+    card.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the card; repeat")
+    for command in (evaluate, card):
+        command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
+        command.add_argument("--each", type=int, default=200, metavar="N", help="questions per family of scenes")
     return parser
 
 
@@ -53,19 +77,57 @@ def describe(event: Event) -> str | None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains to the end. InputError for anything that can't be used."""
-    if options.resume and (options.out / RECIPE).is_file():
+    """Trains to the end. Ctrl-C and SIGTERM save, keep and end it after the step it is in; the second Ctrl-C at once.
+    InputError for anything that can't be used."""
+    if options.resume:
         # The recipe as it was run: a changed file would not go on but begin something else.
         recipe = read_recipe(options.out / RECIPE, options.set)
+    elif options.recipe is None:
+        raise InputError("Name a recipe to run, or add --resume to go on with the run in the folder.")
     else:
         recipe = read_recipe(options.recipe, options.set)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe, options.out, resume=options.resume)
-    for event in trainer.run():
-        line = describe(event)
-        if line and trainer.is_main and not options.quiet:
-            print(line, flush=True)
+    with stopping(trainer):
+        for event in trainer.run():
+            line = describe(event)
+            if line and trainer.is_main and not options.quiet:
+                print(line, flush=True)
+
+
+@contextlib.contextmanager
+def stopping(trainer: Trainer) -> Iterator[None]:
+    """Signals that ask a program to end ask the trainer to stop, the first time."""
+
+    def ask(number: int, frame: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        trainer.stop()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
+    recipe = read_recipe(options.recipe, options.set)
+    vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base)
+    found: dict[str, list[Any]] = {}
+    for stage in recipe.stages:
+        limit = stage.row_tokens - 1 if stage.packing != "off" else None  # a separator follows each packed sample
+        for table in stage.data:
+            if stage.kind == "contrastive":
+                pairs = open_captioned(table, recipe.folder, vlm.config)
+                report = {"name": table["source"], "examples": len(pairs)}
+            else:
+                examples = open_examples(table, recipe.folder)
+                report = report_data(vlm, examples, limit, sample=options.sample, seed=recipe.seed).to_json()
+            found.setdefault(stage.name, []).append(report)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def teach(options: argparse.Namespace) -> None:
@@ -78,10 +140,31 @@ def teach(options: argparse.Namespace) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def evaluate(options: argparse.Namespace) -> None:
+    """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
+    measured = measure(load_vlm(options.model), easy_limit=options.easy_limit, n_each=options.each)
+    print(json.dumps(measured.to_json(), ensure_ascii=False))
+
+
+def make_card(options: argparse.Namespace) -> None:
+    """Measures the model of a run and writes checkpoint, card, loss curves and recipe into a folder."""
+    vlm = load_vlm(options.run / MODEL)
+    recipe = read_recipe(options.run / RECIPE)
+    curves = read_curves(options.run / METRICS)
+    measured = measure(vlm, easy_limit=options.easy_limit, n_each=options.each)
+    command = str(RunFolder(options.run).read_run()["command"])
+    save_vlm(vlm, options.into)
+    write_text(options.into / "curves.svg", draw_curves(curves))
+    write_text(options.into / CURVES, curves_json(curves))
+    write_text(options.into / "README.md", write_card(vlm, recipe, command, curves, measured, options.note))
+    for goal, reached in measured.goals():
+        print(f"{goal.name:40} {reached:.3f}  wanted {goal.accuracy:.2f}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        {"run": run, "teach": teach}[options.command](options)
+        {"run": run, "check": check, "teach": teach, "evaluate": evaluate, "card": make_card}[options.command](options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

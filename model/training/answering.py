@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from model.chat import Conversation
+from model.errors import InputError
 from model.generate import generate_batch
 from model.sample import Sample
 from model.training.events import Answered
@@ -38,7 +40,7 @@ def probe_example(vlm: VLM, example: Example, which: int) -> Probe:
 
 
 def probe_examples(vlm: VLM, examples: Sequence[Example], most: int, seed: int) -> list[Probe]:
-    """One question of each of up to ``most`` examples, chosen by ``seed``."""
+    """One question of each of up to ``most`` examples, chosen by ``seed``; what can't be rendered is passed over."""
     rng = np.random.default_rng((seed, 11))
     numbers = rng.permutation(len(examples))[:most]
     probes = []
@@ -46,7 +48,9 @@ def probe_examples(vlm: VLM, examples: Sequence[Example], most: int, seed: int) 
         example = examples[int(number)]
         answers = sum(message.role == "assistant" for message in example.conversation.messages)
         if answers:
-            probes.append(probe_example(vlm, example, int(rng.integers(answers))))
+            which = int(rng.integers(answers))
+            with contextlib.suppress(InputError):  # as training drops such examples
+                probes.append(probe_example(vlm, example, which))
     return probes
 
 

@@ -36,8 +36,10 @@ class FeatureCache:
 
     @torch.no_grad()
     def features(self, tiles: Tensor, chunk: int = 64) -> Tensor:
-        """``[tile patch vit_hidden_dim]`` of ``tiles [tile 3 tile_px tile_px]``, on the model's device."""
-        keys = [hashlib.blake2b(tile.numpy().tobytes(), digest_size=16).digest() for tile in tiles]
+        """``[tile patch vit_hidden_dim]`` of ``tiles [tile 3 tile_px tile_px]`` (float32, on the processor), on the
+        model's device. Always without dropout: what is kept must not hold one draw of it for good."""
+        self._vlm.vision_encoder.eval()
+        keys = [hashlib.blake2b(tile.contiguous().numpy(), digest_size=16).digest() for tile in tiles]
         missing = {key: n for n, key in enumerate(keys) if key not in self._kept}
         found: dict[bytes, Tensor] = {key: self._kept[key] for key in keys if key in self._kept}
         fresh = list(missing.items())
@@ -76,6 +78,15 @@ class Rows:
     dropped: int
 
 
+def usable_sample(vlm: VLM, example: Example) -> Sample | None:
+    """The example rendered; None if it can't be, or is longer than the model, or has no label."""
+    try:
+        sample = vlm.prepare(example.conversation)
+    except InputError:
+        return None
+    return sample if len(sample) <= vlm.config.lm_max_position_embeddings and bool(sample.loss_mask.any()) else None
+
+
 class RowMaker:
     """Renders examples and packs them. The rows of a step depend on the draw's number alone, so a run goes on exactly
     where it stopped."""
@@ -95,12 +106,12 @@ class RowMaker:
         dropped = 0
         while True:
             sample, position_after, lost = self._document(position)
-            dropped += lost
             length = len(sample) + 1
             # The first row with room: full enough, and the order of draws stays what it was.
             place = next((n for n in range(wanted) if loads[n] + length <= self._stage.row_tokens), None)
             if place is None:
                 break
+            dropped += lost
             rows[place].append(sample)
             loads[place] += length
             position = position_after
@@ -194,5 +205,3 @@ def make_pairs(vlm: VLM, items: Sequence[CaptionedImage], rng: np.random.Generat
         torch.stack(tiles), tuple(captions), torch.tensor(owner), tuple(phrases),
         torch.tensor(places, dtype=torch.long).view(-1, 2), torch.tensor(described, dtype=torch.long),
     )  # fmt: skip
-
-

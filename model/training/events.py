@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -36,7 +37,16 @@ class Event:
     time: float
 
     def to_json(self) -> dict[str, Any]:
-        return {"event": self.name, **dataclasses.asdict(self)}
+        """Plain values for JSON, which knows no NaN: what couldn't be measured is null."""
+        return {"event": self.name, **_plain(dataclasses.asdict(self))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ class StartEvent(Event):
 class StepEvent(Event):
     """After optimizer step ``step`` of ``steps``. ``loss`` in nats per trained token (per pair in the contrastive
     stage), of the weights before the step; ``gradient_norm`` before clipping; ``tokens_per_s`` counts every position
-    that is no padding (tiles in the contrastive stage); ``seconds`` since the stage began, breaks not counted."""
+    that is no padding (tiles in the contrastive stage); ``seconds`` since the stage began, breaks not counted;
+    ``dropped`` examples of the step's draw that can't be used (too long, no answer, unreadable)."""
 
     name: ClassVar[str] = "step"
     step: int
@@ -69,6 +80,7 @@ class StepEvent(Event):
     tokens_per_s: float
     seconds: float
     eta_s: float
+    dropped: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,9 @@ MODULES = ("vision_encoder", "MP", "decoder")
 """The model's parts, by nanoVLM's names."""
 PACKINGS = ("off", "leak", "document")
 PRECISIONS = ("auto", "fp32", "bf16")
-ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": MODULES, "instruction": MODULES}
+HEADS = ("linear", "mlp")
+ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
+"""What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -29,7 +32,9 @@ class Stage:
     """One stage. ``learning_rates`` names what trains (``vision_encoder``, ``MP``, ``decoder``; ``text`` is the
     contrastive stage's text tower and heads); everything else is frozen. ``batch_rows``: rows of a micro-batch (pairs
     in the contrastive stage); an optimizer step takes ``accumulate`` of them. The rate climbs for ``warmup_steps``
-    (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself.
+    (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
+    longer than that are shortened to it, 0 leaves them. ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures
+    at the end only.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -64,31 +69,53 @@ class Stage:
             if not ok:
                 raise InputError(f"Stage “{self.name}”: {sentence}.")
 
+        need(isinstance(self.name, str) and bool(self.name.strip()), "its name must be a text")
         need(self.kind in KINDS, f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         for name in ("steps", "batch_rows", "accumulate", "row_tokens"):
             value = getattr(self, name)
-            need(isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                 f"{name} is {value!r}; it must be a whole number from 1 up")  # fmt: skip
+            need(_is_whole(value) and value >= 1, f"{name} is {value!r}; it must be a whole number from 1 up")
         for name in ("warmup_steps", "lora_rank", "eval_every", "eval_examples"):
             value = getattr(self, name)
-            need(isinstance(value, int) and value >= 0, f"{name} is {value!r}; it must be a whole number from 0 up")
-        for name in ("clip", "weight_decay", "final_rate", "save_every_s", "leak_share"):
+            need(_is_whole(value) and value >= 0, f"{name} is {value!r}; it must be a whole number from 0 up")
+        for name in ("clip", "weight_decay", "lora_alpha", "save_every_s"):
             value = getattr(self, name)
-            need(isinstance(value, int | float) and value >= 0, f"{name} is {value!r}; it must be 0 or more")
+            need(_is_number(value) and value >= 0, f"{name} is {value!r}; it must be 0 or more")
+        for name in ("final_rate", "leak_share"):
+            value = getattr(self, name)
+            need(_is_number(value) and 0 <= value <= 1, f"{name} is {value!r}; it must lie between 0 and 1")
+        betas = self.betas
+        need(isinstance(betas, tuple) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas),
+             f"betas is {betas!r}; it must be two numbers from 0 to below 1")  # fmt: skip
+        self._check_choices(need)
+        self._check_data(need)
+
+    def _check_choices(self, need: Callable[[bool, str], None]) -> None:
         allowed = ALLOWED[self.kind]
+        need(isinstance(self.learning_rates, Mapping), "learning_rates must be a table such as { MP = 1e-3 }")
         need(bool(self.learning_rates), f"learning_rates is empty, so nothing trains; name {', '.join(allowed)}")
         for module, rate in self.learning_rates.items():
-            need(module in allowed, f"learning_rates names “{module}”; allowed are {', '.join(allowed)}")
-            need(isinstance(rate, int | float) and 0 < rate <= 1,
-                 f"the learning rate of {module} is {rate!r}; it must lie between 0 and 1")  # fmt: skip
+            need(module in allowed, f"learning_rates names “{module}”; {self.kind} trains {', '.join(allowed)}")
+            need(_is_number(rate) and 0 < rate <= 1,
+                 f"the learning rate of {module} is {rate!r}; it must lie above 0 and be 1 at most")  # fmt: skip
         need(self.packing in PACKINGS, f"packing is {self.packing!r}; it must be one of {', '.join(PACKINGS)}")
+        need(self.head in HEADS, f"head is {self.head!r}; it must be one of {', '.join(HEADS)}")
         need(not self.lora_rank or "decoder" in self.learning_rates,
              "lora_rank is set but the decoder has no learning rate")  # fmt: skip
+
+    def _check_data(self, need: Callable[[bool, str], None]) -> None:
         need(bool(self.data), "it has no data; add a [[stages.data]] table")
         for table in (*self.data, *self.held_out):
-            need("source" in table, "a data table names no source")
+            need(isinstance(table, Mapping) and isinstance(table.get("source"), str), "a data table names no source")
             weight = table.get("weight", 1.0)
-            need(isinstance(weight, int | float) and weight > 0, f"a data weight is {weight!r}; it must be above 0")
+            need(_is_number(weight) and weight > 0, f"a data weight is {weight!r}; it must be above 0")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -108,6 +135,13 @@ class Recipe:
     """Where the file lay; relative paths of its data start there."""
 
     def __post_init__(self) -> None:
+        for name in ("title", "base"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a text.")
+        for name in ("seed", "threads"):
+            value = getattr(self, name)
+            if not _is_whole(value) or value < 0:
+                raise InputError(f"{name} is {value!r}; it must be a whole number from 0 up.")
         if not self.stages:
             raise InputError("The recipe has no stage; add a [[stages]] table.")
         if self.precision not in PRECISIONS:
@@ -176,11 +210,12 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
                 raise InputError(f"Stage “{name}” lacks {key}.")
         entry = {"name": name, "data": (), **table}
         for key in ("data", "held_out"):
-            entry[key] = tuple(entry.get(key, ()))
-        if "betas" in entry:
+            tables_of_key = entry.get(key, ())
+            if not isinstance(tables_of_key, list | tuple):
+                raise InputError(f"Stage “{name}”: {key} must be a list of [[stages.{key}]] tables.")
+            entry[key] = tuple(tables_of_key)
+        if isinstance(entry.get("betas"), list):
             entry["betas"] = tuple(entry["betas"])
-        if not isinstance(entry["learning_rates"], dict):
-            raise InputError(f"Stage “{name}”: learning_rates must be a table such as {{ MP = 1e-3 }}.")
         stages.append(Stage(**entry))
     return Recipe(stages=tuple(stages), folder=folder, **values)
 
@@ -203,11 +238,12 @@ def _override(values: dict[str, Any], override: str) -> None:
     place: Any = values
     for part in path:
         if isinstance(place, list):
-            matches = [n for n, entry in enumerate(place) if str(n) == part or entry.get("name") == part]
+            matches = [n for n, entry in enumerate(place)
+                       if str(n) == part or (isinstance(entry, dict) and entry.get("name") == part)]  # fmt: skip
             if not matches:
                 raise InputError(f"--set {key}: there is no “{part}”.")
             place = place[matches[0]]
-        else:
+        elif isinstance(place, dict):
             place = place.setdefault(part, {})
     if not isinstance(place, dict):
         raise InputError(f"--set {key} names no value; give a longer key.")

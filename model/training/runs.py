@@ -14,10 +14,10 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,9 @@ from model.training.events import Event
 
 FORMAT = 1
 RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
-STATE, MODEL, ADAPTER = "state", "model", "adapter"
+STATE, MODEL, ADAPTER, LOCK = "state", "model", "adapter", ".lock"
+WRITE_ERRORS = (OSError, SafetensorError)
+"""What writing a file may raise: a full disk comes as either."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,13 +53,18 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[str] | None = None
 
     def create(self, recipe: str, base_fingerprint: str) -> None:
-        """InputError if there is a run already."""
+        """InputError if there is a run already, or the folder can't be written."""
         if (self.path / RUN).exists():
             raise InputError(f"{self.path} holds a run already; add --resume to go on with it, or name another folder.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / RECIPE, recipe)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            write_text(self.path / RECIPE, recipe)
+        except OSError as error:
+            raise InputError(f"The folder {self.path} can't be written ({error.strerror}); name another.") from error
         command = " ".join(["python -m model.training", *sys.argv[1:]])
         created = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_run({"format": FORMAT, "id": secrets.token_urlsafe(9), "created": created, "command": command,
@@ -65,13 +72,44 @@ class RunFolder:
                          "base_fingerprint": base_fingerprint, "fingerprint": None, "pid": os.getpid(),
                          "error": None})  # fmt: skip
 
+    def reopen(self, recipe: str | None = None) -> None:
+        """Takes the folder over to go on with it: clears away what a killed process left half written, and writes the
+        ``recipe`` where it was changed. InputError if another process is still training here."""
+        self.lock()
+        for left in self.path.glob(".*-*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        if recipe is not None:
+            write_text(self.path / RECIPE, recipe)
+
+    def lock(self) -> None:
+        """Keeps other processes from training here until :meth:`unlock` or this one's end, however it comes."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks; there nothing keeps two processes apart
+            return
+        file = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InputError(f"Another process is training in {self.path}; stop it first.") from error
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def read_run(self) -> dict[str, Any]:
         """InputError if there is none, or it is another version's."""
         try:
             values = json.loads((self.path / RUN).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{self.path} holds no run ({RUN} can't be read: {error.strerror}).") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise InputError(f"{self.path / RUN} is no valid JSON ({error}).") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             version = values.get("format") if isinstance(values, dict) else None
@@ -89,7 +127,7 @@ class RunFolder:
 
     def append(self, event: Event) -> None:
         """One line more in ``metrics.jsonl``."""
-        line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=True)
+        line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False)
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -98,13 +136,17 @@ class RunFolder:
         path = self.path / METRICS
         if not path.exists():
             return
+        # A cut line may end inside a character, and only "\n" ends a line: answers may hold Unicode's other line ends.
+        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
         later = set(stages[stage_index + 1 :])
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in lines:
             try:
                 event = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a line that was cut by the end of the process
+            if not isinstance(event, dict):
+                continue
             stage, ends = event.get("stage"), event.get("event") in ("done", "failed")
             if not ends and stage not in later and (stage != stages[stage_index] or event.get("step", 0) <= step):
                 kept.append(line)
@@ -112,11 +154,14 @@ class RunFolder:
 
     @property
     def request(self) -> str:
-        """What others ask: "pause", "stop" or "run"."""
+        """What others ask: "pause", "stop" or "run". Anything else, and a file that can't be read, is "run": a slip of
+        whoever writes there must not end a long run."""
         try:
-            return (self.path / CONTROL).read_text(encoding="utf-8").strip() or "run"
-        except FileNotFoundError:
+            with (self.path / CONTROL).open("rb") as file:
+                asked = file.read(64).decode("ascii", errors="replace").strip()
+        except OSError:
             return "run"
+        return asked if asked in ("pause", "stop") else "run"
 
     def clear_request(self) -> None:
         (self.path / CONTROL).unlink(missing_ok=True)
@@ -125,18 +170,17 @@ class RunFolder:
         """Tensors and plain values to go on from. The folder is complete before ``latest`` names it. InputError where
         the disk is full or can't be written; the state before stays."""
         root = self.path / STATE
-        root.mkdir(exist_ok=True)
         name = f"{values['stage_index']}-{values['step']:07d}-{secrets.token_hex(3)}"
         folder = root / name
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
                       folder / "tensors.safetensors")  # fmt: skip
             write_text(folder / "values.json", json.dumps(values))
             with (folder / "tensors.safetensors").open("rb") as file:
                 os.fsync(file.fileno())
             write_text(root / "latest", name)
-        except (OSError, SafetensorError) as error:
+        except WRITE_ERRORS as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError(f"The state can't be saved in {root} ({error}); the one before it is kept.") from error
         for other in root.iterdir():
@@ -154,13 +198,23 @@ class RunFolder:
         try:
             values = json.loads((folder / "values.json").read_text(encoding="utf-8"))
             return load_file(folder / "tensors.safetensors"), values
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise InputError(f"The state in {folder} can't be read ({error}); start the run anew.") from error
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Any:
-    """A new folder to fill; put in ``folder``'s place when the block ends well, thrown away otherwise."""
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; put in ``folder``'s place when the block ends well, thrown away otherwise. InputError where
+    it can't be written."""
+    try:
+        with _staged(folder) as staging:
+            yield staging
+    except WRITE_ERRORS as error:
+        raise InputError(f"{folder} can't be written ({error}); what was there before is kept.") from error
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield staging

@@ -155,13 +155,16 @@ def lora_config(stage: Stage) -> Any:
     """peft's description of the adapter; ``lora_alpha`` 0 means twice the rank."""
     from peft import LoraConfig
 
-    return LoraConfig(r=stage.lora_rank, lora_alpha=stage.lora_alpha or 2 * stage.lora_rank, lora_dropout=0.0,
+    # peft calls it whole, but only ever divides it by the rank.
+    alpha: Any = stage.lora_alpha or 2 * stage.lora_rank
+    return LoraConfig(r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0,
                       target_modules=list(LORA_TARGETS), bias="none")  # fmt: skip
 
 
 def adapter_state(vlm: VLM) -> dict[str, Tensor]:
-    """The adapters' weights, by the decoder's names."""
-    return {name: tensor for name, tensor in vlm.decoder.state_dict().items() if "lora_" in name}
+    """The adapters' weights as ``peft.PeftModel.from_pretrained(vlm.decoder, folder)`` reads them."""
+    return {f"base_model.model.{name.replace('.default.', '.')}": tensor
+            for name, tensor in vlm.decoder.state_dict().items() if "lora_" in name}  # fmt: skip
 
 
 def merged_state(vlm: VLM) -> dict[str, Tensor]:
@@ -169,7 +172,7 @@ def merged_state(vlm: VLM) -> dict[str, Tensor]:
     deltas: dict[str, Tensor] = {}
     for name, module in vlm.named_modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            deltas[f"{name}.weight"] = module.get_delta_weight("default")  # type: ignore[operator]
+            deltas[f"{name}.weight"] = module.get_delta_weight("default")
     state = {}
     for name, tensor in vlm.state_dict().items():
         if "lora_" in name:

@@ -7,17 +7,21 @@ losses that it would have had.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
+import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,9 +29,18 @@ from torch import Tensor, nn
 from model.checkpoint import load_vlm, save_vlm
 from model.collator import Batch, collate
 from model.errors import InputError
+from model.image import ProcessedImage
 from model.sample import Sample
 from model.training.answering import Probe, answer_probes, probe_examples, score
-from model.training.batches import FeatureCache, PairBatch, RowMaker, make_pairs, with_features
+from model.training.batches import (
+    MAX_DROPPED,
+    FeatureCache,
+    PairBatch,
+    RowMaker,
+    make_pairs,
+    usable_sample,
+    with_features,
+)
 from model.training.datasets import Mixture, hold_out, open_captioned, open_examples
 from model.training.events import (
     DoneEvent,
@@ -40,7 +53,7 @@ from model.training.events import (
 )
 from model.training.example import CaptionedImage, Example
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, STATE, RunFolder, replacing
+from model.training.runs import ADAPTER, MODEL, STATE, WRITE_ERRORS, RunFolder, replacing
 from model.training.scratch import new_vlm
 from model.training.stages import (
     ContrastiveLoss,
@@ -60,6 +73,7 @@ from model.vlm import VLM
 
 PAUSE_POLL_S = 0.2
 SHOWN_ANSWERS = 8
+EVAL_ROWS = 16
 
 
 def choose_precision(wanted: str) -> str:
@@ -98,26 +112,43 @@ class Trainer:
         self.recipe = recipe
         self.folder = RunFolder(Path(out))
         self.precision = choose_precision(recipe.precision)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
-            log_with=recipe.tracker or None,
-            project_dir=str(out) if recipe.tracker else None,
-            # Prompts without pictures leave the projector out of some steps.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = _start_accelerator(recipe, self.precision, out)
+        self._stop_asked = False
         self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._resuming = resume
+        run = self.folder.read_run() if resume else None
         if resume:
-            self.folder.read_run()
             self._resumed = self.folder.load_state()
+            self._check_state()
         self.vlm = vlm or (new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base))
         self.vlm.to(self.accelerator.device)
-        if self.is_main and not resume:
-            self.folder.create(recipe.to_toml(), self.vlm.fingerprint)
-        self.accelerator.wait_for_everyone()
+        if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
+            raise InputError(f"The run in {self.folder.path} began from other weights than “{recipe.base}” has now; "
+                             "bring those back or start a new run.")  # fmt: skip
         if self.is_main:
+            if run is None:
+                self.folder.create(recipe.to_toml(), self.vlm.fingerprint)
+            else:
+                self.folder.reopen(recipe.to_toml())
             self.folder.clear_request()
+        self.accelerator.wait_for_everyone()
         self._changed: set[str] = set()
         self._last_run_update = 0.0
+
+    def _check_state(self) -> None:
+        """InputError if the state that was saved is no state of this recipe."""
+        if self._resumed is None:
+            return
+        values = self._resumed[1]
+        index, name = values["stage_index"], values["stage"]
+        names = [stage.name for stage in self.recipe.stages]
+        if index >= len(names) or names[index] != name:
+            raise InputError(f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
+                             f"of the recipe ({', '.join(names)}); go on with the recipe of the run.")  # fmt: skip
+
+    def stop(self) -> None:
+        """Asks the run to save, keep and end after the step it is in; may be called from a signal's handler."""
+        self._stop_asked = True
 
     @property
     def is_main(self) -> bool:
@@ -132,33 +163,39 @@ class Trainer:
             tensors, values = self._resumed
             first, step = values["stage_index"], values["step"]
             self._load_model(tensors)
-            if self.is_main:
-                self.folder.forget_after(first, names, step)
+        if self._resuming and self.is_main:
+            self.folder.forget_after(first, names, step if self._resumed is not None else -1)
         if self.recipe.tracker:
             self.accelerator.init_trackers("tensorboard")
         stage = self.recipe.stages[first]
-        self._update_run(status="running", error=None, stage=stage.name, stage_index=first)
+        self._update_run(status="running", error=None, stage=stage.name, stage_index=first, pid=os.getpid())
+        ended = False
         try:
             for index in range(first, len(self.recipe.stages)):
                 stage = self.recipe.stages[index]
                 stopped = yield from self._run_stage(index, stage)
-                self._resumed = None
                 if stopped:
-                    yield self._finish(stage, "stopped")
-                    return
-            yield self._finish(stage, "done")
-        except InputError as error:
-            path = self._keep_model()
-            self._update_run(status="failed", error=str(error))
-            yield self._say(FailedEvent(stage.name, time.time(), str(error), path))
-            raise
+                    break
+            ended = True
+            yield self._finish(stage, "stopped" if stopped else "done")
+        except Exception as error:
+            ended = True
+            failure = _as_input_error(error, stage)
+            yield self._fail(stage, failure or error)
+            if failure is None or failure is error:
+                raise
+            raise failure from error
         finally:
+            if not ended:
+                # Whoever listened went away, or the process is being ended: the last state is there to go on from.
+                self._note(status="stopped")
             if self.recipe.tracker:
                 self.accelerator.end_training()
+            self.folder.unlock()
 
     # --- one stage ---
 
-    def _run_stage(self, index: int, stage: Stage) -> Iterator[Event]:
+    def _run_stage(self, index: int, stage: Stage) -> Generator[Event, None, bool]:
         """True if somebody asked to stop."""
         contrastive = stage.kind == "contrastive"
         seed = self.recipe.seed + 1000 * index
@@ -168,11 +205,14 @@ class Trainer:
         optimizer = build_optimizer(stage, module)
         step = position = 0
         seconds = 0.0
+        asked = "run"
         torch.manual_seed(seed)
         if self._resumed is not None:
             tensors, values = self._resumed
             step, position, seconds = values["step"], values["position"], values["seconds"]
             _load_training(module, optimizer, tensors)
+            self._resumed = None  # it may be several times as large as the model
+            del tensors
         self._changed |= {model_name(name) for name, parameter in module.named_parameters()
                           if parameter.requires_grad and belongs_to_model(name)}  # fmt: skip
         cache = None if contrastive or "vision_encoder" in stage.learning_rates else FeatureCache(self.vlm)
@@ -191,24 +231,17 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rates[group["name"]] * factor
             if maker is None:
-                pairs = self._pairs(stage, data.mixture, position, seed)
-                position += stage.batch_rows * stage.accumulate
+                pairs, position, dropped = self._pairs(stage, data.mixture, position, seed)
                 loss, work = self._contrast(wrapped, pairs)
             else:
                 rows = maker.take(position)
-                position = rows.position
+                position, dropped = rows.position, rows.dropped
                 loss, work = self._teach(wrapped, rows.samples, stage, cache)
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"The loss became {loss} at step {step + 1} of stage “{stage.name}”; the weights before that step "
-                    "are kept. Lower the learning rates."
-                )
-            norm = self._clip(wrapped, stage)
+            norm = self._clip(wrapped, stage) if math.isfinite(loss) else math.nan
             if not math.isfinite(norm):
-                raise InputError(
-                    f"The gradient became {norm} at step {step + 1} of stage “{stage.name}”; the weights before that "
-                    "step are kept. Lower the learning rates."
-                )
+                what = f"gradient became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+                raise InputError(f"The {what} at step {step + 1} of stage “{stage.name}”; the weights before that step "
+                                 "are kept. Lower the learning rates.")  # fmt: skip
             prepared.step()
             prepared.zero_grad(set_to_none=True)
             step += 1
@@ -217,30 +250,27 @@ class Trainer:
             seconds += taken
             event = StepEvent(
                 stage.name, time.time(), step, stage.steps, loss, dict(rates(optimizer)), norm,
-                work / max(taken, 1e-9), seconds, seconds / step * (stage.steps - step),
+                work / max(taken, 1e-9), seconds, seconds / step * (stage.steps - step), dropped,
             )  # fmt: skip
             if self.recipe.tracker:
                 self.accelerator.log({f"{stage.name}/loss": loss, f"{stage.name}/gradient_norm": norm}, step=step)
             yield self._say(event)
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
-                yield self._evaluate(stage, module, data, probes, step, seed)
+                yield self._evaluate(stage, module, data, probes, cache, step, seed)
                 module.train()
             asked = self._request()
+            ends = step == stage.steps or asked != "run"
+            if ends or self._same_everywhere(time.monotonic() - last_save >= stage.save_every_s):
+                yield self._save(index, stage, module, optimizer, step, position, seconds)
+                last_save = time.monotonic()
             if asked == "pause":
-                yield self._save(index, stage, module, optimizer, step, position, seconds)
                 asked = self._wait()
-                last_save = time.monotonic()
-            ends = step == stage.steps or asked == "stop"
-            if ends or time.monotonic() - last_save >= stage.save_every_s:
-                yield self._save(index, stage, module, optimizer, step, position, seconds)
-                last_save = time.monotonic()
             if asked == "stop":
-                self._close(stage, module)
-                return True
+                break
             last_tick = time.monotonic()
         self._close(stage, module)
         yield self._save_model(stage, step)
-        return False
+        return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)
 
     def _teach(self, module: nn.Module, samples: Sequence[Sample], stage: Stage, cache: FeatureCache | None
                ) -> tuple[float, int]:  # fmt: skip
@@ -248,9 +278,9 @@ class Trainer:
         Returns that loss and the number of positions."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         micro = [samples[start : start + stage.batch_rows] for start in range(0, len(samples), stage.batch_rows)]
-        batches = [self._batch(part[rank::world] or part[:0], stage, cache) for part in micro]
-        counted = torch.tensor([sum(count_labels(b) for b in batches), sum(int(b.attention_mask.sum()) for b in batches)],
-                               device=self.accelerator.device)  # fmt: skip
+        batches = [self._share(part, rank, world, stage, cache) for part in micro]
+        counts = [sum(map(count_labels, batches)), sum(int(batch.attention_mask.sum()) for batch in batches)]
+        counted = torch.tensor(counts, device=self.accelerator.device)
         labels, positions = (int(value) for value in self.accelerator.reduce(counted, "sum"))
         if not labels:
             raise InputError("No position of the step has a label, so there is nothing to learn; check the data's "
@@ -263,10 +293,15 @@ class Trainer:
             total += loss.detach().float()
         return float(self.accelerator.reduce(total, "sum")) / world, positions
 
+    def _share(self, rows: Sequence[Sample], rank: int, world: int, stage: Stage, cache: FeatureCache | None) -> Batch:
+        """This process's rows of a micro-batch; where there are fewer rows than processes, one without labels: every
+        process must take part in the exchange of gradients."""
+        empty = torch.zeros_like(rows[0].loss_mask)
+        own = rows[rank::world] or [replace(rows[0], loss_mask=empty, attention_mask=empty)]
+        return self._batch(own, stage, cache)
+
     def _synchronised(self, module: nn.Module, last: bool) -> Any:
         """Gradients are exchanged once a step, with its last micro-batch."""
-        import contextlib
-
         return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
 
     def _batch(self, samples: Sequence[Sample], stage: Stage, cache: FeatureCache | None) -> Batch:
@@ -274,11 +309,25 @@ class Trainer:
         with self.accelerator.autocast():
             return with_features(batch.to(self.accelerator.device), cache)
 
-    def _pairs(self, stage: Stage, mixture: Mixture[CaptionedImage], position: int, seed: int) -> PairBatch:
-        """Every process sees the whole batch: the contrast is between all its pairs."""
+    def _pairs(self, stage: Stage, mixture: Mixture[CaptionedImage], position: int, seed: int
+               ) -> tuple[PairBatch, int, int]:  # fmt: skip
+        """The pairs of a step, the next draw's number, and how many were dropped. Every process sees the whole batch:
+        the contrast is between all its pairs."""
+        items: list[CaptionedImage] = []
+        first, reason = position, ""
         count = stage.batch_rows * stage.accumulate
-        items = [mixture.draw(position + n) for n in range(count)]
-        return _pairs_to(make_pairs(self.vlm, items, np.random.default_rng((seed, position))), self.accelerator.device)
+        while len(items) < count:
+            try:
+                item = mixture.draw(position)
+                shown = item.image if isinstance(item.image, ProcessedImage) else self.vlm.process_image(item.image)
+                items.append(replace(item, image=shown))
+            except InputError as error:
+                reason = str(error)
+            position += 1
+            if position - first - len(items) >= MAX_DROPPED:
+                raise InputError(f"{MAX_DROPPED:,} of the pairs of one step can't be used (the last one: {reason}).")
+        pairs = make_pairs(self.vlm, items, np.random.default_rng((seed, first)))
+        return _pairs_to(pairs, self.accelerator.device), position, position - first - count
 
     def _contrast(self, module: nn.Module, pairs: PairBatch) -> tuple[float, int]:
         loss = module(pairs) / len(pairs.tiles)
@@ -315,7 +364,8 @@ class Trainer:
         return probe_examples(self.vlm, data.held_out, stage.eval_examples, seed)
 
     def _evaluate(
-        self, stage: Stage, module: nn.Module, data: _Data, probes: list[Probe], step: int, seed: int
+        self, stage: Stage, module: nn.Module, data: _Data, probes: list[Probe], cache: FeatureCache | None, step: int,
+        seed: int,
     ) -> EvalEvent:
         module.eval()
         loss = float("nan")
@@ -328,7 +378,7 @@ class Trainer:
                 loss = float(value)
                 found = {"caption": captions} | ({} if math.isnan(phrases) else {"phrase": phrases})
             return self._say(EvalEvent(stage.name, time.time(), step, loss, found))
-        loss = self._held_out_loss(data.held_out, stage)
+        loss = self._held_out_loss(data.held_out, cache)
         answered = []
         if probes:
             with self.accelerator.autocast():
@@ -337,15 +387,16 @@ class Trainer:
                                    tuple(answered[:SHOWN_ANSWERS])))  # fmt: skip
 
     @torch.no_grad()
-    def _held_out_loss(self, examples: Sequence[Example], stage: Stage) -> float:
-        """Mean over the labels of the held-out examples; NaN without any."""
+    def _held_out_loss(self, examples: Sequence[Example], cache: FeatureCache | None) -> float:
+        """Mean over the labels of the held-out examples that can be used; NaN without any."""
         total, labels = 0.0, 0
-        samples = [self.vlm.prepare(example.conversation) for example in examples]
-        for start in range(0, len(samples), 16):
-            batch = self.vlm.collate(samples[start : start + 16])
+        for start in range(0, len(examples), EVAL_ROWS):
+            samples = [sample for example in examples[start : start + EVAL_ROWS]
+                       if (sample := usable_sample(self.vlm, example)) is not None]  # fmt: skip
+            batch = collate(samples, pad_token_id=self.vlm.pad_token_id)
             if count := count_labels(batch):
                 with self.accelerator.autocast():
-                    total += float(self.vlm.loss(batch)) * count
+                    total += float(self.vlm.loss(with_features(batch.to(self.vlm.device), cache))) * count
                 labels += count
         return total / labels if labels else float("nan")
 
@@ -361,8 +412,9 @@ class Trainer:
                        if model_name(name) in self._changed}  # fmt: skip
             tensors |= {f"module:{name}": parameter for name, parameter in module.named_parameters()
                         if parameter.requires_grad and not belongs_to_model(name)}  # fmt: skip
-            for number, values in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer:{number}:{key}": value for key, value in values.items()}
+            for name, parameter in module.named_parameters():
+                moments = optimizer.state.get(parameter, {})
+                tensors |= {f"optimizer:{name}:{key}": value for key, value in moments.items()}
             tensors["rng"] = torch.get_rng_state()
             if torch.cuda.is_available():
                 tensors["rng_cuda"] = torch.cuda.get_rng_state()
@@ -400,22 +452,40 @@ class Trainer:
         self._keep_model()
         return self._say(SavedEvent(stage.name, time.time(), step, MODEL))
 
-    def _keep_model(self) -> str | None:
-        """Writes the weights as they are; None where that fails too (a full disk): what was there before stays."""
+    def _keep_model(self) -> None:
+        """Writes the weights as they are. InputError where that can't be; what was there before stays."""
         if not self.is_main:
-            return MODEL
+            return
+        plain = plain_vlm(self.vlm)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in plain.parameters()):
+            raise InputError("The weights hold numbers that are not finite; they are not kept.")
         try:
-            save_vlm(plain_vlm(self.vlm), self.folder.path / MODEL)
-        except OSError as error:
-            self._update_run(error=f"The model can't be saved ({error.strerror}); the one before it is kept.")
-            return MODEL if (self.folder.path / MODEL).is_dir() else None
-        return MODEL
+            save_vlm(plain, self.folder.path / MODEL)
+        except WRITE_ERRORS as error:
+            raise InputError(f"The model can't be saved ({error}); the one before it is kept.") from error
 
     def _finish(self, stage: Stage, status: str) -> DoneEvent:
-        self._keep_model()
         fingerprint = self.vlm.fingerprint
         self._update_run(status=status, fingerprint=fingerprint)
         return self._say(DoneEvent(stage.name, time.time(), status, MODEL, fingerprint))
+
+    def _fail(self, stage: Stage, error: Exception) -> FailedEvent:
+        """Keeps the weights, if that is still possible, and says why the run ends."""
+        with contextlib.suppress(InputError):  # the sentence that matters is ``error``; an older model may be there
+            self._keep_model()
+        path = MODEL if (self.folder.path / MODEL).is_dir() else None
+        sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        event = FailedEvent(stage.name, time.time(), sentence, path)
+        self._note(status="failed", error=sentence)
+        with contextlib.suppress(OSError):  # as in _note
+            self._say(event)
+        return event
+
+    def _note(self, **values: Any) -> None:
+        """As :meth:`_update_run`, at the end of a run that can't go on: a full disk can't take the reason either, and
+        whoever iterates is told it anyway."""
+        with contextlib.suppress(OSError, InputError):
+            self._update_run(**values)
 
     # --- talking ---
 
@@ -432,12 +502,17 @@ class Trainer:
             self._last_run_update = time.monotonic()
 
     def _request(self) -> str:
-        """The same answer in every process: the main one reads, the others are told."""
-        codes = {"run": 0, "pause": 1, "stop": 2}
-        code = torch.tensor(codes.get(self.folder.request, 0) if self.is_main else 0, device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            code = self.accelerator.reduce(code, "sum")
-        return next(name for name, number in codes.items() if number == int(code))
+        """The same answer in every process: the main one reads, any may have been asked by a signal."""
+        asked = "stop" if self._stop_asked else self.folder.request if self.is_main else "run"
+        if self._same_everywhere(asked == "stop"):
+            return "stop"
+        return "pause" if self._same_everywhere(asked == "pause") else "run"
+
+    def _same_everywhere(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. All must ask at the same place, or they wait for one another."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device), "sum"))
 
     def _wait(self) -> str:
         self._update_run(status="paused")
@@ -453,10 +528,12 @@ def _spread(sources: Sequence[Sequence[Any]], most: int, seed: int) -> list[Any]
     if not filled or not most:
         return []
     each = max(1, most // len(filled))
-    found = []
+    found: list[Any] = []
     for number, source in enumerate(filled):
         order = np.random.default_rng((seed, 13, number)).permutation(len(source))[:each]
-        found += [source[int(n)] for n in order]
+        for n in order:
+            with contextlib.suppress(InputError):  # as training drops what can't be read
+                found.append(source[int(n)])
     return found
 
 
@@ -466,14 +543,59 @@ def _pairs_to(pairs: PairBatch, device: torch.device) -> PairBatch:
 
 
 def _load_training(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """InputError if the state is of other parameters than those that the stage trains."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     own = {name.removeprefix("module:"): tensor for name, tensor in tensors.items() if name.startswith("module:")}
-    module.load_state_dict(own, strict=False)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer:"):
-            _, number, key = name.split(":", 2)
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer:"):
+            _, name, what = key.split(":")
+            state.setdefault(name, {})[what] = tensor
+    for name, found in [*own.items(), *((name, values["exp_avg"]) for name, values in state.items())]:
+        if name not in trained or trained[name].shape != found.shape:
+            raise InputError(f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
+                             "on with the learning_rates and lora_rank of the run.")  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in own.items():
+            trained[name].copy_(tensor)
+    for name, values in state.items():
+        device = trained[name].device
+        optimizer.state[trained[name]] = {
+            what: value if what == "step" else value.to(device) for what, value in values.items()
+        }
     torch.set_rng_state(tensors["rng"].cpu().to(torch.uint8))
     if "rng_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng_cuda"].cpu().to(torch.uint8))
+
+
+def _start_accelerator(recipe: Recipe, precision: str, out: str | Path) -> Accelerator:
+    """InputError for a way to launch that this trainer can't serve, before anything is loaded."""
+    if recipe.tracker and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise InputError("tracker is “tensorboard” and TensorBoard isn't installed; pip install tensorboard, or leave "
+                         "tracker out.")  # fmt: skip
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
+            raise InputError(f"accelerate was asked for {engine}, which this trainer doesn't do; launch it with plain "
+                             "data parallelism (--multi_gpu, or --cpu with several processes).")  # fmt: skip
+    # accelerate keeps one state for the whole process and refuses another precision; a second run may want one.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=recipe.tracker or None,
+        project_dir=str(out) if recipe.tracker else None,
+        # Prompts without pictures leave the projector out of some steps.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _as_input_error(error: Exception, stage: Stage) -> InputError | None:
+    """What a person can do something about, said in one sentence; None for what is a fault of the program."""
+    if isinstance(error, InputError):
+        return error
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        return InputError(f"The memory doesn't suffice for stage “{stage.name}”; lower batch_rows (and raise "
+                          "accumulate as much), or row_tokens.")  # fmt: skip
+    if isinstance(error, WRITE_ERRORS):
+        return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
+    return None
