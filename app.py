@@ -11,6 +11,7 @@ import gradio as gr
 
 from inspector.session import ModelStore
 from inspector.ui import build_ui, launch_options
+from inspector.views.train import jobs_from
 from model import InputError
 
 
@@ -21,22 +22,24 @@ def name_models(sources: list[str]) -> dict[str, str]:
     }
 
 
-def build_demo(sources: list[str]) -> gr.Blocks:
-    """The app, with its first model loaded so that the first question doesn't wait. InputError if it is broken."""
+def build_demo(sources: list[str], public: bool = False) -> gr.Blocks:
+    """The app, with its first model loaded so that the first question doesn't wait. InputError if it is broken.
+    ``public`` bounds what training runs may take; they are kept in the folder VLM_INSPECTOR_RUNS, if that is set."""
     store = ModelStore(name_models(sources))
     for name in store.names:
         store.get(name)
-    return build_ui(store)
+    return build_ui(store, jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--public", action="store_true", help="listen on every interface, not on this machine alone")
+    parser.add_argument("--public", action="store_true",
+                        help="listen on every interface, not on this machine alone, and bound training runs")
     options = parser.parse_args(arguments)
     try:
-        demo = build_demo(options.model)
+        demo = build_demo(options.model, options.public)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,28 @@ def _data_table(form: Form) -> dict[str, Any]:
     if form.data == UPLOAD:
         return {"source": form.source, "path": form.path, "on_error": "skip"}
     name, _, subset = form.path.strip().partition(":")
+    # Nothing but a name on the hub: a path would open the server's own disk to everybody.
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).exists():
+        raise InputError(f"“{name[:60]}” is no data set of the hub; give owner/name, or owner/name:subset.")
     table = {"source": "rows" if form.source == "auto" else form.source, "path": name, "limit": 2000,
              "on_error": "skip"}  # fmt: skip
     if table["source"] == "rows":
         table |= {"streaming": True, **({"subset": subset} if subset else {})}
     return table
+
+
+def describe_recipe(recipe: Recipe) -> list[str]:
+    """A run's settings, shortly."""
+    parts = []
+    for stage in recipe.stages:
+        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
+        parts.append(f"{stage.kind}, {stage.steps} steps of {stage.batch_rows * stage.accumulate} rows, {rates}")
+        if stage.lora_rank:
+            parts.append(f"LoRA rank {stage.lora_rank}")
+        if stage.packing != "off":
+            parts.append(f"packing {stage.packing}")
+        names = (str(table.get("word") or table.get("set") or Path(str(table.get("path", table["source"]))).name)
+                 for table in stage.data)  # fmt: skip
+        parts.append(f"data {', '.join(names)}")
+    base = recipe.base if recipe.base in (NEW, "embedded") else Path(recipe.base).name
+    return [*parts, f"from {base}, seed {recipe.seed}"]

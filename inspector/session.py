@@ -1,4 +1,4 @@
-"""The models that everybody on this server shares. No gradio here.
+"""The models that everybody on this server shares, and those that single persons trained. No gradio here.
 
 Nothing of a person's is kept: what a person asked lives in that person's own state. Models are never written to after
 loading.
@@ -7,16 +7,25 @@ loading.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from pathlib import Path
 
 from model import VLM, InputError, load_vlm
+from model.training.scratch import new_vlm
+
+MAX_PRIVATE = 4
+"""So many models outside the common list stay in memory; the least used go first."""
 
 
 class ModelStore:
-    """Models by name, each loaded once, at first use."""
+    """Models by name, each loaded once, at first use. :attr:`names` are everybody's; a name that :meth:`admit` was
+    given works too, for those who know it."""
 
     def __init__(self, sources: dict[str, str]) -> None:
         self._sources = dict(sources)
         self._loaded: dict[str, VLM] = {}
+        self._admitted: dict[str, str] = {}
+        self._private: OrderedDict[str, VLM] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -25,9 +34,41 @@ class ModelStore:
 
     def get(self, name: str) -> VLM:
         """InputError for an unknown name or a broken checkpoint."""
+        if name in self._admitted:
+            return self._get_private(self._admitted[name])
         if name not in self._sources:
-            raise InputError(f"There is no model “{name}”; choose one of {', '.join(self._sources)}.")
+            raise InputError(f"There is no model “{name[:60]}”; choose one of {', '.join(self._sources)}.")
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = load_vlm(self._sources[name])
             return self._loaded[name]
+
+    def admit(self, name: str, folder: Path) -> None:
+        """Lets ``get(name)`` load the checkpoint in ``folder``. The name is told to one person only, so it must be one
+        that can't be guessed."""
+        self._admitted[name] = str(folder)
+
+    def source_of(self, name: str) -> str:
+        """Where a model lies, as a recipe's ``base`` names it. InputError for an unknown name."""
+        if (source := self._admitted.get(name) or self._sources.get(name)) is None:
+            raise InputError(f"There is no model “{name[:60]}”; choose one of {', '.join(self._sources)}.")
+        return source
+
+    def get_base(self, source: str, seed: int) -> VLM:
+        """The model that a recipe began from: ``"new"`` is made again from ``seed``."""
+        if source == "new":
+            return new_vlm(seed)
+        name = next((name for name, own in self._sources.items() if own == source), None)
+        return self.get(name) if name is not None else self._get_private(source)
+
+    def _get_private(self, source: str) -> VLM:
+        weights = Path(source) / "model.safetensors"
+        # A run that went on has other weights in the same place.
+        key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
+        with self._lock:
+            if key not in self._private:
+                self._private[key] = load_vlm(source)
+            self._private.move_to_end(key)
+            while len(self._private) > MAX_PRIVATE:
+                self._private.popitem(last=False)
+            return self._private[key]

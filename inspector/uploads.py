@@ -66,7 +66,7 @@ def _unpack(file: Path, folder: Path) -> None:
             for entry in entries:
                 name = PurePosixPath(entry.filename.replace("\\", "/"))
                 if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-                    raise InputError(f"“{file.name}” has the entry “{entry.filename}”, which points out of the archive.")
+                    raise InputError(f"“{file.name}” has the entry “{entry.filename}”, which leaves the archive.")
                 if stat.S_ISLNK(entry.external_attr >> 16):
                     raise InputError(f"“{file.name}” has the link “{entry.filename}”; put the file itself in.")
                 if name.parts[0] == "__MACOSX" or name.name.startswith("."):

@@ -1,5 +1,6 @@
 """Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
 
 from inspector.widgets.components import ImageViewer, Readout, TokenStrip
+from inspector.widgets.loss_chart import LossChart
 
-__all__ = ["ImageViewer", "Readout", "TokenStrip"]
+__all__ = ["ImageViewer", "LossChart", "Readout", "TokenStrip"]

@@ -36,7 +36,9 @@ def _script(name: str) -> str:
     # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
     # widget, at every change of a property.
     style, shared, own = ((_FOLDER / file).read_text("utf-8") for file in ("widgets.css", "selection.js", f"{name}.js"))
-    return f"const STYLE = {json.dumps(style)};\n{shared}\n{own}"
+    sheet = _FOLDER / f"{name}.css"
+    rules = f"const OWN_STYLE = {json.dumps(sheet.read_text('utf-8'))};\n" if sheet.exists() else ""
+    return f"const STYLE = {json.dumps(style)};\n{rules}{shared}\n{own}"
 
 
 class _Widget(gr.HTML):

@@ -1,0 +1,332 @@
+"""Runs as figures: the curves' data for :class:`inspector.widgets.LossChart`, and static HTML for everything else.
+Whatever a person or a model wrote is escaped."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from inspector.analysis.training import Comparison, Measured, Side
+from inspector.figures.markup import badge
+from inspector.jobs import JobState, Progress
+from model.training.data_report import DataReport
+from model.training.events import ModuleSize
+
+MAX_POINTS = 1500
+"""A curve that is sent whole is thinned to about so many points; those that follow come one by one."""
+PART_NAMES = {"vision_encoder": "image encoder", "MP": "projector", "decoder": "language model", "text": "text tower"}
+STATUS_WORDS = {
+    "queued": "waiting", "starting": "starting", "running": "running", "pausing": "pausing after this step",
+    "paused": "paused", "stopping": "stopping, keeping the weights", "stopped": "stopped, weights kept", "done": "done",
+    "failed": "failed", "interrupted": "broken off",
+}  # fmt: skip
+
+
+def chart_payload(job: str, progress: Progress, train_from: int, held_from: int) -> dict[str, Any]:
+    """What :class:`inspector.widgets.LossChart` appends: points from these places on; from 0 it begins anew."""
+    train = progress.train[train_from:]
+    if not train_from and len(train) > MAX_POINTS:
+        stride = -(-len(train) // MAX_POINTS)
+        train = (*train[:-1:stride], train[-1])
+    total = progress.stages[-1].offset + progress.stages[-1].steps if progress.stages else 0
+    return {
+        "key": f"{job}:{progress.generation}",
+        "fresh": not train_from and not held_from,
+        "link": f"?job={job}",
+        "total": total,
+        "stages": [[part.name, part.offset, part.steps] for part in progress.stages],
+        "train": [[step, _short(loss), _short(rate), _short(norm)] for step, loss, rate, norm in train],
+        "held": [[step, _short(loss)] for step, loss in progress.held_out[held_from:]],
+    }
+
+
+def overlay_payload(runs: Sequence[tuple[str, Progress]]) -> dict[str, Any]:
+    """Whole curves of several runs, each with its name."""
+    drawn = []
+    for name, progress in runs:
+        curve = chart_payload("", progress, 0, 0)
+        drawn.append({"name": name, "train": curve["train"], "held": curve["held"]})
+    return {"key": "overlay", "fresh": True, "runs": drawn}
+
+
+def _short(value: float | None) -> float | None:
+    # NaN and infinity are no JSON.
+    if value is None or value != value or value in (float("inf"), float("-inf")):
+        return None
+    return float(f"{value:.5g}")
+
+
+def show_modules(sizes: Sequence[ModuleSize | dict[str, Any]]) -> str:
+    """Per part: parameters, how many of them train, and a bar."""
+    rows = []
+    parts = [size if isinstance(size, dict) else vars(size) for size in sizes]
+    top = max((part["parameters"] for part in parts), default=1) or 1
+    for part in parts:
+        all_, on = part["parameters"], part["trainable"]
+        state = "frozen" if not on else "trains" if on == all_ else f"{on / all_:.1%} trains"
+        name = PART_NAMES.get(part["module"], part["module"])
+        rows.append(
+            f"<tr><th scope=row>{escape(name)}</th><td class=num>{all_:,}</td><td class=num>{on:,}</td>"
+            f'<td>{state}</td><td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%">'
+            f'<i style="width:{100 * on / all_ if all_ else 0:.1f}%"></i></span></td></tr>'
+        )
+    trained = sum(part["trainable"] for part in parts)
+    whole = sum(part["parameters"] for part in parts)
+    return (
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="what trains"><table class="vi-table">'
+        "<thead><tr><th scope=col>part</th><th scope=col>parameters</th><th scope=col>trained</th><th scope=col>state"
+        f"</th><th scope=col>filled: trained</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="vi-caption">{trained:,} of {whole:,} numbers will change; every other one stays bit for bit.</p>'
+    )
+
+
+def show_reports(reports: Sequence[DataReport | dict[str, Any]]) -> str:
+    """Counts, lengths, what will be dropped, the lint, and a few samples."""
+    return "".join(_show_report(report) for report in reports)
+
+
+def _show_report(report: DataReport | dict[str, Any]) -> str:
+    if isinstance(report, dict):
+        return f'<p><b>{escape(report["name"])}</b>: {report["examples"]:,} pairs of a picture and its caption.</p>'
+    facts = (
+        f"<p><b>{escape(report.name)}</b>: {report.examples:,} examples; of {report.measured:,} looked at, "
+        f"{report.usable:,} can be used ({report.turns:,} answers, {report.images:,} images, {report.tokens:,} tokens, "
+        f"{report.trained_share:.0%} of them trained on).</p>"
+    )
+    top = max((part.count for part in report.token_histogram), default=1) or 1
+    bars = "".join(
+        f'<i style="height:{100 * part.count / top:.0f}%" title="{part.start} to {part.stop - 1} tokens: {part.count}">'
+        "</i>" for part in report.token_histogram
+    )  # fmt: skip
+    histogram = ""
+    if bars:
+        low, high = report.token_histogram[0].start, report.token_histogram[-1].stop - 1
+        histogram = (
+            f'<figure class="tr-histogram"><div role="img" aria-label="{low} to {high} tokens">{bars}</div>'
+            f"<figcaption><span>{low}</span><span>tokens per sample</span><span>{high}</span></figcaption></figure>"
+        )
+    notes = [f"<li><b>dropped</b> {drop.count} of {report.measured}: {escape(drop.reason)} ({escape(drop.example)})"
+             "</li>" for drop in report.drops]  # fmt: skip
+    notes += [f"<li><b>{escape(item.finding.severity)}</b> <code>{escape(item.finding.rule)}</code> "
+              f"{escape(item.finding.sentence)} ({item.count}×, first {escape(item.where)})</li>"
+              for item in report.lint]  # fmt: skip
+    notes += [f"<li><b>{problem.kind}</b> {escape(str(problem))}</li>" for problem in report.problems[:5]]
+    if len(report.problems) > 5:
+        notes.append(f"<li>… {len(report.problems) - 5} more in the file</li>")
+    verdict = f'<ul class="vi-findings">{"".join(notes)}</ul>' if notes else (
+        '<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>')  # fmt: skip
+    looks = "".join(f"<pre>{escape(text)}</pre>" for text in report.text_of_looks[:2])
+    samples = f"<details><summary>Two samples as the model will read them</summary>{looks}</details>" if looks else ""
+    return f'<div class="tr-report">{facts}{histogram}{verdict}{samples}</div>'
+
+
+def show_status(state: JobState | None, progress: Progress, *, live: bool = True) -> str:
+    """One line: what the job is doing, how far it is, how fast; or how it ended. Empty states teach."""
+    if state is None:
+        return (
+            '<p class="vi-empty">No run is followed here. Press <b>Teach it a word</b>, or choose a way to begin and '
+            "press <b>Start</b>: the run gets a process of its own and goes on when this page is closed.</p>"
+        )
+    word = STATUS_WORDS[state.status]
+    parts = [f'<b class="tr-state tr-{state.status}">{word}</b>', escape(state.title)]
+    if state.status == "queued":
+        ahead = f"{state.position} before it" if state.position else "next"
+        parts.append(f"{ahead} in the queue")
+    last = progress.last_step
+    done = 0.0
+    if last is not None and progress.stages:
+        total = progress.stages[-1].offset + progress.stages[-1].steps
+        at = progress.stages[-1].offset + last["step"]
+        done = at / total if total else 0.0
+        parts.append(f"step {last['step']:,} of {last['steps']:,}")
+        if len(progress.stages) > 1:
+            parts.append(f"stage “{escape(str(last['stage']))}”")
+        parts.append(f"loss {last['loss']:.3f}")
+        parts.append(f"|gradient| {last.get('gradient_norm', 0):.2f}")
+        rates = ", ".join(f"{PART_NAMES.get(part, part)} {rate:.1e}"
+                          for part, rate in last.get("learning_rates", {}).items())  # fmt: skip
+        parts.append(f"rate {escape(rates)}")
+        parts.append(f"{last.get('tokens_per_s', 0):,.0f} tokens/s")
+        if state.status == "running":
+            parts.append(f"{_duration(last.get('eta_s', 0))} to go")
+        elif not state.live:
+            parts.append(f"took {_duration(last.get('seconds', 0))}")
+    prints = []
+    if state.run.get("base_fingerprint"):
+        prints.append(f"from <code>{escape(state.run['base_fingerprint'][:8])}</code>")
+    if state.run.get("fingerprint"):
+        prints.append(f"to <code>{escape(state.run['fingerprint'][:8])}</code>")
+    if prints:
+        parts.append("weights " + " ".join(prints))
+    if state.status == "done":
+        done = 1.0
+    error = f'<p class="tr-error" role="alert">{escape(state.error)}</p>' if state.error else ""
+    output = (f"<details><summary>The process's last words</summary><pre>{escape(state.output)}</pre></details>"
+              if state.output and state.output != state.error else "")  # fmt: skip
+    return (
+        f'<div class="tr-status"><div class="tr-line">{" <span aria-hidden=true>·</span> ".join(parts)}</div>'
+        f'<div class="tr-progress" role="progressbar" aria-label="steps done" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * done:.0f}"><i style="width:{100 * done:.1f}%"></i></div>{error}{output}'
+        f'<p class="vi-caption"><a href="?job={escape(state.id)}">Link to this run</a>: opens it on any machine. '
+        "Whoever has the link can watch and steer it.</p></div>"
+    )
+
+
+def _duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    if seconds < 90:
+        return f"{seconds} s"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_evaluation(progress: Progress) -> str:
+    """The last evaluation: share right per family beside the one before, and sample answers."""
+    if not progress.evaluations:
+        return '<p class="vi-empty">At every evaluation the model\'s answers to held-out questions appear here.</p>'
+    last = progress.evaluations[-1]
+    before = progress.evaluations[-2]["accuracy"] if len(progress.evaluations) > 1 else {}
+    shares = []
+    for family, share in last["accuracy"].items():
+        change = f" <small>({share - before[family]:+.0%})</small>" if family in before else ""
+        shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{change}</li>")
+    rows = []
+    for one in last.get("answers", ()):
+        right = one["answered"].strip() == one["expected"].strip()
+        mark = '<span class="tr-right">✓ right</span>' if right else '<span class="tr-wrong">✗ wrong</span>'
+        rows.append(f"<tr><td>{escape(one['question'])}</td><td><b>{escape(one['answered'])}</b></td>"
+                    f"<td>{escape(one['expected'])}</td><td>{mark}</td></tr>")  # fmt: skip
+    table = (
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="sample answers"><table class="vi-table">'
+        "<thead><tr><th scope=col>held-out question</th><th scope=col>answer</th><th scope=col>expected</th>"
+        f"<th scope=col>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        if rows else ""
+    )  # fmt: skip
+    return (f'<p class="vi-caption">Held-out data after step {last["step"]:,}: share answered right to the letter.</p>'
+            f'<ul class="tr-shares">{"".join(shares)}</ul>{table}')  # fmt: skip
+
+
+# --- before and after ---
+
+
+def show_comparison(comparison: Comparison | None, measured: Measured | None, doing: str = "") -> str:
+    """Answers side by side, differing words marked; attention per image; held-out accuracy."""
+    parts = []
+    if comparison is not None:
+        before, after = comparison.before, comparison.after
+        rows = []
+        for n, question in enumerate(comparison.questions):
+            one, two = _mark(before.answers[n], after.answers[n])
+            same = ' <span class="vi-note">no difference</span>' if before.answers[n] == after.answers[n] else ""
+            rows.append(
+                f"<tr><td>{escape(question)}{same}</td><td>{one}{_odds(before, n)}</td><td>{two}{_odds(after, n)}</td>"
+                "</tr>"
+            )
+        parts.append(
+            '<div class="vi-scroll" tabindex="0" role="region" aria-label="answers before and after">'
+            '<table class="vi-table tr-compare"><thead><tr><th scope=col>this page\'s prompt</th><th scope=col>before '
+            f"<code>{before.fingerprint[:8]}</code></th><th scope=col>after <code>{after.fingerprint[:8]}</code></th>"
+            f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        )
+        if before.image_shares:
+            parts.append(_show_shares(before, after))
+    if measured is not None:
+        parts.append(_show_measured(measured))
+    if doing:
+        parts.append(f'<p class="vi-caption" role="status">{escape(doing)} …</p>')
+    return f'<div class="tr-result">{"".join(parts)}</div>'
+
+
+def _odds(side: Side, turn: int) -> str:
+    odds = side.probabilities[turn]
+    return "" if odds != odds else f' <small title="probability of the whole answer">p = {odds:.3f}</small>'
+
+
+def _mark(one: str, two: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that differ marked."""
+    words = [re.findall(r"\s+|[^\s]+", text) for text in (one, two)]
+    left, right = [], []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
+        for target, part in ((left, words[0][a:b]), (right, words[1][c:d])):
+            text = escape("".join(part))
+            target.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
+    return "".join(left) or "(nothing)", "".join(right) or "(nothing)"
+
+
+def _show_shares(before: Side, after: Side) -> str:
+    rows = []
+    for image, (one, two) in enumerate(zip(before.image_shares, after.image_shares, strict=True)):
+        rows.append(
+            f'<tr><td>{badge(image)}</td><td class=num>{one:.2%}</td><td class=num>{two:.2%}</td>'
+            f"<td class=num>{100 * (two - one):+.2f} points</td></tr>"
+        )
+    return (
+        '<table class="vi-table"><caption class="vi-caption">Attention of the answer\'s first token that goes to each '
+        "image, mean over layers and heads. It tells where the model looked, not what the answer rests on.</caption>"
+        "<thead><tr><th scope=col>image</th><th scope=col>before</th><th scope=col>after</th><th scope=col>change</th>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _show_measured(measured: Measured) -> str:
+    rows = []
+    for family, (one, two, count) in measured.accuracy.items():
+        head = f"the new word, “{measured.word}”" if family == "the new word" and measured.word else family
+        strong = family in ("the new word", "everything else")
+        name = f"<b>{escape(head)}</b>" if strong else escape(head)
+        rows.append(
+            f"<tr><th scope=row>{name}</th><td class=num>{one:.0%}</td><td class=num>{two:.0%}</td>"
+            f"<td class=num>{100 * (two - one):+.0f} points</td><td class=num>{count}</td></tr>"
+        )
+    changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
+    listed = []
+    for one, two in changed[:10]:
+        left, right = _mark(one.answered, two.answered)
+        listed.append(f"<tr><td>{escape(one.question)}</td><td>{left}</td><td>{right}</td>"
+                      f"<td>{escape(one.expected)}</td></tr>")  # fmt: skip
+    differing = (
+        f'<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>'
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="changed answers"><table class="vi-table">'
+        "<thead><tr><th scope=col>held-out question</th><th scope=col>before</th><th scope=col>after</th>"
+        f"<th scope=col>expected</th></tr></thead><tbody>{''.join(listed)}</tbody></table></div></details>"
+        if changed else f'<p class="vi-caption">All {len(measured.answers)} answers stayed the same.</p>'
+    )  # fmt: skip
+    return (
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="accuracy before and after">'
+        '<table class="vi-table"><caption class="vi-caption">The same held-out questions to both, greedy, right to the '
+        "letter.</caption><thead><tr><th scope=col>questions</th><th scope=col>before</th><th scope=col>after</th>"
+        "<th scope=col>change</th><th scope=col>asked</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{differing}"
+    )
+
+
+# --- history ---
+
+
+def run_label(state: JobState) -> str:
+    """How a run is called in lists; unique by its id's first letters."""
+    begun = datetime.fromtimestamp(state.created, UTC).strftime("%d %b %H:%M")
+    return f"{state.title} · {begun} UTC · {state.id[:4]}"
+
+
+def show_history(runs: Sequence[tuple[JobState, Progress, Sequence[str]]]) -> str:
+    """One row per run: how it ended, its losses, its settings."""
+    if not runs:
+        return '<p class="vi-empty">Your runs will be listed here, to be compared curve over curve.</p>'
+    rows = []
+    for state, progress, settings in runs:
+        train = f"{progress.train[-1][1]:.3f}" if progress.train else "–"
+        held = f"{progress.held_out[-1][1]:.3f}" if progress.held_out else "–"
+        rows.append(
+            f'<tr><th scope=row><a href="?job={escape(state.id)}">{escape(run_label(state))}</a></th>'
+            f"<td>{STATUS_WORDS[state.status]}</td><td class=num>{train}</td><td class=num>{held}</td>"
+            f"<td>{escape('; '.join(settings))}</td></tr>"
+        )
+    return (
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="runs"><table class="vi-table"><thead><tr>'
+        "<th scope=col>run</th><th scope=col>state</th><th scope=col>train loss</th><th scope=col>held-out loss</th>"
+        f"<th scope=col>settings</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
