@@ -362,6 +362,9 @@ class JobTable:
         with (folder / OUTPUT).open("ab") as output:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                                        stdout=output, stderr=output, start_new_session=True)  # fmt: skip
+        # Linux weighs sessions alike before it looks at niceness within them, so the new session is told as well.
+        with contextlib.suppress(OSError):  # other systems have no such file
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(self.limits.nice), encoding="ascii")
         self._running[job] = process
         threading.Thread(target=self._watch, args=(job, process), name=f"job {job}", daemon=True).start()
 
