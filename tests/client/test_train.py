@@ -1,0 +1,105 @@
+"""A tiny run through the app's own events: started, followed to its end, used, compared, taken away."""
+
+import time
+import zipfile
+from dataclasses import asdict
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from inspector.presets import PRESETS, read_form
+
+# gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+PERSON = {"owner": "a-name-that-nobody-guesses", "jobs": []}
+
+
+def fields(**changes):
+    """Values of the form's fields, in the page's order."""
+    from inspector.ui import build_ui  # noqa: F401 (the page's module must load)
+
+    values = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values,
+              "steps": 3, "batch_rows": 2, "eval_every": 2, **changes}  # fmt: skip
+    form = asdict(read_form(**values))
+    order = ("base", "data", "steps", "path", "source", "vision_rate", "projector_rate", "decoder_rate", "text_rate",
+             "kind", "lora_rank", "packing", "batch_rows", "eval_every", "seed")  # fmt: skip
+    return [form[name] for name in order]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    from inspector.jobs import JobTable, Limits
+    from inspector.session import ModelStore
+    from inspector.ui import build_ui, launch_options
+
+    jobs = JobTable(tmp_path_factory.mktemp("runs"), Limits(nice=0, threads=1))
+    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield address
+    for process in list(jobs._running.values()):
+        process.kill()
+    demo.close()
+
+
+def follow(client, job, seconds=400):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        state = client.predict(job, api_name="/job")
+        if state["status"] not in ("queued", "starting", "running", "stopping"):
+            return state
+        time.sleep(1)
+    pytest.fail(f"the run didn't end: {state}")
+
+
+def test_a_tiny_run_from_start_to_export(url):
+    client = Client(url, verbose=False)
+    modules, job, person, *_ = client.predict("instruction tuning", PERSON, *fields(), api_name="/train_start")
+    assert "image encoder" in modules
+    assert "frozen" in modules
+    assert person["jobs"] == [job]
+    state = follow(client, job)
+    assert state["status"] == "done", state
+    assert state["steps_done"] == 3
+    assert len(state["losses"]) == 3
+    assert state["fingerprint"] != state["base_fingerprint"]
+    # Another session, with the id alone.
+    other = Client(url, verbose=False)
+    opened = other.predict(job, api_name="/train_open")
+    assert any("done" in str(value) for value in opened)
+    used = client.predict(job, api_name="/train_use")
+    assert state["fingerprint"][:8] in str(used)
+    with pytest.raises(AppError, match="There is no model"):
+        other.predict([], ["What?"], "images-first", False, f"run:{job[:-1]}:0", 4, api_name="/inspect")
+    path = client.predict(job, api_name="/train_export")
+    path = path["value"] if isinstance(path, dict) else path
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        assert archive.read("COMMAND.txt").decode() == "python -m model.training run recipe.toml --out RUN\n"
+    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "recipe.toml"} <= names
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1 up"),
+        ({"decoder_rate": 7.0}, "must lie between 0"),
+        ({"decoder_rate": 0.0, "projector_rate": 0.0}, "nothing trains"),
+        ({"data": "my file"}, "Upload a file first"),
+        ({"data": "a hub data set", "path": "../../etc"}, "no data set of the hub"),
+        ({"data": "scenes: captioned tiles"}, "contrastive stage only"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_starts_nothing(url, changes, sentence):
+    client = Client(url, verbose=False)
+    with pytest.raises(AppError, match=sentence):
+        client.predict("custom", PERSON, *fields(**changes), api_name="/train_start")
+
+
+def test_an_unknown_run_and_an_empty_token(url):
+    client = Client(url, verbose=False)
+    with pytest.raises(AppError, match="There is no run"):
+        client.predict("../../etc", api_name="/train_open")
+    with pytest.raises(AppError, match="small letters"):
+        client.predict("two words", "", PERSON, api_name="/train_teach_word")
