@@ -480,7 +480,7 @@ def _advance(progress: Progress, events: list[dict[str, Any]]) -> Progress:
             train.append((offset + event["step"], event["loss"], rate, event.get("gradient_norm", 0.0)))
             last = event
         elif kind == "eval":
-            if event["loss"] == event["loss"]:
+            if event.get("loss") is not None and event["loss"] == event["loss"]:
                 held_out.append((offset + event["step"], event["loss"]))
             evaluations.append({**event, "at": offset + event["step"]})
     return Progress(progress.generation, tuple(stages), tuple(train), tuple(held_out), trainable, data, last,

@@ -1,0 +1,73 @@
+"""The Train tab in a real Chromium: a run that is followed, survives a reload, and opens by its link elsewhere."""
+
+from pathlib import Path
+
+import pytest
+
+# gradio's sockets are closed by the garbage collector, at a time of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+AXE = Path(__file__).with_name("axe.min.js")
+ENDED = "#train-status .tr-done, #train-status .tr-failed"
+
+
+@pytest.fixture(scope="module")
+def train_url(tmp_path_factory):
+    from inspector.jobs import JobTable, Limits
+    from inspector.session import ModelStore
+    from inspector.ui import build_ui, launch_options
+
+    jobs = JobTable(tmp_path_factory.mktemp("runs"), Limits(nice=0, threads=1))
+    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url
+    for process in list(jobs._running.values()):
+        process.kill()
+    demo.close()
+
+
+def open_tab(page, url, query=""):
+    page.goto(f"{url}{query}")
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_selector("#train-start", timeout=60_000)
+
+
+def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, train_url):
+    page = new_page()
+    open_tab(page, train_url)
+    page.fill("#train-steps input", "4")
+    page.click("#train-start")
+    page.wait_for_selector("#train-status .tr-status", timeout=60_000)
+    assert "frozen" in page.inner_text("#train-modules")
+    page.wait_for_selector(ENDED, timeout=300_000)
+    assert "done" in page.inner_text("#train-status")
+    job = page.input_value("#train-job textarea, #train-job input")
+    page.wait_for_selector("#train-chart canvas:visible", timeout=30_000)
+    page.locator("#train-chart .vlm-chart").focus()
+    page.keyboard.press("End")
+    assert "step 4: loss" in page.inner_text("#train-chart .vlm-read")
+    # The tab that isn't open when the page comes back is the trap.
+    page.reload()
+    page.wait_for_timeout(1000)
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_selector(ENDED, timeout=60_000)
+    assert page.input_value("#train-job textarea, #train-job input") == job
+    other = new_page(width=390, dark=True)
+    open_tab(other, train_url, f"?__theme=dark&job={job}")
+    other.wait_for_selector(ENDED, timeout=60_000)
+    assert other.evaluate("document.documentElement.scrollWidth") <= 390
+    other.add_script_tag(path=str(AXE))
+    found = other.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [f"{item['id']}: {node['html'][:160]}" for item in found if item["impact"] in ("serious", "critical")
+               for node in item["nodes"]]  # fmt: skip
+    assert not serious, "\n".join(serious)
+    assert page.errors == []
+
+
+def test_zero_steps_get_a_sentence(new_page, train_url):
+    page = new_page()
+    open_tab(page, train_url)
+    page.fill("#train-steps input", "0")
+    page.click("#train-start")
+    page.wait_for_selector("text=it must be a whole number from 1 up", timeout=60_000)
+    assert "No run is followed" in page.inner_text("#train-status")
