@@ -68,7 +68,8 @@ def show_modules(sizes: Sequence[ModuleSize | dict[str, Any]]) -> str:
     for part in parts:
         all_, on = part["parameters"], part["trainable"]
         state = "frozen" if not on else "trains" if on == all_ else f"{on / all_:.1%} trains"
-        name = PART_NAMES.get(part["module"], part["module"])
+        module = str(part["module"])
+        name = PART_NAMES.get(module, module)
         rows.append(
             f"<tr><th scope=row>{escape(name)}</th><td class=num>{all_:,}</td><td class=num>{on:,}</td>"
             f'<td>{state}</td><td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%">'
@@ -248,7 +249,8 @@ def _odds(side: Side, turn: int) -> str:
 def _mark(one: str, two: str) -> tuple[str, str]:
     """Both texts as HTML, with the words that differ marked."""
     words = [re.findall(r"\s+|[^\s]+", text) for text in (one, two)]
-    left, right = [], []
+    left: list[str] = []
+    right: list[str] = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
         for target, part in ((left, words[0][a:b]), (right, words[1][c:d])):
             text = escape("".join(part))
