@@ -14,10 +14,11 @@ import secrets
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -53,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: weakref.finalize | None = None
 
     def create(self, recipe: str, base_fingerprint: str) -> None:
         """InputError if there is a run already, or the folder can't be written."""
@@ -90,18 +91,17 @@ class RunFolder:
             import fcntl
         except ImportError:  # Windows has no such locks; there nothing keeps two processes apart
             return
-        file = (self.path / LOCK).open("a+", encoding="utf-8")
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.close()
+            os.close(handle)
             raise InputError(f"Another process is training in {self.path}; stop it first.") from error
-        self._lock = file
+        self._lock = weakref.finalize(self, os.close, handle)
 
     def unlock(self) -> None:
         if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+            self._lock()
 
     def read_run(self) -> dict[str, Any]:
         """InputError if there is none, or it is another version's."""

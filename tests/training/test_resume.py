@@ -1,0 +1,121 @@
+"""A run that was killed goes on with the losses that it would have had."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from model.training.events import SavedEvent, StepEvent
+from model.training.trainer import Trainer
+
+# The save of step 2 lies half written for as long as it takes to be killed.
+SLOW_SAVE = """
+import sys, time
+from pathlib import Path
+import torch
+from model.training import runs
+from model.training.__main__ import main
+torch.set_num_threads(1)
+original = runs.save_file
+def save(tensors, path, **options):
+    original(tensors, path, **options)
+    if Path(path).parent.name.startswith("1-0000002"):
+        whole = Path(path).read_bytes()
+        Path(path).write_bytes(whole[: len(whole) // 2])
+        Path(sys.argv[-1]).write_text("now")
+        time.sleep(60)
+runs.save_file = save
+main(["run", sys.argv[1], "--out", sys.argv[2], "--quiet"])
+"""
+
+
+def steps(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["step"], line["loss"]) for line in lines if line["event"] == "step"]
+
+
+def test_sigkill_in_the_middle_of_a_save(make_recipe, tmp_path):
+    recipe = make_recipe({"steps": 2}, {"steps": 4, "lora_rank": 2}, {"steps": 2})
+    for stage in recipe.stages:
+        object.__setattr__(stage, "save_every_s", 0.0)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    list(Trainer(recipe, tmp_path / "whole").run())
+    marker = tmp_path / "marker"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SAVE, str(path), str(tmp_path / "broken"), str(marker)], env=environment
+    )
+    until = time.monotonic() + 300
+    while not marker.exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert marker.exists()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    broken = tmp_path / "broken"
+    assert json.loads((broken / "run.json").read_text())["status"] == "running"
+    assert [entry[:2] for entry in steps(broken)][-1] == ("part 1", 2)
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "step", "sta')
+    list(Trainer(recipe, broken, resume=True).run())
+    expected, found = steps(tmp_path / "whole"), steps(broken)
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
+    assert [loss for *_, loss in found] == pytest.approx([loss for *_, loss in expected], abs=1e-5)
+    assert len([path for path in (broken / "state").iterdir() if path.is_dir()]) == 1
+
+
+def stop_after(recipe, folder, stage, step):
+    """Leaves the run as it was right after a save, as a kill would."""
+    run = Trainer(recipe, folder).run()
+    for event in run:
+        if isinstance(event, SavedEvent) and (event.stage, event.step) == (stage, step):
+            break
+    run.close()
+
+
+@pytest.mark.parametrize(("stage", "step"), [("part 0", 3), ("part 1", 1), ("part 2", 2)])
+def test_from_every_kind_of_stage(make_recipe, tmp_path, stage, step):
+    recipe = make_recipe(
+        {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "save_every_s": 0,
+         "data": [{"source": "scenes", "set": "captions", "count": 40}]},
+        {"lora_rank": 2, "save_every_s": 0},
+        {"packing": "document", "row_tokens": 200, "leak_share": 0.4, "save_every_s": 0},
+    )  # fmt: skip
+    list(Trainer(recipe, tmp_path / "whole").run())
+    stop_after(recipe, tmp_path / "broken", stage, step)
+    list(Trainer(recipe, tmp_path / "broken", resume=True).run())
+    assert steps(tmp_path / "broken") == steps(tmp_path / "whole")
+
+
+def test_before_the_first_save_it_begins_again(make_recipe, tmp_path):
+    recipe = make_recipe()
+    run = Trainer(recipe, tmp_path / "run").run()
+    while not isinstance(event := next(run), StepEvent) or event.step < 2:
+        pass
+    run.close()
+    list(Trainer(recipe, tmp_path / "run", resume=True).run())
+    assert [entry[1] for entry in steps(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_sigterm_saves_and_keeps(make_recipe, tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(make_recipe({"steps": 100_000}).to_toml())
+    folder = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "model.training", "run", str(path), "--out", str(folder), "--quiet"]
+    child = subprocess.Popen(command, env=environment)
+    until = time.monotonic() + 300
+    while time.monotonic() < until and child.poll() is None:
+        if (folder / "metrics.jsonl").exists() and '"step"' in (folder / "metrics.jsonl").read_text():
+            break
+        time.sleep(0.05)
+    child.terminate()
+    assert child.wait(120) == 0
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert (folder / "state" / "latest").is_file()
