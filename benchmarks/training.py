@@ -1,0 +1,131 @@
+"""``python -m benchmarks training``: a training step of ours against a plain loop, same weights, same precision.
+
+The plain loop is what a tutorial writes: the whole model forward for every step, the frozen encoder and the logits of
+every position included. Random weights: only shapes matter. Both run in turn in this process; ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.__main__ import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
+from model import VLM, Batch, VLMConfig
+from model.training.batches import FeatureCache, with_features
+from model.training.recipe import Stage
+from model.training.stages import build_optimizer, build_stage, count_labels
+from model.training.trainer import choose_precision
+
+SHAPE_8K = {
+    **SHAPE_222M, "vit_img_size": 512, "mp_pixel_shuffle_factor": 4, "mp_image_token_length": 64,
+    "max_img_size": 2048, "lm_vocab_size": 49218,
+}  # fmt: skip
+ALIGNMENT = {"MP": 1e-3}
+INSTRUCTION = {"MP": 1e-3, "decoder": 1e-4}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and peak MiB of one step, medians."""
+
+    seconds: float
+    mib: float
+
+
+def make_batch(vlm: VLM, rows: int, tokens: int, tiles_per_row: int, answer: int = 40) -> Batch:
+    """Rows of ``tiles_per_row`` tiles and text up to ``tokens``, the last ``answer`` of them labelled."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(20, 1000, (rows, tokens), generator=generator)
+    ids[:, 4 : 4 + tiles_per_row * vlm.config.tokens_per_tile] = vlm.image_token_id
+    labels = torch.full_like(ids, -100)
+    labels[:, -answer:] = ids[:, -answer:]
+    side = vlm.config.vit_img_size
+    tiles = torch.rand(rows * tiles_per_row, 3, side, side, generator=generator)
+    return Batch(ids, torch.ones_like(ids).bool(), labels, torch.arange(tokens).expand(rows, tokens),
+                 torch.zeros_like(ids), tiles, torch.arange(rows).repeat_interleave(tiles_per_row))  # fmt: skip
+
+
+def steps(vlm: VLM, rates: dict[str, float], batch: Batch, precision: str = "fp32"
+          ) -> tuple[Callable[[], float], Callable[[], float]]:  # fmt: skip
+    """Our step and the plain loop's, on the same weights; each returns its loss."""
+    stage = Stage("benchmark", "instruction", 100, rates, ({"source": "none"},))
+    module = build_stage(stage, vlm, 0, vlm.tokenizer).train()
+    optimizer = build_optimizer(stage, module)
+    cache = FeatureCache(vlm)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    def finish(loss: torch.Tensor) -> float:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), stage.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def ours() -> float:
+        with cast:
+            loss = module(with_features(batch, cache)) / count_labels(batch)
+        return finish(loss)
+
+    def plain() -> float:
+        with cast:
+            logits = vlm(batch)[:, :-1].reshape(-1, vlm.config.lm_vocab_size)
+            loss = F.cross_entropy(logits.float(), batch.labels[:, 1:].reshape(-1), ignore_index=-100)
+        return finish(loss)
+
+    return ours, plain
+
+
+def compare(ours: Callable[[], float], plain: Callable[[], float], repeats: int) -> tuple[Measured, Measured]:
+    """Both in turn after one unmeasured step each (ours fills its cache then, AdamW makes its moments)."""
+    first = plain(), ours()
+    assert abs(first[0] - first[1]) < 1.0, f"the two don't train the same model: losses {first}"
+    found: tuple[list[Measured], list[Measured]] = ([], [])
+    for _ in range(repeats):
+        for step, entries in zip((ours, plain), found, strict=True):
+            reset_peak()
+            start = time.perf_counter()
+            step()
+            entries.append(Measured(time.perf_counter() - start, peak_mib()))
+    return tuple(  # type: ignore[return-value]
+        Measured(statistics.median(m.seconds for m in entries), statistics.median(m.mib for m in entries))
+        for entries in found
+    )
+
+
+def report(name: str, target: float, ours: Measured, plain: Measured) -> None:
+    ratio = plain.seconds / ours.seconds
+    print(f"{name:56} {ours.seconds:7.2f} s {ours.mib:6.0f} MiB  plain loop {plain.seconds:7.2f} s {plain.mib:6.0f} MiB"
+          f"   {ratio:5.2f} x (wanted {target} x)", flush=True)  # fmt: skip
+
+
+def has_amx() -> bool:
+    return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> None:
+    torch.manual_seed(0)
+    if "222m" in which:
+        for name, rates, target in (("alignment", ALIGNMENT, 1.8), ("instruction", INSTRUCTION, 1.4)):
+            vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
+            pair = steps(vlm, rates, make_batch(vlm, 4, 128, 1))
+            report(f"{name} step, 222M shape, 4 rows of 128 tokens", target, *compare(*pair, repeats))
+            del vlm, pair
+    if "8k" in which:
+        # 640 x 480 is 3 x 4 tiles of 512 after resizing to 2048, and the thumbnail.
+        vlm = VLM(VLMConfig(**SHAPE_8K), embedded_tokenizer())
+        pair = steps(vlm, ALIGNMENT, make_batch(vlm, 1, 900, 13))
+        report("alignment step, 230M-8k shape, one 640 x 480 image", 8.0, *compare(*pair, max(1, repeats // 2)))
+        del vlm, pair
+    if "bf16" in which:
+        print(f"precision “auto” is {choose_precision('auto')} here ({'AMX' if has_amx() else 'no AMX'})")
+        if has_amx():
+            vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
+            batch = make_batch(vlm, 4, 128, 1)
+            pair = steps(vlm, INSTRUCTION, batch, "bf16")[0], steps(vlm, INSTRUCTION, batch)[0]
+            report("instruction step, 222M shape, bf16 against fp32", 1.5, *compare(*pair, repeats))
