@@ -205,3 +205,45 @@ def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_page, dark,
         for node in item["nodes"]
     ]
     assert not serious, "\n".join(serious)
+
+
+def order(page):
+    return page.eval_on_selector_all("#plans li b:first-of-type", "nodes => nodes.map(node => node.textContent)")
+
+
+def test_images_are_reordered_by_dragging_and_by_key(open_page):
+    page = open_page()
+    page.locator("#plans li >> nth=0").drag_to(page.locator("#plans li >> nth=2"))
+    wait = "names => [...document.querySelectorAll('#plans li')].every((row, i) => row.innerText.includes(names[i]))"
+    page.wait_for_function(wait, arg=["three-2", "three-3", "three-1"], timeout=15_000)
+    page.locator("#plans .vi-grip >> nth=2").focus()
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function(wait, arg=["three-2", "three-1", "three-3"], timeout=15_000)
+    # The focus goes with the image, so a second press moves the same one on.
+    page.wait_for_function("document.activeElement.closest('li')?.dataset.index === '1'", timeout=5_000)
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function(wait, arg=["three-1", "three-2", "three-3"], timeout=15_000)
+    assert page.errors == []
+
+
+def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_is_named(open_page):
+    page = open_page()
+    page.locator("#strip .tok >> nth=0").click()
+    page.evaluate("document.querySelector('#answer .vi-answers').dataset.stale = 'yes'")
+    page.keyboard.press("a")
+    page.wait_for_function(
+        "!document.querySelector('#answer .vi-answers').dataset.stale && document.querySelector('#answer button')",
+        timeout=60_000,
+    )
+    page.click("#answer button.vi-token >> nth=0")
+    place = int(page.get_attribute("#answer button.vi-token >> nth=0", "data-vlm-position"))
+    page.wait_for_function("place => vlmBus.position === place && vlmBus.heat.from === place - 1", arg=place)
+    assert f"token {place - 1}, whose output chose token {place}" in page.inner_text("#viewer")
+    page.wait_for_function("document.querySelector('#attention-summary').innerText.includes('whose output chose')")
+    page.check("#own-row input")
+    page.wait_for_function("place => vlmBus.heat.from === place", arg=place)
+    assert page.evaluate("vlmBus.position") == place
+    # Typing the letter is typing.
+    page.fill("#question-1 textarea, #question-1 input", "")
+    page.type("#question-1 textarea, #question-1 input", "a banana")
+    assert page.input_value("#question-1 textarea, #question-1 input") == "a banana"
