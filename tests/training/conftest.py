@@ -8,7 +8,7 @@ import pytest
 
 from model.training.recipe import Recipe, build_recipe
 
-SCENES = {"source": "scenes", "set": "single", "count": 60, "turns": 2}
+SCENES = {"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}
 
 
 @pytest.fixture

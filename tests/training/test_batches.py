@@ -23,7 +23,7 @@ def tiny(golden):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return read_scene_set({"source": "scenes", "set": "single", "count": 30, "turns": 2})
+    return read_scene_set({"source": "scenes", "set": "single", "count": 30, "turns": 2, "pictures": 8})
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from model.training.trainer import Trainer
 def test_two_processes_have_the_losses_of_one(make_recipe, tmp_path):
     recipe = make_recipe(
         {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 3,
-         "data": [{"source": "scenes", "set": "captions", "count": 40}]},
+         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]},
         {"batch_rows": 3, "accumulate": 2, "eval_every": 2, "save_every_s": 0},
         {"batch_rows": 1, "learning_rates": {"MP": 1e-3, "decoder": 1e-3}, "lora_rank": 2},
     )  # fmt: skip

@@ -82,7 +82,7 @@ def stop_after(recipe, folder, stage, step):
 def test_from_every_kind_of_stage(make_recipe, tmp_path, stage, step):
     recipe = make_recipe(
         {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "save_every_s": 0,
-         "data": [{"source": "scenes", "set": "captions", "count": 40}]},
+         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]},
         {"lora_rank": 2, "save_every_s": 0},
         {"packing": "document", "row_tokens": 200, "leak_share": 0.4, "save_every_s": 0},
     )  # fmt: skip

@@ -13,7 +13,7 @@ from model.training.events import DoneEvent, EvalEvent, FailedEvent, SavedEvent,
 from model.training.trainer import Trainer
 
 TILES = {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 4,
-         "data": [{"source": "scenes", "set": "captions", "count": 40}]}  # fmt: skip
+         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]}  # fmt: skip
 
 
 def status(trainer):
