@@ -27,7 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--top-k", type=int, default=0)
     inspect.add_argument("--top-p", type=float, default=1.0)
     inspect.add_argument("--seed", type=int, default=0)
-    inspect.add_argument("--position", type=int, help="row whose attention is read (default: the one whose output chose the answer's first token)")
+    inspect.add_argument(
+        "--position", type=int,
+        help="row whose attention is read (default: the one whose output chose the answer's first token)",
+    )  # fmt: skip
     inspect.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
     return parser
 

@@ -285,10 +285,10 @@ def _show_measured(measured: Measured) -> str:
         )
     changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
     listed = []
-    for one, two in changed[:10]:
-        left, right = _mark(one.answered, two.answered)
-        listed.append(f"<tr><td>{escape(one.question)}</td><td>{left}</td><td>{right}</td>"
-                      f"<td>{escape(one.expected)}</td></tr>")  # fmt: skip
+    for before, after in changed[:10]:
+        left, right = _mark(before.answered, after.answered)
+        listed.append(f"<tr><td>{escape(before.question)}</td><td>{left}</td><td>{right}</td>"
+                      f"<td>{escape(before.expected)}</td></tr>")  # fmt: skip
     differing = (
         f'<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>'
         '<div class="vi-scroll" tabindex="0" role="region" aria-label="changed answers"><table class="vi-table">'

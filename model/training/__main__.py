@@ -23,8 +23,9 @@ from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepE
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, RunFolder, write_text
 from model.training.scratch import new_vlm
-from model.training.teaching import parse_word, teach_word
+from model.training.teaching import teach_word
 from model.training.trainer import Trainer
+from model.training.word import parse_word
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,8 +47,9 @@ def read_curves(metrics: Path, points: int = 120) -> list[StageCurve]:
              round(sum(e["loss"] for e in steps[n : n + width]) / len(steps[n : n + width]), 4))
             for n in range(0, len(steps), width)
         )  # fmt: skip
-        held_out = tuple((e["step"], round(e["loss"], 4)) for e in own if e["event"] == "eval" and e["loss"] is not None)
-        trained = ", ".join(f"{size['module']} {size['trainable']:,}" for size in start["trainable"] if size["trainable"])
+        held_out = tuple((e["step"], round(e["loss"], 4)) for e in own if e["event"] == "eval" and e["loss"])
+        trained = ", ".join(f"{size['module']} {size['trainable']:,}" for size in start["trainable"]
+                            if size["trainable"])  # fmt: skip
         seconds = steps[-1]["seconds"] if steps else 0.0
         curves.append(StageCurve(start["stage"], start["kind"], start["steps"], seconds, trained, losses, held_out))
     return curves
@@ -66,8 +67,9 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
         y = _HEIGHT - _MARGIN - (math.log10(loss) - low) / span * (_HEIGHT - 2 * _MARGIN)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-             'font-size="11"><rect width="100%" height="100%" fill="#fff"/>']  # fmt: skip
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+            'font-size="11"><rect width="100%" height="100%" fill="#fff"/>')  # fmt: skip
+    parts = [head]
     for exponent in range(math.ceil(low), math.floor(high) + 1):
         y = place(0, 10**exponent).split(",")[1]
         parts.append(f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{y}" y2="{y}" stroke="#ddd"/>'
@@ -98,17 +100,18 @@ def processor_name() -> str:
 
 
 def write_card(
-    vlm: VLM, recipe: Recipe, command: str, curves: Sequence[StageCurve], measured: Measurement, notes: Iterable[str] = ()
-) -> str:
+    vlm: VLM, recipe: Recipe, command: str, curves: Sequence[StageCurve], measured: Measurement,
+    notes: Iterable[str] = (),
+) -> str:  # fmt: skip
     """The card of the embedded model, in Markdown. ``notes`` are paragraphs for a section of their own."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     minutes = sum(curve.seconds for curve in curves) / 60
     lines = [
         "# The embedded model",
         "",
-        f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
+        (f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
         "that the app has something real to open up. It knows coloured circles, rectangles and triangles, in English "
-        "questions of a few fixed forms, and nothing else.",
+        "questions of a few fixed forms, and nothing else."),
         "",
         "## How it was made",
         "",
@@ -117,16 +120,16 @@ def write_card(
         "python -m model.training card RUN --into model/embedded",
         "```",
         "",
-        "Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
-        "`model/training/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 pictures in one "
-        "prompt, all at once, one per turn, or packed. The loss is on the answers only.",
+        ("Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
+        "`model/training/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 pictures in "
+        "one prompt, all at once, one per turn, or packed. The loss is on the answers only."),
         "",
         "| stage | kind | steps | minutes | trained | loss: first → last | held out |",
         "| --- | --- | ---: | ---: | --- | --- | ---: |",
         *(_stage_row(curve) for curve in curves),
         "",
-        f"In all {minutes:.0f} minutes of wall-clock time on {torch.get_num_threads()} threads of {processor_name()}, "
-        f"other work beside it, torch {torch.__version__}, seed {recipe.seed}. Fingerprint `{vlm.fingerprint[:16]}`.",
+        (f"In all {minutes:.0f} minutes of wall-clock time on {torch.get_num_threads()} threads of {processor_name()}, "
+        f"other work beside it, torch {torch.__version__}, seed {recipe.seed}. Fingerprint `{vlm.fingerprint[:16]}`."),
         "",
         "![Loss curves](curves.svg)",
         "",
@@ -137,12 +140,12 @@ def write_card(
         *(f"| {goal.name} | {goal.accuracy:.2f} | {reached:.3f}{'' if reached >= goal.accuracy else ' (missed)'} |"
           for goal, reached in measured.goals()),
         "",
-        "On the same pictures, all of different colours, every “In image k, what colour …” is answered with its own "
-        "picture's: " + _shares(measured.follows_index) + " of prompts.",
+        ("On the same pictures, all of different colours, every “In image k, what colour …” is answered with its "
+         "own picture's: " + _shares(measured.follows_index) + " of prompts."),
         "",
-        "Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of which "
+        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of which "
         "was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest answer "
-        "would reach, and what the model reaches when it gets the same prompt without the pictures.",
+        "would reach, and what the model reaches when it gets the same prompt without the pictures."),
         "",
         "| questions | asked | right | commonest answer | without pictures |",
         "| --- | ---: | ---: | ---: | ---: |",

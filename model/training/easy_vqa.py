@@ -62,7 +62,8 @@ class EasySet(Sequence[Example]):
             pictures = pictures[:: max(1, len(pictures) // limit)][:limit]
         self.name = f"easy-vqa {split}"
         self._pictures, self._turns = pictures, turns
-        self._parts = [(n, part) for n, picture in enumerate(pictures) for part in range(-(-len(picture.turns) // turns))]
+        self._parts = [(n, part) for n, picture in enumerate(pictures)
+                       for part in range(-(-len(picture.turns) // turns))]  # fmt: skip
         self._seed = seed
 
     def __len__(self) -> int:
@@ -79,4 +80,5 @@ class EasySet(Sequence[Example]):
         for question, answer, _ in turns:
             images = () if messages else (picture.open(),)
             messages += [Message("user", question, images), Message("assistant", answer)]
-        return Example(Conversation(tuple(messages)), tuple(turn[2] for turn in turns), f"{self.name}: {picture.path.name}")
+        families = tuple(family for _, _, family in turns)
+        return Example(Conversation(tuple(messages)), families, f"{self.name}: {picture.path.name}")

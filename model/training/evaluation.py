@@ -133,7 +133,7 @@ def several_questions(n_each: int, seed: int) -> Iterator[Asked]:
             for k in range(n_images):
                 turn = sc.ask_colour_by_index(rng, scenes, k)
                 yield _ask(f"colour by index, {where}", images, turn, n_images * 100_000 + number)
-        for number in range(-(-n_each // n_images)):
+        for _ in range(-(-n_each // n_images)):
             scenes = sc.different_scenes(rng, n_images)
             if n_images <= len(sc.SHAPE_NAMES):
                 kinds = rng.permutation(sc.SHAPE_NAMES)[:n_images]
@@ -146,9 +146,9 @@ def several_questions(n_each: int, seed: int) -> Iterator[Asked]:
             for ask in (sc.ask_which, sc.ask_same_colour, sc.ask_list):
                 same = ask is sc.ask_same_colour and number % 2 == 0
                 scenes = sc.different_scenes(rng, n_images, same_colour=same)
-                turn = ask(rng, scenes)
-                if turn is not None:
-                    yield _ask(f"{turn[2]}, {where}", tuple(sc.draw(scene) for scene in scenes), turn)
+                found = ask(rng, scenes)
+                if found is not None:
+                    yield _ask(f"{found[2]}, {where}", tuple(sc.draw(scene) for scene in scenes), found)
 
 
 def layout_questions(n_each: int, seed: int) -> Iterator[Asked]:

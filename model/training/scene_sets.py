@@ -194,14 +194,15 @@ class CaptionedScenes(Sequence[CaptionedImage]):
     pictures. Each has a caption, and for every patch the name of the shape there, of its centre, or “background”."""
 
     def __init__(self, config: VLMConfig, count: int, seed: int, easy_share: float = 0.2) -> None:
-        self.config, self.count, self.seed = config, count, seed
+        self.config, self.seed = config, seed
+        self._count = count
         self.name = "scenes: captioned"
         known = ((picture, _easy_shape(picture)) for picture in read_easy_vqa("train"))
         self._easy = [(picture, shape) for picture, shape in known if shape is not None] if easy_share else []
         self._easy_share = easy_share
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, index: Any) -> Any:
         rng = np.random.default_rng((self.seed, index))
@@ -228,7 +229,8 @@ class CaptionedScenes(Sequence[CaptionedImage]):
             picture = (processed.tiles[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
             moved = [(x * tile / width, y * tile / height) for x, y in centres]
             names = [shape.name for shape in scene.shapes]
-            return self._captioned(Image.fromarray(picture), pixels[np.ix_(down, across)], moved, names, sc.caption(scene))
+            small = pixels[np.ix_(down, across)]
+            return self._captioned(Image.fromarray(picture), small, moved, names, sc.caption(scene))
         left = int(rng.integers(width // tile)) * tile
         top = int(rng.integers(height // tile)) * tile
         part = pixels[top : top + tile, left : left + tile]

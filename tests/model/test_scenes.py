@@ -7,8 +7,8 @@ import pytest
 
 from model.training import scenes as sc
 from model.training.easy_vqa import read_easy_vqa
-from model.training.scratch import SPECIAL_TOKENS, build_tokenizer, scratch_config
 from model.training.examples import EXAMPLES
+from model.training.scratch import SPECIAL_TOKENS, build_tokenizer, scratch_config
 
 
 def coloured(image, name: str) -> np.ndarray:

@@ -12,8 +12,7 @@ from model.training.__main__ import main
 from model.training.datasets import open_examples
 from model.training.outlines import OUTLINES
 from model.training.recipe import build_recipe
-from model.training.teaching import parse_rgb, parse_word
-from model.training.word import WordSpec, plural, read_word_set, teaching_recipe, word_probes
+from model.training.word import WordSpec, parse_rgb, parse_word, plural, read_word_set, teaching_recipe, word_probes
 
 PURPLE = WordSpec("purple")
 STAR = WordSpec("star", "shape")
@@ -180,7 +179,7 @@ def test_words_from_a_command_line():
     assert parse_word("star") == STAR
     assert parse_word("star", rgb="#7f007f") == WordSpec("star", rgb=(127, 0, 127))
     assert parse_word("blick", shape="heart") == WordSpec("blick", "shape", shape="heart")
-    assert parse_rgb("128, 0,128") == parse_rgb("#800080") == (128, 0, 128)
+    assert parse_rgb("128, 0,128") == parse_rgb("128 0 128") == parse_rgb("#800080") == (128, 0, 128)
     for wrong in ("purple", "1,2", "#80008", "#80008g", "1,2,3,4"):
         with pytest.raises(InputError, match="write it as 128,0,128 or #800080"):
             parse_rgb(wrong)
