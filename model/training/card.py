@@ -143,9 +143,9 @@ def write_card(
         ("On the same pictures, all of different colours, every “In image k, what colour …” is answered with its "
          "own picture's: " + _shares(measured.follows_index) + " of prompts."),
         "",
-        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of which "
-        "was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest answer "
-        "would reach, and what the model reaches when it gets the same prompt without the pictures."),
+        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
+        "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest "
+        "answer would reach, and what the model reaches when it gets the same prompt without the pictures."),
         "",
         "| questions | asked | right | commonest answer | without pictures |",
         "| --- | ---: | ---: | ---: | ---: |",
