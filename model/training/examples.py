@@ -93,7 +93,7 @@ EXAMPLES: tuple[ExamplePrompt, ...] = (
         ("green", "circle", "brown"), "per-turn",
     ),
     ExamplePrompt(
-        "five", "Five images", _five, ("In image 4, what colour is the shape?",), ("blue",), "images-first",
+        "five", "Five images", _five, ("In image 2, what colour is the shape?",), ("red",), "images-first",
     ),
     ExamplePrompt(
         "tiles", "One wide image in six tiles", _wide, ("How many shapes are there?",), ("3",), "images-first",
