@@ -19,7 +19,7 @@ from model.training.events import Answered, ModuleSize
 from model.training.example import Example
 from model.training.recipe import Recipe, Stage
 from model.training.stages import build_stage, module_sizes
-from model.training.word import NEW_WORD, WordSpec, word_probes
+from model.training.word import NEW_WORD, WordSpec, word_in, word_probes
 
 CHECKED = 200
 """Examples that a data check renders."""
@@ -44,8 +44,8 @@ def check_data(vlm: VLM, recipe: Recipe) -> list[DataReport | dict[str, Any]]:
             pairs = open_captioned(table, recipe.folder, vlm.config)
             found.append({"name": str(getattr(pairs, "name", table["source"])), "examples": len(pairs)})
         else:
-            limit = stage.row_tokens if stage.packing != "off" else None
-            found.append(report_data(vlm, open_examples(table, recipe.folder), limit, sample=CHECKED))
+            examples = open_examples(table, recipe.folder)
+            found.append(report_data(vlm, examples, stage.longest_sample, sample=CHECKED))
     return found
 
 
@@ -101,11 +101,7 @@ def word_of(recipe: Recipe) -> WordSpec | None:
     for stage in recipe.stages:
         for table in stage.data:
             if table["source"] == "word":
-                keys = ("word", "kind", "rgb", "shape")
-                values: dict[str, Any] = {key: table[key] for key in keys if key in table}
-                if isinstance(values.get("rgb"), list):
-                    values["rgb"] = tuple(values["rgb"])
-                return WordSpec(**values)
+                return word_in(table)
     return None
 
 

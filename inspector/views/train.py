@@ -46,7 +46,7 @@ from model import InputError
 from model.training.outlines import OUTLINES
 from model.training.recipe import KINDS, PACKINGS, Recipe
 from model.training.runs import MODEL
-from model.training.word import COLOUR_LOOKS, WordSpec, teaching_recipe
+from model.training.word import COLOUR_LOOKS, parse_word, teaching_recipe
 
 REMEMBERED = 30
 """Runs that a browser keeps the ids of."""
@@ -381,7 +381,8 @@ def wire_train(
     def teach(word: str, rgb: str, known: Any) -> list[Any]:
         known = read_person(known)
         try:
-            return follow_new(known, jobs.start(known["owner"], teaching_recipe(read_word(word, rgb))))
+            spec = parse_word((word or "").strip().lower(), (rgb or "").strip() or None)
+            return follow_new(known, jobs.start(known["owner"], teaching_recipe(spec)))
         except InputError as error:
             raise _refuse(error) from error
 
@@ -529,17 +530,6 @@ def _ask_for(data: str) -> list[Any]:
     """Which of the fields about data of one's own are shown."""
     return [gr.update(visible=data == UPLOAD), gr.update(visible=data == HUB),
             gr.update(visible=data not in BUILT_IN)]  # fmt: skip
-
-
-def read_word(word: str, rgb: str) -> WordSpec:
-    """InputError for what can't be taught."""
-    word = (word or "").strip().lower()
-    if rgb and rgb.strip():
-        parts = rgb.replace(",", " ").split()
-        if len(parts) != 3 or not all(part.isdigit() for part in parts):
-            raise InputError(f"The RGB value is “{rgb.strip()[:40]}”; give three whole numbers such as 128, 0, 128.")
-        return WordSpec(word, "colour", (int(parts[0]), int(parts[1]), int(parts[2])))
-    return WordSpec(word, "shape" if word in OUTLINES else "colour")
 
 
 def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:

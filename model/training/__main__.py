@@ -119,14 +119,15 @@ def check(options: argparse.Namespace) -> None:
     vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base)
     found: dict[str, list[Any]] = {}
     for stage in recipe.stages:
-        limit = stage.row_tokens - 1 if stage.packing != "off" else None  # a separator follows each packed sample
         for table in stage.data:
             if stage.kind == "contrastive":
                 pairs = open_captioned(table, recipe.folder, vlm.config)
                 report = {"name": table["source"], "examples": len(pairs)}
             else:
                 examples = open_examples(table, recipe.folder)
-                report = report_data(vlm, examples, limit, sample=options.sample, seed=recipe.seed).to_json()
+                report = report_data(
+                    vlm, examples, stage.longest_sample, sample=options.sample, seed=recipe.seed
+                ).to_json()
             found.setdefault(stage.name, []).append(report)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 

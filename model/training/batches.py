@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.collator import Batch
 from model.errors import InputError
+from model.image import ProcessedImage
 from model.packing import pack_samples
 from model.sample import Sample
 from model.training.datasets import Mixture
@@ -189,7 +190,7 @@ def make_pairs(vlm: VLM, items: Sequence[CaptionedImage], rng: np.random.Generat
     places: list[tuple[int, int]] = []
     described: list[int] = []
     for pair, item in enumerate(items):
-        processed = vlm.process_image(item.image) if not hasattr(item.image, "tiles") else item.image
+        processed = item.image if isinstance(item.image, ProcessedImage) else vlm.process_image(item.image)
         tiles.append(processed.tiles[0])
         owner.append(captions.setdefault(item.caption, len(captions)))
         if item.phrase_of_patch is None:

@@ -64,6 +64,11 @@ class Stage:
     eval_examples: int = 64
     save_every_s: float = 60.0
 
+    @property
+    def longest_sample(self) -> int | None:
+        """Tokens of the longest sample that a packed row takes: a separator follows each. None without packing."""
+        return self.row_tokens - 1 if self.packing != "off" else None
+
     def __post_init__(self) -> None:
         def need(ok: bool, sentence: str) -> None:
             if not ok:

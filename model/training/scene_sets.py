@@ -166,6 +166,14 @@ _MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
 }  # fmt: skip
 
 
+def read_image_range(images: Any) -> tuple[int, int]:
+    """How many pictures an example has, at least and at most, from one whole number or two. InputError otherwise."""
+    pair = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images, images]
+    if len(pair) != 2 or not all(type(n) is int for n in pair) or not 2 <= pair[0] <= pair[1] <= sc.MAX_IMAGES:
+        raise InputError(f"images is {images!r}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
+    return pair[0], pair[1]
+
+
 def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
     """From a recipe's table. InputError for an unknown key, set, or a number out of range."""
     known = set(SceneSetSpec.__dataclass_fields__)
@@ -173,11 +181,7 @@ def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
         raise InputError(f"A data table of scenes has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
     values = dict(spec)
     if "images" in values:
-        images = values["images"]
-        pair = [images, images] if isinstance(images, int) else list(images)
-        if len(pair) != 2 or not 2 <= pair[0] <= pair[1] <= sc.MAX_IMAGES:
-            raise InputError(f"images is {images!r}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
-        values["images"] = (pair[0], pair[1])
+        values["images"] = read_image_range(values["images"])
     made = SceneSetSpec(**values)
     if made.set not in _MAKERS:
         raise InputError(f"There is no set of scenes “{made.set}”; choose one of {', '.join(sorted(_MAKERS))}.")

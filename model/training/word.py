@@ -22,13 +22,15 @@ from model.training.easy_vqa import EasySet
 from model.training.example import Example, Turn
 from model.training.outlines import OUTLINES, Outline
 from model.training.recipe import Recipe, read_recipe
-from model.training.scene_sets import read_scene_set
+from model.training.scene_sets import read_image_range, read_scene_set
 from model.vlm import VLM
 
 RGB = tuple[int, int, int]
 NEW_WORD = "new word"
 """The family of questions whose answer is the word."""
 RECIPE_NAME, STAGE = "teach_word", "word"
+LOOK_KEYS = ("word", "kind", "rgb", "shape")
+"""Keys of a recipe's data table that say what the word is and what it looks like."""
 
 COLOUR_LOOKS: dict[str, RGB] = {
     "purple": (128, 0, 128), "orange": (255, 140, 0), "pink": (255, 105, 180), "cyan": (0, 255, 255),
@@ -117,6 +119,11 @@ class WordSpec:
         """What a recipe's data table of this word says."""
         look: dict[str, Any] = {"rgb": list(self.rgb)} if self.rgb is not None else {"shape": self.shape}
         return {"source": "word", "word": self.word, "kind": self.kind, **look}
+
+
+def word_in(table: Mapping[str, Any]) -> WordSpec:
+    """The word that a recipe's data table names; the other way round is :meth:`WordSpec.table`. InputError as there."""
+    return WordSpec(**{key: table[key] for key in LOOK_KEYS if key in table})
 
 
 def parse_rgb(text: str) -> tuple[int, int, int]:
@@ -280,20 +287,15 @@ class WordSet(Sequence[Example]):
 
 def read_word_set(table: Mapping[str, Any]) -> WordSet:
     """From a recipe's table. InputError for an unknown key, a word that can't be taught, a number out of range."""
-    own = {"word", "kind", "rgb", "shape"}
-    known = own | set(WordSetSpec.__dataclass_fields__)
+    known = set(LOOK_KEYS) | set(WordSetSpec.__dataclass_fields__)
     if unknown := sorted(set(table) - known):
         raise InputError(f"A data table of a word has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
     if "word" not in table:
         raise InputError("A data table of a word names no word; add word = \"purple\".")
-    word = WordSpec(**{key: value for key, value in table.items() if key in own})
-    values = {key: value for key, value in table.items() if key not in own}
+    word = word_in(table)
+    values = {key: value for key, value in table.items() if key not in LOOK_KEYS}
     if "images" in values:
-        images = values["images"]
-        pair = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images, images]
-        if len(pair) != 2 or not all(type(n) is int for n in pair) or not 2 <= pair[0] <= pair[1] <= sc.MAX_IMAGES:
-            raise InputError(f"images is {images!r}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
-        values["images"] = (pair[0], pair[1])
+        values["images"] = read_image_range(values["images"])
     for name, least in (("count", 1), ("turns", 2), ("pictures", 64), ("seed", 0)):
         value = values.get(name, least)
         if type(value) is not int or value < least:
@@ -310,8 +312,7 @@ def teaching_recipe(spec: WordSpec, overrides: Sequence[str] = ()) -> Recipe:
     recipe = read_recipe(RECIPE_NAME, overrides)
 
     def taught(tables: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-        look = ("word", "kind", "rgb", "shape")
-        return tuple({**{key: value for key, value in table.items() if key not in look}, **spec.table()}
+        return tuple({**{key: value for key, value in table.items() if key not in LOOK_KEYS}, **spec.table()}
                      if table["source"] == "word" else table for table in tables)  # fmt: skip
 
     stages = tuple(replace(stage, data=taught(stage.data), held_out=taught(stage.held_out)) for stage in recipe.stages)
