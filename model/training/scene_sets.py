@@ -143,7 +143,7 @@ def _told(scene: sc.Scene) -> str:
 
 def _text(self: SceneSet, rng: np.random.Generator) -> Example:
     """No picture: what it shows stands in the question, marked as the renderer marks several images."""
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         scene = self.scene(rng)
         turns = sc.scene_turns(rng, scene, self.spec.turns)
         told = _told(scene)
