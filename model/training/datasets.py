@@ -12,7 +12,6 @@ import numpy as np
 
 from model.config import VLMConfig
 from model.errors import InputError
-from model.training.easy_vqa import EasySet
 from model.training.example import CaptionedImage, Example, caption_of
 from model.training.scene_sets import CaptionedScenes, read_scene_set
 
@@ -54,8 +53,6 @@ def open_examples(table: Mapping[str, Any], folder: Path) -> Sequence[Example]:
     spec = {key: value for key, value in table.items() if key != "weight"}
     if spec["source"] == "scenes":
         return read_scene_set(spec)
-    if spec["source"] == "easy-vqa":
-        return EasySet(**{key: value for key, value in spec.items() if key != "source"})
     if spec["source"] == "word":
         from model.training.word import read_word_set
 

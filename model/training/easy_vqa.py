@@ -56,6 +56,9 @@ class EasySet(Sequence[Example]):
     question once; the order of a picture's questions comes from ``seed``. ``limit`` pictures, spread evenly over the
     split, if it is not 0."""
 
+    problems: tuple[Any, ...] = ()
+    """None: the package's files are whole. Other sources name here what they left out."""
+
     def __init__(self, split: Split = "train", turns: int = 4, limit: int = 0, seed: int = 0) -> None:
         pictures = read_easy_vqa(split)
         if limit:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from model.training.easy_vqa import EasySet
 from model.training.readers.captioned import read_captions
 from model.training.readers.chat import read_chat
 from model.training.readers.easy import read_easy
@@ -19,7 +20,7 @@ from model.training.readers.llava import read_llava
 from model.training.readers.rows import read_rows
 from model.training.readers.source import ExampleSource, Problem
 
-Reader = Callable[[Mapping[str, Any], Path], ExampleSource]
+Reader = Callable[[Mapping[str, Any], Path], ExampleSource | EasySet]
 
 READERS: dict[str, Reader] = {
     "rows": read_rows,
@@ -33,7 +34,7 @@ READERS: dict[str, Reader] = {
 __all__ = ["READERS", "ExampleSource", "Problem", "Reader", "read_source"]
 
 
-def read_source(spec: Mapping[str, Any], *, base_folder: Path) -> ExampleSource:
+def read_source(spec: Mapping[str, Any], *, base_folder: Path) -> ExampleSource | EasySet:
     """Opens the data that ``spec`` names; relative paths start at ``base_folder``. Pictures stay closed.
 
     InputError for an unknown source or key, data that can't be read, no usable example, and with on_error “stop” for
