@@ -192,13 +192,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--skip-readout", action="store_true")
-    parser.add_argument("what", nargs="?", choices=["training"], help="the training step instead of the model")
+    parser.add_argument("what", nargs="?", choices=["training", "page"], help="instead of the model")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if options.what == "training":
         from benchmarks.training import main as measure_training
 
         measure_training(options.repeats)
+        return
+    if options.what == "page":
+        from benchmarks.page import main as measure_page
+
+        measure_page(options.repeats)
         return
     compare_with_transformers(options.repeats)
     if not options.skip_readout:
