@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -21,6 +19,7 @@ from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.payload import strip_payload
 from model import VLM, open_image
 from model.training.scratch import EXTRA_TOKENS, build_tokenizer, scratch_config
+from scripts.chromium import launch_chromium
 
 
 def measure_payload() -> None:
@@ -58,9 +57,8 @@ def _answer(page: Page) -> float:
 def measure_page(repeats: int) -> None:
     """What ``make app`` runs, in a process of its own, looked at by a real Chromium."""
     port = _free_port()
-    chromium = os.environ.get("VLM_INSPECTOR_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch_chromium(playwright)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         start = time.perf_counter()
         app = subprocess.Popen([sys.executable, "app.py", "--port", str(port)], stdout=subprocess.DEVNULL)

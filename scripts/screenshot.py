@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from os import environ
 
 from playwright.sync_api import sync_playwright
 
 from app import build_demo
 from inspector.ui import launch_options
+from scripts.chromium import launch_chromium
 
 
 def main() -> None:
@@ -21,9 +20,8 @@ def main() -> None:
     options = parser.parse_args()
     demo = build_demo([])
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    path = environ.get("VLM_INSPECTOR_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch_chromium(playwright)
         page = browser.new_page(viewport={"width": options.width, "height": 900})
         page.goto(f"{url}?__theme={'dark' if options.dark else 'light'}")
         page.wait_for_selector("#strip button.tok")

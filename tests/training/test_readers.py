@@ -10,6 +10,7 @@ from PIL import Image
 
 from model import InputError
 from model.image import OpenedImage
+from model.training.easy_vqa import read_easy_vqa
 from model.training.readers import READERS, read_source
 
 
@@ -410,6 +411,9 @@ def test_easy_vqa(folder):
     other = read_source({"source": "easy-vqa", "split": "test", "turns": 2, "seed": 4}, base_folder=folder)
     texts = lambda source: [[m.text for m in source[n].conversation.messages] for n in range(7)]  # noqa: E731
     assert len({example.source for example in few}) == 7
-    assert all(1 <= len(example.families) <= 2 for example in few)
+    assert {len(example.families) for example in few} == {1, 2}
+    chosen = read_easy_vqa("test")[::142][:7]
+    met = [m.text for example in few for m in example.conversation.messages if m.role == "user"]
+    assert sorted(met) == sorted(question for picture in chosen for question, _, _ in picture.turns)
     same = read_source({"source": "easy-vqa", "split": "test", "turns": 2, "seed": 3}, base_folder=folder)
     assert texts(same) == texts(again) != texts(other)
