@@ -6,10 +6,12 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
+from inspector.analysis.which_image import study_answer
 from model import InputError, load_vlm, open_image
 
 
@@ -17,22 +19,38 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m inspector", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="ask, and print everything the model saw")
-    inspect.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
-    inspect.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
-    inspect.add_argument("--ask", action="append", required=True, metavar="TEXT", help="repeat for several turns")
-    inspect.add_argument("--layout", choices=LAYOUTS, default="images-first")
-    inspect.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
-    inspect.add_argument("--max-new-tokens", type=int, default=32)
+    _add_prompt(inspect)
     inspect.add_argument("--temperature", type=float, default=0.0)
     inspect.add_argument("--top-k", type=int, default=0)
     inspect.add_argument("--top-p", type=float, default=1.0)
-    inspect.add_argument("--seed", type=int, default=0)
     inspect.add_argument(
         "--position", type=int,
         help="row whose attention is read (default: the one whose output chose the answer's first token)",
     )  # fmt: skip
-    inspect.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
+    which = commands.add_parser("which-image", help="ask, and test which image the answer rests on")
+    _add_prompt(which)
+    which.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
+    which.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
+    which.add_argument("--contrast", action="append", default=[], metavar="TEXT",
+                       help="a question about another image to compare with; repeat for several")  # fmt: skip
     return parser
+
+
+def _add_prompt(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
+    command.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
+    command.add_argument("--ask", action="append", required=True, metavar="TEXT", help="repeat for several turns")
+    command.add_argument("--layout", choices=LAYOUTS, default="images-first")
+    command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
+    command.add_argument("--max-new-tokens", type=int, default=32)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
+
+
+def read_prompt(options: argparse.Namespace) -> Prompt:
+    """InputError for an image that can't be opened, or too much of anything."""
+    images = tuple(open_image(path) for path in options.image)
+    return Prompt(images, tuple(Turn(text) for text in options.ask), options.layout, options.document_mask)
 
 
 def run_inspect(options: argparse.Namespace) -> dict:
@@ -40,9 +58,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
     settings = GenerationSettings(
         options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed
     )
-    images = tuple(open_image(path) for path in options.image)
-    turns = tuple(Turn(text) for text in options.ask)
-    prompt = Prompt(images, turns, options.layout, options.document_mask)
+    prompt = read_prompt(options)
     vlm = load_vlm(options.model)
     inspection = ask_and_inspect(vlm, prompt, settings)
     first = inspection.row_that_chose(inspection.first_answer_position)
@@ -52,11 +68,25 @@ def run_inspect(options: argparse.Namespace) -> dict:
     return describe(vlm, inspection, attend(vlm, inspection, position))
 
 
+def run_which_image(options: argparse.Namespace) -> dict:
+    """What the answer of one turn rests on; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = load_vlm(options.model)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    *_, found = study_answer(vlm, inspection, options.turn, reference=options.reference, typed=options.contrast,
+                             max_new_tokens=options.max_new_tokens, seed=options.seed)  # fmt: skip
+    return found.to_json()
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], dict]] = {"inspect": run_inspect, "which-image": run_which_image}
+
+
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     options = build_parser().parse_args(arguments)
     try:
-        text = json.dumps(run_inspect(options), ensure_ascii=False, indent=None)
+        text = json.dumps(RUNS[options.command](options), ensure_ascii=False, indent=None)
         if options.json == "-":
             print(text)
         else:

@@ -80,7 +80,7 @@ class CausalAttention(nn.Module):
         if context.tap is not None:
             mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query)
             if context.tap.reader is not None:
-                context.tap.reader.observe(q, k, mask, self.scale)
+                context.tap.reader.observe(q, k, v, mask, self.scale, self.out_proj.weight)
         dropout = self.dropout if self.training else 0.0
         z = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask.to(q.dtype), dropout_p=dropout, scale=self.scale, enable_gqa=True
@@ -147,7 +147,9 @@ class LanguageModel(nn.Module):
         cos, sin = self.rotary_embd(position_ids, rope_length)
         context = Pass(mask, cos, sin, cache, tap)
         x = inputs_embeds
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            if tap is not None:
+                x = tap.replace(layer, x, context.first_query)
             x = block(x, context)
         if cache is not None:
             cache.length += inputs_embeds.shape[1]

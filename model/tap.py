@@ -3,7 +3,9 @@
 A :class:`Tap` is handed to a forward pass. Its ``reader`` computes softmax(q kᵀ) a second time, for the rows that
 were asked for alone, and reduces it on the spot; the pass itself never sees the reader, so its logits stay
 bit-identical. Its ``cuts`` take edges out of the mask before the softmax ("attention knockout", Geva et al. 2023,
-arXiv 2304.14767). The cost of reading is rows × keys per layer and head, never keys².
+arXiv 2304.14767). Its ``patches`` put the states of some positions in the place of others' before a layer
+("activation patching", Meng et al. 2022, arXiv 2202.05262). The cost of reading is rows × keys per layer and head,
+never keys².
 """
 
 from __future__ import annotations
@@ -30,45 +32,72 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """Before ``layer`` the states of the query positions ``targets`` become those that ``sources`` of the same pass
+    and row of the batch hold there, one for one."""
+
+    layer: int
+    sources: Sequence[int]
+    targets: Sequence[int]
+    row: int = 0
+
+
+@dataclass(frozen=True)
 class AttentionReading:
     """What a reader saw. ``rows [row]`` are the query positions; ``shares [layer head row group]`` are sums of the
     pattern over each group of keys; ``patterns [layer head row pos]`` the pattern itself, None unless kept. Float32,
-    on the CPU. If the groups cover every key once, shares add up to 1."""
+    on the CPU. If the groups cover every key once, shares add up to 1.
+
+    ``norms [layer head row group]``, None unless asked for: the length of what a group's keys add to the row through
+    this head, ‖Σ pattern · W_O W_V x‖ (Kobayashi et al. 2020, arXiv 2004.10102: the sum of the vectors first)."""
 
     rows: Tensor
     shares: Tensor
     patterns: Tensor | None
+    norms: Tensor | None = None
 
 
 class AttentionReader:
     """Reads chosen query rows of one row of the batch during one forward pass, then gives :attr:`reading`.
 
     ``rows``: query positions. ``groups [pos]`` int64: the group of each key, −1 for none; ``n_groups`` of them.
-    ``keep_patterns``: also keep the full rows (4 bytes × layers × heads × rows × keys).
+    ``keep_patterns``: also keep the full rows (4 bytes × layers × heads × rows × keys). ``weigh_values``: also the
+    lengths of what each group adds.
     """
 
     def __init__(
-        self, rows: Sequence[int], groups: Tensor, n_groups: int, *, keep_patterns: bool = False, batch_row: int = 0
+        self,
+        rows: Sequence[int],
+        groups: Tensor,
+        n_groups: int,
+        *,
+        keep_patterns: bool = False,
+        weigh_values: bool = False,
+        batch_row: int = 0,
     ) -> None:
         self.rows = torch.as_tensor(rows, dtype=torch.long)
         self.batch_row = batch_row
         self.keep_patterns = keep_patterns
+        self.weigh_values = weigh_values
         # One column more collects the keys without a group; it is thrown away.
         assignment = torch.nn.functional.one_hot(groups.where(groups >= 0, n_groups), n_groups + 1)
         self._assignment = assignment[:, :n_groups].float()
         self._shares: list[Tensor] = []
         self._patterns: list[Tensor] = []
+        self._norms: list[Tensor] = []
 
     @torch.no_grad()
-    def observe(self, q: Tensor, k: Tensor, mask: Tensor, scale: float) -> None:
-        """Called by each layer in turn with rotated ``q [batch head pos d]``, ``k [batch kv_head pos d]`` and the
-        additive ``mask [batch 1|head query key]``."""
+    def observe(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, output: Tensor) -> None:
+        """Called by each layer in turn with rotated ``q [batch head pos d]``, ``k [batch kv_head pos d]``, values
+        ``v [batch kv_head pos d]``, the additive ``mask [batch 1|head query key]`` and the weights of the output
+        projection, ``[width head·d]``."""
         rows = self.rows.to(q.device)
         n_kv_heads = k.shape[1]
         queries = q[self.batch_row][:, rows].float().unflatten(0, (n_kv_heads, -1))
         unseen = mask[self.batch_row][:, rows].float().expand(q.shape[1], -1, -1).unflatten(0, (n_kv_heads, -1))
         assignment = self._assignment.to(q.device)
-        shares, patterns = [], []
+        outputs = output.detach().float().unflatten(1, (n_kv_heads, q.shape[1] // n_kv_heads, -1))
+        shares, patterns, norms = [], [], []
         # One key head at a time: all at once would copy the keys for every query head and hold several times the
         # pattern of the whole layer, which shows in the peak memory of the pass.
         for head in range(n_kv_heads):
@@ -77,16 +106,24 @@ class AttentionReader:
             shares.append(pattern @ assignment)
             if self.keep_patterns:
                 patterns.append(pattern.cpu())
+            if self.weigh_values:
+                values = v[self.batch_row, head].float()
+                # One group at a time: all at once would be a value vector for each key and group.
+                sums = torch.stack([pattern * assignment[:, n] @ values for n in range(assignment.shape[1])], dim=2)
+                norms.append(torch.einsum("grnd,wgd->grnw", sums, outputs[:, head]).norm(dim=-1))
         self._shares.append(torch.cat(shares).cpu())
         if self.keep_patterns:
             self._patterns.append(torch.cat(patterns))
+        if self.weigh_values:
+            self._norms.append(torch.cat(norms).cpu())
 
     @property
     def reading(self) -> AttentionReading:
         if not self._shares:
             raise RuntimeError("Nothing was read: hand the tap to a forward pass first.")
         patterns = torch.stack(self._patterns) if self.keep_patterns else None
-        return AttentionReading(self.rows, torch.stack(self._shares), patterns)
+        norms = torch.stack(self._norms) if self.weigh_values else None
+        return AttentionReading(self.rows, torch.stack(self._shares), patterns, norms)
 
 
 @dataclass(frozen=True)
@@ -95,9 +132,24 @@ class Tap:
 
     reader: AttentionReader | None = None
     cuts: tuple[Cut, ...] = ()
-    # By the cuts that are active in a layer: the pass's own mask and what was made of it. A new pass (each step of
+    patches: tuple[Patch, ...] = ()
+    # By the cuts that are active in a layer: the pass's own mask and what was made of it, of the last layer alone
+    # (neighbours mostly share their cuts, and one mask of each kind would fill the memory). A new pass (each step of
     # generating is one) comes with a mask of its own, so nothing outlives the pass that it was made for.
     _masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def replace(self, layer: int, x: Tensor, first_query: int = 0) -> Tensor:
+        """The states ``x [batch query width]`` that enter ``layer``, patched. All sources are read before any target
+        is written."""
+        active = [patch for patch in self.patches if patch.layer == layer]
+        if not active:
+            return x
+        patched = x.clone()
+        for patch in active:
+            sources = torch.as_tensor(patch.sources, dtype=torch.long, device=x.device) - first_query
+            targets = torch.as_tensor(patch.targets, dtype=torch.long, device=x.device) - first_query
+            patched[patch.row, targets] = x[patch.row, sources]
+        return patched
 
     def edit(self, layer: int, mask: Tensor, n_heads: int, first_query: int = 0) -> Tensor:
         """The layer's mask with its cuts: ``[batch 1|head query key]``, −inf where an edge is cut. Query positions
@@ -124,5 +176,6 @@ class Tap:
                         edited[row, head, queries[:, None], keys] = -torch.inf
             if (edited == -torch.inf).all(dim=-1).any():
                 raise ValueError("A cut leaves a position with nothing to attend to; leave it its own position.")
+            self._masks.clear()
             self._masks[active] = (mask, edited)
         return edited

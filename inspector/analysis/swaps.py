@@ -1,0 +1,113 @@
+"""Another picture in an image's place: does the answer follow?
+
+A swap stays within what the model knows, which cutting edges need not; a verdict wants both. The partner has the same
+size, so that the row keeps its length and every other token its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from inspector.analysis.case import Case
+from inspector.analysis.prompt import prepare_row
+from inspector.analysis.replay import Replay
+from inspector.analysis.selection import Selection
+from model import OpenedImage
+from model.training.scenes import SINGLE_TILE, draw, random_scene
+
+
+@dataclass(frozen=True)
+class Swap:
+    """``image`` (from 1) was replaced. ``partner`` says by what, ``partner_image`` is its number if it is another
+    image of the prompt. ``fall``: of log p of the answer under study, nats. ``predicted``: the answer that should
+    come if the model reads this image, None where nothing could be predicted; ``answer``: what it said."""
+
+    image: int
+    partner: str
+    partner_image: int | None
+    predicted: str | None
+    answer: str
+    fall: float
+    flipped: bool
+    picture: OpenedImage
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "partner": self.partner,
+            "partner_image": self.partner_image,
+            "predicted": self.predicted,
+            "answer": self.answer,
+            "fall": self.fall,
+            "flipped": self.flipped,
+        }
+
+
+def measure_swaps(
+    case: Case, selection: Selection, *, twins: Mapping[int, tuple[OpenedImage, str]] | None = None
+) -> tuple[Swap, ...]:
+    """One swap for every image that the question can see, in image order. ``twins``: (picture, answer that it should
+    give) by image number, instead of a partner chosen here."""
+    return tuple(measure_swap(case, selection, block.number, (twins or {}).get(block.number))
+                 for block in case.reachable)  # fmt: skip
+
+
+def measure_swap(case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None) -> Swap:
+    """Image ``image`` replaced; the row is read again."""
+    number: int | None = None
+    predicted: str | None
+    if twin is not None:
+        (picture, predicted), partner = twin, "its twin"
+    else:
+        picture, partner, number, predicted = _choose_partner(case, image, selection)
+    images = list(case.prompt.images)
+    images[image - 1] = picture
+    row = prepare_row(case.vlm, replace(case.prompt, images=tuple(images)))
+    if tuple(row.input_ids.tolist()) != case.replay.ids:
+        raise ValueError("A swapped image of the same size must leave every token in its place.")
+    swapped = Replay(case.vlm, row, document_mask=case.replay.document_mask)
+    before, after = case.replay.run([case.base])[0], swapped.run([case.base])[0]
+    first = case.target.scored[0]
+    open_ended = swapped.variant(case.target.start, (first, first), stop=first)
+    (ids,) = swapped.answer([open_ended], case.max_new_tokens)
+    return Swap(
+        image,
+        partner,
+        number,
+        predicted,
+        case.vlm.tokenizer.decode(list(ids), skip_special_tokens=True),
+        before.logprob - after.logprob,
+        (ids or (case.vlm.eos_token_id,)) != case.answer_ids,
+        picture,
+    )
+
+
+def _choose_partner(case: Case, image: int, selection: Selection) -> tuple[OpenedImage, str, int | None, str | None]:
+    """(picture, what it is, its number, the answer that should come). Another image of the prompt if its own answer
+    is known and differs, else a drawn scene."""
+    prompt, own = case.prompt, selection.about(image)
+    size = prompt.images[image - 1].pixels.size
+    answers = {asked.image: asked.answer for asked in selection.asked if asked.image is not None}
+    for offset in range(1, len(prompt.images)):
+        number = (image - 1 + offset) % len(prompt.images) + 1
+        if own is not None and answers.get(number, own.answer) != own.answer:
+            other = prompt.images[number - 1]
+            fitted = other.pixels.size != size
+            name = f"image {number}" + (", stretched to its size" if fitted else "")
+            return OpenedImage(_stretch(other.pixels, size)), name, number, answers[number]
+    scene = random_scene(np.random.default_rng([case.seed, image]), SINGLE_TILE, 1)
+    shape = scene.shapes[0]
+    return OpenedImage(_stretch(draw(scene), size)), f"a drawn {shape.name}, stretched to its size", None, None
+
+
+def _stretch(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def swap_of(swaps: Sequence[Swap], image: int) -> Swap | None:
+    return next((swap for swap in swaps if swap.image == image), None)
