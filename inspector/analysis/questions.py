@@ -36,8 +36,8 @@ _INDEFINITE = ("a", "an", "each", "every", "another", "any")
 # What may follow a number that belongs to the image before it; after any other word it may count something else.
 _GOES_ON = (
     "is", "are", "was", "were", "has", "have", "had", "does", "do", "did", "show", "shows", "contain", "contains",
-    "look", "looks", "what", "which", "who", "where", "how", "why", "in", "on", "of", "but", "compared", "differ", "differs",
-    *_COMPARISONS,
+    "look", "looks", "what", "which", "who", "where", "how", "why", "in", "on", "of", "but", "compared", "differ",
+    "differs", *_COMPARISONS,
 )  # fmt: skip
 _UNITS = ("px", "pixel", "pixels", "times", "cm", "mm", "inch", "inches", "kb", "mb", "megapixel", "megapixels", "x")
 _MAX_DIGITS = 2
