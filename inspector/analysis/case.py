@@ -10,6 +10,7 @@ from inspector.analysis.prompt import Prompt
 from inspector.analysis.replay import Replay, Variant
 from inspector.analysis.structure import ImageBlock, Question, RowStructure, read_structure
 from model import VLM, Cut, InputError
+from model.tokenizer import decode
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class Case:
         """The question and its answer, unchanged."""
         return self.replay.variant(self.target.start, self.target.scored, stop=self.target.scored[1])
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer's ids say; the end token is silent."""
+        return decode(self.vlm.tokenizer, [i for i in ids if i != self.vlm.eos_token_id])
+
     def without(self, *images: ImageBlock, variant: Variant | None = None) -> Variant:
-        """:attr:`base` (or ``variant`` of it, of the same positions) not seeing ``images``."""
+        """:attr:`base` (or ``variant`` of it, of the same positions), its own positions not seeing ``images``. What
+        stands in between has read them and may hand them on: see :mod:`inspector.analysis.removal`."""
         return take_away(variant or self.base, self.target, images)
 
 
@@ -79,7 +85,7 @@ def open_case(
 
 def read_row(vlm: VLM, inspection: Inspection, document_mask: bool) -> RowStructure:
     """The structure of the inspected row."""
-    return read_structure(inspection.row, document_mask=document_mask, decode=vlm.tokenizer.decode)
+    return read_structure(inspection.row, document_mask=document_mask, decode=lambda ids: decode(vlm.tokenizer, ids))
 
 
 def choose_target(structure: RowStructure, turn: int | None = None) -> Target:
@@ -116,9 +122,9 @@ def target_of(structure: RowStructure, question: Question) -> Target:
 
 def image_keys(image: ImageBlock) -> tuple[int, ...]:
     """What taking an image away hides: its tokens and region marks. Its ``<image: k>`` stays, as a cue of its own."""
-    return (*image.tokens, *image.marks)
+    return tuple(sorted((*image.tokens, *image.marks)))
 
 
 def take_away(variant: Variant, target: Target, images: Sequence[ImageBlock]) -> Variant:
-    """The variant whose question and answer don't see ``images``."""
+    """The variant whose question and answer don't see ``images`` themselves."""
     return variant.cutting(*(Cut(target.queries, image_keys(image)) for image in images))

@@ -1,9 +1,9 @@
-"""What an answer depends on: images taken away from the question and its answer, and how far log p falls.
+"""What an answer depends on: images taken away, and how far log p of the answer falls.
 
-Taking an image away cuts every edge from its tokens and region marks into the positions behind all images that the
-question can see (the question, the template's words, the answer): attention knockout (Geva et al. 2023, arXiv
-2304.14767). Later images that have read an earlier one keep what they read, so a fall is a lower bound of what the
-image is worth. Shapley values (Shapley 1953) share log p(all images) − log p(no image) out among the images.
+Taking an image away cuts every edge from its tokens and region marks into everything behind it: attention knockout
+(Geva et al. 2023, arXiv 2304.14767), complete, so that the row goes on as if the image's positions were empty. A model
+may find another way to the same answer then, so a fall is a lower bound of what the image was worth. Shapley values
+(Shapley 1953) share log p(all images) − log p(no image) out among the images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from inspector.analysis.case import Case, Target, is_answered, take_away, target_of
+from inspector.analysis.case import Case, Target, is_answered
+from inspector.analysis.removal import Removals
 from inspector.analysis.replay import Outcome, Variant
 from model import Cut
 
@@ -123,9 +124,12 @@ class TurnMatrix:
         }
 
 
-def measure_dependence(case: Case, *, answer_ids: Sequence[int] | None = None) -> Dependence:
+def measure_dependence(
+    case: Case, removals: Removals | None = None, *, answer_ids: Sequence[int] | None = None
+) -> Dependence:
     """See :class:`Dependence`. ``answer_ids``: another answer in the place of the row's own (a reference answer)."""
     replay, structure, target = case.replay, case.structure, case.target
+    removals = removals or Removals(case)
     first = target.scored[0]
     prompt = replay.ids[target.start : first]
     ids = case.answer_ids if answer_ids is None else tuple(answer_ids)
@@ -137,8 +141,8 @@ def measure_dependence(case: Case, *, answer_ids: Sequence[int] | None = None) -
     rng = np.random.default_rng(case.seed)
     orders = None if n <= EXACT_IMAGES else _draw_orders(rng, n)
     subsets = _all_subsets(n) if orders is None else _prefixes(orders)
-    hidden = [[seen[k] for k in range(n) if k not in subset] for subset in subsets]
-    outcomes = replay.run([take_away(base, target, images) for images in hidden])
+    hidden = [frozenset(seen[k].number for k in range(n) if k not in subset) for subset in subsets]
+    outcomes = replay.run([removals.of_ending(gone, target, base.ids, scored) for gone in hidden])
     value = {subset: outcome.logprob for subset, outcome in zip(subsets, outcomes, strict=True)}
     full = frozenset(range(n))
     if orders is None:
@@ -169,7 +173,7 @@ def measure_dependence(case: Case, *, answer_ids: Sequence[int] | None = None) -
             for one in structure.images
         )
     return Dependence(
-        answer=target.question.answer_text if answer_ids is None else replay.vlm.tokenizer.decode(list(ids)),
+        answer=target.question.answer_text if answer_ids is None else case.text(ids),
         tokens=len(ids),
         logprob=value[full],
         text_only=value[frozenset()],
@@ -185,33 +189,23 @@ def measure_dependence(case: Case, *, answer_ids: Sequence[int] | None = None) -
     )
 
 
-def measure_matrix(case: Case) -> TurnMatrix:
-    """Every turn's answer without every image; see :class:`TurnMatrix`.
-
-    Each cut is compared with an uncut twin that stands in the same place of a pass of the same shape, so that an edge
-    that was not there in the first place changes no bit."""
-    replay, structure = case.replay, case.structure
-    uncut: list[Variant] = []
-    cut: list[Variant] = []
-    for question in structure.questions:
-        if not is_answered(question):
-            continue
-        target = target_of(structure, question)
-        base = replay.variant(target.start, target.scored, stop=target.scored[1])
-        for image in structure.images:
-            uncut.append(base)
-            cut.append(take_away(base, target, [image]))
-    falls = [one.logprob - other.logprob for one, other in zip(replay.run(uncut), replay.run(cut), strict=True)]
-    effects: list[tuple[float, ...] | None] = []
-    for question in structure.questions:
-        if not is_answered(question):
-            effects.append(None)
-            continue
-        effects.append(tuple(falls[: len(structure.images)]))
-        falls = falls[len(structure.images) :]
+def measure_matrix(case: Case, removals: Removals | None = None) -> TurnMatrix:
+    """Every turn's answer without every image; see :class:`TurnMatrix`. An image behind a question is no key of its
+    positions, so that taking it away changes no bit."""
+    removals = removals or Removals(case)
+    structure = case.structure
+    questions = [question for question in structure.questions if is_answered(question)]
+    removed = [frozenset[int](), *(frozenset({image.number}) for image in structure.images)]
+    # The same image's removal for all turns together: they share what stands before them.
+    outcomes = case.replay.run([removals.of_answer(gone, question) for gone in removed for question in questions])
+    by_turn = {q.number: [o.logprob for o in outcomes[n :: len(questions)]] for n, q in enumerate(questions)}
+    effects = tuple(
+        tuple(by_turn[q.number][0] - value for value in by_turn[q.number][1:]) if q.number in by_turn else None
+        for q in structure.questions
+    )
     first = structure.row.kind == "several images, first"
     return TurnMatrix(
-        tuple(effects),
+        effects,
         tuple(tuple(sight.reachable for sight in question.sights) for question in structure.questions),
         tuple(
             tuple(first or image.question == question.number for image in structure.images)

@@ -4,7 +4,8 @@ A question and its answer come after the images that they can see, so a change t
 before them as it was. The row is read once and its keys and values are kept; a changed ending (a :class:`Variant`)
 computes its own few positions only. All variants of a batch stand side by side in one pass behind the cached row, each
 with the positions that it would have had, and the mask lets each see its own prefix and itself: an intervention costs
-tens of positions instead of thousands, and nothing is copied for it.
+tens of positions instead of thousands, and nothing is copied for it. Where a change reaches further back, variants
+share what they have in common: one can stand behind another instead of behind the row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from model import VLM, AttentionReader, AttentionReading, Cut, InputError, Patch
 from model.language import KVCache, build_mask
 from model.layers import rotate
 
-PASS_POSITIONS = 768
+PASS_POSITIONS = 1024
 """So many positions at most are computed in one pass, unless a single variant has more: what bounds the memory."""
 
 
@@ -41,6 +42,8 @@ class Variant:
     ``scored`` (start, stop) are the positions whose tokens' log-probabilities are wanted. ``cuts`` take edges away, in
     positions of the variant's own row; queries before ``start`` are beyond change and ignored. ``shifts`` move the
     keys of positions before ``start``. Ids that differ from the row's belong to the sample that ``start`` lies in.
+    ``parent``: a variant that ends at or before ``start``; its positions are seen in place of the row's (and those of
+    its own parent). Positions between the two are the row's as it was read.
     """
 
     start: int
@@ -48,6 +51,11 @@ class Variant:
     scored: tuple[int, int]
     cuts: tuple[Cut, ...] = ()
     shifts: tuple[Shift, ...] = ()
+    parent: Variant | None = None
+
+    def __post_init__(self) -> None:
+        if self.parent is not None and self.parent.stop > self.start:
+            raise ValueError(f"A variant from {self.start} can't stand behind one that ends at {self.parent.stop}.")
 
     @property
     def stop(self) -> int:
@@ -56,6 +64,11 @@ class Variant:
     def cutting(self, *cuts: Cut) -> Variant:
         """The same with more edges cut."""
         return replace(self, cuts=(*self.cuts, *cuts))
+
+    @property
+    def line(self) -> tuple[Variant, ...]:
+        """Its parents, the farthest first, and itself."""
+        return (*(self.parent.line if self.parent is not None else ()), self)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,8 @@ class Outcome:
 @dataclass(frozen=True)
 class StatePatch:
     """Before ``layer`` variant ``target`` takes over the states that variant ``source`` holds at ``positions``
-    (numbered as in the row); both have these positions among their own."""
+    (numbered as in the row); both have these positions among their own. Variants are named by their place in what
+    :meth:`Replay.run` is given."""
 
     layer: int
     source: int
@@ -103,12 +117,10 @@ class Replay:
         self._length = len(row)
         self._attended = batch.attention_mask[0]
         self._segments = batch.segment_ids[0]
-        self._cache: KVCache | None = None
-        self._reserve(PASS_POSITIONS)
+        self._cache = self._allocate(PASS_POSITIONS)
         segments = batch.segment_ids if document_mask else None
         mask = build_mask(batch.attention_mask, segments, self._length, self.embeds.dtype)
-        assert self._cache is not None
-        self.hidden = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache)[0]
+        self.hidden: Tensor = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache)[0]
         """``[pos lm_hidden_dim]``: the decoder's output for the row as it stands."""
 
     def variant(self, start: int, scored: tuple[int, int], *, stop: int | None = None) -> Variant:
@@ -117,14 +129,14 @@ class Replay:
 
     @torch.no_grad()
     def run(self, variants: Sequence[Variant], patches: Sequence[StatePatch] = ()) -> list[Outcome]:
-        """Every variant's outcome, in order. Variants that ``patches`` connect must fit one pass together (ValueError
-        if they don't)."""
+        """Every variant's outcome, in order. ``patches`` name variants by their place in ``variants``; all of these
+        then run in one pass."""
         outcomes: list[Outcome] = []
-        first = 0
-        for chunk in _chunks(variants, PASS_POSITIONS if not patches else None):
-            hidden, starts = self._forward(chunk, _inner(patches, first, len(chunk), len(variants)))
+        for chunk in [list(variants)] if patches else _chunks(variants):
+            nodes = _gather(chunk)
+            linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
+            hidden, starts = self._forward(nodes, linked)
             outcomes += self._outcomes(chunk, hidden, starts)
-            first += len(chunk)
         return outcomes
 
     @torch.no_grad()
@@ -152,68 +164,74 @@ class Replay:
     ) -> AttentionReading:
         """Attention of one position of each variant, ``rows[n]`` of variant n, over groups of the row's positions
         (``groups [pos]``, −1 for none). The variants must fit one pass. See :class:`model.AttentionReader`."""
-        starts = _starts(variants)
-        positions = [start + row - variant.start for start, row, variant in zip(starts, rows, variants, strict=True)]
-        own = torch.full((sum(len(variant.ids) for variant in variants),), -1, dtype=torch.long)
-        for start, variant in zip(starts, variants, strict=True):
-            stop = min(variant.stop, self._length)
-            own[start : start + stop - variant.start] = groups[variant.start : stop]
+        nodes = _gather(variants)
+        starts = _starts(nodes)
+        positions = [starts[id(variant)] + row - variant.start for row, variant in zip(rows, variants, strict=True)]
+        own = torch.full((sum(len(node.ids) for node in nodes),), -1, dtype=torch.long)
+        for node in nodes:
+            start, stop = starts[id(node)], min(node.stop, self._length)
+            own[start : start + stop - node.start] = groups[node.start : stop]
         reader = AttentionReader(positions, torch.cat((groups, own)), n_groups, weigh_values=weigh)
-        self._forward(variants, (), reader)
+        self._forward(nodes, (), reader)
         return reader.reading
 
     def _reserve(self, positions: int) -> None:
         """Room for so many positions behind the row."""
-        capacity = self._length + positions
-        if self._cache is not None and self._cache.keys.shape[3] >= capacity:
-            return
-        grown = KVCache(self.vlm.config, 1, capacity, self.embeds.device, self.embeds.dtype)
-        if self._cache is not None:
+        if self._cache.keys.shape[3] < self._length + positions:
+            grown = self._allocate(positions)
             grown.keys[:, :, :, : self._length] = self._cache.keys[:, :, :, : self._length]
             grown.values[:, :, :, : self._length] = self._cache.values[:, :, :, : self._length]
-            grown.length = self._length
-        self._cache = grown
+            self._cache = grown
+
+    def _allocate(self, positions: int) -> KVCache:
+        return KVCache(self.vlm.config, 1, self._length + positions, self.embeds.device, self.embeds.dtype)
 
     def _forward(
-        self, variants: Sequence[Variant], patches: Sequence[StatePatch], reader: AttentionReader | None = None
-    ) -> tuple[Tensor, list[int]]:
-        """The decoder's output ``[pos width]`` for the variants side by side, and where each begins in it."""
-        starts = _starts(variants)
-        total = sum(len(variant.ids) for variant in variants)
+        self,
+        nodes: Sequence[Variant],
+        patches: Sequence[tuple[Variant, Variant, StatePatch]],
+        reader: AttentionReader | None = None,
+    ) -> tuple[Tensor, dict[int, int]]:
+        """The decoder's output ``[pos width]`` for the variants side by side, and where each (by its ``id``) begins in
+        it. Parents are among ``nodes``, before their children."""
+        starts = _starts(nodes)
+        total = sum(len(node.ids) for node in nodes)
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
-        if (longest := max(variant.stop for variant in variants)) > (limit := self._limit):
+        if (longest := max(node.stop for node in nodes)) > (limit := self._limit):
             raise InputError(
                 f"A changed prompt is {longest:,} tokens long and this model reads at most {limit:,}; "
                 "use fewer or smaller images, or less text."
             )
         self._reserve(total)
         cache = self._cache
-        assert cache is not None
-        device = self.embeds.device
-        embeds = torch.cat([self._embed(variant) for variant in variants])
-        positions = torch.cat([torch.arange(variant.start, variant.stop) for variant in variants]).to(device)
+        embeds = torch.cat([self._embed(node) for node in nodes])
+        positions = torch.cat([torch.arange(node.start, node.stop) for node in nodes]).to(embeds.device)
         cuts: list[Cut] = []
-        for variant, start in zip(variants, starts, strict=True):
-            for cut in variant.cuts:
-                queries = _placed(cut.queries, variant, self._length + start, own_only=True)
-                keys = _placed(cut.keys, variant, self._length + start, own_only=False)
+        for node in nodes:
+            for cut in node.cuts:
+                queries = [p for p in cut.queries if node.start <= p < node.stop]
+                keys = [p for p in cut.keys if p < node.stop]
                 if queries and keys:
+                    queries, keys = self._places(node, starts, queries), self._places(node, starts, keys)
                     cuts.append(Cut(queries, keys, cut.layers, cut.heads))
-        moved = [
-            Patch(
-                patch.layer,
-                [self._length + starts[patch.source] + p - variants[patch.source].start for p in patch.positions],
-                [self._length + starts[patch.target] + p - variants[patch.target].start for p in patch.positions],
-            )
-            for patch in patches
-        ]
+        moved = [Patch(patch.layer, self._places(source, starts, patch.positions),
+                       self._places(target, starts, patch.positions))
+                 for source, target, patch in patches]  # fmt: skip
         tap = Tap(reader, tuple(cuts), tuple(moved)) if reader is not None or cuts or moved else None
-        mask = self._mask(variants, starts, total)
+        mask = self._mask(nodes, starts, total)
         cache.length = self._length
-        with self._shifted({variant.shifts for variant in variants}):
+        with self._shifted({node.shifts for node in nodes}):
             hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)
         cache.length = self._length
         return hidden[0], starts
+
+    def _places(self, node: Variant, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
+        """Where positions of a variant's row are among the keys of the pass."""
+        found = []
+        for p in positions:
+            owner = next((one for one in reversed(node.line) if one.start <= p < one.stop), None)
+            found.append(p if owner is None else self._length + starts[id(owner)] + p - owner.start)
+        return found
 
     def _embed(self, variant: Variant) -> Tensor:
         """``[pos width]``: image tokens keep the features that stand there in the row."""
@@ -229,33 +247,38 @@ class Replay:
             embeds[is_image] = self.embeds[places]
         return embeds
 
-    def _mask(self, variants: Sequence[Variant], starts: Sequence[int], total: int) -> Tensor:
+    def _mask(self, nodes: Sequence[Variant], starts: dict[int, int], total: int) -> Tensor:
         """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone."""
         dtype, device = self.embeds.dtype, self.embeds.device
         unseen = torch.finfo(dtype).min
         mask = torch.full((total, self._length + total), -torch.inf, dtype=dtype, device=device)
-        prefix = torch.where(self._attended, 0.0, unseen).to(dtype)
-        for variant, start in zip(variants, starts, strict=True):
-            rows, own = slice(start, start + len(variant.ids)), self._length + start
-            as_read = variant.ids == self.ids[variant.start : variant.stop]
-            if as_read:
-                attended = self._attended[variant.start : variant.stop]
-                segments = self._segments[variant.start : variant.stop]
-            else:
-                attended = torch.ones(len(variant.ids), dtype=torch.bool, device=device)
-                segment = self._segments[min(variant.start, self._length - 1)]
-                segments = segment.expand(len(variant.ids))
-            mask[rows, : variant.start] = prefix[: variant.start]
-            seen = torch.where(attended, 0.0, unseen).to(dtype)
-            future = torch.ones(len(variant.ids), len(variant.ids), dtype=torch.bool, device=device).triu(1)
-            mask[rows, own : own + len(variant.ids)] = seen.expand(len(variant.ids), -1).masked_fill(future, -torch.inf)
+        # Per key of the pass: what seeing it adds to a score, and its sample.
+        seen = torch.cat((self._attended, *(self._own(node)[0] for node in nodes)))
+        bias = torch.where(seen, 0.0, unseen).to(dtype)
+        segments = torch.cat((self._segments, *(self._own(node)[1] for node in nodes)))
+        for node in nodes:
+            begin = starts[id(node)]
+            rows, own = slice(begin, begin + len(node.ids)), self._length + begin
+            view = mask[rows]
+            view[:, : node.start] = bias[: node.start]
+            for parent in node.line[:-1]:
+                place = self._length + starts[id(parent)]
+                view[:, parent.start : parent.stop] = -torch.inf
+                view[:, place : place + len(parent.ids)] = bias[place : place + len(parent.ids)]
+            future = torch.ones(len(node.ids), len(node.ids), dtype=torch.bool, device=device).triu(1)
+            mine = bias[own : own + len(node.ids)].expand(len(node.ids), -1)
+            view[:, own : own + len(node.ids)] = mine.masked_fill(future, -torch.inf)
             if self.document_mask:
-                other = segments[:, None] != self._segments[None, : variant.start]
-                mask[rows, : variant.start] = mask[rows, : variant.start].masked_fill(other, -torch.inf)
-                other = segments[:, None] != segments[None]
-                mine = mask[rows, own : own + len(variant.ids)]
-                mask[rows, own : own + len(variant.ids)] = mine.masked_fill(other, -torch.inf)
+                other = segments[own : own + len(node.ids), None] != segments[None]
+                mask[rows] = view.masked_fill(other, -torch.inf)
         return mask[None, None]
+
+    def _own(self, node: Variant) -> tuple[Tensor, Tensor]:
+        """(attended, segment) of a variant's own positions."""
+        if node.ids == self.ids[node.start : node.stop]:
+            return self._attended[node.start : node.stop], self._segments[node.start : node.stop]
+        segment = self._segments[min(node.start, self._length - 1)]
+        return torch.ones(len(node.ids), dtype=torch.bool, device=segment.device), segment.expand(len(node.ids))
 
     @contextmanager
     def _shifted(self, wanted: set[tuple[Shift, ...]]) -> Iterator[None]:
@@ -263,7 +286,6 @@ class Replay:
         if len(wanted) > 1:
             raise ValueError("Variants with different shifts can't share a pass.")
         cache = self._cache
-        assert cache is not None
         kept = []
         for shift in next(iter(wanted)):
             span = slice(shift.start, shift.stop)
@@ -277,14 +299,16 @@ class Replay:
             for span, keys in kept:
                 cache.keys[:, :, :, span] = keys
 
-    def _outcomes(self, variants: Sequence[Variant], hidden: Tensor, starts: Sequence[int]) -> list[Outcome]:
+    def _outcomes(self, variants: Sequence[Variant], hidden: Tensor, starts: dict[int, int]) -> list[Outcome]:
         """One vocabulary projection for all positions that predict something wanted."""
         wanted: list[Tensor] = []
-        for variant, start in zip(variants, starts, strict=True):
+        for variant in variants:
             first, stop = variant.scored
-            if not variant.start < first <= stop <= variant.stop and first != stop:
+            if first != stop and not variant.start < first < stop <= variant.stop:
                 raise ValueError(f"Positions {first} to {stop} can't be scored from {variant.start} to {variant.stop}.")
-            wanted.append(hidden[start + first - 1 - variant.start : start + stop - 1 - variant.start])
+            start = starts[id(variant)]
+            if first != stop:
+                wanted.append(hidden[start + first - 1 - variant.start : start + stop - 1 - variant.start])
             wanted.append(hidden[start + len(variant.ids) - 1][None])
         logprobs = self.vlm.decoder.head(torch.cat(wanted)).float().log_softmax(dim=-1)
         outcomes, at = [], 0
@@ -303,36 +327,37 @@ class Replay:
         return outcomes
 
 
-def _starts(variants: Iterable[Variant]) -> list[int]:
-    starts, total = [], 0
+def _gather(variants: Iterable[Variant]) -> list[Variant]:
+    """The variants and all their parents, each once, parents first."""
+    found: dict[int, Variant] = {}
     for variant in variants:
-        starts.append(total)
-        total += len(variant.ids)
+        for node in variant.line:
+            found.setdefault(id(node), node)
+    return list(found.values())
+
+
+def _starts(nodes: Iterable[Variant]) -> dict[int, int]:
+    """By the ``id`` of each variant: where it begins in the pass."""
+    starts, total = {}, 0
+    for node in nodes:
+        starts[id(node)] = total
+        total += len(node.ids)
     return starts
 
 
-def _placed(positions: Sequence[int], variant: Variant, own: int, *, own_only: bool) -> list[int]:
-    """Positions of a variant's row as positions of the pass, where its own begin at ``own``."""
-    placed = [own + p - variant.start for p in positions if variant.start <= p < variant.stop]
-    return placed if own_only else [p for p in positions if p < variant.start] + placed
-
-
-def _chunks(variants: Sequence[Variant], limit: int | None) -> Iterator[list[Variant]]:
-    """In order, so many at a time as fit a pass; a change of shifts begins a new one."""
+def _chunks(variants: Sequence[Variant]) -> Iterator[list[Variant]]:
+    """In order, so many at a time as fit a pass with their parents; a change of shifts begins a new one."""
     chunk: list[Variant] = []
+    held: set[int] = set()
     size = 0
     for variant in variants:
-        full = limit is not None and size + len(variant.ids) > limit
-        if chunk and (full or variant.shifts != chunk[0].shifts):
+        new = sum(len(node.ids) for node in variant.line if id(node) not in held)
+        if chunk and (size + new > PASS_POSITIONS or variant.shifts != chunk[0].shifts):
             yield chunk
-            chunk, size = [], 0
+            chunk, held, size = [], set(), 0
+            new = sum(len(node.ids) for node in variant.line)
         chunk.append(variant)
-        size += len(variant.ids)
+        held |= {id(node) for node in variant.line}
+        size += new
     if chunk:
         yield chunk
-
-
-def _inner(patches: Sequence[StatePatch], first: int, count: int, whole: int) -> Sequence[StatePatch]:
-    if patches and (first, count) != (0, whole):
-        raise ValueError("Variants that are patched from one another can't have different shifts.")
-    return patches

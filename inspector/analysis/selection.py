@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from inspector.analysis.case import Case, Target, take_away
+from inspector.analysis.case import Case
 from inspector.analysis.prompt import Prompt, Turn, prepare_row
 from inspector.analysis.questions import find_pointer, find_pointers, point_at
+from inspector.analysis.removal import Removals
 from inspector.analysis.replay import Variant
 
 Source = Literal["as asked", "ordinal edited", "image named", "another turn", "typed"]
@@ -119,10 +120,13 @@ def pointed_image(question: str) -> int | None:
     return None if pointer is None else pointer.number
 
 
-def measure_selection(case: Case, image: int | None, *, typed: Sequence[str] = ()) -> Selection:
+def measure_selection(
+    case: Case, image: int | None, removals: Removals | None = None, *, typed: Sequence[str] = ()
+) -> Selection:
     """``image``: the image that the answer under study depends on, from 1; with None contrasts are still listed.
     InputError if a typed question makes the prompt too long."""
     vlm, prompt, replay, structure, target = case.vlm, case.prompt, case.replay, case.structure, case.target
+    removals = removals or Removals(case)
     own = prompt.turns[case.turn - 1].user
     about = pointed_image(own)
     asked: list[tuple[str, int | None, Source]] = [(own, about if about is not None else image, "as asked")]
@@ -134,11 +138,12 @@ def measure_selection(case: Case, image: int | None, *, typed: Sequence[str] = (
     given = case.answer_ids
     open_ended = [Variant(target.start, ids, (target.start + len(ids),) * 2) for ids in prompts]
     answers = [given, *(found or (vlm.eos_token_id,) for found in replay.answer(open_ended[1:], case.max_new_tokens))]
+    removed = [frozenset[int](), *(frozenset({block.number}) for block in structure.images)]
     variants: list[Variant] = []
     for ids, answer in zip(prompts, answers, strict=True):
         for scored in (answer, given):
-            base, moved = _scored(target, ids, scored)
-            variants += [base, *(take_away(base, moved, [block]) for block in structure.images)]
+            span = (target.start + len(ids), target.start + len(ids) + len(scored))
+            variants += [removals.of_ending(gone, target, (*ids, *scored), span) for gone in removed]
     outcomes = replay.run(variants)
     width = len(structure.images) + 1
     found: list[Asked] = []
@@ -149,7 +154,7 @@ def measure_selection(case: Case, image: int | None, *, typed: Sequence[str] = (
                 question,
                 number,
                 source,
-                vlm.tokenizer.decode(list(answer), skip_special_tokens=True),
+                case.text(answer),
                 math.exp(mine[0].logprob / len(answer)),
                 tuple(mine[0].logprob - outcome.logprob for outcome in mine[1:]),
                 tuple(same[0].logprob - outcome.logprob for outcome in same[1:]),
@@ -164,19 +169,11 @@ def measure_selection(case: Case, image: int | None, *, typed: Sequence[str] = (
 def changed_question(case: Case, question: str) -> tuple[int, ...]:
     """Ids from the target's start to where the model is to answer, with ``question`` in the turn's place."""
     turn = case.turn - 1
-    # The images were processed when the row was made.
-    images = case.replay.row.images if len(case.replay.row.images) == len(case.prompt.images) else case.prompt.images
-    changed = replace(case.prompt, turns=(*case.prompt.turns[:turn], Turn(question)), images=images)
+    changed = replace(case.prompt, turns=(*case.prompt.turns[:turn], Turn(question)))
     ids = tuple(prepare_row(case.vlm, changed, answering=turn).input_ids.tolist())
     if ids[: case.target.start] != case.replay.ids[: case.target.start]:
         raise ValueError("The changed question changes what stands before it.")
     return ids[case.target.start :]
-
-
-def _scored(target: Target, ids: tuple[int, ...], answer: tuple[int, ...]) -> tuple[Variant, Target]:
-    first = target.start + len(ids)
-    scored = (first, first + len(answer))
-    return Variant(target.start, (*ids, *answer), scored), Target(target.question, target.start, scored)
 
 
 def _contrast(asked: Sequence[Asked], image: int) -> float | None:

@@ -80,7 +80,7 @@ def measure_swap(case: Case, selection: Selection, image: int, twin: tuple[Opene
         partner,
         number,
         predicted,
-        case.vlm.tokenizer.decode(list(ids), skip_special_tokens=True),
+        case.text(ids),
         before.logprob - after.logprob,
         (ids or (case.vlm.eos_token_id,)) != case.answer_ids,
         picture,

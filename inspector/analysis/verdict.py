@@ -44,6 +44,12 @@ class Verdict:
         }
 
 
+def say(value: float) -> str:
+    """Nats to two digits, without a minus before nought."""
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
 def name_leader(dependence: Dependence) -> int | None:
     """The image that stands out by Shapley value, from 1; None if none does."""
     bar = max(dependence.noise_floor, STRONG)
@@ -63,7 +69,7 @@ def judge(
     final = selection is not None and swaps is not None
     reachable = case.target.question.reachable
     floor, bar = dependence.noise_floor, max(dependence.noise_floor, STRONG)
-    noise = f"noise floor {floor:.2f}"
+    noise = f"noise floor {say(floor)}"
     if not reachable:
         return Verdict("none", None, (), f"{answer} can't depend on an image: none stands where question "
                        f"{case.turn} can see it.", (), True)  # fmt: skip
@@ -74,12 +80,12 @@ def judge(
     largest = max(*dependence.shapley, *dependence.leave_one_out, dependence.total)
     if largest < bar:
         return Verdict("none", None, (), f"No image needed: without any image log p of {answer[0].lower()}{answer[1:]} "
-                       f"falls by {dependence.total:.2f} nats, less than the {bar:.2f} that count ({noise}).",
+                       f"falls by {say(dependence.total)} nats, less than the {say(bar)} that count ({noise}).",
                        (), True)  # fmt: skip
     if len(reachable) == 1:
         k = reachable[0]
         return Verdict("mask", k, (k,), f"The mask alone decides: image {k} is the only one that question {case.turn} "
-                       f"can see, and without it log p falls by at least {dependence.leave_one_out[k - 1]:.2f} nats "
+                       f"can see, and without it log p falls by at least {say(dependence.leave_one_out[k - 1])} nats "
                        f"({noise}).", (), True)  # fmt: skip
     leader = name_leader(dependence)
     if leader is None:
@@ -89,18 +95,18 @@ def judge(
 
 def _judge_several(dependence: Dependence, answer: str, bar: float, noise: str, final: bool) -> Verdict:
     strong = [k + 1 for k, value in enumerate(dependence.shapley) if value >= bar]
-    values = ", ".join(f"{k}: {dependence.shapley[k - 1]:.2f}" for k in strong)
+    values = ", ".join(f"{k}: {say(dependence.shapley[k - 1])}" for k in strong)
     if len(strong) < 2:
-        return Verdict("unclear", None, (), f"Cannot tell: all images together are worth {dependence.total:.2f} nats, "
-                       f"but no image stands out (largest Shapley value {max(dependence.shapley):.2f}; {noise}).",
+        return Verdict("unclear", None, (), f"Cannot tell: all images together are worth {say(dependence.total)} nats, "
+                       f"but no image stands out (largest Shapley value {say(max(dependence.shapley))}; {noise}).",
                        (), final)  # fmt: skip
     together = 0.0
     if dependence.interactions is not None:
         together = sum(dependence.interactions[a - 1][b - 1] for a in strong for b in strong if a < b)
     how = "; which of them are needed together was not computed"
     if dependence.interactions is not None:
-        how = (f", and needs them together (interaction +{together:.2f})" if together > 0 else
-               f", and any of them does in part for another (interaction {together:.2f})")  # fmt: skip
+        how = (f", and needs them together (interaction {say(together)})" if together > 0 else
+               f", and any of them does in part for another (interaction {say(together)})")  # fmt: skip
     named = " and ".join([", ".join(map(str, strong[:-1])), str(strong[-1])])
     return Verdict("several", None, tuple(strong), f"{answer} depends on several images, {named}{how}: Shapley values "
                    f"{values} nats, each at least ({noise}).", (), final)  # fmt: skip
@@ -113,16 +119,16 @@ def _judge_leader(
     floor, bar = dependence.noise_floor, max(dependence.noise_floor, STRONG)
     others = [value for n, value in enumerate(dependence.shapley, start=1) if n != k]
     fall = dependence.leave_one_out[k - 1]
-    base = (f"{answer} depends on image {k}: without it log p falls by at least {fall:.2f} nats (Shapley "
-            f"{dependence.shapley[k - 1]:.2f}, the others at most {max(others):.2f}; {noise})")  # fmt: skip
+    base = (f"{answer} depends on image {k}: without it log p falls by at least {say(fall)} nats (Shapley "
+            f"{say(dependence.shapley[k - 1])}, the others at most {say(max(others))}; {noise})")  # fmt: skip
     reasons: list[str] = []
     if swaps is not None and (complaint := _swap_complaint(swaps, k, floor)) is not None:
         return Verdict("unclear", None, (), f"Cannot tell: knockout names image {k} (Shapley "
-                       f"{dependence.shapley[k - 1]:.2f} nats), but {complaint}.", (), final)  # fmt: skip
+                       f"{say(dependence.shapley[k - 1])} nats), but {complaint}.", (), final)  # fmt: skip
     if swaps is not None and (swap := swap_of(swaps, k)) is not None:
         reasons.append(
             f"Replacing image {k} by {swap.partner} "
-            + (f"changes the answer to “{swap.answer}”." if swap.flipped else f"lowers log p by {swap.fall:.2f} nats.")
+            + (f"changes the answer to “{swap.answer}”." if swap.flipped else f"lowers log p by {say(swap.fall)} nats.")
         )
     if selection is None:
         return Verdict("dependent", k, (k,), base + ".", tuple(reasons), False)
@@ -132,16 +138,16 @@ def _judge_leader(
                        "about another image was tried.", tuple(reasons), final)  # fmt: skip
     own = selection.asked[0].effects[k - 1]
     asked = ", ".join(f"“{one.question}”" for one in selection.others[:2])
-    reasons.append(f"Effect of image {k} as asked {own:.2f} nats; when another image is asked about ({asked}"
-                   f"{', …' if len(selection.others) > 2 else ''}) {otherwise:.2f}.")  # fmt: skip
+    reasons.append(f"Effect of image {k} as asked {say(own)} nats; when another image is asked about ({asked}"
+                   f"{', …' if len(selection.others) > 2 else ''}) {say(otherwise)}.")  # fmt: skip
     about = selection.asked[0].image
     pointed = f" The question names image {about}, yet the answer rests on image {k}." if about not in (None, k) else ""
     if selection.contrast >= max(bar, 0.5 * own):
         return Verdict("selected", k, (k,), base + f", and the question selects it: asked about another image, its "
-                       f"effect is {otherwise:.2f} nats (contrast at least {selection.contrast:.2f})." + pointed,
+                       f"effect is {say(otherwise)} nats (contrast at least {say(selection.contrast)})." + pointed,
                        tuple(reasons), final)  # fmt: skip
-    sentence = (base + f", whatever is asked: with the question about another image its effect is {otherwise:.2f} nats "
-                f"(contrast {selection.contrast:.2f})." + pointed)  # fmt: skip
+    sentence = (base + f", whatever is asked: with the question about another image its effect is "
+                f"{say(otherwise)} nats (contrast {say(selection.contrast)})." + pointed)  # fmt: skip
     return Verdict("dependent", k, (k,), sentence, tuple(reasons), final)
 
 
@@ -151,9 +157,11 @@ def _swap_complaint(swaps: Sequence[Swap], k: int, floor: float) -> str | None:
     if own is None:
         return None
     if not own.flipped and own.fall < max(floor, STRONG):
-        return f"replacing it by {own.partner} neither changes the answer nor lowers log p by more than {own.fall:.2f}"
+        return f"replacing it by {own.partner} neither changes the answer nor lowers log p by more than {say(own.fall)}"
     for swap in swaps:
         if swap.image != k and (swap.flipped or swap.fall >= max(floor, STRONG, 0.5 * own.fall)):
-            what = f"changes the answer to “{swap.answer}”" if swap.flipped else f"lowers log p by {swap.fall:.2f} nats"
+            what = (
+                f"changes the answer to “{swap.answer}”" if swap.flipped else f"lowers log p by {say(swap.fall)} nats"
+            )
             return f"replacing image {swap.image} by {swap.partner} {what} too"
     return None

@@ -11,6 +11,7 @@ from inspector.analysis.case import Case, open_case, read_row
 from inspector.analysis.checks import Check, run_checks
 from inspector.analysis.dependence import Dependence, TurnMatrix, measure_dependence, measure_matrix
 from inspector.analysis.inspection import Inspection, attend
+from inspector.analysis.removal import Removals
 from inspector.analysis.selection import Selection, measure_selection
 from inspector.analysis.structure import RowStructure, describe_structure
 from inspector.analysis.swaps import Swap, measure_swaps
@@ -87,16 +88,17 @@ def study_answer(
     structure = read_row(vlm, inspection, document_mask)
     yield WhichImage("structure", structure, turn or len(structure.questions))
     case = open_case(vlm, inspection, turn, max_new_tokens=max_new_tokens, seed=seed)
-    dependence = measure_dependence(case)
+    removals = Removals(case)
+    dependence = measure_dependence(case, removals)
     beside = None
     if reference:
         ids = vlm.tokenizer(reference, add_special_tokens=False).input_ids
-        beside = measure_dependence(case, answer_ids=ids)
+        beside = measure_dependence(case, removals, answer_ids=ids)
     found = WhichImage("dependence", structure, case.turn, case, dependence, beside, verdict=judge(case, dependence))
     yield found
-    matrix = measure_matrix(case)
+    matrix = measure_matrix(case, removals)
     yield (found := replace(found, step="matrix", matrix=matrix))
-    selection = measure_selection(case, name_leader(dependence), typed=typed)
+    selection = measure_selection(case, name_leader(dependence), removals, typed=typed)
     yield (found := replace(found, step="selection", selection=selection,
                             verdict=judge(case, dependence, selection)))  # fmt: skip
     swaps = measure_swaps(case, selection, twins=twins)
