@@ -151,6 +151,8 @@ class LanguageModel(nn.Module):
             if tap is not None:
                 x = tap.replace(layer, x, context.first_query)
             x = block(x, context)
+        if tap is not None:
+            x = tap.replace(len(self.blocks), x, context.first_query)
         if cache is not None:
             cache.length += inputs_embeds.shape[1]
         return self.norm(x)

@@ -33,8 +33,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Patch:
-    """Before ``layer`` the states of the query positions ``targets`` become those that ``sources`` of the same pass
-    and row of the batch hold there, one for one."""
+    """Before ``layer`` (as many as there are layers: after the last) the states of the query positions ``targets``
+    become those that ``sources`` of the same pass and row of the batch hold there, one for one."""
 
     layer: int
     sources: Sequence[int]

@@ -107,12 +107,22 @@ class Replay:
     """
 
     @torch.no_grad()
-    def __init__(self, vlm: VLM, row: Sample, *, document_mask: bool = False) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        row: Sample,
+        *,
+        document_mask: bool = False,
+        cuts: Sequence[Cut] = (),
+        embeds: Tensor | None = None,
+    ) -> None:
+        """``cuts``: edges that the row is read without (a variant names its own). ``embeds``: those of another reading
+        of the same row, so that its images need not be encoded again."""
         self.vlm, self.row, self.document_mask = vlm, row, document_mask
         self.ids: tuple[int, ...] = tuple(row.input_ids.tolist())
         self._limit = vlm.config.lm_max_position_embeddings
         batch = vlm.collate([row], document_mask=document_mask)
-        self.embeds = vlm.embed(batch)[0]
+        self.embeds = vlm.embed(batch)[0] if embeds is None else embeds
         """``[pos lm_hidden_dim]``: what enters the decoder, image tokens replaced."""
         self._length = len(row)
         self._attended = batch.attention_mask[0]
@@ -120,7 +130,8 @@ class Replay:
         self._cache = self._allocate(PASS_POSITIONS)
         segments = batch.segment_ids if document_mask else None
         mask = build_mask(batch.attention_mask, segments, self._length, self.embeds.dtype)
-        self.hidden: Tensor = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache)[0]
+        tap = Tap(cuts=tuple(cuts)) if cuts else None
+        self.hidden: Tensor = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache, tap=tap)[0]
         """``[pos lm_hidden_dim]``: the decoder's output for the row as it stands."""
 
     def variant(self, start: int, scored: tuple[int, int], *, stop: int | None = None) -> Variant:
