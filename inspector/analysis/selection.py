@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inspector.analysis.case import Case
-from inspector.analysis.prompt import Prompt, Turn, prepare_row
+from inspector.analysis.prompt import Prompt, prepare_row
 from inspector.analysis.questions import find_pointer, find_pointers, point_at
 from inspector.analysis.removal import Removals
 from inspector.analysis.replay import Variant
+from inspector.analysis.structure import read_structure
 
 Source = Literal["as asked", "ordinal edited", "image named", "another turn", "typed"]
 
@@ -168,9 +169,12 @@ def measure_selection(
 
 def changed_question(case: Case, question: str) -> tuple[int, ...]:
     """Ids from the target's start to where the model is to answer, with ``question`` in the turn's place."""
-    turn = case.turn - 1
-    changed = replace(case.prompt, turns=(*case.prompt.turns[:turn], Turn(question)))
-    ids = tuple(prepare_row(case.vlm, changed, answering=turn).input_ids.tolist())
+    turns = list(case.prompt.turns)
+    turns[case.turn - 1] = replace(turns[case.turn - 1], user=question)
+    # The whole row: later images decide whether the ones before them are numbered.
+    row = prepare_row(case.vlm, replace(case.prompt, turns=tuple(turns)))
+    structure = read_structure(row, document_mask=case.structure.document_mask, decode=case.text)
+    ids = tuple(row.input_ids.tolist())[: structure.questions[case.turn - 1].answer[0]]
     if ids[: case.target.start] != case.replay.ids[: case.target.start]:
         raise ValueError("The changed question changes what stands before it.")
     return ids[case.target.start :]
