@@ -143,7 +143,8 @@ class Replay:
         """Every variant's outcome, in order. ``patches`` name variants by their place in ``variants``; all of these
         then run in one pass."""
         outcomes: list[Outcome] = []
-        for chunk in [list(variants)] if patches else _chunks(variants):
+        variants = _apart(variants)
+        for chunk in [variants] if patches else _chunks(variants):
             nodes = _gather(chunk)
             linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
             hidden, starts = self._forward(nodes, linked)
@@ -175,6 +176,7 @@ class Replay:
     ) -> AttentionReading:
         """Attention of one position of each variant, ``rows[n]`` of variant n, over groups of the row's positions
         (``groups [pos]``, −1 for none). The variants must fit one pass. See :class:`model.AttentionReader`."""
+        variants = _apart(variants)
         nodes = _gather(variants)
         starts = _starts(nodes)
         positions = [starts[id(variant)] + row - variant.start for row, variant in zip(rows, variants, strict=True)]
@@ -336,6 +338,11 @@ class Replay:
                 )
             )
         return outcomes
+
+
+def _apart(variants: Sequence[Variant]) -> list[Variant]:
+    """Copies, so that one that is named twice stands in the pass twice; parents stay shared."""
+    return [replace(variant) for variant in variants]
 
 
 def _gather(variants: Iterable[Variant]) -> list[Variant]:
