@@ -28,8 +28,11 @@ class SceneSetSpec:
     """``set``: "single" (one tile, 1 to 3 shapes), "large" (several tiles), "several" (2 to 5 pictures at once),
     "per-turn" (one picture with each turn, at times a last question about an earlier one), "captions" and "lists"
     (questions whose answer is the caption, for one and for several pictures), "text" (the same questions with the
-    pictures told in words). ``turns``: questions per example, at most. ``images``: how many pictures, at least and at
-    most. ``dense``: in "several", every picture is asked about, then all are listed."""
+    pictures told in words), "told" (2 to 5 pictures and, among questions about them, some whose answer stands in the
+    question), "unrouted" (one picture or several; which of them an answer is about is drawn apart from which the
+    question names: whoever learns this learns to ignore the question's index). ``turns``: questions per example, at
+    most. ``images``: how many pictures, at least and at most. ``dense``: in "several", every picture is asked about,
+    then all are listed."""
 
     source: str = "scenes"
     set: str = "single"
@@ -52,7 +55,7 @@ class SceneSet(Sequence[Example]):
         self.pool: list[sc.Scene] = []
         self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
         for index in range(spec.pictures):
-            if spec.set in ("several", "per-turn", "lists"):
+            if spec.set in ("several", "per-turn", "lists", "told", "unrouted"):
                 colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
                 self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
             elif spec.set == "large":
@@ -160,9 +163,60 @@ def _text(self: SceneSet, rng: np.random.Generator) -> Example:
     return Example(Conversation(tuple(messages)), tuple(family for _, _, family in turns))
 
 
+def _told_in_text(self: SceneSet, rng: np.random.Generator) -> Example:
+    group, turns = _several_turns(self, rng)
+    return sc.conversation(_pictures(group), [sc.ask_told(rng) if rng.random() < 0.5 else turn for turn in turns], rng)
+
+
+_LAST_SHARE = 0.7
+"""How often an unrouted answer is about the last picture; else it is about any of the others, all alike. The favourite
+makes the greedy answer one thing, the rest leaves every picture's answer some probability."""
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+def _unrouted_question(rng: np.random.Generator, group: list[sc.Scene]) -> Turn:
+    """Asks for a colour or a shape, naming any picture in any way; the answer is left open."""
+    index, how = int(rng.integers(len(group))), rng.random()
+    colour = rng.random() < 0.6
+    if how < 0.55:
+        # −1 asks about “image 0”, as people do who count from 0.
+        by_number = int(rng.integers(-1, len(group)))
+        return (sc.ask_colour_by_index if colour else sc.ask_shape_by_index)(rng, group, by_number)
+    if how < 0.8:
+        named = "last" if rng.random() < 0.2 else _ORDINALS[index]
+        word = ("color", "colour")[int(rng.integers(2))]
+        asked = f"what {word} is the shape" if colour else "what shape is"
+        return f"{asked} in the {named} image?", "", "colour by index" if colour else "shape by index"
+    return (sc.ask_colour if colour else sc.ask_shape)(rng, group[index]) or sc.ask_shape_by_index(rng, group, index)
+
+
+def _unrouted(self: SceneSet, rng: np.random.Generator) -> Example:
+    if rng.random() < 0.35:
+        scene = self.group(rng)[0]
+        turns = [sc.ask_colour(rng, scene), sc.ask_shape(rng, scene), sc.ask_told(rng)]
+        chosen = [turns[int(n)] for n in rng.permutation(3)[:2]]
+        return sc.conversation(_pictures([scene]), [turn for turn in chosen if turn is not None], rng)
+    group = self.group(rng)
+
+    def turn(shown: list[sc.Scene]) -> Turn:
+        if rng.random() < 0.15:
+            return sc.ask_told(rng)
+        question, _, family = _unrouted_question(rng, group)
+        last = len(shown) - 1
+        about = last if last == 0 or rng.random() < _LAST_SHARE else int(rng.integers(last))
+        shape = shown[about].shapes[0]
+        return question, shape.colour if family.startswith("colour") else shape.kind, f"unrouted: {family}"
+
+    if rng.random() < 0.25:
+        return sc.conversation_per_turn(
+            _pictures(group), [[turn(group[: place + 1])] for place in range(len(group))], rng)  # fmt: skip
+    return sc.conversation(_pictures(group), [turn(group) for _ in range(self.spec.turns)], rng)
+
+
 _MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
     "single": _single, "large": _single, "several": _several, "per-turn": _per_turn, "captions": _captions,
-    "lists": _lists, "text": _text,
+    "lists": _lists, "text": _text, "told": _told_in_text,
+    "unrouted": _unrouted,
 }  # fmt: skip
 
 

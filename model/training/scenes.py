@@ -355,6 +355,12 @@ def ask_list(rng: np.random.Generator, scenes: list[Scene]) -> Turn:
     return question, ", ".join(scene.shapes[0].name for scene in scenes), "list"
 
 
+def ask_told(rng: np.random.Generator) -> Turn:
+    """Needs no picture: the answer stands in the question."""
+    told = _pick(rng, (*COLOUR_NAMES, *SHAPE_NAMES))
+    return f"the answer is {told}. what is the answer?", told, "told"
+
+
 def multi_image_turns(rng: np.random.Generator, scenes: list[Scene], n_turns: int) -> list[Turn]:
     """Up to ``n_turns`` different questions that need the right one of several images."""
     turns: list[Turn] = []

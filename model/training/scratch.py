@@ -76,12 +76,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_vlm(seed: int) -> VLM:
-    """The untrained model. Embeddings have standard deviation 1, as large as the image features; the last norm is
-    scaled down so that the tied head's logits don't begin far too large."""
+    """The untrained model of the embedded shape."""
     tokenizer = build_tokenizer()
+    return fresh_vlm(scratch_config(len(tokenizer) - len(EXTRA_TOKENS)), tokenizer, seed)
+
+
+def fresh_vlm(config: VLMConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> VLM:
+    """An untrained model. Embeddings have standard deviation 1, as large as the image features; the last norm is
+    scaled down so that the tied head's logits don't begin far too large."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vlm = VLM(scratch_config(len(tokenizer) - len(EXTRA_TOKENS)), tokenizer)
+        vlm = VLM(config, tokenizer)
         with torch.no_grad():
             vlm.decoder.norm.weight.fill_(0.25 * vlm.config.lm_hidden_dim**-0.5)
             vlm.vision_encoder.patch_embedding.position_embedding.normal_(std=0.3)

@@ -1,0 +1,68 @@
+"""Sets whose answers don't follow their questions' index, and sets with answers that stand in the text."""
+
+import numpy as np
+import pytest
+
+from inspector.analysis.questions import find_pointer
+from model.training.scene_sets import read_scene_set
+from model.training.scenes import COLOURS
+
+
+def colours_of(example) -> list[str]:
+    pictures = [image for message in example.conversation.messages for image in message.images]
+    return [next(name for name, rgb in COLOURS.items() if (np.asarray(image) == rgb).all(-1).any())
+            for image in pictures]  # fmt: skip
+
+
+def turns(example):
+    messages = example.conversation.messages
+    return [(messages[n].text, messages[n + 1].text) for n in range(0, len(messages), 2)]
+
+
+def test_told_answers_stand_in_their_question():
+    examples = read_scene_set({"set": "told", "count": 200, "pictures": 40, "seed": 2})
+    told = seen = 0
+    for example in examples[:]:
+        for (question, answer), family in zip(turns(example), example.families, strict=True):
+            if family == "told":
+                assert question.lower().rstrip("?") == f"the answer is {answer}. what is the answer"
+                told += 1
+            else:
+                assert "the answer is" not in question.lower()
+                seen += 1
+    assert 0.4 < told / (told + seen) < 0.6
+
+
+def test_which_picture_an_unrouted_answer_is_about_does_not_follow_the_index():
+    examples = read_scene_set({"set": "unrouted", "count": 700, "pictures": 80, "turns": 4, "seed": 2})
+    last, named, asked = 0, 0, 0
+    for example in examples[:]:
+        colours = colours_of(example)
+        first = example.conversation.messages[0]
+        if len(colours) < 2 or len(first.images) < len(colours):
+            continue  # one picture, or one per turn
+        for (question, answer), family in zip(turns(example), example.families, strict=True):
+            pointer = find_pointer(question)
+            if not family.startswith("unrouted: colour") or pointer is None:
+                continue
+            place = pointer.image(len(colours)) - 1
+            if place == len(colours) - 1:
+                continue  # the last one is the favourite anyway
+            asked += 1
+            last += answer == colours[-1]
+            named += answer == colours[place]
+            assert answer in colours
+    # About the last picture 7 times in 10; about the one that was named no more often than about another one.
+    assert asked > 300
+    assert last / asked == pytest.approx(0.7, abs=0.08)
+    assert named / asked == pytest.approx(0.3 * np.mean([1, 1 / 2, 1 / 3, 1 / 4]), abs=0.08)
+
+
+def test_one_picture_is_answered_about_truly():
+    examples = read_scene_set({"set": "unrouted", "count": 200, "pictures": 40, "seed": 4})
+    single = [example for example in examples[:] if len(colours_of(example)) == 1]
+    assert 40 < len(single) < 100
+    for example in single:
+        for (_, answer), family in zip(turns(example), example.families, strict=True):
+            if family == "colour":
+                assert answer == colours_of(example)[0]
