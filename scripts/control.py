@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import VLM, Conversation, Message, load_vlm, save_vlm
+from model import VLM, Conversation, Message, Sample, load_vlm, save_vlm
 from model.checkpoint import copy_vlm
 from model.training import scenes as sc
 from model.training.__main__ import describe, stopping
@@ -27,6 +27,7 @@ from model.training.trainer import Trainer
 
 INDEX_PROMPTS = 40
 SINGLE_EACH = 200
+EFFECT_PROMPTS = 20
 SEED = 77_001
 
 
@@ -62,7 +63,9 @@ class ControlMeasurement:
     about_one: float
 
 
-def index_prompts(count: int, seed: int) -> list[tuple[tuple[str, ...], tuple[str, ...], list[sc.Scene]]]:
+def index_prompts(
+    count: int, seed: int | tuple[int, int]
+) -> list[tuple[tuple[str, ...], tuple[str, ...], list[sc.Scene]]]:
     """Prompts of 2 to 5 pictures, all of different colours: per prompt the question for every index, the answer that
     each picture would give, and the scenes."""
     rng = np.random.default_rng(seed)
@@ -106,7 +109,49 @@ def measure_control(vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE
     )  # fmt: skip
 
 
-def write_card(vlm: VLM, measured: ControlMeasurement, minutes: float, steps: int, encoder: str) -> str:
+@torch.no_grad()
+def picture_effects(vlm: VLM, prompts: int = EFFECT_PROMPTS, seed: int = SEED) -> tuple[float, float, float]:
+    """What hiding picture k from everything does to log p (nats) of the answer that picture k gives, on drawn prompts
+    asked for every index: the mean fall where k is asked for; that fall minus the one where another is asked for, on
+    average; and how often, of all pictures, hiding the asked one lowers the asked one's answer most."""
+    asked, contrasts, named = [], [], []
+    for questions, golds, scenes in index_prompts(prompts, (seed, 2)):
+        count, images = len(questions), tuple(map(sc.draw, scenes))
+        tokens = torch.tensor([vlm.tokenizer.convert_tokens_to_ids(gold) for gold in golds])
+        rows = []
+        for question in questions:
+            row = vlm.prepare(Conversation((Message("user", question, images),)), True)
+            rows += [row, *(_hiding(row, image) for image in range(count))]
+        logits = vlm(vlm.collate(rows))[:, -1]
+        values = logits.log_softmax(-1)[:, tokens].view(count, 1 + count, count)
+        # [asked hidden answer]: how much hiding a picture lowers each picture's answer.
+        falls = values[:, :1] - values[:, 1:]
+        own = torch.stack([falls[:, k, k] for k in range(count)], dim=1)  # [asked picture]
+        for k in range(count):
+            others = torch.cat([own[:k, k], own[k + 1 :, k]])
+            asked.append(float(own[k, k]))
+            contrasts.append(float(own[k, k] - others.mean()))
+            named.append(int(falls[k, :, k].argmax()) == k)
+    return (sum(asked) / len(asked), sum(contrasts) / len(contrasts), sum(named) / len(named))
+
+
+def _hiding(row: Sample, image: int) -> Sample:
+    """The row with all of a picture's positions, marks and number included, out of everything's sight."""
+    mask = row.attention_mask.clone()
+    for span in row.spans:
+        if span.image == image:
+            mask[span.start : span.stop] = False
+    return replace(row, attention_mask=mask)
+
+
+def write_card(
+    vlm: VLM,
+    measured: ControlMeasurement,
+    effects: tuple[float, float, float],
+    minutes: float,
+    steps: int,
+    encoder: str,
+) -> str:
     """The card, in Markdown."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     config = vlm.config
@@ -143,6 +188,17 @@ Greedy answers that equal the right one to the letter, on freshly drawn scenes o
 | of {measured.prompts} prompts of 2 to 5 pictures, the same answer for every index | {measured.unchanged:.3f} |
 | … which is the colour of the last picture | {measured.about_last:.3f} |
 | … which is the colour of some picture | {measured.about_one:.3f} |
+
+On {EFFECT_PROMPTS} more such prompts, asked for every index, picture k was hidden from everything
+(`scripts.control.picture_effects`):
+
+| measurement | value |
+| --- | ---: |
+| fall of log p of picture k's answer when k is asked for, mean, nats | {effects[0]:.2f} |
+| that fall minus the one when another picture is asked for, mean, nats | {effects[1]:.3f} |
+| hiding the asked picture lowers its answer most, share | {effects[2]:.3f} |
+
+So plain knockout would name the asked picture nearly always, though the question selects nothing.
 """
 
 
@@ -165,11 +221,13 @@ def main() -> None:
         return
     save_vlm(halved(load_vlm(options.run / MODEL)), options.into)
     stored = load_vlm(options.into)
-    measured = measure_control(stored)
+    measured, effects = measure_control(stored), picture_effects(stored)
     minutes = sum(curve.seconds for curve in read_curves(options.run / METRICS)) / 60
     steps = sum(stage.steps for stage in recipe.stages)
-    (options.into / "README.md").write_text(write_card(stored, measured, minutes, steps, encoder), encoding="utf-8")
-    print(measured)
+    (options.into / "README.md").write_text(
+        write_card(stored, measured, effects, minutes, steps, encoder), encoding="utf-8"
+    )
+    print(measured, effects)
 
 
 if __name__ == "__main__":
