@@ -1,0 +1,31 @@
+"""Answers to study, from the app's examples, and the long road to their log p: the whole row in one pass."""
+
+from collections.abc import Iterable
+
+import torch
+
+from inspector.analysis.case import Case, open_case
+from inspector.analysis.inspection import GenerationSettings, ask_and_inspect
+from inspector.analysis.prompt import Prompt, Turn
+from model import VLM, Cut, OpenedImage, Tap
+from model.training.examples import EXAMPLES
+
+
+def example_prompt(name: str, **options: object) -> Prompt:
+    """``options`` replace fields of the prompt."""
+    example = next(example for example in EXAMPLES if example.name == name)
+    images = tuple(OpenedImage(image) for image in example.draw_images())
+    fields = {"images": images, "turns": tuple(Turn(text) for text in example.turns), "layout": example.layout}
+    return Prompt(**{**fields, **options})
+
+
+def example_case(vlm: VLM, name: str, turn: int | None = None, **options: object) -> Case:
+    return open_case(vlm, ask_and_inspect(vlm, example_prompt(name, **options), GenerationSettings()), turn)
+
+
+@torch.no_grad()
+def whole_row(case: Case, cuts: Iterable[Cut] = ()) -> float:
+    """log p of the answer in one pass over the whole row, its edges cut by a tap."""
+    batch = case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask)
+    logprobs = case.vlm(batch, Tap(cuts=tuple(cuts)))[0].log_softmax(dim=-1)
+    return sum(logprobs[p - 1, case.replay.ids[p]].item() for p in range(*case.target.scored))
