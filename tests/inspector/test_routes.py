@@ -1,4 +1,4 @@
-"""Routes from an image to the answer: they part all edges among them, and the cached road gives what whole rows give."""
+"""Routes from an image to the answer: they part all edges among them, and the cache gives what whole rows give."""
 
 import json
 
@@ -19,7 +19,7 @@ from inspector.analysis.routes import (
 )
 from model import Cut
 from model.training.scratch import new_vlm
-from tests.example_cases import example_case, example_prompt, whole_row
+from tests.example_cases import example_case, whole_row
 
 INTO_QUESTION = {"image → last", "image → question", "marks → question", "earlier turns → question", "question → last"}
 
@@ -182,12 +182,11 @@ def test_without_an_image_there_is_no_route_of_one(embedded):
     assert found.sentence == "Question 1 can see no image, so there is no route from one."
 
 
-def test_ten_images_on_random_weights():
-    """A model that has learnt nothing: no effect counts, and nothing breaks."""
-    pictures = example_prompt("five").images
-    case = example_case(new_vlm(0), "five", images=(*pictures, *pictures))
+def test_random_weights_have_no_route():
+    """A model that has learnt nothing; its answer is as long as it may be."""
+    case = example_case(new_vlm(0), "two")
     found = list(measure_routes(case, 0.0))[-1]
-    assert len([route for route in found.routes if route.edges == "image → everything"]) == 10
+    assert len([route for route in found.routes if route.edges == "image → everything"]) == 2
     assert found.narrowest is None
 
 
