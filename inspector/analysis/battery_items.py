@@ -67,8 +67,8 @@ class Item:
     image, from 1, None for a null item. ``answer``: the right one; ``answers_by_image``: what each image would answer.
     ``twin``: the relevant picture with its shape in a colour that no other picture has, of the same size and layout;
     ``twin_answer`` is that colour. ``box``: where the shape lies, in pixels of the relevant picture.
-    ``single_prompt`` asks the same about the relevant image alone (a null item's has no image at all): what a model
-    must be able to do before the item says anything about it.
+    ``single_prompt`` asks the same about the relevant image alone, without the words that point at it (a null item's
+    has no image at all): what a model must be able to do before the item says anything about it.
 
     ``cues``: where each cue points. In a conflict they differ, no answer is the right one, and ``image`` and ``answer``
     are those of the first.
@@ -249,17 +249,7 @@ def _after_pictures(draw: _Drawing, given: int, question: str, layout: Literal["
 
 
 def _alone(cell: Cell, draw: _Drawing, place: int) -> str:
-    """The question about the picture at ``place`` when it is the only one."""
-    if cell in ("adjacent", "packed", "packed, document mask"):
-        return f"{draw.asked}?"
-    if cell == "ordinal word":
-        return f"{draw.asked} in the first image?"
-    if cell == "last":
-        return f"{draw.asked} in the last image?"
-    if cell == "ordinal from 0":
-        return f"in <image: 0>, {draw.asked}?"
-    if cell in ("content", "adjacent vs content"):
-        return f"{draw.odd_asked}?"
-    if cell == "ordinal vs content":
-        return f"in image 1, what {draw.word} is the {draw.scenes[place].shapes[0].kind}?"
-    return f"in image 1, {draw.asked}?"
+    """The question about the picture at ``place`` when it is the only one: nothing needs to point at it then."""
+    if cell in ("content", "adjacent vs content", "ordinal vs content"):
+        return f"what {draw.word} is the {draw.scenes[place].shapes[0].kind}?"
+    return f"{draw.asked}?"

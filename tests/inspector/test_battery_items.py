@@ -140,9 +140,21 @@ def test_ordinals_point_at_the_relevant_image(items, cell, kind, base):
         pointer = find_pointer(asked(item))
         assert (pointer.kind, pointer.base) == (kind, base)
         assert pointer.image(len(item.prompt.images)) == item.image
-        alone = find_pointer(item.single_prompt.turns[0].user)
-        assert alone.image(1) == 1
-        assert len(item.single_prompt.images) == 1
+
+
+def test_the_gate_asks_the_same_of_the_relevant_image_alone(items):
+    for cell in CELLS:
+        for item in items[cell]:
+            (turn,) = item.single_prompt.turns
+            assert find_pointer(turn.user) is None
+            if item.image is None:
+                assert (item.single_prompt.images, turn.user) == ((), asked(item))
+                continue
+            (picture,) = item.single_prompt.images
+            assert picture is item.prompt.images[item.image - 1]
+            word = asked(item).split("what ")[1].split()[0]
+            noun = shape_of(picture) if "content" in cell else "shape"
+            assert turn.user == f"what {word} is the {noun}?"
 
 
 @pytest.mark.parametrize("cell", ["adjacent", "content", "adjacent vs content", "packed", *NULL])
