@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
+from inspector.analysis.attention import AttentionMap
+from inspector.analysis.inspection import Inspection
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
 MAX_PRIVATE = 4
 """So many models outside the common list stay in memory; the least used go first."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one person's page shows; kept in that person's own state and replaced, never changed. ``names`` are the
+    images' file names, in order."""
+
+    model: str
+    inspection: Inspection
+    selected: int
+    attention: AttentionMap
+    names: tuple[str, ...] = ()
 
 
 class ModelStore:

@@ -2,5 +2,6 @@
 
 from inspector.widgets.components import ImageViewer, Readout, TokenStrip
 from inspector.widgets.loss_chart import LossChart
+from inspector.widgets.panel import ChoiceBoard, Panel
 
-__all__ = ["ImageViewer", "LossChart", "Readout", "TokenStrip"]
+__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "TokenStrip"]

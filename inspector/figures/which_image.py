@@ -1,0 +1,391 @@
+"""What an answer rests on, as HTML: the verdict in words, and one panel for each test. Page and report share it.
+
+Whatever a person typed or a model said is escaped here. Images and turns count from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import exp
+
+from inspector.analysis.attention import AttentionMap
+from inspector.analysis.checks import Check
+from inspector.analysis.dependence import Dependence, TurnMatrix
+from inspector.analysis.selection import Selection
+from inspector.analysis.structure import Question, RowStructure, structure_sentences
+from inspector.analysis.swaps import Swap
+from inspector.analysis.verdict import Verdict
+from inspector.figures.charts import Bar, HeatRow, bars, copied, heat_cell, heat_table, number, table, thumbnail
+from inspector.figures.colours import image_colour
+from inspector.figures.markup import badge
+from model import OpenedImage
+
+
+@dataclass(frozen=True)
+class PanelText:
+    """What is written on a panel: ``busy`` while it is computed, ``explanation`` in two sentences: what was done, and
+    what it can't show."""
+
+    title: str
+    busy: str
+    explanation: str
+
+
+PANELS: dict[str, PanelText] = {
+    "structure": PanelText(
+        "What the row is, and what each question can see",
+        "reading the row",
+        "Read off the row's tokens and masks alone; no model ran for it. It says which images a question can reach, "
+        "not which of them it uses.",
+    ),
+    "dependence": PanelText(
+        "What the answer depends on",
+        "taking every set of images away",
+        "Sets of images were hidden from everything behind them (attention knockout), and the fall of log p of the "
+        "answer shared out among them by Shapley values; the mark is the fall without that image alone, the dotted "
+        "line the noise floor (95 % of cuts of as many unrelated positions change less). A fall is a lower bound, "
+        "because the model may find another way, and it can't show that the question chose the image: what stands in "
+        "one image alone falls without it, asked about or not.",
+    ),
+    "matrix": PanelText(
+        "Every answer, every image",
+        "taking each image away from each turn",
+        "Each image was hidden for each turn's answer, and each cell is the fall of log p of that answer in nats. "
+        "Where a question can't see an image the effect must be exactly 0, and an effect of another turn's image is "
+        "leakage; nothing here says that the question chose.",
+    ),
+    "selection": PanelText(
+        "Does the question select it?",
+        "asking about the other images instead",
+        "The same images with the question turned to another one: what the model then says, and how far log p of that "
+        "answer falls without each image. Only the difference between the rows speaks of selection, and only for the "
+        "questions that were tried.",
+    ),
+    "swaps": PanelText(
+        "Another picture in its place",
+        "replacing each image by another picture",
+        "One image at a time was replaced by a picture of its size, the row was read anew and the answer generated. "
+        "It shows that the answer follows the picture; with one partner for each image it can't show that every other "
+        "picture would do the same.",
+    ),
+    "attention": PanelText(
+        "Attention beside it",
+        "reading attention",
+        "Shares of the attention of the position that chose the answer's first token, mean over heads. Attention says "
+        "what was mixed in and not what mattered, so it has no say in the verdict.",
+    ),
+    "checks": PanelText(
+        "Does the instrument hold?",
+        "running the self-checks",
+        "Identities that must hold on this very prompt, with the error that was found. They show that cuts and cache "
+        "do what they say; they can't show that a cut is the right question to ask.",
+    ),
+}  # fmt: skip
+
+_HEADLINES = {
+    "mask": "{images}: the mask alone decides",
+    "selected": "{images}, and the question selects it",
+    "dependent": "{images}, whatever is asked",
+    "several": "{images} together",
+    "none": "No image needed",
+    "unclear": "Cannot tell",
+}
+
+
+def show_panel(key: str, body: str, text: PanelText | None = None) -> str:
+    """A panel with its title and what can be said of how it was made."""
+    text = text or PANELS[key]
+    return (
+        f'<section class="wi-panel wi-{key}" aria-labelledby="wi-{key}"><h3 id="wi-{key}">{escape(text.title)}</h3>'
+        f"{body}<details class=wi-explain><summary>Explain this</summary><p>{escape(text.explanation)}</p></details>"
+        "</section>"
+    )
+
+
+def show_waiting(key: str, sentence: str, text: PanelText | None = None) -> str:
+    """A panel without a result, and what would bring one."""
+    return show_panel(key, f'<p class="vi-empty">{escape(sentence)}</p>', text)
+
+
+def show_verdict(verdict: Verdict | None, note: str = "") -> str:
+    """The verdict, large. ``note``: a plain sentence below it."""
+    if verdict is None:
+        return f'<p class="vi-empty">{escape(note)}</p>'
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons)
+    state = note if verdict.final else f"So far; not all tests are in. {note}"
+    return (
+        f'<section class="wi-verdict wi-is-{verdict.kind}" aria-live="polite"><p class="wi-headline">'
+        f'{headline(verdict)}</p><p class="wi-sentence">{escape(verdict.sentence)}</p>'
+        + (f'<ul class="wi-reasons">{reasons}</ul>' if reasons else "")
+        + (f'<p class="vi-caption">{escape(state)}</p>' if state else "")
+        + "</section>"
+    )
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in a few words, as HTML."""
+    names = [f"{badge(k - 1)} image {k}" if n else f"{badge(k - 1)} Image {k}" for n, k in enumerate(verdict.images)]
+    images = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
+    words = _HEADLINES[verdict.kind]
+    if verdict.kind == "dependent" and "whatever is asked" not in verdict.sentence:
+        words = "{images}"
+    return words.format(images=images)
+
+
+# --- structure ---
+
+
+def show_structure(structure: RowStructure, turn: int | None = None) -> str:
+    """The pack detector's sentences, the row drawn to scale, and question × image with distances in positions.
+    ``turn`` (from 1) is the one under study."""
+    what, *reasons = structure_sentences(structure)
+    body = f"<p><b>{escape(what)}</b> {escape(' '.join(reasons))}</p>{_row_map(structure)}"
+    if structure.images and structure.questions:
+        head = ["question", *(badge(image.number - 1) for image in structure.images)]
+        rows = [[_question_name(question), *_sights(question)] for question in structure.questions]
+        marked = [n for n, question in enumerate(structure.questions) if question.number == turn]
+        body += table(head, rows, "which question can see which image", marked=marked)
+        body += (
+            '<p class="vi-caption">Positions from an image’s last token to the question’s first; – : the question '
+            "can't see it.</p>"
+        )
+    return show_panel("structure", body)
+
+
+def _question_name(question: Question, limit: int = 60) -> str:
+    text = question.text if len(question.text) <= limit else question.text[: limit - 1] + "…"
+    return f"{question.number}. {escape(text)}"
+
+
+def _sights(question: Question) -> list[str]:
+    cells = []
+    for sight in question.sights:
+        if sight.reachable:
+            cells.append(
+                f'<td class="wi-seen" style="--image:{image_colour(sight.image - 1)}">'
+                f"{copied(sight.to_first or 0, 0)}</td>"
+            )
+        else:
+            cells.append(f'<td class="wi-cell wi-none" title="{escape(sight.why)}">– <small>{sight.why}</small></td>')
+    return cells
+
+
+def _row_map(structure: RowStructure) -> str:
+    """The row as one line, to scale: images in their colours, questions, answers, separators, padding."""
+    marks: list[tuple[int, int, str, str, str]] = []
+    for image in structure.images:
+        colour = f"--image:{image_colour(image.number - 1)}"
+        marks.append((image.start, image.stop, "wi-map-image", colour, f"image {image.number}"))
+    for question in structure.questions:
+        marks.append((question.start, question.stop, "wi-map-question", "", f"question {question.number}"))
+        start, stop = question.answer
+        if stop > start:
+            marks.append((start, stop, "wi-map-answer", "", f"answer {question.number}"))
+    marks += [(p, p + 1, "wi-map-separator", "", "separator, masked") for p in structure.separators]
+    marks += [(start, stop, "wi-map-padding", "", "padding, masked") for start, stop in structure.padding]
+    parts, at = [], 0
+    for start, stop, css, style, name in sorted(marks):
+        if start > at:
+            parts.append(
+                f'<i style="flex-grow:{start - at}" title="written by the chat template, {at} to {start - 1}"></i>'
+            )
+        label = name.split()[1] if css == "wi-map-image" else ""
+        title = f"{name}, positions {start} to {stop - 1}"
+        parts.append(f'<i class="{css}" style="flex-grow:{stop - start};{style}" title="{title}">{label}</i>')
+        at = max(at, stop)
+    if structure.length > at:
+        parts.append(f'<i style="flex-grow:{structure.length - at}"></i>')
+    return (
+        f'<div class="wi-map" role="img" aria-label="the row of {structure.length} positions, to scale">'
+        f"{''.join(parts)}</div>"
+        f'<p class="vi-caption">The row to scale, {structure.length:,} positions: images in their '
+        "colours, questions hatched, answers solid, the rest is the chat template's.</p>"
+    )
+
+
+# --- dependence ---
+
+
+def show_dependence(
+    dependence: Dependence, structure: RowStructure, turn: int, reference: Dependence | None = None
+) -> str:
+    """Bars of one answer, and of a reference answer below them if there is one."""
+    body = _dependence(dependence, structure, turn, "the model's answer" if reference else "the answer")
+    if reference is not None:
+        body += _dependence(reference, structure, turn, "the reference answer")
+    return show_panel("dependence", body)
+
+
+def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: str) -> str:
+    seen = structure.questions[turn - 1].reachable
+    rows = []
+    for k, value in enumerate(found.shapley):
+        if k + 1 not in seen:
+            rows.append(Bar(k + 1, None, "out of reach: exactly 0"))
+            continue
+        error = None if found.standard_errors is None else found.standard_errors[k]
+        spread = f" ± {number(error)}" if error is not None else ""
+        text = (f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(found.leave_one_out[k], sign=True)}, "
+                f"it alone {copied(found.alone[k], sign=True)}</small>")  # fmt: skip
+        rows.append(Bar(k + 1, value, text, found.leave_one_out[k], error))
+    said = f"“{escape(found.answer)}”" if found.answer else "(empty)"
+    facts = (
+        f"log p of {said} is {copied(found.logprob)} with all images (p = {number(found.probability, 3)} per token) "
+        f"and {copied(found.text_only)} without any (p = {number(exp(found.text_only / found.tokens), 3)}): the prior "
+        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats."
+    )
+    how = (f"Exact, {found.runs} runs." if found.exact else
+           f"Sampled: {found.runs} runs, ± one standard error.")  # fmt: skip
+    drawn = bars(rows, noise=found.noise_floor, label=f"Shapley value of each image for {whose}") if rows else (
+        '<p class="vi-empty">There is no image.</p>')  # fmt: skip
+    legend = (
+        '<ul class="wi-legend"><li><i class="wi-key"></i>Shapley value</li><li><i class="wi-key wi-key-tick"></i>fall '
+        'without that image</li><li><i class="wi-key wi-key-noise"></i>noise floor</li></ul>'
+        if rows
+        else ""
+    )
+    return (
+        f'<p class="wi-lead">For {whose} {said}</p>{drawn}{legend}{_pairs(found, seen)}'
+        f'<p class="vi-caption">{facts} {how}</p>'
+    )
+
+
+def _pairs(found: Dependence, seen: Sequence[int]) -> str:
+    """Interactions of pairs, folded."""
+    if found.interactions is None or len(seen) < 2:
+        return ""
+    rows = [
+        HeatRow(badge(a - 1), tuple(None if a == b else found.interactions[a - 1][b - 1] for b in seen), "itself")
+        for a in seen
+    ]
+    drawn = heat_table(["", *(badge(b - 1) for b in seen)], rows, "Shapley interactions of pairs, nats")
+    return (f"<details class=wi-explain><summary>Pairs</summary><p>Above 0: needed together; below 0: either will do "
+            f"(Shapley interaction, nats).</p>{drawn}</details>")  # fmt: skip
+
+
+# --- matrix, selection ---
+
+
+def show_matrix(matrix: TurnMatrix, structure: RowStructure) -> str:
+    """Turn × image."""
+    rows = []
+    for question, effects, seen in zip(structure.questions, matrix.effects, matrix.reachable, strict=True):
+        cells = [None if effects is None or not reachable else effects[k] for k, reachable in enumerate(seen)]
+        answer = f" “{escape(question.answer_text)}”" if question.answer_text else ""
+        rows.append(HeatRow(f"turn {question.number}{answer}", tuple(cells),
+                            "no answer" if effects is None else "out of reach: exactly 0"))  # fmt: skip
+    head = ["fall of log p, nats", *(badge(image.number - 1) for image in structure.images)]
+    body = heat_table(head, rows, "effect of each image on each answer") if structure.images else (
+        '<p class="vi-empty">There is no image.</p>')  # fmt: skip
+    notes = [f"Largest effect of an image that a question can't see: {copied(matrix.beyond_reach, 2)} (must be 0)."]
+    if matrix.leakage is not None and any(not mine for row in matrix.own for mine in row):
+        notes.append(f"Leakage: {copied(matrix.leakage * 100, 0)} % of all effects are of images that another turn "
+                     "brought.")  # fmt: skip
+    return show_panel("matrix", f'{body}<p class="vi-caption">{" ".join(notes)}</p>')
+
+
+def show_selection(selection: Selection) -> str:
+    """Each question, what it gets, and what the images are worth to that answer."""
+    images = range(1, len(selection.contrasts) + 1)
+    top = max((abs(effect) for asked in selection.asked for effect in asked.effects), default=0.0)
+    rows = []
+    for asked in selection.asked:
+        about = badge(asked.image - 1) if asked.image else "–"
+        name = f"{escape(asked.question)} <small>{asked.source}</small>"
+        cells = [f"“{escape(asked.answer)}”", copied(asked.probability, 3), about]
+        rows.append([name, *cells, *(heat_cell(effect, top) for effect in asked.effects)])
+    head = ["asked", "answer", "p", "about", *(badge(k - 1) for k in images)]
+    body = table(head, rows, "questions about each image, and the effects of the images", marked=[0])
+    if len(selection.asked) < 2:
+        body += ('<p class="vi-empty">No question about another image could be made from this one; type one in '
+                 "“Contrast with”.</p>")  # fmt: skip
+    notes = []
+    if selection.contrast is not None:
+        notes.append(f"Contrast of image {selection.image}: {copied(selection.contrast)} nats, the smaller of two "
+                     "measures (on each question's own answer, and on the answer under study).")  # fmt: skip
+    notes.append("Cells: fall of log p of the row's own answer without that image, nats.")
+    return show_panel("selection", f'{body}<p class="vi-caption">{" ".join(notes)}</p>')
+
+
+# --- swaps ---
+
+
+def show_swaps(swaps: Sequence[Swap], images: Sequence[OpenedImage], verdict: Verdict | None) -> str:
+    """One card for each image: the picture before and after, what should come, what came."""
+    if not swaps:
+        return show_waiting("swaps", "The question can see no image, so there is none to replace.")
+    named = () if verdict is None else verdict.images
+    cards = "".join(_swap_card(swap, images[swap.image - 1], swap.image in named) for swap in swaps)
+    right = sum(_as_predicted(swap, swap.image in named)[1] is True for swap in swaps)
+    known = sum(_as_predicted(swap, swap.image in named)[1] is not None for swap in swaps)
+    summary = f'<p class="wi-lead">{right} of {known} as predicted.</p>' if known else ""
+    return show_panel("swaps", f'{summary}<ul class="wi-cards">{cards}</ul>')
+
+
+def _as_predicted(swap: Swap, named: bool) -> tuple[str, bool | None]:
+    """What the verdict predicts for a swap, and whether it came; None where it predicts nothing."""
+    if not named:
+        return "the same answer", not swap.flipped
+    if swap.predicted is not None:
+        return f"“{swap.predicted}”", swap.answer.strip() == swap.predicted.strip()
+    return "another answer", swap.flipped
+
+
+def _swap_card(swap: Swap, before: OpenedImage, named: bool) -> str:
+    predicted, right = _as_predicted(swap, named)
+    mark = {True: "✓", False: "✗", None: ""}[right]
+    css = {True: "wi-right", False: "wi-wrong", None: ""}[right]
+    return (
+        f'<li class="{css}" style="--image:{image_colour(swap.image - 1)}"><div class="wi-pictures">'
+        f"{badge(swap.image - 1)}{thumbnail(before.pixels, f'image {swap.image}')}<span aria-label=becomes>→</span>"
+        f"{thumbnail(swap.picture.pixels, swap.partner)}</div><p>Image {swap.image} replaced by "
+        f"{escape(swap.partner)}. Predicted: {escape(predicted)}. Said: <b>“{escape(swap.answer)}”</b> {mark}</p>"
+        f'<p class="vi-caption">log p of the old answer falls by {copied(swap.fall)} nats</p></li>'
+    )
+
+
+# --- attention, checks ---
+
+
+def show_attention(attention: AttentionMap, verdict: Verdict | None) -> str:
+    """Share per image, and layer × image; whether attention names the image that the interventions name."""
+    shares = attention.image_shares
+    if not shares.size:
+        return show_waiting("attention", "There is no image to attend to.")
+    means = shares.mean(axis=0)
+    top = int(means.argmax()) + 1
+    rows = [Bar(k + 1, float(share), f"<b>{copied(float(share) * 100, 1)}</b> %") for k, share in enumerate(means)]
+    layers = [HeatRow(f"layer {n}", tuple(float(share) for share in row)) for n, row in enumerate(shares)]
+    head = ["share of attention", *(badge(k) for k in range(shares.shape[1]))]
+    body = (
+        f'<p class="wi-lead"><span class="wi-tag">correlational</span> {_agreement(top, verdict)}</p>'
+        + bars(rows, label="share of attention per image")
+        + heat_table(head, layers, "share of attention per layer and image", digits=3, shares=True)
+        + f'<p class="vi-caption">All images together get {copied(float(means.sum()) * 100, 1)} % of the attention of '
+        f"position {attention.position}; shares are of all its attention.</p>"
+    )
+    return show_panel("attention", body)
+
+
+def _agreement(top: int, verdict: Verdict | None) -> str:
+    most = f"Attention is highest on {badge(top - 1)} image {top}"
+    if verdict is None or verdict.image is None:
+        return f"{most}; no one image was named by intervention to compare it with."
+    if verdict.image == top:
+        return f'<span class="wi-tag wi-agrees">agrees</span> {most}, the image that taking images away names.'
+    return (f'<span class="wi-tag wi-disagrees">disagrees</span> {most}; taking images away names '
+            f"{badge(verdict.image - 1)} image {verdict.image}.")  # fmt: skip
+
+
+def show_checks(checks: Sequence[Check]) -> str:
+    """Name, error, limit, and whether it holds."""
+    passed = sum(check.ok for check in checks)
+    rows = [
+        [escape(check.name), f'<span data-copy="{check.value!r}">{check.value:.1e}</span>', f"{check.limit:.0e}",
+         f'<span class="{"wi-right" if check.ok else "wi-wrong"}">{"✓ holds" if check.ok else "✗ fails"}</span>']
+        for check in checks
+    ]  # fmt: skip
+    body = table(["what must hold", "error, nats", "allowed", ""], rows, "self-checks of this very prompt")
+    return show_panel("checks", f'<p class="wi-lead">{passed} of {len(checks)} hold.</p>{body}')

@@ -1,0 +1,163 @@
+"""The lab: a person cuts edges by hand and sees what becomes of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.case import open_case, read_row
+from inspector.analysis.inspection import Inspection
+from inspector.analysis.lab import EXAMPLE, ROWS, compose_cut, name_position, run_lab, write_command
+from inspector.analysis.structure import RowStructure
+from inspector.figures.lab import show_board, show_lab
+from inspector.figures.markup import show_notes
+from inspector.session import ModelStore, Shown
+from inspector.widgets import ChoiceBoard
+from model import InputError
+
+_ROW_NAMES = {"question": "the question and its answer", "answer": "the answer alone", "later": "everything after it"}
+_EMPTY = "Ask first: the images and runs of tokens that can be hidden appear here."
+
+
+@dataclass(frozen=True)
+class LabView:
+    """``things``: what is chosen on the board; ``cuts``: the lines that are in place."""
+
+    switch: gr.Checkbox
+    group: gr.Group
+    board: ChoiceBoard
+    add: gr.Button
+    rows: gr.Radio
+    layers: gr.CheckboxGroup
+    heads: gr.CheckboxGroup
+    line: gr.Textbox
+    cut: gr.Button
+    undo: gr.Button
+    clear: gr.Button
+    note: gr.HTML
+    result: gr.HTML
+    things: gr.State
+    cuts: gr.State
+    facts: gr.JSON
+
+
+def build_lab() -> LabView:
+    switch = gr.Checkbox(False, label="Lab: cut edges by hand", elem_id="lab-switch")
+    with gr.Column(visible=False, elem_id="lab", elem_classes="wi-lab") as group:
+        gr.HTML(
+            '<p class="vi-caption">Click what is to be hidden, say from whom, and press Cut. Cuts add up; Undo takes '
+            "the last one back.</p>"
+        )
+        board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
+        with gr.Row(elem_classes="wi-controls"):
+            rows = gr.Radio([(_ROW_NAMES[name], name) for name in ROWS], value="question", label="Hidden from",
+                            min_width=260, elem_id="lab-rows")  # fmt: skip
+            layers = gr.CheckboxGroup([], label="In these layers only (none: all)", min_width=180, elem_id="lab-layers")
+            heads = gr.CheckboxGroup([], label="In these heads only (none: all)", min_width=180, elem_id="lab-heads")
+        with gr.Row(elem_classes="wi-controls", equal_height=False):
+            line = gr.Textbox(label="The cut", placeholder=EXAMPLE, lines=1, max_lines=1, scale=3, min_width=260,
+                              elem_id="lab-line")  # fmt: skip
+            add = gr.Button("Add selected token", size="sm", min_width=120, scale=0, elem_id="lab-add")
+            cut = gr.Button("Cut", variant="primary", size="sm", min_width=70, scale=0, elem_id="lab-cut")
+            undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
+            clear = gr.Button("Clear", size="sm", min_width=70, scale=0, elem_id="lab-clear")
+        note = gr.HTML(elem_id="lab-note", elem_classes="wi-note")
+        result = gr.HTML(show_lab(None), elem_id="lab-result")
+        facts = gr.JSON(visible=False)
+    things: gr.State = gr.State([])
+    cuts: gr.State = gr.State([])
+    return LabView(switch, group, board, add, rows, layers, heads, line, cut, undo, clear, note, result, things, cuts,
+                   facts)  # fmt: skip
+
+
+def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) -> dict[Any, Any]:
+    """The lab for a new answer: nothing chosen, nothing cut."""
+    config = store.get(model).config
+    structure = _read(store, model, inspection)
+    return {
+        view.board: show_board(inspection, structure),
+        view.layers: gr.update(choices=[str(n) for n in range(config.lm_n_blocks)], value=[]),
+        view.heads: gr.update(choices=[str(n) for n in range(config.lm_n_heads)], value=[]),
+        view.line: "",
+        view.note: "",
+        view.result: show_lab(None),
+        view.things: [],
+        view.cuts: [],
+    }
+
+
+def _read(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
+    apart = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    return read_row(store.get(model), inspection, apart)
+
+
+def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, queue: str) -> None:
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
+
+    def compose(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
+        if page is None or not things:
+            return ""
+        config = store.get(page.model).config
+        return compose_cut(things, rows, [int(n) for n in layers], [int(n) for n in heads], config)
+
+    limits: list[Any] = [view.rows, view.layers, view.heads]
+
+    def choose(page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
+        things = [str(thing) for thing in event.things][:200]
+        return things, compose(page, things, rows, layers, heads)
+
+    view.board.choose(choose, [shown, *limits], [view.things, view.line], api_name="lab_choose", **free)
+    gr.on([control.input for control in limits], compose, [shown, view.things, *limits], view.line,
+          api_name="lab_limits", **free)  # fmt: skip
+
+    def add(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
+        if page is None:
+            raise gr.Error(_EMPTY, print_exception=False)
+        try:
+            name = name_position(_read(store, page.model, page.inspection), page.selected)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        things = things if name in things else [*things, name]
+        return things, compose(page, things, rows, layers, heads)
+
+    view.add.click(add, [shown, view.things, *limits], [view.things, view.line], api_name="lab_add_token", **free)
+
+    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
+
+    def rerun(change: Callable[[list[str], str], list[str]]) -> Callable[..., Any]:
+        def run(page: Shown | None, number: int | None, cuts: list[str], line: str) -> Any:
+            try:
+                if page is None:
+                    raise InputError("There is no answer yet; press Ask first.")
+                changed = change(cuts, line)
+                case = open_case(store.get(page.model), page.inspection, number)
+                lab = run_lab(case, changed)
+                command = write_command(page.inspection.prompt, page.model, page.names, lab.turn, changed)
+                yield ["", show_lab(lab, command), [cut.text for cut in lab.cuts], lab.to_json() | {"command": command}]
+            except InputError as error:
+                yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
+                raise gr.Error(str(error), visible=False, print_exception=False) from error
+
+        return run
+
+    def more(cuts: list[str], line: str) -> list[str]:
+        if not line.strip():
+            raise InputError(
+                f"Nothing is chosen to be hidden; click something above, or write a cut such as “{EXAMPLE}”."
+            )
+        return [*cuts, line]
+
+    def fewer(cuts: list[str], _: str) -> list[str]:
+        if not cuts:
+            raise InputError("There is no cut to undo.")
+        return cuts[:-1]
+
+    model: dict[str, Any] = {"concurrency_id": queue, "show_progress": "minimal", "show_progress_on": [view.result]}
+    inputs: list[Any] = [shown, turn, view.cuts, view.line]
+    gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **model)
+    view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **model)
+    view.clear.click(rerun(lambda *_: []), inputs, outputs, api_name="lab_clear", **model)

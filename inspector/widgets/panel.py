@@ -1,0 +1,31 @@
+"""Parts of a tab that fill step by step, and things on the page that can be chosen by clicking them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+_SCRIPT = Path(__file__).with_name("choice_board.js")
+
+
+class Panel(gr.HTML):
+    """A result that stays while the next one is computed: ``gr.update(busy="…")`` says what is running above it and
+    leaves the result as it is."""
+
+    def __init__(self, value: str = "", *, busy: str = "", **others: Any) -> None:
+        fixed = {
+            "html_template": '<p class="wi-busy" role="status">${busy}</p>${value}',
+            "js_on_load": None,
+            "apply_default_css": False,
+        }
+        super().__init__(value, **(others | fixed | {"busy": busy}))
+
+
+class ChoiceBoard(gr.HTML):
+    """HTML whose buttons with a ``data-thing`` can be switched on and off. Triggers ``choose`` with ``{things}``, the
+    list of all that are on, in the order of the page."""
+
+    def __init__(self, value: str = "", **others: Any) -> None:
+        super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), apply_default_css=False, **others)
