@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.attention import AttentionMap
 from inspector.analysis.export import write_files
 from inspector.analysis.inspection import (
     AnswerToken,
@@ -22,33 +21,24 @@ from inspector.analysis.inspection import (
     describe,
 )
 from inspector.analysis.prompt import Prompt, Turn
-from inspector.figures.markup import show_answer, show_plans, show_provenance
+from inspector.figures.markup import show_answer, show_notes, show_plans, show_provenance
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.jobs import JobTable
-from inspector.session import ModelStore
+from inspector.session import ModelStore, Shown
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
+from inspector.views import which_image as which_view
 from inspector.views.results import ResultsView, build_results
 from model import InputError, open_image
 from model.training.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
-CSS = Path(__file__).with_name("page.css")
+CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
 JS = Path(__file__).with_name("page.js")
 MODEL_QUEUE = "model"
 """All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What one person's page shows; kept in that person's own state and replaced, never changed."""
-
-    model: str
-    inspection: Inspection
-    selected: int
-    attention: AttentionMap
 
 
 def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
@@ -75,12 +65,15 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
                 with gr.Tabs():
                     with gr.Tab("Attention"):
                         attention = attention_view.build_attention()
+                    with gr.Tab("Which image?"):
+                        which = which_view.build_which_image()
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train"):
                         train = train_view.build_train(store, jobs)
         _wire_prompt(store, prompt)
-        _wire_results(store, demo, prompt, results, attention, batch, shown, folder)
+        _wire_results(store, demo, prompt, results, attention, which, batch, shown, folder)
+        which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
         gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
     return demo
@@ -93,22 +86,31 @@ def launch_options() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=font, font_mono=mono, radius_size="sm", spacing_size="sm"
     )
-    return {"css_paths": [CSS], "js": JS.read_text("utf-8"), "theme": theme, "max_file_size": "40mb",
-            "run_history": False, "footer_links": ["api"], "show_error": True}  # fmt: skip
+    return {
+        "css_paths": CSS,
+        "js": JS.read_text("utf-8"),
+        "theme": theme,
+        "max_file_size": f"{prompt_view.MAX_UPLOAD_MB}mb",
+        "run_history": False,
+        "footer_links": ["api"],
+        "show_error": True,
+    }
 
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
 
-    def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, list]:
-        kept, plans = prompt_view.plan_images(store, model, gallery)
-        return kept, plans, [*history[-19:], kept]
+    def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, str, list]:
+        kept, plans, rejected = prompt_view.plan_images(store, model, gallery)
+        return kept, plans, rejected, [*history[-19:], kept]
 
-    images: list[Any] = [view.gallery, view.plans, view.history]
+    images: list[Any] = [view.gallery, view.plans, view.rejected, view.history]
     for event, name in ((view.gallery.upload, "plan_images"), (view.gallery.delete, "delete_image")):
         event(changed, [view.model, view.gallery, view.history], images, api_name=name, **free)
 
-    def added(model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list) -> tuple[Any, str, list]:
+    def added(
+        model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list
+    ) -> tuple[Any, str, str, list]:
         return changed(model, [*(gallery or []), *((path, None) for path in files)], history)
 
     view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
@@ -134,23 +136,26 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     view.plans.move(drop, [view.model, view.gallery, view.history], [*images, view.picked], api_name="place_image",
                     **free)  # fmt: skip
 
+    def refuse(event: gr.EventData) -> str:
+        return prompt_view.refuse_files(event.files)
+
+    view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **free)
+
     def pick(event: gr.SelectData) -> int:
         return int(event.index)
 
     view.gallery.select(pick, None, view.picked, api_name="pick_image", **free)
-    view.clear.click(lambda history: ([], show_plans([], [], []), [*history[-19:], []]), view.history, images,
+    view.clear.click(lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]), view.history, images,
                      api_name="clear_images", **free)  # fmt: skip
 
-    def undo(model: str, history: list) -> tuple[Any, str, list]:
+    def undo(model: str, history: list) -> tuple[Any, str, str, list]:
         if len(history) < 2:
             gr.Info("There is nothing to undo.")
-            return gr.skip(), gr.skip(), history
-        kept, plans = prompt_view.plan_images(store, model, history[-2])
-        return kept, plans, history[:-1]
+            return gr.skip(), gr.skip(), gr.skip(), history
+        return *prompt_view.plan_images(store, model, history[-2]), history[:-1]
 
     view.undo.click(undo, [view.model, view.history], images, api_name="undo_images", **free)
-    view.model.change(lambda model, gallery: prompt_view.plan_images(store, model, gallery)[1],
-                      [view.model, view.gallery], view.plans, api_name="pick_model", **free)  # fmt: skip
+    view.model.change(changed, [view.model, view.gallery, view.history], images, api_name="pick_model", **free)
 
     def resize(step: int) -> Any:
         def change(count: int) -> list[Any]:
@@ -171,12 +176,13 @@ def _wire_results(
     prompt: prompt_view.PromptView,
     results: ResultsView,
     attention: attention_view.AttentionView,
+    which: which_view.WhichImageView,
     batch: batch_view.BatchView,
     shown: gr.State,
     folder: Path,
 ) -> None:
-    answered: list[Any] = [results.answer, results.provenance, shown, results.viewer, results.strip,
-                           attention.layer, attention.head, *attention.outputs, *batch.outputs]  # fmt: skip
+    answered: list[Any] = [prompt.note, results.answer, results.provenance, shown, results.viewer, results.strip,
+                           attention.layer, attention.head, *attention.outputs, *which.fresh, *batch.outputs]  # fmt: skip
     controls: list[Any] = [*attention.controls, batch.arrangement]
     settings_count = len(prompt.settings)
 
@@ -190,13 +196,15 @@ def _wire_results(
             asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts)
             yield from _stream(model, asked, names, settings, options)
         except InputError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            yield [show_notes([str(error)]), *[gr.skip()] * (len(answered) - 1)]
+            # A program gets the sentence as an error; on the page it stands under the button that was pressed.
+            raise gr.Error(str(error), visible=False, print_exception=False) from error
 
     def _stream(
         model: str, asked: Prompt, names: list[str], settings: GenerationSettings, options: tuple
     ) -> Iterator[list[Any]]:
         vlm = store.get(model)
-        wait = [gr.skip()] * (len(answered) - 1)
+        wait = [gr.skip()] * (len(answered) - 2)
         tokens: list[list[AnswerToken]] = [[] for _ in asked.turns]
         for event in ask(vlm, asked, settings):
             if isinstance(event, Inspection):
@@ -205,7 +213,7 @@ def _wire_results(
             turn, token = event
             tokens[turn].append(token)
             parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
-            yield [show_answer(parts, running=True), *wait]
+            yield ["", show_answer(parts, running=True), *wait]
 
     def _finish(vlm: Any, model: str, inspection: Inspection, names: list[str], options: tuple) -> list[Any]:
         layer, head, own_row, exclude_sinks, own_scale, arrangement = options
@@ -218,13 +226,15 @@ def _wire_results(
         heat = attention_view.heat_of(found, selected, layer, head, own_scale)
         turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
         return [
+            "",
             show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns]),
             show_provenance(vlm, inspection, model),
-            Shown(model, inspection, selected, found),
+            Shown(model, inspection, selected, found, tuple(names)),
             gr.update(data=viewer),
             gr.update(data=strip, heat=heat),
             *attention_view.choices(found),
             *attention_view.draw(inspection, found, own_scale),
+            *which_view.begin(which, store, model, inspection),
             *batch_view.draw(vlm, inspection, arrangement),
         ]
 
@@ -267,7 +277,7 @@ def _wire_results(
         found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, position, layer, head, own_scale)
         # Viewer and readout take row and heat from the strip, in the browser.
-        return [Shown(page.model, page.inspection, position, found), gr.update(heat=heat),
+        return [replace(page, selected=position, attention=found), gr.update(heat=heat),
                 *attention_view.draw(page.inspection, found, own_scale)]  # fmt: skip
 
     def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,

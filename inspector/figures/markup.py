@@ -51,6 +51,14 @@ def show_plans(names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence
     return f'<ol class="vi-plans">{"".join(items)}</ol><p class="vi-caption">{total:,} tokens for all images.</p>'
 
 
+def show_notes(sentences: Sequence[str]) -> str:
+    """What can't be used and why, read out at once by a screen reader; nothing if there is nothing to say."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="vi-refusals" role="alert">{items}</ul>'
+
+
 def _grip(index: int, name: str, count: int) -> str:
     """What a row of the list is moved by; there is nothing to move among less than two."""
     if count < 2:

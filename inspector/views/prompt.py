@@ -11,20 +11,24 @@ import gradio as gr
 
 from inspector.analysis.inspection import GenerationSettings
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
-from inspector.figures.markup import show_plans
+from inspector.figures.markup import show_notes, show_plans
 from inspector.session import ModelStore
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, open_image, plan_image
 from model.training.examples import EXAMPLES
 
 MAX_TURNS = 6
+MAX_UPLOAD_MB = 40
+"""Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
 
 GalleryValue = list[tuple[str, str | None]] | None
 
 
 @dataclass(frozen=True)
 class PromptView:
-    """The components; ``inputs`` is what :func:`read_prompt` takes, in order."""
+    """The components; ``inputs`` is what :func:`read_prompt` takes, in order. What can't be used is said beside the
+    images (``refused`` before a file is sent, ``rejected`` after it was looked into) and under the Ask button
+    (``note``)."""
 
     model: gr.Dropdown
     gallery: gr.Gallery
@@ -34,6 +38,8 @@ class PromptView:
     later: gr.Button
     clear: gr.Button
     undo: gr.Button
+    refused: gr.HTML
+    rejected: gr.HTML
     picked: gr.State
     history: gr.State
     questions: tuple[gr.Textbox, ...]
@@ -47,6 +53,7 @@ class PromptView:
     settings: tuple[gr.Component, ...]
     ask: gr.Button
     stop: gr.Button
+    note: gr.HTML
     examples: tuple[gr.Button, ...]
 
     @property
@@ -57,8 +64,8 @@ class PromptView:
     @property
     def contents(self) -> list[Any]:
         """What an example fills in; see :func:`load_example`."""
-        return [self.gallery, self.plans, self.shown_turns, self.layout, self.document_mask, *self.questions,
-                *self.answers, *self.rows]  # fmt: skip
+        return [self.gallery, self.plans, self.rejected, self.shown_turns, self.layout, self.document_mask,
+                *self.questions, *self.answers, *self.rows]  # fmt: skip
 
 
 def build_examples() -> tuple[gr.Button, ...]:
@@ -73,26 +80,30 @@ def build_examples() -> tuple[gr.Button, ...]:
 def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptView:
     gr.HTML('<h2 class="vi-heading">Prompt</h2>')
     model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
-    gallery = gr.Gallery(
-        label="Images, in order",
-        type="filepath",
-        file_types=["image"],
-        columns=4,
-        height=190,
-        object_fit="contain",
-        interactive=True,
-        buttons=[],
-        elem_id="images",
-    )
-    with gr.Row():
-        add = gr.UploadButton(
-            "Add", file_types=["image"], file_count="multiple", size="sm", min_width=50, elem_id="add-images"
+    # The list's script lets files in: it looks for their fields inside this column.
+    with gr.Column(elem_classes="vi-images"):
+        gallery = gr.Gallery(
+            label="Images, in order",
+            type="filepath",
+            file_types=["image"],
+            columns=4,
+            height=190,
+            object_fit="contain",
+            interactive=True,
+            buttons=[],
+            elem_id="images",
         )
-        earlier = gr.Button("◀ Move", size="sm", min_width=60, elem_id="move-earlier")
-        later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
-        clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
-        undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
-    plans = ImageList(show_plans([], [], []), elem_id="plans")
+        with gr.Row(elem_classes="vi-image-buttons"):
+            add = gr.UploadButton(
+                "Add", file_types=["image"], file_count="multiple", size="sm", min_width=50, elem_id="add-images"
+            )
+            earlier = gr.Button("◀ Move", size="sm", min_width=60, elem_id="move-earlier")
+            later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
+            clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
+            undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
+        refused = gr.HTML(elem_id="refused-files")
+        rejected = gr.HTML(elem_id="rejected-files")
+        plans = ImageList(show_plans([], [], []), limit=MAX_UPLOAD_MB << 20, elem_id="plans")
     picked: gr.State = gr.State(None)
     history: gr.State = gr.State([])
     shown_turns: gr.State = gr.State(1)
@@ -124,6 +135,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
     with gr.Row():
         ask = gr.Button("Ask", variant="primary", elem_id="ask")
         stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
+    note = gr.HTML(elem_id="ask-note")
     layout = gr.Radio(
         [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
         value="images-first",
@@ -142,9 +154,9 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
             gr.Number(0, precision=0, label="Seed"),
         )
-    return PromptView(model, gallery, plans, add, earlier, later, clear, undo, picked, history, tuple(questions),
-                      tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
-                      ask, stop, examples)  # fmt: skip
+    return PromptView(model, gallery, plans, add, earlier, later, clear, undo, refused, rejected, picked, history,
+                      tuple(questions), tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout,
+                      document_mask, settings, ask, stop, note, examples)  # fmt: skip
 
 
 def paths_of(gallery: GalleryValue) -> list[str]:
@@ -169,25 +181,45 @@ def read_settings(values: Sequence[Any]) -> GenerationSettings:
     return GenerationSettings(int(numbers[0]), float(numbers[1]), int(numbers[2]), float(numbers[3]), int(numbers[4]))
 
 
-def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str]:
-    """Keeps the pictures that can be opened, warns of each that can't, and shows what they will cost."""
+def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str, str]:
+    """The pictures that can be opened, what they will cost, and a sentence for each that can't be used."""
     config = store.get(model).config
     kept: list[tuple[str, str | None]] = []
     plans: list[ImagePlan] = []
     notes: list[tuple[str, ...]] = []
+    sentences: list[str] = []
+    beyond: list[str] = []
     for path in paths_of(gallery):
+        if len(kept) == MAX_IMAGES:
+            beyond.append(f"“{Path(path).name}”")
+            continue
         try:
-            if len(kept) == MAX_IMAGES:
-                raise InputError(f"At most {MAX_IMAGES} images fit one prompt; “{Path(path).name}” was left out.")
             opened = open_image(path)
             plan = plan_image(opened.pixels.size, config)
         except InputError as error:
-            gr.Warning(str(error), duration=None)
+            sentences.append(str(error))
             continue
         kept.append((path, None))
         plans.append(plan)
         notes.append(opened.notes)
-    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes)
+    if beyond:
+        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+        sentences.append(f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} "
+                         "left out.")  # fmt: skip
+    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes), show_notes(sentences)
+
+
+def refuse_files(files: Any) -> str:
+    """What is said of files that the page didn't send: each a dictionary of name and size in bytes."""
+    sentences = []
+    for file in files if isinstance(files, list) else []:
+        name, size = str(file["name"]), int(file["size"])
+        if size > MAX_UPLOAD_MB << 20:
+            # Decimals enough that a file just above the limit doesn't read as if it were at it.
+            sentences.append(f"“{name}” has {size / 2**20:,.2f} MiB; at most {MAX_UPLOAD_MB} are taken, scale it.")
+        else:
+            sentences.append(f"“{name}” is not an image; choose a PNG, JPEG, WebP, GIF, BMP or TIFF picture.")
+    return show_notes(sentences)
 
 
 def move_image(gallery: GalleryValue, picked: int | None, step: int) -> tuple[GalleryValue, int | None]:
@@ -223,8 +255,8 @@ def load_example(store: ModelStore, model: str, index: int, folder: Path) -> lis
         if not path.exists():
             picture.save(path)
         gallery.append((str(path), None))
-    kept, plans = plan_images(store, model, gallery)
+    kept, plans, rejected = plan_images(store, model, gallery)
     turns = len(example.turns)
     questions = [*example.turns, *[""] * (MAX_TURNS - turns)]
-    return [kept, plans, turns, example.layout, gr.update(value=False, visible=example.layout == "packed"), *questions,
-            *[""] * MAX_TURNS, *show_turns(turns)]  # fmt: skip
+    return [kept, plans, rejected, turns, example.layout, gr.update(value=False, visible=example.layout == "packed"),
+            *questions, *[""] * MAX_TURNS, *show_turns(turns)]  # fmt: skip

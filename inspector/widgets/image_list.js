@@ -51,3 +51,52 @@ watch(Object.keys({ value: 0 }), () => {
   moved = null;
   if (grip) grip.focus();
 });
+
+// ---- files on their way in
+
+// Gradio turns away what is no picture or too large without a word of which and why, and a file that is dropped beside
+// its field would take the page's place and everything typed with it. So files are looked at here first.
+const panel = element.closest(".vi-images");
+let told = false, sifted = false;
+function sift(files) {
+  const wrong = files.filter((file) => file.size > props.limit || !file.type.startsWith("image/"));
+  if (wrong.length || told) trigger("refuse", { files: wrong.map(({ name, size }) => ({ name, size })) });
+  told = wrong.length > 0;
+  return files.filter((file) => !wrong.includes(file));
+}
+function parcel(files) {
+  const made = new DataTransfer();
+  for (const file of files) made.items.add(file);
+  return made;
+}
+panel.addEventListener("change", (event) => {
+  if (event.target.type !== "file" || sifted) return;
+  const files = [...event.target.files], kept = sift(files);
+  if (kept.length === files.length) return;
+  event.target.files = parcel(kept).files;
+  if (!kept.length) event.stopImmediatePropagation();
+}, true);
+
+const brings = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+// Other fields for files, as for training data, take their own.
+const elsewhere = (event) => { const field = event.target.closest && event.target.closest(".upload-container"); return field && !panel.contains(field); };
+function over(event) {
+  if (!element.isConnected) document.removeEventListener("dragover", over, true);
+  else if (brings(event) && !elsewhere(event)) event.preventDefault();
+}
+function receive(event) {
+  if (!element.isConnected) { document.removeEventListener("drop", receive, true); return; }
+  if (!brings(event) || !event.dataTransfer.files.length || elsewhere(event)) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const kept = sift([...event.dataTransfer.files]), field = panel.querySelector(".vi-image-buttons input[type=file]");
+  // An empty drop, so that the field under the pointer ends its highlight.
+  event.target.dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer: new DataTransfer() }));
+  if (!kept.length) return;
+  field.files = parcel(kept).files;
+  sifted = true;
+  field.dispatchEvent(new Event("change", { bubbles: true }));
+  sifted = false;
+}
+document.addEventListener("dragover", over, true);
+document.addEventListener("drop", receive, true);
