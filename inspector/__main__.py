@@ -7,9 +7,11 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.analysis.layouts import compare_layouts, tell_layouts
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from inspector.analysis.which_image import study_answer
 from model import InputError, load_vlm, open_image
@@ -33,24 +35,36 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
     which.add_argument("--contrast", action="append", default=[], metavar="TEXT",
                        help="a question about another image to compare with; repeat for several")  # fmt: skip
+    layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
+    _add_questions(layout)
     return parser
 
 
 def _add_prompt(command: argparse.ArgumentParser) -> None:
+    _add_questions(command)
+    command.add_argument("--layout", choices=LAYOUTS, default="images-first")
+    command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _add_questions(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
     command.add_argument("--ask", action="append", required=True, metavar="TEXT", help="repeat for several turns")
-    command.add_argument("--layout", choices=LAYOUTS, default="images-first")
-    command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
     command.add_argument("--max-new-tokens", type=int, default=32)
-    command.add_argument("--seed", type=int, default=0)
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
 
 def read_prompt(options: argparse.Namespace) -> Prompt:
     """InputError for an image that can't be opened, or too much of anything."""
+    prompt = read_questions(options)
+    return replace(prompt, layout=options.layout, document_mask=options.document_mask)
+
+
+def read_questions(options: argparse.Namespace) -> Prompt:
+    """The images and questions, all images first. InputError as for :func:`read_prompt`."""
     images = tuple(open_image(path) for path in options.image)
-    return Prompt(images, tuple(Turn(text) for text in options.ask), options.layout, options.document_mask)
+    return Prompt(images, tuple(Turn(text) for text in options.ask))
 
 
 def run_inspect(options: argparse.Namespace) -> dict:
@@ -79,7 +93,24 @@ def run_which_image(options: argparse.Namespace) -> dict:
     return found.to_json()
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], dict]] = {"inspect": run_inspect, "which-image": run_which_image}
+def run_layout(options: argparse.Namespace) -> dict:
+    """The same images and questions in every layout; InputError for anything that can't be used."""
+    # A length out of range is refused in the same words everywhere.
+    settings = GenerationSettings(options.max_new_tokens)
+    prompt = read_questions(options)
+    cells = list(compare_layouts(load_vlm(options.model), prompt, max_new_tokens=settings.max_new_tokens))
+    return {
+        "questions": [turn.user for turn in prompt.turns],
+        "cells": [cell.to_json() for cell in cells],
+        "sentences": list(tell_layouts(cells)),
+    }
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], dict]] = {
+    "inspect": run_inspect,
+    "which-image": run_which_image,
+    "layout": run_layout,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

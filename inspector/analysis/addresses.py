@@ -92,16 +92,16 @@ class AddressCurve:
 
 
 def tell_address(curves: Sequence[AddressCurve]) -> str:
-    """In which layers the pointer passes from the question's rows to the choosing one; "" where the curves of a pair
-    don't say."""
+    """In which layers what decides the answer passes from the question's rows to the choosing one; "" where the
+    curves of a pair don't say."""
     turning = {curve.rows: curve.turning_layer for curve in curves}
     leaves, arrives = turning.get("question"), turning.get("chooser")
     if leaves is None or arrives is None:
         return ""
     if arrives <= leaves:
-        return f"Either carries the pointer alone from layer {arrives} to layer {leaves}."
+        return f"Either holds what decides the answer from layer {arrives} to layer {leaves} (counted from 0)."
     layers = f"layer {leaves}" if arrives - leaves == 1 else f"layers {leaves} to {arrives - 1}"
-    return f"The pointer passes from the question's rows to the choosing row in {layers} (counted from 0)."
+    return f"What decides the answer passes from the question's rows to the choosing row in {layers} (counted from 0)."
 
 
 def patch_addresses(case: Case, selection: Selection) -> Iterator[AddressCurve]:
