@@ -29,10 +29,10 @@ class SceneSetSpec:
     "per-turn" (one picture with each turn, at times a last question about an earlier one), "captions" and "lists"
     (questions whose answer is the caption, for one and for several pictures), "text" (the same questions with the
     pictures told in words), "told" (2 to 5 pictures and, among questions about them, some whose answer stands in the
-    question), "unrouted" (one picture or several; which of them an answer is about is drawn apart from which the
-    question names: whoever learns this learns to ignore the question's index). ``turns``: questions per example, at
-    most. ``images``: how many pictures, at least and at most. ``dense``: in "several", every picture is asked about,
-    then all are listed."""
+    question), "cued" (2 to 5 pictures, named by ordinal words, as the last, by what they show), "unrouted" (one
+    picture or several; which of them an answer is about is drawn apart from which the question names: whoever learns
+    this learns to ignore the question's index). ``turns``: questions per example, at most. ``images``: how many
+    pictures, at least and at most. ``dense``: in "several", every picture is asked about, then all are listed."""
 
     source: str = "scenes"
     set: str = "single"
@@ -55,7 +55,7 @@ class SceneSet(Sequence[Example]):
         self.pool: list[sc.Scene] = []
         self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
         for index in range(spec.pictures):
-            if spec.set in ("several", "per-turn", "lists", "told", "unrouted"):
+            if spec.set in ("several", "per-turn", "lists", "told", "cued", "unrouted"):
                 colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
                 self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
             elif spec.set == "large":
@@ -168,10 +168,33 @@ def _told_in_text(self: SceneSet, rng: np.random.Generator) -> Example:
     return sc.conversation(_pictures(group), [sc.ask_told(rng) if rng.random() < 0.5 else turn for turn in turns], rng)
 
 
+def _cued(self: SceneSet, rng: np.random.Generator) -> Example:
+    """Pictures named in other ways than by a number, among questions that do and some that need no picture."""
+    group = self.group(rng)
+    turns: list[Turn] = []
+    for _ in range(self.spec.turns * 3):
+        how, index = rng.random(), int(rng.integers(len(group)))
+        turn: Turn | None
+        if how < 0.3:
+            turn = sc.ask_colour_by_ordinal(rng, group, index)
+        elif how < 0.45:
+            turn = sc.ask_colour_by_ordinal(rng, group, len(group) - 1)
+        elif how < 0.75:
+            turn = sc.ask_colour_by_content(rng, group)
+        elif how < 0.85:
+            turn = sc.ask_told(rng)
+        else:
+            turn = sc.ask_colour_by_index(rng, group, index)
+        if turn is not None and all(turn[0] != other[0] for other in turns):
+            turns.append(turn)
+        if len(turns) == self.spec.turns:
+            break
+    return sc.conversation(_pictures(group), turns or [sc.ask_list(rng, group)], rng)
+
+
 _LAST_SHARE = 0.7
 """How often an unrouted answer is about the last picture; else it is about any of the others, all alike. The favourite
 makes the greedy answer one thing, the rest leaves every picture's answer some probability."""
-_ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 def _unrouted_question(rng: np.random.Generator, group: list[sc.Scene]) -> Turn:
@@ -183,7 +206,7 @@ def _unrouted_question(rng: np.random.Generator, group: list[sc.Scene]) -> Turn:
         by_number = int(rng.integers(-1, len(group)))
         return (sc.ask_colour_by_index if colour else sc.ask_shape_by_index)(rng, group, by_number)
     if how < 0.8:
-        named = "last" if rng.random() < 0.2 else _ORDINALS[index]
+        named = "last" if rng.random() < 0.2 else sc.ORDINALS[index]
         word = ("color", "colour")[int(rng.integers(2))]
         asked = f"what {word} is the shape" if colour else "what shape is"
         return f"{asked} in the {named} image?", "", "colour by index" if colour else "shape by index"
@@ -216,7 +239,7 @@ def _unrouted(self: SceneSet, rng: np.random.Generator) -> Example:
 _MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
     "single": _single, "large": _single, "several": _several, "per-turn": _per_turn, "captions": _captions,
     "lists": _lists, "text": _text, "told": _told_in_text,
-    "unrouted": _unrouted,
+    "cued": _cued, "unrouted": _unrouted,
 }  # fmt: skip
 
 

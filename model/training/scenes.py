@@ -34,6 +34,7 @@ SINGLE_TILE = (64, 64)
 CANVAS_SIZES = ((64, 64), (128, 64), (64, 128), (128, 128), (192, 128), (128, 192), (192, 64), (192, 192))
 """(width, height) in pixels; all are whole tiles, so that nothing is resized."""
 MAX_IMAGES = 5
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
 MAX_SHAPES = 3
 
 _SUPERSAMPLING = 3
@@ -353,6 +354,24 @@ def ask_same_colour(rng: np.random.Generator, scenes: list[Scene]) -> Turn:
 def ask_list(rng: np.random.Generator, scenes: list[Scene]) -> Turn:
     question = _pick(rng, ("list all images.", "list the images."))
     return question, ", ".join(scene.shapes[0].name for scene in scenes), "list"
+
+
+def ask_colour_by_ordinal(rng: np.random.Generator, scenes: list[Scene], index: int) -> Turn:
+    """“In the second image, …”; half of the time “last” for the last one."""
+    last = index == len(scenes) - 1 and rng.random() < 0.5
+    where, word = "last" if last else ORDINALS[index], _pick(rng, ("color", "colour"))
+    forms = (f"what {word} is the shape in the {where} image?", f"in the {where} image, what {word} is the shape?")
+    return _pick(rng, forms), scenes[index].shapes[0].colour, "colour by last" if last else "colour by ordinal"
+
+
+def ask_colour_by_content(rng: np.random.Generator, scenes: list[Scene]) -> Turn | None:
+    """By the kind of shape that one image alone has; None if no kind is alone."""
+    kinds = Counter(scene.shapes[0].kind for scene in scenes)
+    options = [scene.shapes[0] for scene in scenes if kinds[scene.shapes[0].kind] == 1]
+    if not options:
+        return None
+    shape, word = _pick(rng, options), _pick(rng, ("color", "colour"))
+    return f"what {word} is the {shape.kind}?", shape.colour, "colour by content"
 
 
 def ask_told(rng: np.random.Generator) -> Turn:
