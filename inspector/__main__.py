@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from inspector.analysis.battery import MIN_ITEMS, Progress, format_battery, run_battery
+from inspector.analysis.battery_items import CELLS
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.layouts import compare_layouts, tell_layouts
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
@@ -37,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
                        help="a question about another image to compare with; repeat for several")  # fmt: skip
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
+    battery = commands.add_parser("battery", help="try the instrument on drawn prompts whose truth is known")
+    battery.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
+    battery.add_argument("--cell", action="append", choices=CELLS, help="repeat for several (default: all)")
+    battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
+    battery.add_argument("--seed", type=int, default=1)
+    battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
     return parser
 
 
@@ -106,10 +114,25 @@ def run_layout(options: argparse.Namespace) -> dict:
     }
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], dict]] = {
+def run_battery_command(options: argparse.Namespace) -> dict | str:
+    """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error."""
+    vlm = load_vlm(options.model)
+    *_, last = (report_progress(progress) for progress in run_battery(vlm, cells=options.cell or CELLS,
+                                                                      n_each=options.each, seed=options.seed))  # fmt: skip
+    return last.battery.to_json() if options.json else format_battery(last.battery)
+
+
+def report_progress(progress: Progress) -> Progress:
+    print(f"\r{progress.done}/{progress.total} {progress.cell:<24}", end="\n" if not progress.cell else "",
+          file=sys.stderr, flush=True)  # fmt: skip
+    return progress
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "inspect": run_inspect,
     "which-image": run_which_image,
     "layout": run_layout,
+    "battery": run_battery_command,
 }
 
 
@@ -117,8 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     options = build_parser().parse_args(arguments)
     try:
-        text = json.dumps(RUNS[options.command](options), ensure_ascii=False, indent=None)
-        if options.json == "-":
+        found = RUNS[options.command](options)
+        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, indent=None)
+        if options.json in (None, "-"):
             print(text)
         else:
             Path(options.json).write_text(text + "\n", encoding="utf-8")

@@ -97,17 +97,17 @@ def alternative_questions(prompt: Prompt, turn: int, image: int | None, n_images
     """(question, image asked about, source) for the other images. ``turn`` counts from 1; ``image`` is the one that
     the question is taken to be about, if it doesn't say."""
     question = prompt.turns[turn - 1].user
-    found: list[tuple[str, int | None, Source]] = [(text, pointed_image(text), "typed") for text in typed]
+    found: list[tuple[str, int | None, Source]] = [(text, pointed_image(text, n_images), "typed") for text in typed]
     pointer = find_pointer(question)
     if pointer is not None:
         found += [(point_at(question, pointer, number, n_images), number, "ordinal edited")
-                  for number in range(1, n_images + 1) if number != pointed_image(question)]  # fmt: skip
+                  for number in range(1, n_images + 1) if number != pointer.image(n_images)]  # fmt: skip
     elif not find_pointers(question):
         found += [(f"In image {number}, {question[:1].lower()}{question[1:]}", number, "image named")
                   for number in range(1, n_images + 1) if number != image]  # fmt: skip
     known = {text for text, _, _ in found} | {question}
     for number, other in enumerate(prompt.turns, start=1):
-        about = pointed_image(other.user)
+        about = pointed_image(other.user, n_images)
         # Only a question that names its image says which one is asked about from this turn.
         if number != turn and about is not None and about != image and other.user not in known:
             found.append((other.user, about, "another turn"))
@@ -115,10 +115,10 @@ def alternative_questions(prompt: Prompt, turn: int, image: int | None, n_images
     return found
 
 
-def pointed_image(question: str) -> int | None:
-    """The one image that a question names by number; None if it names none or several."""
+def pointed_image(question: str, n_images: int) -> int | None:
+    """The one image that a question names by number (or as the last); None if it names none or several."""
     pointer = find_pointer(question)
-    return None if pointer is None else pointer.number
+    return None if pointer is None else pointer.image(n_images)
 
 
 def measure_selection(
@@ -129,7 +129,7 @@ def measure_selection(
     vlm, prompt, replay, structure, target = case.vlm, case.prompt, case.replay, case.structure, case.target
     removals = removals or Removals(case)
     own = prompt.turns[case.turn - 1].user
-    about = pointed_image(own)
+    about = pointed_image(own, len(structure.images))
     asked: list[tuple[str, int | None, Source]] = [(own, about if about is not None else image, "as asked")]
     visible = {block.number for block in case.reachable}
     if len(visible) > 1 or typed:
