@@ -182,7 +182,8 @@ def _wire_results(
     folder: Path,
 ) -> None:
     answered: list[Any] = [prompt.note, results.answer, results.provenance, shown, results.viewer, results.strip,
-                           attention.layer, attention.head, *attention.outputs, *which.fresh, *batch.outputs]  # fmt: skip
+                           attention.layer, attention.head, *attention.outputs, *which.fresh,
+                           *batch.outputs]  # fmt: skip
     controls: list[Any] = [*attention.controls, batch.arrangement]
     settings_count = len(prompt.settings)
 

@@ -5,14 +5,16 @@ Whatever a person typed or a model said is escaped here. Images and turns count 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import exp
 
-from inspector.analysis.attention import AttentionMap
 from inspector.analysis.checks import Check
 from inspector.analysis.dependence import Dependence, TurnMatrix
+from inspector.analysis.gaze import EXPLANATION as GAZE
+from inspector.analysis.gaze import Gaze, Look
 from inspector.analysis.selection import Selection
 from inspector.analysis.structure import Question, RowStructure, structure_sentences
 from inspector.analysis.swaps import Swap
@@ -73,8 +75,7 @@ PANELS: dict[str, PanelText] = {
     "attention": PanelText(
         "Attention beside it",
         "reading attention",
-        "Shares of the attention of the position that chose the answer's first token, mean over heads. Attention says "
-        "what was mixed in and not what mattered, so it has no say in the verdict.",
+        GAZE,
     ),
     "checks": PanelText(
         "Does the instrument hold?",
@@ -109,6 +110,11 @@ def show_waiting(key: str, sentence: str, text: PanelText | None = None) -> str:
     return show_panel(key, f'<p class="vi-empty">{escape(sentence)}</p>', text)
 
 
+def say_with_code(text: str) -> str:
+    """Escaped, with what stands between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
 def show_verdict(verdict: Verdict | None, note: str = "") -> str:
     """The verdict, large. ``note``: a plain sentence below it."""
     if verdict is None:
@@ -141,7 +147,7 @@ def show_structure(structure: RowStructure, turn: int | None = None) -> str:
     """The pack detector's sentences, the row drawn to scale, and question × image with distances in positions.
     ``turn`` (from 1) is the one under study."""
     what, *reasons = structure_sentences(structure)
-    body = f"<p><b>{escape(what)}</b> {escape(' '.join(reasons))}</p>{_row_map(structure)}"
+    body = f"<p><b>{escape(what)}</b> {say_with_code(' '.join(reasons))}</p>{_row_map(structure)}"
     if structure.images and structure.questions:
         head = ["question", *(badge(image.number - 1) for image in structure.images)]
         rows = [[_question_name(question), *_sights(question)] for question in structure.questions]
@@ -227,8 +233,8 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
             continue
         error = None if found.standard_errors is None else found.standard_errors[k]
         spread = f" ± {number(error)}" if error is not None else ""
-        text = (f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(found.leave_one_out[k], sign=True)}, "
-                f"it alone {copied(found.alone[k], sign=True)}</small>")  # fmt: skip
+        text = (f"<b>{copied(value)}</b>{spread} nats <small>falls {copied(found.leave_one_out[k])} without it, "
+                f"rises {copied(found.alone[k])} with it alone</small>")  # fmt: skip
         rows.append(Bar(k + 1, value, text, found.leave_one_out[k], error))
     said = f"“{escape(found.answer)}”" if found.answer else "(empty)"
     facts = (
@@ -349,43 +355,61 @@ def _swap_card(swap: Swap, before: OpenedImage, named: bool) -> str:
 # --- attention, checks ---
 
 
-def show_attention(attention: AttentionMap, verdict: Verdict | None) -> str:
-    """Share per image, and layer × image; whether attention names the image that the interventions name."""
-    shares = attention.image_shares
-    if not shares.size:
+def show_attention(gaze: Gaze | None) -> str:
+    """Share per image, then layer × image three ways; whether attention names the image that the interventions name."""
+    if gaze is None:
         return show_waiting("attention", "There is no image to attend to.")
-    means = shares.mean(axis=0)
-    top = int(means.argmax()) + 1
-    rows = [Bar(k + 1, float(share), f"<b>{copied(float(share) * 100, 1)}</b> %") for k, share in enumerate(means)]
-    layers = [HeatRow(f"layer {n}", tuple(float(share) for share in row)) for n, row in enumerate(shares)]
-    head = ["share of attention", *(badge(k) for k in range(shares.shape[1]))]
+    look = gaze.chooser
+    means = [sum(column) / len(look.without_sinks) for column in zip(*look.without_sinks, strict=True)]
+    rows = [Bar(k + 1, share, f"<b>{copied(share * 100, 1)}</b> %") for k, share in enumerate(means)]
+    css = {"agrees": "wi-agrees", "disagrees": "wi-disagrees"}.get(gaze.badge, "")
     body = (
-        f'<p class="wi-lead"><span class="wi-tag">correlational</span> {_agreement(top, verdict)}</p>'
-        + bars(rows, label="share of attention per image")
-        + heat_table(head, layers, "share of attention per layer and image", digits=3, shares=True)
-        + f'<p class="vi-caption">All images together get {copied(float(means.sum()) * 100, 1)} % of the attention of '
-        f"position {attention.position}; shares are of all its attention.</p>"
+        f'<p class="wi-lead"><span class="wi-tag">correlational</span> <span class="wi-tag {css}">{gaze.badge}</span> '
+        f"{escape(gaze.sentence)}</p>"
+        + bars(rows, label="share of attention per image, sinks left out")
+        + _look_tables(look)
     )
+    if gaze.question is not None:
+        body += (f"<details class=wi-explain><summary>The question's own rows</summary>"
+                 f"{_look_tables(gaze.question)}</details>")  # fmt: skip
     return show_panel("attention", body)
 
 
-def _agreement(top: int, verdict: Verdict | None) -> str:
-    most = f"Attention is highest on {badge(top - 1)} image {top}"
-    if verdict is None or verdict.image is None:
-        return f"{most}; no one image was named by intervention to compare it with."
-    if verdict.image == top:
-        return f'<span class="wi-tag wi-agrees">agrees</span> {most}, the image that taking images away names.'
-    return (f'<span class="wi-tag wi-disagrees">disagrees</span> {most}; taking images away names '
-            f"{badge(verdict.image - 1)} image {verdict.image}.")  # fmt: skip
+def _look_tables(look: Look) -> str:
+    """Layer × image: share without sinks, lift, and what the images bring by its length."""
+    images = range(1, len(look.shares[0]) + 1)
+    whose = "the row that chose the answer" if look.rows == "chooser" else "the question's rows, their mean"
+    parts = (
+        ("share", look.without_sinks, 3, "share of attention, sinks left out"),
+        ("lift", look.lifts, 2, "lift over an even spread"),
+        ("by length", look.norm_shares, 3, "share of what images bring, by length"),
+    )
+    tables = [
+        heat_table(
+            [name, *(badge(k - 1) for k in images)],
+            [HeatRow(f"layer {n}", row) for n, row in enumerate(values)],
+            f"{what}, {whose}", digits=digits, shares=True,
+        )
+        for name, values, digits, what in parts
+    ]  # fmt: skip
+    return (
+        f'<div class="wi-tables">{"".join(tables)}</div><p class="vi-caption">Of {whose}, mean over heads: share of '
+        "all attention without its sinks; lift (1: as much as its number of tokens would get); share of what the "
+        "images bring through the heads, by its length.</p>"
+    )
 
 
 def show_checks(checks: Sequence[Check]) -> str:
     """Name, error, limit, and whether it holds."""
     passed = sum(check.ok for check in checks)
     rows = [
-        [escape(check.name), f'<span data-copy="{check.value!r}">{check.value:.1e}</span>', f"{check.limit:.0e}",
+        [escape(check.name), f'<span data-copy="{check.value!r}">{_error(check.value)}</span>', _error(check.limit),
          f'<span class="{"wi-right" if check.ok else "wi-wrong"}">{"✓ holds" if check.ok else "✗ fails"}</span>']
         for check in checks
     ]  # fmt: skip
     body = table(["what must hold", "error, nats", "allowed", ""], rows, "self-checks of this very prompt")
     return show_panel("checks", f'<p class="wi-lead">{passed} of {len(checks)} hold.</p>{body}')
+
+
+def _error(value: float) -> str:
+    return f"{value:.0e}" if value else "0"

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inspector.analysis import permutations, routes
+from inspector.analysis import addresses, cues, layouts, permutations, routes
 from inspector.analysis.case import Case
 from inspector.analysis.which_image import WhichImage
-from inspector.figures.experiments import TEXTS, show_permutations, show_routes
+from inspector.figures.experiments import TEXTS, show_cues, show_layouts, show_permutations, show_routes
 from inspector.figures.which_image import PanelText
 
 Step = tuple[str, Any]
@@ -49,9 +49,41 @@ def _run_permutations(case: Case, found: WhichImage) -> Iterator[Step]:
         yield show_permutations(tried, case.prompt.images), facts
 
 
+def _run_cues(case: Case, found: WhichImage) -> Iterator[Step]:
+    assert found.selection is not None
+    tried: list[cues.Cue] = []
+    for cue in cues.measure_cues(case, found.selection):
+        tried.append(cue)
+        yield show_cues(tried, "", ()), None
+    told = cues.compare_cues(case, tried)
+    patched: list[addresses.AddressCurve] = []
+    for curve in addresses.patch_addresses(case, found.selection):
+        patched.append(curve)
+        yield show_cues(tried, told, patched), None
+    address = addresses.tell_address(patched)
+    facts = {
+        "cues": [cue.to_json() for cue in tried],
+        "sentence": told,
+        "addresses": [curve.to_json() for curve in patched],
+        "address_sentence": address,
+    }
+    yield show_cues(tried, told, patched, address), facts
+
+
+def _run_layouts(case: Case, found: WhichImage) -> Iterator[Step]:
+    cells: list[layouts.LayoutCell] = []
+    for cell in layouts.compare_layouts(case.vlm, case.prompt, max_new_tokens=case.max_new_tokens):
+        cells.append(cell)
+        yield show_layouts(cells), [one.to_json() for one in cells]
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("where", "Where", "By which edges, in which layers, does an image reach the answer? Press Where.",
                _run_routes),
+    Experiment("cues", "Which cue", "The number in the question, the marks, the distance: which of them leads to the "
+               "image? Press Which cue.", _run_cues),
     Experiment("permutations", "Other orders", "Does the answer follow the picture or the place? Press Other orders.",
                _run_permutations),
+    Experiment("layouts", "Layouts", "All images first, one per turn, packed: what becomes of the answers? Press "
+               "Layouts.", _run_layouts),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.case import is_answered, open_case, read_row
+from inspector.analysis.gaze import Gaze, measure_gaze
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.structure import RowStructure
 from inspector.analysis.which_image import STEPS, WhichImage, study_answer
@@ -47,10 +48,12 @@ Updates = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """What a page has found out about one answer: ``found`` without its case, ``drawn`` the panels by their keys."""
+    """What a page has found out about one answer: ``found`` without its case, ``drawn`` the panels by their keys,
+    ``facts`` what a program is told."""
 
     found: WhichImage
     drawn: dict[str, str]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ def build_which_image() -> WhichImageView:
         cancel = gr.Button("Cancel", min_width=80, elem_id="which-cancel")
     note = gr.HTML(elem_id="which-note", elem_classes="wi-note")
     verdict = gr.HTML(show_verdict(None, FIRST), elem_id="which-verdict", apply_default_css=False)
-    panels = {key: _panel(key) for key in ("structure",)}
-    for pair in (("dependence", "selection"), ("matrix", "attention"), ("swaps", "checks")):
+    panels: dict[str, Panel] = {}
+    for keys in (("structure",), ("dependence", "matrix"), ("selection",), ("swaps",), ("attention", "checks")):
         with gr.Row(equal_height=False, elem_classes="wi-pair"):
-            for key in pair:
+            for key in keys:
                 with gr.Column(min_width=320):
                     panels[key] = _panel(key)
     gr.HTML('<h3 class="vi-heading">More</h3>')
@@ -152,8 +155,8 @@ def read_structure(store: ModelStore, model: str, inspection: Inspection) -> Row
     return read_row(store.get(model), inspection, apart)
 
 
-def draw(found: WhichImage, inspection: Inspection) -> dict[str, str]:
-    """The panels of all steps that are done, by their keys."""
+def draw(found: WhichImage, inspection: Inspection, gaze: Gaze | None = None) -> dict[str, str]:
+    """The panels of all steps that are done, by their keys. ``gaze`` comes with the step “attention”."""
     drawn = {"structure": show_structure(found.structure, found.turn)}
     if found.dependence is not None:
         drawn["dependence"] = show_dependence(found.dependence, found.structure, found.turn, found.reference)
@@ -164,10 +167,17 @@ def draw(found: WhichImage, inspection: Inspection) -> dict[str, str]:
     if found.swaps is not None:
         drawn["swaps"] = show_swaps(found.swaps, inspection.prompt.images, found.verdict)
     if found.attention is not None:
-        drawn["attention"] = show_attention(found.attention, found.verdict)
+        drawn["attention"] = show_attention(gaze)
     if found.checks is not None:
         drawn["checks"] = show_checks(found.checks)
     return drawn
+
+
+def look_beside(found: WhichImage) -> Gaze | None:
+    """Attention beside the interventions; None without an image. ``found`` with its case, after “attention”."""
+    if found.case is None or found.attention is None or found.dependence is None or not found.structure.images:
+        return None
+    return measure_gaze(found.case, found.attention, found.dependence)
 
 
 def wire_which_image(
@@ -194,10 +204,15 @@ def wire_which_image(
         began = time.perf_counter()
         vlm, inspection = store.get(page.model), page.inspection
         typed = [contrast.strip()] if contrast.strip() else []
-        kept: Study | None = None
+        gaze: Gaze | None = None
         for found in study_answer(vlm, inspection, number, reference=reference.strip(), typed=typed):
             done = STEPS.index(found.step)
-            kept = Study(replace(found, case=None), draw(found, inspection))
+            if found.step == "attention":
+                gaze = look_beside(found)
+            facts = {} if found.verdict is None else found.to_json()
+            if gaze is not None:
+                facts["gaze"] = gaze.to_json()
+            kept = Study(replace(found, case=None), draw(found, inspection, gaze), facts)
             updates: Updates = {view.panels[key]: gr.update(value=html, busy="") for key, html in kept.drawn.items()}
             if done + 1 < len(STEPS):
                 following = STEPS[done + 1]
@@ -205,7 +220,7 @@ def wire_which_image(
             if found.verdict is not None:
                 note = f"Turn {found.turn}, {time.perf_counter() - began:.1f} s."
                 updates[view.verdict] = show_verdict(found.verdict, note)
-                updates[view.facts] = found.to_json()
+                updates[view.facts] = facts
             yield {view.note: "", view.study: kept, **updates}
 
     def experiments(wanted: tuple[Experiment, ...]) -> Callable[..., Iterator[Updates]]:
@@ -225,8 +240,8 @@ def wire_which_image(
                 for step in one.run(case, kept.found):
                     yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …")}
                 html, facts = step
-                kept = Study(kept.found, {**kept.drawn, one.key: html})
-                yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: {one.key: facts}}
+                kept = Study(kept.found, {**kept.drawn, one.key: html}, {**kept.facts, one.key: facts})
+                yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts}
 
         return run
 
