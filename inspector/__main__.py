@@ -117,8 +117,9 @@ def run_layout(options: argparse.Namespace) -> dict:
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error."""
     vlm = load_vlm(options.model)
-    *_, last = (report_progress(progress) for progress in run_battery(vlm, cells=options.cell or CELLS,
-                                                                      n_each=options.each, seed=options.seed))  # fmt: skip
+    cells = options.cell or CELLS
+    steps = run_battery(vlm, cells=cells, n_each=options.each, seed=options.seed)
+    *_, last = (report_progress(progress) for progress in steps)
     return last.battery.to_json() if options.json else format_battery(last.battery)
 
 

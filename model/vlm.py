@@ -97,7 +97,8 @@ class VLM(nn.Module):
             )
         if not expected:
             return embeds
-        patches = self.vision_encoder(batch.tiles) if batch.features is None else batch.features
+        tiles = batch.tiles.to(self.MP.proj.weight.dtype)  # pixels are float32 whatever the weights are
+        patches = self.vision_encoder(tiles) if batch.features is None else batch.features
         features = self.MP(patches).flatten(0, 1)
         return embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
 

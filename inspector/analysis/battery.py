@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.battery_items import CELLS, Item, build_items
-from inspector.analysis.case import open_case
-from inspector.analysis.dependence import measure_dependence
-from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend
+from inspector.analysis.case import Case, open_case
+from inspector.analysis.dependence import Dependence, measure_dependence
+from inspector.analysis.inspection import GenerationSettings, Inspection, ask_and_inspect, attend
 from inspector.analysis.permutations import permute_images, summarise_orders
+from inspector.analysis.prompt import Prompt, Turn
 from inspector.analysis.removal import Removals
 from inspector.analysis.selection import Selection, measure_selection
-from inspector.analysis.swaps import measure_swaps
-from inspector.analysis.verdict import judge, name_leader
+from inspector.analysis.swaps import Swap, measure_swaps
+from inspector.analysis.verdict import Verdict, judge, name_leader
 from model import VLM
+from model.checkpoint import copy_vlm
+from model.training.scratch import fresh_vlm
 
 GATE = 0.95
 """Share of right answers about the relevant image alone that makes a cell testable."""
@@ -31,6 +36,18 @@ PERMUTED_CELLS = ("adjacent", "ordinal digit", "content")
 PERMUTED_ITEMS = 12
 """So many items of these cells are also asked with their images in other orders."""
 NULL_CELLS = ("null", "null, own sample")
+STABILITY_CELL = "ordinal digit"
+"""Whose items are also asked in other words, in bfloat16 and of random weights."""
+WORDINGS = (
+    "in image {image}, what color is the shape?",
+    "in image {image}, what colour is the shape?",
+    "In image {image}, what colour is the shape?",
+    "what color is the shape in image {image}?",
+    "what colour is the shape in image {image}?",
+    "What colour is the shape in image {image}?",
+)
+PARAPHRASED_ITEMS = 12
+HALVED_ITEMS = 24
 MAX_NEW_TOKENS = 8
 _Z = 1.959963984540054
 
@@ -177,19 +194,82 @@ def run_battery(
     """Yields after every gate and every item; the last one is the finished result. A cell that fails its gate is
     skipped. Stopping in between loses nothing of what was found. InputError for an unknown cell."""
     items = list(build_items(cells, n_each, seed))
-    gates: dict[str, list[bool]] = {}
-    trials: list[Trial] = []
+    found = _Found(vlm, n_each, seed)
+    named = [item for item in items if item.cell == STABILITY_CELL]
+    total = len(items) + len(named[:PARAPHRASED_ITEMS]) + len(named[:HALVED_ITEMS]) + len(named)
     done = 0
     for cell in dict.fromkeys(item.cell for item in items):
         mine = [item for item in items if item.cell == cell]
-        gates[cell] = [_answer_alone(vlm, item) for item in mine]
-        testable = sum(gates[cell]) >= GATE * len(mine)
+        yield Progress(cell, done, total, found.sum_up())
+        gate = found.gates[cell] = [_answer_alone(vlm, item) for item in mine]
+        testable = sum(gate) >= GATE * len(mine)
         for item in mine if testable else []:
-            yield Progress(cell, done, len(items), _sum_up(vlm, n_each, seed, False, gates, trials))
-            trials.append(try_item(vlm, item))
+            yield Progress(cell, done, total, found.sum_up())
+            found.trials.append(try_item(vlm, item))
             done += 1
         done += 0 if testable else len(mine)
-    yield Progress("", len(items), len(items), _sum_up(vlm, n_each, seed, True, gates, trials))
+    for item in named[:PARAPHRASED_ITEMS]:
+        yield Progress("other wordings", done, total, found.sum_up())
+        found.paraphrased += _compare_wordings(vlm, item)
+        done += 1
+    half = copy_vlm(vlm).to(torch.bfloat16)
+    for item in named[:HALVED_ITEMS]:
+        yield Progress("in bfloat16", done, total, found.sum_up())
+        found.halved.append(_told(_study(half, item, item.prompt)) == _told(_study(vlm, item, item.prompt)))
+        done += 1
+    random = fresh_vlm(vlm.config, vlm.tokenizer, seed)
+    for item in named:
+        yield Progress("random weights", done, total, found.sum_up())
+        study = _study(random, item, item.prompt)
+        found.random.append(study is not None and study.verdict.image is not None)
+        done += 1
+    yield Progress("", total, total, found.sum_up(finished=True))
+
+
+@dataclass
+class _Found:
+    """What has been tried so far. ``paraphrased`` and ``halved``: was the verdict the same; ``random``: did random
+    weights get a verdict that names an image."""
+
+    vlm: VLM
+    n_each: int
+    seed: int
+    gates: dict[str, list[bool]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    paraphrased: list[bool] = field(default_factory=list)
+    halved: list[bool] = field(default_factory=list)
+    random: list[bool] = field(default_factory=list)
+
+    def sum_up(self, finished: bool = False) -> Battery:
+        cells = tuple(_cell_result(cell, gate, [t for t in self.trials if t.cell == cell])
+                      for cell, gate in self.gates.items())  # fmt: skip
+        scores = (
+            *_scores(self.trials),
+            Score("the same verdict in other words", _counted(self.paraphrased), 0.9, True),
+            Score("the same verdict in bfloat16", _counted(self.halved), 0.98, True),
+            Score("an image named on random weights", _counted(self.random), 0.01, False),
+        )
+        return Battery(self.vlm.fingerprint, self.n_each, self.seed, finished, cells, scores)
+
+
+def _counted(held: Sequence[bool]) -> Share:
+    return Share(sum(held), len(held))
+
+
+def _told(study: _Study | None) -> tuple[str, int | None] | None:
+    return None if study is None else (study.verdict.kind, study.verdict.image)
+
+
+def _compare_wordings(vlm: VLM, item: Item) -> list[bool]:
+    """Whether each other wording of the question gets the verdict of the item's own."""
+    own = _told(_study(vlm, item, item.prompt))
+    found = []
+    for wording in WORDINGS:
+        question = wording.format(image=item.image)
+        if question != item.prompt.turns[item.turn].user:
+            prompt = replace(item.prompt, turns=(Turn(question),))
+            found.append(_told(_study(vlm, item, prompt)) == own)
+    return found
 
 
 def _answer_alone(vlm: VLM, item: Item) -> bool:
@@ -197,34 +277,50 @@ def _answer_alone(vlm: VLM, item: Item) -> bool:
     return inspection.prompt.turns[-1].assistant.strip() == item.answer
 
 
-def try_item(vlm: VLM, item: Item) -> Trial:
-    """One item through the same experiments as a person's prompt, with its twin as the relevant image's partner."""
-    inspection = ask_and_inspect(vlm, item.prompt, GenerationSettings(MAX_NEW_TOKENS))
-    answer = inspection.prompt.turns[item.turn].assistant.strip()
-    if not answer:
-        return Trial(item.cell, item.number, item.image, item.answer, "", False, 0.0, "unclear", None, 0, 0, 0, None,
-                     None, 0, 0, "", False, 0, 0)  # fmt: skip
+@dataclass(frozen=True)
+class _Study:
+    """A prompt's experiments as a person's are run."""
+
+    inspection: Inspection
+    case: Case
+    removals: Removals
+    dependence: Dependence
+    selection: Selection
+    swaps: tuple[Swap, ...]
+    verdict: Verdict
+
+
+def _study(vlm: VLM, item: Item, prompt: Prompt) -> _Study | None:
+    """The item, or another wording of it, with its twin as the relevant image's partner; None for an empty answer."""
+    inspection = ask_and_inspect(vlm, prompt, GenerationSettings(MAX_NEW_TOKENS))
+    if not inspection.prompt.turns[item.turn].assistant.strip():
+        return None
     case = open_case(vlm, inspection, item.turn + 1, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
     removals = Removals(case)
     dependence = measure_dependence(case, removals)
-    gold = measure_dependence(case, removals, answer_ids=vlm.tokenizer(item.answer, add_special_tokens=False).input_ids)
-    verdict = judge(case, dependence)
-    selection: Selection | None = None
-    twin_right, flipped, others, orders = None, 0, 0, (0, 0)
-    if case.reachable:
-        selection = measure_selection(case, name_leader(dependence), removals)
-        twins = {item.image: (item.twin, item.twin_answer or "")} if item.image and item.twin else None
-        swaps = measure_swaps(case, selection, twins=twins)
-        verdict = judge(case, dependence, selection, swaps)
-        for swap in swaps:
-            if swap.image == item.image:
-                twin_right = swap.answer.strip() == item.twin_answer
-            else:
-                flipped, others = flipped + swap.flipped, others + 1
-        if item.cell in PERMUTED_CELLS and item.number < PERMUTED_ITEMS:
-            summary = summarise_orders(list(permute_images(case, selection)))
-            orders = summary.right, summary.predicted
-    chooser = case.target.question.chooser
+    selection = measure_selection(case, name_leader(dependence), removals)
+    twins = {item.image: (item.twin, item.twin_answer or "")} if item.image and item.twin else None
+    swaps = measure_swaps(case, selection, twins=twins)
+    verdict = judge(case, dependence, selection, swaps)
+    return _Study(inspection, case, removals, dependence, selection, swaps, verdict)
+
+
+def try_item(vlm: VLM, item: Item) -> Trial:
+    """One item through the same experiments as a person's prompt."""
+    study = _study(vlm, item, item.prompt)
+    if study is None:
+        return Trial(item.cell, item.number, item.image, item.answer, "", False, 0.0, "unclear", None, 0, 0, 0, None,
+                     None, 0, 0, "", False, 0, 0)  # fmt: skip
+    answer = study.inspection.prompt.turns[item.turn].assistant.strip()
+    gold_ids = vlm.tokenizer(item.answer, add_special_tokens=False).input_ids
+    gold = measure_dependence(study.case, study.removals, answer_ids=gold_ids)
+    others = [swap for swap in study.swaps if swap.image != item.image]
+    twin = next((swap for swap in study.swaps if swap.image == item.image), None)
+    orders = (0, 0)
+    if item.cell in PERMUTED_CELLS and item.number < PERMUTED_ITEMS:
+        summary = summarise_orders(list(permute_images(study.case, study.selection)))
+        orders = summary.right, summary.predicted
+    chooser = study.case.target.question.chooser
     assert chooser is not None
     followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == answer]
     return Trial(
@@ -234,18 +330,18 @@ def try_item(vlm: VLM, item: Item) -> Trial:
         gold=item.answer,
         answer=answer,
         right=answer == item.answer,
-        probability=dependence.probability,
-        kind=verdict.kind,
-        verdict_image=verdict.image,
-        named=_largest(dependence.shapley),
-        attended=_attended(attend(vlm, inspection, chooser)),
+        probability=study.dependence.probability,
+        kind=study.verdict.kind,
+        verdict_image=study.verdict.image,
+        named=_largest(study.dependence.shapley),
+        attended=_attended(attend(vlm, study.inspection, chooser)),
         gold_named=_largest(gold.leave_one_out),
-        contrast=None if selection is None else selection.contrast,
-        twin_right=twin_right,
-        others_flipped=flipped,
-        others=others,
+        contrast=study.selection.contrast,
+        twin_right=None if twin is None else twin.answer.strip() == item.twin_answer,
+        others_flipped=sum(swap.flipped for swap in others),
+        others=len(others),
         followed=followed[0] if followed else "",
-        asked_right=selection is not None and _all_right(selection, item),
+        asked_right=_all_right(study.selection, item),
         orders_right=orders[0],
         orders_predicted=orders[1],
     )
@@ -268,13 +364,6 @@ def _share(trials: Sequence[Trial], holds: Callable[[Trial], bool]) -> Share:
     return Share(sum(holds(trial) for trial in trials), len(trials))
 
 
-def _sum_up(
-    vlm: VLM, n_each: int, seed: int, finished: bool, gates: dict[str, list[bool]], trials: Sequence[Trial]
-) -> Battery:
-    cells = tuple(_cell_result(cell, gate, [t for t in trials if t.cell == cell]) for cell, gate in gates.items())
-    return Battery(vlm.fingerprint, n_each, seed, finished, cells, _scores(trials))
-
-
 def _cell_result(cell: str, gate: Sequence[bool], trials: Sequence[Trial]) -> CellResult:
     conflict = " vs " in cell
     right = list(trials) if conflict else [trial for trial in trials if trial.right]
@@ -291,7 +380,7 @@ def _cell_result(cell: str, gate: Sequence[bool], trials: Sequence[Trial]) -> Ce
         twin=_share([t for t in right if t.twin_right is not None and not conflict], lambda t: bool(t.twin_right)),
         others=Share(sum(t.others_flipped for t in right), sum(t.others for t in right)),
         orders=_orders(right),
-        followed=tuple((cue, _share(trials, lambda t, cue=cue: t.followed == cue)) for cue in (*cues, ""))
+        followed=tuple((cue, _counted([trial.followed == cue for trial in trials])) for cue in (*cues, ""))
         if conflict
         else (),
     )
