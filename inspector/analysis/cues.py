@@ -115,7 +115,8 @@ class _Measured:
 def measure_cues(case: Case, selection: Selection, removals: Removals | None = None) -> Iterator[Cue]:
     """Yields cue after cue. ``selection`` of the same case brings the edited questions; its ``image`` (the image that
     the answer rests on; else the one that the question names) is the one whose share is followed."""
-    bench = _Bench(case, selection.image or selection.asked[0].image, removals or Removals(case))
+    image = selection.image or selection.asked[0].image
+    bench = _Bench(case, image if image in case.target.question.reachable else None, removals or Removals(case))
     yield _edit_ordinal(bench, selection)
     yield _hide_ordinal(bench)
     for family, keys, what, absent in _marks(case):
