@@ -1,213 +1,28 @@
-"""``python -m benchmarks``: prefill and decode against transformers' own modules, and what a read-out costs.
+"""``python -m benchmarks``: times as ratios against a stated baseline of the same run.
 
-Random weights: only shapes matter. Times are medians of alternating runs on this machine, quoted as ratios.
+model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
+which-image  the dependence of an answer against one whole hooked forward per intervention
+training     a training step against a plain loop
+page         how soon the page is usable and answers
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import importlib
 
 import torch
-from transformers import (
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
-from model import VLM, AttentionReader, Batch, Tap, VLMConfig
-from model.checkpoint import EMBEDDED
-from model.generate import generate_batch
-from model.language import LanguageModel, build_mask
-
-SHAPE_222M = {
-    "vit_hidden_dim": 768, "vit_inter_dim": 3072, "vit_patch_size": 16, "vit_img_size": 224, "vit_n_heads": 12,
-    "vit_n_blocks": 12, "lm_hidden_dim": 576, "lm_inter_dim": 1536, "lm_n_heads": 9, "lm_n_kv_heads": 3,
-    "lm_n_blocks": 30, "mp_pixel_shuffle_factor": 2, "mp_image_token_length": 49, "max_img_size": 224,
-    "resize_to_max_side_len": False,
-}  # fmt: skip
-
-
-def measure(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, run in turn so that a busy machine slows both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats + 1):
-        for function, found in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - start)
-    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
-
-
-def report(name: str, ours: float, theirs: float, baseline: str) -> None:
-    print(f"{name:58} {ours:8.3f} s   {baseline:24} {theirs:8.3f} s   ratio {ours / theirs:5.2f}", flush=True)
-
-
-def embedded_tokenizer() -> PreTrainedTokenizerFast:
-    from model.tokenizer import load_tokenizer
-
-    return load_tokenizer(EMBEDDED, VLMConfig(**SHAPE_222M).vlm_extra_tokens)
-
-
-@torch.inference_mode()
-def compare_with_transformers(repeats: int) -> None:
-    """The 222M shape (ViT-B/16-224 and a 135M Llama) with the same weights in both: prefill of one image and 70 tokens
-    of prompt, and greedy decode."""
-    config = VLMConfig(**SHAPE_222M)
-    vlm = VLM(config, embedded_tokenizer()).eval()
-    vision = SiglipVisionModel(SiglipVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
-        patch_size=16, vision_use_head=False,
-    )).eval()  # fmt: skip
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=config.lm_vocab_size, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=config.lm_rms_eps,
-        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )).eval()  # fmt: skip
-    _share_weights(vlm, vision, llama)
-    tiles = torch.rand(1, 3, 224, 224)
-    ids = torch.full((1, 70), 5)
-    ids[:, 4:53] = vlm.image_token_id
-    batch = Batch(ids, torch.ones_like(ids).bool(), torch.full_like(ids, -100), torch.arange(70)[None],
-                  torch.zeros_like(ids), tiles, torch.zeros(1, dtype=torch.long))  # fmt: skip
-
-    def our_prefill() -> torch.Tensor:
-        return next(iter(generate_batch(vlm, batch, max_new_tokens=2, eos_token_id=-1)))[0]
-
-    def their_embeds() -> torch.Tensor:
-        embeds = llama.model.embed_tokens(ids)
-        features = vlm.MP(vision(pixel_values=tiles).last_hidden_state)
-        return embeds.masked_scatter((ids == vlm.image_token_id)[..., None], features)
-
-    def their_prefill() -> torch.Tensor:
-        out = llama(inputs_embeds=their_embeds(), use_cache=True, past_key_values=DynamicCache(), logits_to_keep=1)
-        return out.logits[:, -1].argmax(-1)
-
-    assert torch.equal(our_prefill(), their_prefill()), "the two models disagree: the weights are not the same"
-    report("prefill, 222M shape, one image, 70 tokens", *measure(our_prefill, their_prefill, repeats), "transformers")
-
-    steps = 32
-
-    def our_decode() -> list[int]:
-        return [int(token) for token, _ in generate_batch(vlm, batch, max_new_tokens=steps, eos_token_id=-1)]
-
-    def their_decode() -> list[int]:
-        cache = DynamicCache()
-        out = llama(inputs_embeds=their_embeds(), use_cache=True, past_key_values=cache, logits_to_keep=1)
-        found = [int(out.logits[:, -1].argmax(-1))]
-        for _ in range(steps - 1):
-            out = llama(input_ids=torch.tensor([found[-1:]]), use_cache=True, past_key_values=cache)
-            found.append(int(out.logits[:, -1].argmax(-1)))
-        return found
-
-    same = our_decode() == their_decode()
-    print(f"greedy ids of {steps} steps agree: {same}")
-    report(
-        f"prefill and {steps} greedy tokens, 222M shape", *measure(our_decode, their_decode, repeats), "transformers"
-    )
-
-
-def _share_weights(vlm: VLM, vision: SiglipVisionModel, llama: LlamaForCausalLM) -> None:
-    names = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attn.q_proj": "self_attn.q_proj",
-             "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj", "attn.out_proj": "self_attn.o_proj",
-             "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.up_proj",
-             "mlp.down_proj": "mlp.down_proj"}  # fmt: skip
-    state = llama.model.state_dict()
-    target = vlm.decoder.state_dict()
-    target["token_embedding.weight"].copy_(state["embed_tokens.weight"])
-    target["norm.weight"].copy_(state["norm.weight"])
-    for layer in range(vlm.config.lm_n_blocks):
-        for ours, theirs in names.items():
-            target[f"blocks.{layer}.{ours}.weight"].copy_(state[f"layers.{layer}.{theirs}.weight"])
-    names = {"ln1": "layer_norm1", "ln2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.fc1": "mlp.fc1",
-             "mlp.fc2": "mlp.fc2"}  # fmt: skip
-    state = {name.removeprefix("vision_model."): tensor for name, tensor in vision.state_dict().items()}
-    target = vlm.vision_encoder.state_dict()
-    target["patch_embedding.position_embedding"].copy_(state["embeddings.position_embedding.weight"][None])
-    for end in ("weight", "bias"):
-        target[f"patch_embedding.conv.{end}"].copy_(state[f"embeddings.patch_embedding.{end}"])
-        target[f"layer_norm.{end}"].copy_(state[f"post_layernorm.{end}"])
-        for layer in range(vlm.config.vit_n_blocks):
-            block = f"encoder.layers.{layer}"
-            qkv = torch.cat([state[f"{block}.self_attn.{name}_proj.{end}"] for name in "qkv"])
-            target[f"blocks.{layer}.attn.qkv_proj.{end}"].copy_(qkv)
-            for ours, theirs in names.items():
-                target[f"blocks.{layer}.{ours}.{end}"].copy_(state[f"{block}.{theirs}.{end}"])
-
-
-def peak_mib() -> float:
-    """Highest memory of this process since :func:`reset_peak`, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-@torch.inference_mode()
-def measure_readout(tokens: int, rows: int, repeats: int) -> None:
-    """A read-out of the last ``rows`` rows in groups, beside the plain forward: 32 layers, 15 heads, 960 wide."""
-    config = VLMConfig(lm_hidden_dim=960, lm_inter_dim=2560, lm_n_heads=15, lm_n_kv_heads=5, lm_n_blocks=32)
-    decoder = LanguageModel(config).eval()
-    embeds = torch.randn(1, tokens, 960)
-    positions = torch.arange(tokens)[None]
-    mask = build_mask(torch.ones(1, tokens, dtype=torch.bool), None, tokens)
-    groups = torch.arange(tokens) * 16 // tokens
-    peaks: dict[str, list[float]] = {"plain": [], "read": []}
-
-    def plain() -> torch.Tensor:
-        reset_peak()
-        hidden = decoder(embeds, mask, positions)
-        peaks["plain"].append(peak_mib())
-        return hidden
-
-    def read() -> torch.Tensor:
-        reset_peak()
-        reader = AttentionReader(list(range(tokens - rows, tokens)), groups, 16)
-        hidden = decoder(embeds, mask, positions, tap=Tap(reader=reader))
-        peaks["read"].append(peak_mib())
-        assert torch.allclose(reader.reading.shares.sum(-1), torch.ones(()), atol=1e-4)
-        return hidden
-
-    assert torch.equal(plain(), read()), "reading changed the hidden states"
-    ours, theirs = measure(read, plain, repeats)
-    report(f"forward with a read-out of {rows} rows, {tokens} tokens", ours, theirs, "plain forward")
-    memory = statistics.median(peaks["read"]) / statistics.median(peaks["plain"])
-    print(f"peak memory with the read-out / without: {memory:.3f}; all attention kept would be "
-          f"{32 * 15 * tokens**2 * 2 / 2**30:.1f} GiB in half precision")  # fmt: skip
+PARTS = ("model", "which-image", "training", "page")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS, default="model")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--skip-readout", action="store_true")
-    parser.add_argument("what", nargs="?", choices=["training", "page"], help="instead of the model")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if options.what == "training":
-        from benchmarks.training import main as measure_training
-
-        measure_training(options.repeats)
-        return
-    if options.what == "page":
-        from benchmarks.page import main as measure_page
-
-        measure_page(options.repeats)
-        return
-    compare_with_transformers(options.repeats)
-    if not options.skip_readout:
-        measure_readout(options.tokens, 32, max(1, options.repeats // 3))
+    importlib.import_module(f"benchmarks.{options.part.replace('-', '_')}").main(options.repeats)
 
 
 if __name__ == "__main__":

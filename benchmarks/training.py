@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.__main__ import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
+from benchmarks.timing import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
 from model import VLM, Batch, VLMConfig
 from model.training.batches import FeatureCache, with_features
 from model.training.recipe import Stage
