@@ -99,7 +99,10 @@ def tell_address(curves: Sequence[AddressCurve]) -> str:
     if leaves is None or arrives is None:
         return ""
     if arrives <= leaves:
-        return f"Either holds what decides the answer from layer {arrives} to layer {leaves} (counted from 0)."
+        where = (
+            f"Before layer {leaves}" if arrives == leaves else f"From before layer {arrives} to before layer {leaves}"
+        )
+        return f"{where} either of them holds what decides the answer (layers count from 0)."
     layers = f"layer {leaves}" if arrives - leaves == 1 else f"layers {leaves} to {arrives - 1}"
     return f"What decides the answer passes from the question's rows to the choosing row in {layers} (counted from 0)."
 
