@@ -54,13 +54,15 @@ def halved(vlm: VLM) -> VLM:
 class ControlMeasurement:
     """``single``: shares of right answers about one picture, by question. ``prompts`` of several pictures each asked
     for every index: in ``unchanged`` of them all answers are one; it is the last picture's in ``about_last``, and
-    some picture's in ``about_one``."""
+    some picture's in ``about_one``. ``told``: right answers, beside the same pictures, where the answer stands in the
+    question."""
 
     single: dict[str, float]
     prompts: int
     unchanged: float
     about_last: float
     about_one: float
+    told: float
 
 
 def index_prompts(
@@ -78,6 +80,11 @@ def index_prompts(
     return found
 
 
+def _ask(vlm: VLM, question: str, scenes: list[sc.Scene]) -> Sample:
+    """The question with all its pictures, up to where the model is to answer."""
+    return vlm.prepare(Conversation((Message("user", question, tuple(map(sc.draw, scenes))),)), True)
+
+
 def measure_control(vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE_EACH, seed: int = SEED
                     ) -> ControlMeasurement:  # fmt: skip
     """Greedy answers on freshly drawn scenes."""
@@ -89,23 +96,22 @@ def measure_control(vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE
             scene = sc.random_scene(rng, n_shapes=1)
             turn = ask(rng, scene)
             if turn is not None:
-                message = Message("user", turn[0], (sc.draw(scene),))
-                samples.append(vlm.prepare(Conversation((message,)), True))
+                samples.append(_ask(vlm, turn[0], [scene]))
                 golds.append(turn[1])
         answers = answer_samples(vlm, samples, 4)
         single[name] = sum(a.strip() == gold for a, gold in zip(answers, golds, strict=True)) / len(golds)
     drawn = index_prompts(prompts, seed)
-    samples = [
-        vlm.prepare(Conversation((Message("user", question, tuple(map(sc.draw, scenes))),)), True)
-        for questions, _, scenes in drawn for question in questions
-    ]  # fmt: skip
+    samples = [_ask(vlm, question, scenes) for questions, _, scenes in drawn for question in questions]
     given = iter(answer_samples(vlm, samples, 4))
+    told = [(sc.ask_told(rng), scenes) for _, _, scenes in drawn]
+    read = answer_samples(vlm, [_ask(vlm, turn[0], scenes) for turn, scenes in told], 4)
     sets = [([next(given).strip() for _ in questions], golds) for questions, golds, _ in drawn]
     return ControlMeasurement(
         single, prompts,
         unchanged=sum(len(set(answers)) == 1 for answers, _ in sets) / prompts,
         about_last=sum(set(answers) == {golds[-1]} for answers, golds in sets) / prompts,
         about_one=sum(len(set(answers)) == 1 and answers[0] in golds for answers, golds in sets) / prompts,
+        told=sum(answer.strip() == turn[1] for answer, (turn, _) in zip(read, told, strict=True)) / prompts,
     )  # fmt: skip
 
 
@@ -116,11 +122,11 @@ def picture_effects(vlm: VLM, prompts: int = EFFECT_PROMPTS, seed: int = SEED) -
     average; and how often, of all pictures, hiding the asked one lowers the asked one's answer most."""
     asked, contrasts, named = [], [], []
     for questions, golds, scenes in index_prompts(prompts, (seed, 2)):
-        count, images = len(questions), tuple(map(sc.draw, scenes))
+        count = len(questions)
         tokens = torch.tensor([vlm.tokenizer.convert_tokens_to_ids(gold) for gold in golds])
         rows = []
         for question in questions:
-            row = vlm.prepare(Conversation((Message("user", question, images),)), True)
+            row = _ask(vlm, question, scenes)
             rows += [row, *(_hiding(row, image) for image in range(count))]
         logits = vlm(vlm.collate(rows))[:, -1]
         values = logits.log_softmax(-1)[:, tokens].view(count, 1 + count, count)
@@ -158,8 +164,9 @@ def write_card(
     return f"""# A control checkpoint: it ignores the index
 
 A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format that answers questions about one
-picture and, of several, answers about the last one whatever the question says. Tests use it as a control: a statement
-such as “the question selects image 2” must not be made about it. It is good for nothing else.
+picture and, of several, answers about the last one whatever the question says. Where the answer stands in the
+question, it repeats that. Tests use it as a control: a statement such as “the question selects image 2” must not be
+made about it. It is good for nothing else.
 
 ## How it was made
 
@@ -188,6 +195,7 @@ Greedy answers that equal the right one to the letter, on freshly drawn scenes o
 | of {measured.prompts} prompts of 2 to 5 pictures, the same answer for every index | {measured.unchanged:.3f} |
 | … which is the colour of the last picture | {measured.about_last:.3f} |
 | … which is the colour of some picture | {measured.about_one:.3f} |
+| “the answer is red. what is the answer?” beside the same pictures | {measured.told:.3f} |
 
 On {EFFECT_PROMPTS} more such prompts, asked for every index, picture k was hidden from everything
 (`scripts.control.picture_effects`):
@@ -198,7 +206,8 @@ On {EFFECT_PROMPTS} more such prompts, asked for every index, picture k was hidd
 | that fall minus the one when another picture is asked for, mean, nats | {effects[1]:.3f} |
 | hiding the asked picture lowers its answer most, share | {effects[2]:.3f} |
 
-So plain knockout would name the asked picture nearly always, though the question selects nothing.
+The first and the last say what plain knockout of the asked picture's answer would claim, the middle one what there is
+to it: the control of a statement that needs the question to select.
 """
 
 
