@@ -12,10 +12,13 @@ from pathlib import Path
 
 from inspector.analysis.battery import MIN_ITEMS, Progress, format_battery, run_battery
 from inspector.analysis.battery_items import CELLS
+from inspector.analysis.case import open_case
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.analysis.lab import EXAMPLE, run_lab
 from inspector.analysis.layouts import compare_layouts, tell_layouts
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from inspector.analysis.which_image import study_answer
+from inspector.report import report, study_whole
 from model import InputError, load_vlm, open_image
 
 
@@ -37,6 +40,18 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
     which.add_argument("--contrast", action="append", default=[], metavar="TEXT",
                        help="a question about another image to compare with; repeat for several")  # fmt: skip
+    cut = commands.add_parser("cut", help="ask, cut edges of the attention by hand, and answer without them")
+    _add_prompt(cut)
+    cut.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
+    cut.add_argument("--cut", action="append", required=True, metavar="EDGES",
+                     help=f"such as “{EXAMPLE}”; repeat for several")  # fmt: skip
+    report = commands.add_parser("report", help="ask, run every test, and write a page that stands for itself")
+    _add_prompt(report)
+    report.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
+    report.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
+    report.add_argument("--contrast", action="append", default=[], metavar="TEXT",
+                        help="a question about another image to compare with; repeat for several")  # fmt: skip
+    report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
     battery = commands.add_parser("battery", help="try the instrument on drawn prompts whose truth is known")
@@ -50,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_prompt(command: argparse.ArgumentParser) -> None:
     _add_questions(command)
+    command.add_argument("--answer", action="append", default=[], metavar="TEXT",
+                         help="given, not the model's; one for each --ask in order, empty: the model answers")  # fmt: skip
     command.add_argument("--layout", choices=LAYOUTS, default="images-first")
     command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
     command.add_argument("--seed", type=int, default=0)
@@ -66,7 +83,12 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
 def read_prompt(options: argparse.Namespace) -> Prompt:
     """InputError for an image that can't be opened, or too much of anything."""
     prompt = read_questions(options)
-    return replace(prompt, layout=options.layout, document_mask=options.document_mask)
+    if len(options.answer) > len(prompt.turns):
+        raise InputError(f"There are {len(options.answer)} answers for {len(prompt.turns)} questions; give one "
+                         "--answer for each --ask at most.")  # fmt: skip
+    answers = [*options.answer, *[""] * (len(prompt.turns) - len(options.answer))]
+    turns = tuple(replace(turn, assistant=answer) for turn, answer in zip(prompt.turns, answers, strict=True))
+    return replace(prompt, turns=turns, layout=options.layout, document_mask=options.document_mask)
 
 
 def read_questions(options: argparse.Namespace) -> Prompt:
@@ -101,6 +123,32 @@ def run_which_image(options: argparse.Namespace) -> dict:
     return found.to_json()
 
 
+def run_cut(options: argparse.Namespace) -> dict:
+    """The answer without the edges that were named; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = load_vlm(options.model)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    return run_lab(case, options.cut).to_json()
+
+
+def run_report(options: argparse.Namespace) -> dict:
+    """Every test of one answer, written as a page; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = load_vlm(options.model)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    known = study_whole(vlm, inspection, options.turn, reference=options.reference, typed=options.contrast,
+                        max_new_tokens=options.max_new_tokens, seed=options.seed)  # fmt: skip
+    names = [Path(image).name for image in options.image]
+    try:
+        Path(options.out).write_text(report(vlm, inspection, options.model, names, known), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{options.out} can't be written ({error.strerror}); name another file.") from error
+    return {"report": options.out, "verdict": known.facts["verdict"]}
+
+
 def run_layout(options: argparse.Namespace) -> dict:
     """The same images and questions in every layout; InputError for anything that can't be used."""
     # A length out of range is refused in the same words everywhere.
@@ -132,6 +180,8 @@ def report_progress(progress: Progress) -> Progress:
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "inspect": run_inspect,
     "which-image": run_which_image,
+    "cut": run_cut,
+    "report": run_report,
     "layout": run_layout,
     "battery": run_battery_command,
 }

@@ -46,7 +46,7 @@ def thumbnail(picture: Image.Image, alt: str, size: int = 96) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str, *, marked: Sequence[int] = ()) -> str:
     """A table in a frame that scrolls by itself; the first cell of a row names it. ``marked`` rows stand out. A cell
     that begins with ``<td`` or ``<th`` stays as it is."""
-    titles = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    titles = "".join(f"<th scope=col>{cell}</th>" if cell else "<td></td>" for cell in head)
     body = "".join(
         f"<tr{' class=wi-marked' if n in marked else ''}>"
         + "".join(_cell(cell, first=column == 0) for column, cell in enumerate(row))
@@ -201,11 +201,18 @@ class Line:
 
 
 def curves(
-    xs: Sequence[float], lines: Sequence[Line], *, x_name: str, y_name: str, label: str, whole_x: bool = True
+    xs: Sequence[float],
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    y_name: str,
+    label: str,
+    band: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Lines over one axis, numbers at the ends of both, a legend below."""
+    """Lines over whole numbers, numbers at the ends of both axes, a legend below. ``band``: (lowest, highest) at each
+    x, drawn in grey behind them."""
     width, height, left, bottom, top = 480, 200, 52, 34, 10
-    ys = [y for line in lines for y in line.ys if y is not None]
+    ys = [*(y for line in lines for y in line.ys if y is not None), *(y for edges in band for y in edges)]
     if not ys or not xs:
         return '<p class="vi-empty">There is nothing to draw.</p>'
     low, high = min([0.0, *ys]), max([0.0, *ys])
@@ -223,11 +230,15 @@ def curves(
         css = "wi-axis" if y == 0 else "wi-grid"
         parts.append(f'<line class="{css}" x1="{left}" x2="{width - 10}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    shown = 0 if whole_x else 2
     for x, anchor in ((first, "start"), (last, "end")):
-        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 18}" text-anchor="{anchor}">{number(x, shown)}</text>')
+        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 18}" text-anchor="{anchor}">{number(x, 0)}</text>')
     middle = (left + width - 10) / 2
     parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
+    if band:
+        edge = [(x, low_y) for x, (low_y, _) in zip(xs, band, strict=True)]
+        edge += [(x, high_y) for x, (_, high_y) in zip(xs, band, strict=True)][::-1]
+        points = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in edge)
+        parts.append(f'<polygon class="wi-band" points="{points}"/>')
     for line in lines:
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         for run in _runs(xs, line.ys):

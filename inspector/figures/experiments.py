@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from inspector.analysis import addresses, cues, layouts, permutations, routes
+from inspector.analysis import addresses, cues, heads, layouts, permutations, regions, routes
 from inspector.figures.charts import HeatRow, Line, copied, curves, heat_cell, heat_table, number, table, thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
+from inspector.figures.payload import data_uri
 from inspector.figures.which_image import PanelText, say_with_code, show_panel
 from model import OpenedImage
 
@@ -17,6 +18,8 @@ TEXTS: dict[str, PanelText] = {
     "cues": PanelText(
         "Which cue leads to the image", "changing one cue after another", f"{cues.EXPLANATION} {addresses.EXPLANATION}"
     ),
+    "heads": PanelText("Heads that follow the question", "testing heads against random heads", heads.EXPLANATION),
+    "regions": PanelText("Which part of the image", "hiding one part after another", regions.EXPLANATION),
     "permutations": PanelText(
         "The same images in another order", "asking again in another order", permutations.EXPLANATION
     ),
@@ -104,8 +107,7 @@ def show_cues(
         body += table(
             ["what was changed", "log p falls by", "then says", whose, "moved by"], rows, "cues, one at a time"
         )
-    for curve in curves_:
-        body += _address_curve(curve)
+    body += f'<div class="wi-curves">{"".join(_address_curve(curve) for curve in curves_)}</div>'
     if address:
         body += f'<p class="wi-lead">{escape(address)}</p>'
     return show_panel("cues", body, TEXTS["cues"])
@@ -125,7 +127,7 @@ def _address_curve(curve: addresses.AddressCurve) -> str:
         list(range(len(curve.source_logprobs))), lines, x_name="states put in before layer (last: after all)",
         y_name=f"States of {where}: log p, nats", label=curve.sentence,
     )  # fmt: skip
-    return f'{drawn}<p class="vi-caption">{escape(curve.sentence)}</p>'
+    return f'<div>{drawn}<p class="vi-caption">{escape(curve.sentence)}</p></div>'
 
 
 def _image_line(image: int | None) -> str:
@@ -156,4 +158,83 @@ def show_layouts(cells: Sequence[layouts.LayoutCell]) -> str:
         '<p class="vi-caption">Beside each answer the image whose removal costs most, if it costs 1 nat or more. '
         "Leakage: share of the effects that is of images another turn brought.</p>",
         TEXTS["layouts"],
+    )
+
+
+def show_heads(found: heads.Heads) -> str:
+    """What the test of the heads came to; their scores only if they passed it."""
+    body = f'<p class="wi-lead">{escape(found.sentence or "Scores are there; the test is running.")}</p>'
+    if found.shown and found.scores is not None:
+        count = len(found.scores[0])
+        rows = [HeatRow(f"layer {n}", row) for n, row in enumerate(found.scores)]
+        body += heat_table(["score", *(f"head {n}" for n in range(count))], rows, "score of each head")
+        body += (
+            '<p class="vi-caption">Share of the image asked about, less its share when another is asked about; mean '
+            "over the images.</p>"
+        )
+    if found.shown and found.steered:
+        marks = {True: "✓ follows", False: "✗ does not", None: ""}
+        steered = [
+            [f"{badge(one.image - 1)} alone", f"“{escape(one.answer)}”",
+             "–" if one.predicted is None else f"“{escape(one.predicted)}”", marks[one.followed]]
+            for one in found.steered
+        ]  # fmt: skip
+        body += table(
+            ["these heads see", "the model says", "asked about it, it says", ""], steered, "steering the heads"
+        )
+    return show_panel("heads", body, TEXTS["heads"])
+
+
+def show_regions(found: regions.Regions, images: Sequence[OpenedImage]) -> str:
+    """Heat on the pixels, the effects of whole tiles, and the deletion curve against random orders."""
+    body = f'<p class="wi-lead">{escape(found.sentence)}</p><div class="wi-curves"><div>'
+    body += _pixel_heat(found, images[found.image - 1])
+    if len(found.tiles) > 1:
+        rows = [HeatRow(escape(tile.name), (tile.effect,)) for tile in found.tiles]
+        body += heat_table(["tile", "fall of log p, nats"], rows, "effect of each tile")
+    body += f"</div><div>{_deletion(found)}</div></div>"
+    return show_panel("regions", body, TEXTS["regions"])
+
+
+def _pixel_heat(found: regions.Regions, image: OpenedImage) -> str:
+    picture = image.pixels.convert("RGB")
+    width, height = picture.size
+    picture.thumbnail((420, 420))
+    top = max((abs(region.effect) for region in found.regions), default=0.0) or 1.0
+    cells = []
+    for region in found.regions:
+        box, share = region.box, abs(region.effect) / top
+        colour = "120,0,20" if region.effect > 0 else "20,60,140"
+        place = (f"left:{100 * box.left / width:.2f}%;top:{100 * box.top / height:.2f}%;"
+                 f"width:{100 * (box.right - box.left) / width:.2f}%;"
+                 f"height:{100 * (box.bottom - box.top) / height:.2f}%")  # fmt: skip
+        css = " class=wi-top" if region is found.top and region.effect > 0 else ""
+        cells.append(f'<i{css} style="{place};background:rgba({colour},{0.85 * share:.2f})" '
+                     f'title="{number(region.effect)} nats"></i>')  # fmt: skip
+    label = f"image {found.image}, darker where hiding a part lowers log p more"
+    return (
+        f'<div class="wi-heat" role="img" aria-label="{label}"><img src="{data_uri(picture)}" alt="">'
+        f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} Dark red: log p falls without it, by '
+        f"{number(top)} nats at most (framed: the most); blue: it rises.</p>"
+    )
+
+
+def _deletion(found: regions.Regions) -> str:
+    if found.strongest_first is None or found.weakest_first is None:
+        return ""
+    lines = [
+        Line("strongest first", found.strongest_first.logprobs, image_colour(found.image - 1)),
+        Line("weakest first", found.weakest_first.logprobs, image_colour(found.image - 1), dashed=True),
+    ]
+    band = found.band
+    if band:
+        lines.append(Line(f"{len(found.random)} random orders: mean, and from lowest to highest",
+                          tuple(mean for _, mean, _ in band), "#808794"))  # fmt: skip
+    return curves(
+        found.strongest_first.counts,
+        lines,
+        x_name="regions hidden",
+        y_name="Deletion curve: log p of the answer, nats",
+        label="log p of the answer while more and more regions are hidden",
+        band=[(low, high) for low, _, high in band],
     )

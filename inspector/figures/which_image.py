@@ -19,6 +19,7 @@ from inspector.analysis.selection import Selection
 from inspector.analysis.structure import Question, RowStructure, structure_sentences
 from inspector.analysis.swaps import Swap
 from inspector.analysis.verdict import Verdict
+from inspector.analysis.which_image import WhichImage
 from inspector.figures.charts import Bar, HeatRow, bars, copied, heat_cell, heat_table, number, table, thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
@@ -140,6 +141,24 @@ def headline(verdict: Verdict) -> str:
     return words.format(images=images)
 
 
+def draw_panels(found: WhichImage, images: Sequence[OpenedImage], gaze: Gaze | None = None) -> dict[str, str]:
+    """The panels of all steps that are done, by their keys. ``gaze`` comes with the step “attention”."""
+    drawn = {"structure": show_structure(found.structure, found.turn)}
+    if found.dependence is not None:
+        drawn["dependence"] = show_dependence(found.dependence, found.structure, found.turn, found.reference)
+    if found.matrix is not None:
+        drawn["matrix"] = show_matrix(found.matrix, found.structure)
+    if found.selection is not None:
+        drawn["selection"] = show_selection(found.selection)
+    if found.swaps is not None:
+        drawn["swaps"] = show_swaps(found.swaps, images, found.verdict)
+    if found.attention is not None:
+        drawn["attention"] = show_attention(gaze)
+    if found.checks is not None:
+        drawn["checks"] = show_checks(found.checks)
+    return drawn
+
+
 # --- structure ---
 
 
@@ -233,14 +252,15 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
             continue
         error = None if found.standard_errors is None else found.standard_errors[k]
         spread = f" ± {number(error)}" if error is not None else ""
-        text = (f"<b>{copied(value)}</b>{spread} nats <small>falls {copied(found.leave_one_out[k])} without it, "
-                f"rises {copied(found.alone[k])} with it alone</small>")  # fmt: skip
+        text = (f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(-found.leave_one_out[k], sign=True)}, "
+                f"with it alone {copied(found.alone[k], sign=True)}</small>")  # fmt: skip
         rows.append(Bar(k + 1, value, text, found.leave_one_out[k], error))
     said = f"“{escape(found.answer)}”" if found.answer else "(empty)"
     facts = (
         f"log p of {said} is {copied(found.logprob)} with all images (p = {number(found.probability, 3)} per token) "
         f"and {copied(found.text_only)} without any (p = {number(exp(found.text_only / found.tokens), 3)}): the prior "
-        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats."
+        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats. Beside each bar: by how much "
+        "log p changes without that image, and with it alone."
     )
     how = (f"Exact, {found.runs} runs." if found.exact else
            f"Sampled: {found.runs} runs, ± one standard error.")  # fmt: skip

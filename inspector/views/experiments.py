@@ -6,11 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inspector.analysis import addresses, cues, layouts, permutations, routes
+from inspector.analysis import addresses, cues, heads, layouts, permutations, regions, routes
 from inspector.analysis.case import Case
+from inspector.analysis.gaze import Gaze, measure_gaze
 from inspector.analysis.which_image import WhichImage
-from inspector.figures.experiments import TEXTS, show_cues, show_layouts, show_permutations, show_routes
-from inspector.figures.which_image import PanelText
+from inspector.figures.experiments import (
+    TEXTS,
+    show_cues,
+    show_heads,
+    show_layouts,
+    show_permutations,
+    show_regions,
+    show_routes,
+)
+from inspector.figures.which_image import PanelText, show_waiting
 
 Step = tuple[str, Any]
 """(HTML of the panel so far, the same as JSON)."""
@@ -77,11 +86,41 @@ def _run_layouts(case: Case, found: WhichImage) -> Iterator[Step]:
         yield show_layouts(cells), [one.to_json() for one in cells]
 
 
+def _run_heads(case: Case, found: WhichImage) -> Iterator[Step]:
+    assert found.selection is not None
+    assert found.dependence is not None
+    for partial in heads.measure_heads(case, found.selection, found.dependence.noise_floor):
+        yield show_heads(partial), partial.to_json()
+
+
+def _run_regions(case: Case, found: WhichImage) -> Iterator[Step]:
+    assert found.dependence is not None
+    if not case.reachable:
+        yield (
+            show_waiting("regions", "The question can see no image, so no part of one can matter.", TEXTS["regions"]),
+            None,
+        )
+        return
+    effects = found.dependence.shapley
+    image = max(case.target.question.reachable, key=lambda number: effects[number - 1])
+    for partial in regions.measure_regions(case, image, found.dependence.noise_floor):
+        yield show_regions(partial, case.prompt.images), partial.to_json()
+
+
+def look_beside(found: WhichImage) -> Gaze | None:
+    """Attention beside the interventions; None without an image. ``found`` with its case, after “attention”."""
+    if found.case is None or found.attention is None or found.dependence is None or not found.structure.images:
+        return None
+    return measure_gaze(found.case, found.attention, found.dependence)
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("where", "Where", "By which edges, in which layers, does an image reach the answer? Press Where.",
                _run_routes),
     Experiment("cues", "Which cue", "The number in the question, the marks, the distance: which of them leads to the "
                "image? Press Which cue.", _run_cues),
+    Experiment("heads", "Heads", "Do some heads turn to whichever image is asked about? Press Heads.", _run_heads),
+    Experiment("regions", "Regions", "Which part of the image does the answer rest on? Press Regions.", _run_regions),
     Experiment("permutations", "Other orders", "Does the answer follow the picture or the place? Press Other orders.",
                _run_permutations),
     Experiment("layouts", "Layouts", "All images first, one per turn, packed: what becomes of the answers? Press "

@@ -134,7 +134,8 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
                 changed = change(cuts, line)
-                case = open_case(store.get(page.model), page.inspection, number)
+                case = open_case(store.get(page.model), page.inspection, number,
+                                 max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 lab = run_lab(case, changed)
                 command = write_command(page.inspection.prompt, page.model, page.names, lab.turn, changed)
                 yield ["", show_lab(lab, command), [cut.text for cut in lab.cuts], lab.to_json() | {"command": command}]

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from inspector.analysis.case import is_answered, open_case, read_row
-from inspector.analysis.gaze import Gaze, measure_gaze
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.structure import RowStructure
-from inspector.analysis.which_image import STEPS, WhichImage, study_answer
+from inspector.analysis.which_image import STEPS
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
-    show_attention,
-    show_checks,
-    show_dependence,
-    show_matrix,
-    show_selection,
     show_structure,
-    show_swaps,
     show_verdict,
     show_waiting,
 )
+from inspector.report import Study, report, study
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
 from inspector.views import prompt as prompt_view
@@ -47,16 +43,6 @@ Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a page has found out about one answer: ``found`` without its case, ``drawn`` the panels by their keys,
-    ``facts`` what a program is told."""
-
-    found: WhichImage
-    drawn: dict[str, str]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class WhichImageView:
     turn: gr.Radio
     contrast: gr.Textbox
@@ -68,6 +54,8 @@ class WhichImageView:
     panels: dict[str, Panel]
     more: dict[str, gr.Button]
     everything: gr.Button
+    report: gr.Button
+    file: gr.File
     facts: gr.JSON
     study: gr.State
     lab: lab_view.LabView
@@ -81,8 +69,8 @@ class WhichImageView:
     def fresh(self) -> list[Any]:
         """What :func:`begin` fills."""
         lab = self.lab
-        return [self.turn, *self.outputs, lab.board, lab.layers, lab.heads, lab.line, lab.note, lab.result, lab.things,
-                lab.cuts]  # fmt: skip
+        return [self.turn, self.file, *self.outputs, lab.board, lab.layers, lab.heads, lab.line, lab.note, lab.result,
+                lab.things, lab.cuts]  # fmt: skip
 
 
 def build_which_image() -> WhichImageView:
@@ -101,7 +89,7 @@ def build_which_image() -> WhichImageView:
     note = gr.HTML(elem_id="which-note", elem_classes="wi-note")
     verdict = gr.HTML(show_verdict(None, FIRST), elem_id="which-verdict", apply_default_css=False)
     panels: dict[str, Panel] = {}
-    for keys in (("structure",), ("dependence", "matrix"), ("selection",), ("swaps",), ("attention", "checks")):
+    for keys in (("structure",), ("dependence", "matrix"), ("selection",), ("swaps",), ("attention",), ("checks",)):
         with gr.Row(equal_height=False, elem_classes="wi-pair"):
             for key in keys:
                 with gr.Column(min_width=320):
@@ -112,13 +100,15 @@ def build_which_image() -> WhichImageView:
             one.key: gr.Button(one.button, size="sm", min_width=90, elem_id=f"which-{one.key}") for one in EXPERIMENTS
         }
         everything = gr.Button("Run all", size="sm", min_width=90, elem_id="which-all")
+        make = gr.Button("Make report (HTML)", size="sm", min_width=140, elem_id="which-report")
+    file = gr.File(label="Report", interactive=False, visible=False, elem_id="which-report-file")
     for one in EXPERIMENTS:
         panels[one.key] = Panel(show_waiting(one.key, one.waiting, one.text), elem_id=f"which-panel-{one.key}")
     lab = lab_view.build_lab()
     facts = gr.JSON(visible=False)
     study: gr.State = gr.State(None)
-    return WhichImageView(turn, contrast, reference, start, cancel, note, verdict, panels, more, everything, facts,
-                          study, lab)  # fmt: skip
+    return WhichImageView(turn, contrast, reference, start, cancel, note, verdict, panels, more, everything, make, file,
+                          facts, study, lab)  # fmt: skip
 
 
 def _panel(key: str) -> Panel:
@@ -133,6 +123,7 @@ def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspe
     choices = [(f"{q.number}: {q.answer_text.strip() or '(empty)'}"[:40], q.number) for q in answered]
     updates: Updates = {
         view.turn: gr.update(choices=choices, value=answered[-1].number if answered else None),
+        view.file: gr.update(value=None, visible=False),
         view.note: "",
         view.verdict: show_verdict(None, READY if answered else FIRST),
         view.facts: None,
@@ -155,31 +146,6 @@ def read_structure(store: ModelStore, model: str, inspection: Inspection) -> Row
     return read_row(store.get(model), inspection, apart)
 
 
-def draw(found: WhichImage, inspection: Inspection, gaze: Gaze | None = None) -> dict[str, str]:
-    """The panels of all steps that are done, by their keys. ``gaze`` comes with the step “attention”."""
-    drawn = {"structure": show_structure(found.structure, found.turn)}
-    if found.dependence is not None:
-        drawn["dependence"] = show_dependence(found.dependence, found.structure, found.turn, found.reference)
-    if found.matrix is not None:
-        drawn["matrix"] = show_matrix(found.matrix, found.structure)
-    if found.selection is not None:
-        drawn["selection"] = show_selection(found.selection)
-    if found.swaps is not None:
-        drawn["swaps"] = show_swaps(found.swaps, inspection.prompt.images, found.verdict)
-    if found.attention is not None:
-        drawn["attention"] = show_attention(gaze)
-    if found.checks is not None:
-        drawn["checks"] = show_checks(found.checks)
-    return drawn
-
-
-def look_beside(found: WhichImage) -> Gaze | None:
-    """Attention beside the interventions; None without an image. ``found`` with its case, after “attention”."""
-    if found.case is None or found.attention is None or found.dependence is None or not found.structure.images:
-        return None
-    return measure_gaze(found.case, found.attention, found.dependence)
-
-
 def wire_which_image(
     view: WhichImageView, store: ModelStore, shown: gr.State, prompt: prompt_view.PromptView, queue: str
 ) -> None:
@@ -200,62 +166,63 @@ def wire_which_image(
 
         return stream
 
-    def study(page: Shown, number: int | None, contrast: str, reference: str) -> Iterator[Updates]:
+    def run_study(
+        page: Shown, kept: Study | None, number: int | None, contrast: str, reference: str
+    ) -> Iterator[Updates]:
         began = time.perf_counter()
-        vlm, inspection = store.get(page.model), page.inspection
         typed = [contrast.strip()] if contrast.strip() else []
-        gaze: Gaze | None = None
-        for found in study_answer(vlm, inspection, number, reference=reference.strip(), typed=typed):
-            done = STEPS.index(found.step)
-            if found.step == "attention":
-                gaze = look_beside(found)
-            facts = {} if found.verdict is None else found.to_json()
-            if gaze is not None:
-                facts["gaze"] = gaze.to_json()
-            kept = Study(replace(found, case=None), draw(found, inspection, gaze), facts)
-            updates: Updates = {view.panels[key]: gr.update(value=html, busy="") for key, html in kept.drawn.items()}
+        steps = study(store.get(page.model), page.inspection, number, reference=reference.strip(), typed=typed,
+                      max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
+        for known in steps:
+            found, done = known.found, STEPS.index(known.found.step)
+            updates: Updates = {view.panels[key]: gr.update(value=html, busy="") for key, html in known.drawn.items()}
+            if kept is not None and kept.found.turn == found.turn:
+                known = known.joined(kept, [one.key for one in EXPERIMENTS])
+            elif done == 0:
+                # What was found out about another turn's answer must not stand beside this one's.
+                updates |= {view.panels[one.key]: _blank(one.key) for one in EXPERIMENTS}
             if done + 1 < len(STEPS):
                 following = STEPS[done + 1]
                 updates[view.panels[following]] = gr.update(busy=f"{PANELS[following].busy} …")
             if found.verdict is not None:
                 note = f"Turn {found.turn}, {time.perf_counter() - began:.1f} s."
                 updates[view.verdict] = show_verdict(found.verdict, note)
-                updates[view.facts] = facts
-            yield {view.note: "", view.study: kept, **updates}
+                updates[view.facts] = known.facts
+            yield {view.note: "", view.study: known, **updates}
 
     def experiments(wanted: tuple[Experiment, ...]) -> Callable[..., Iterator[Updates]]:
         def run(
             page: Shown, kept: Study | None, number: int | None, contrast: str, reference: str
         ) -> Iterator[Updates]:
             if kept is None or kept.found.checks is None or (number is not None and kept.found.turn != number):
-                for updates in study(page, number, contrast, reference):
+                for updates in run_study(page, kept, number, contrast, reference):
                     kept = updates[view.study]
                     yield updates
             assert kept is not None
             for one in wanted:
                 panel = view.panels[one.key]
                 yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …")}
-                case = open_case(store.get(page.model), page.inspection, kept.found.turn)
+                case = open_case(store.get(page.model), page.inspection, kept.found.turn,
+                                 max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 step: tuple[str, Any] = ("", None)
                 for step in one.run(case, kept.found):
                     yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …")}
                 html, facts = step
-                kept = Study(kept.found, {**kept.drawn, one.key: html}, {**kept.facts, one.key: facts})
+                kept = kept.adding(one.key, html, facts)
                 yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts}
 
         return run
 
-    asked: list[Any] = [shown, view.turn, view.contrast, view.reference]
+    asked: list[Any] = [shown, view.study, view.turn, view.contrast, view.reference]
     place: dict[str, Any] = {"concurrency_id": queue, "show_progress": "minimal", "show_progress_on": [view.verdict]}
     runs = [
-        gr.on([view.start.click, view.contrast.submit, view.reference.submit], guarded(study), asked, view.outputs,
+        gr.on([view.start.click, view.contrast.submit, view.reference.submit], guarded(run_study), asked, view.outputs,
               api_name="which_image", **place)
     ]  # fmt: skip
-    further: list[Any] = [shown, view.study, *asked[1:]]
     for one in EXPERIMENTS:
-        runs.append(view.more[one.key].click(guarded(experiments((one,))), further, view.outputs,
+        runs.append(view.more[one.key].click(guarded(experiments((one,))), asked, view.outputs,
                                              api_name=f"which_{one.key}", **place))  # fmt: skip
-    runs.append(view.everything.click(guarded(experiments(EXPERIMENTS)), further, view.outputs, api_name="which_all",
+    runs.append(view.everything.click(guarded(experiments(EXPERIMENTS)), asked, view.outputs, api_name="which_all",
                                       **place))  # fmt: skip
 
     def stop(kept: Study | None) -> Updates:
@@ -274,4 +241,13 @@ def wire_which_image(
     # A new question makes what is still running about the old one pointless, and it would have to wait for it.
     gr.on([prompt.ask.click, *(question.submit for question in prompt.questions),
            *(example.click for example in prompt.examples)], None, cancels=runs, api_name="which_give_way")  # fmt: skip
+
+    def make(page: Shown | None, kept: Study | None) -> Any:
+        if page is None or kept is None or kept.found.verdict is None:
+            raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
+        path = Path(tempfile.mkdtemp(prefix="which-image-")) / "report.html"
+        path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept), "utf-8")
+        return gr.update(value=str(path), visible=True)
+
+    view.report.click(make, [shown, view.study], view.file, api_name="which_report")
     lab_view.wire_lab(view.lab, store, shown, view.turn, queue)
