@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_prompt(command: argparse.ArgumentParser) -> None:
     _add_questions(command)
     command.add_argument("--answer", action="append", default=[], metavar="TEXT",
-                         help="given, not the model's; one for each --ask in order, empty: the model answers")  # fmt: skip
+                         help="given, not the model's; one for each --ask in order, empty: its own")  # fmt: skip
     command.add_argument("--layout", choices=LAYOUTS, default="images-first")
     command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
     command.add_argument("--seed", type=int, default=0)

@@ -18,9 +18,11 @@ from inspector.figures.payload import data_uri
 
 Colour = tuple[float, float, float]
 
-_DIVERGING: tuple[Colour, Colour, Colour] = ((33, 102, 172), (247, 247, 247), (178, 24, 43))
+_DIVERGING: tuple[Colour, Colour] = ((33, 102, 172), (178, 24, 43))
 _SEQUENTIAL: tuple[Colour, ...] = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Five stops of viridis."""
+INK_TURNS = 0.179
+"""Luminance at which black and white have the same contrast, 4.58 : 1."""
 
 
 def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
@@ -126,32 +128,35 @@ def _draw_bar(row: Bar, at: object, low: float, noise: float | None) -> str:
 # --- heat ---
 
 
-def diverging(value: float, top: float) -> str:
-    """Style of a cell: blue below 0, white at 0, red above, and the text that reads best on it."""
+def _diverging(value: float, top: float) -> tuple[str, str]:
+    """Class and style of a cell about 0: blue below, the page's ground at 0, red above."""
     share = max(-1.0, min(1.0, value / top)) if top > 0 else 0.0
-    end = _DIVERGING[2] if share > 0 else _DIVERGING[0]
-    return _paint(_mix(_DIVERGING[1], end, abs(share)))
+    hue = _DIVERGING[0] if share < 0 else _DIVERGING[1]
+    # On a light ground; on a dark one white ink reads on every shade.
+    strong = _luminance(_mix((247, 247, 247), hue, abs(share))) <= INK_TURNS
+    css = "wi-diverging wi-strong" if strong else "wi-diverging"
+    return css, f"--heat:rgb({hue[0]:.0f} {hue[1]:.0f} {hue[2]:.0f});--share:{100 * abs(share):.1f}%"
 
 
-def sequential(value: float, top: float) -> str:
-    """Style of a cell from dark (0) to bright (``top``), viridis."""
+def _sequential(value: float, top: float) -> tuple[str, str]:
+    """Class and style of a cell from dark (0) to bright (``top``), viridis."""
     share = max(0.0, min(1.0, value / top)) if top > 0 else 0.0
     place = share * (len(_SEQUENTIAL) - 1)
     lower = min(int(place), len(_SEQUENTIAL) - 2)
-    return _paint(_mix(_SEQUENTIAL[lower], _SEQUENTIAL[lower + 1], place - lower))
+    colour = _mix(_SEQUENTIAL[lower], _SEQUENTIAL[lower + 1], place - lower)
+    red, green, blue = (round(part) for part in colour)
+    ink = "#000" if _luminance(colour) > INK_TURNS else "#fff"
+    return "", f"background:#{red:02x}{green:02x}{blue:02x};color:{ink}"
 
 
 def _mix(one: Colour, other: Colour, share: float) -> Colour:
     return tuple(a + (b - a) * share for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
-def _paint(colour: Colour) -> str:
+def _luminance(colour: Colour) -> float:
+    """Relative luminance as WCAG 2 defines it, of sRGB from 0 to 255."""
     linear = [(part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4) for part in colour]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    # Of black and white the one with the higher contrast: never less than 4.58 : 1.
-    ink = "#000" if luminance > 0.179 else "#fff"
-    red, green, blue = (round(part) for part in colour)
-    return f"background:#{red:02x}{green:02x}{blue:02x};color:{ink}"
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,8 @@ def heat_cell(
     """One cell of a table, coloured; hatched if there is no value."""
     if value is None:
         return f'<td class="wi-cell wi-none" title="{escape(why, quote=True)}">–</td>'
-    paint = sequential if shares else diverging
-    return f'<td class="wi-cell" style="{paint(value, top)}">{copied(value, digits)}</td>'
+    css, style = _sequential(value, top) if shares else _diverging(value, top)
+    return f'<td class="wi-cell {css}" style="{style}">{copied(value, digits)}</td>'
 
 
 # --- curves ---

@@ -200,7 +200,8 @@ def _pixel_heat(found: regions.Regions, image: OpenedImage) -> str:
     picture = image.pixels.convert("RGB")
     width, height = picture.size
     picture.thumbnail((420, 420))
-    top = max((abs(region.effect) for region in found.regions), default=0.0) or 1.0
+    # Below the noise floor nothing is to look like a finding.
+    top = max([found.noise_floor, *(abs(region.effect) for region in found.regions)]) or 1.0
     cells = []
     for region in found.regions:
         box, share = region.box, abs(region.effect) / top
@@ -214,8 +215,8 @@ def _pixel_heat(found: regions.Regions, image: OpenedImage) -> str:
     label = f"image {found.image}, darker where hiding a part lowers log p more"
     return (
         f'<div class="wi-heat" role="img" aria-label="{label}"><img src="{data_uri(picture)}" alt="">'
-        f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} Dark red: log p falls without it, by '
-        f"{number(top)} nats at most (framed: the most); blue: it rises.</p>"
+        f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} Dark red: log p falls without it, '
+        f"darkest at {number(top)} nats (framed: the most); blue: it rises.</p>"
     )
 
 

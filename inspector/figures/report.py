@@ -37,6 +37,7 @@ h1 { font-size: 22px; margin: 0; } h2 { font-size: 14px; margin: 24px 0 4px; tex
 .rp-strip .rp-separator, .rp-strip .rp-padding { border: 1px dashed var(--body-text-color-subdued); }
 .rp-pictures { display: flex; flex-wrap: wrap; gap: 16px; } .rp-pictures figure { margin: 0; font-size: 13px; } .rp-pictures .wi-thumb { max-width: 100%; }
 pre.rp-json { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; max-height: 480px; overflow-y: auto; }
+@media (prefers-color-scheme: dark) { .wi-table .wi-diverging { background: color-mix(in srgb, var(--heat) var(--share), #1b2536); color: #fff; } }
 @media print { details > * { display: block; } pre.rp-json { max-height: none; } }
 """  # noqa: E501
 
