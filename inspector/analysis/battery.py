@@ -20,11 +20,12 @@ from inspector.analysis.dependence import Dependence, measure_dependence
 from inspector.analysis.inspection import GenerationSettings, Inspection, ask_and_inspect, attend
 from inspector.analysis.permutations import permute_images, summarise_orders
 from inspector.analysis.prompt import Prompt, Turn
+from inspector.analysis.regions import measure_regions
 from inspector.analysis.removal import Removals
 from inspector.analysis.selection import Selection, measure_selection
 from inspector.analysis.swaps import Swap, measure_swaps
 from inspector.analysis.verdict import Verdict, judge, name_leader
-from model import VLM
+from model import VLM, Box
 from model.checkpoint import copy_vlm
 from model.training.scratch import fresh_vlm
 
@@ -48,6 +49,11 @@ WORDINGS = (
 )
 PARAPHRASED_ITEMS = 12
 HALVED_ITEMS = 24
+REGION_ITEMS = 24
+REGION_CANVAS = (128, 128)
+"""Pixels (width, height) of the pictures, one at a time, on which the map of regions is tried: four tiles and a
+thumbnail, so that no shape covers more than a quarter of the regions."""
+MAX_CHANCE = 0.25
 MAX_NEW_TOKENS = 8
 _Z = 1.959963984540054
 
@@ -197,6 +203,8 @@ def run_battery(
     found = _Found(vlm, n_each, seed)
     named = [item for item in items if item.cell == STABILITY_CELL]
     total = len(items) + len(named[:PARAPHRASED_ITEMS]) + len(named[:HALVED_ITEMS]) + len(named)
+    pictures = list(build_items([STABILITY_CELL], REGION_ITEMS, seed, canvas=REGION_CANVAS)) if named else []
+    total += len(pictures)
     done = 0
     for cell in dict.fromkeys(item.cell for item in items):
         mine = [item for item in items if item.cell == cell]
@@ -211,6 +219,10 @@ def run_battery(
     for item in named[:PARAPHRASED_ITEMS]:
         yield Progress("other wordings", done, total, found.sum_up())
         found.paraphrased += _compare_wordings(vlm, item)
+        done += 1
+    for item in pictures:
+        yield Progress("regions", done, total, found.sum_up())
+        found.regions += _try_regions(vlm, item)
         done += 1
     half = copy_vlm(vlm).to(torch.bfloat16)
     for item in named[:HALVED_ITEMS]:
@@ -229,7 +241,8 @@ def run_battery(
 @dataclass
 class _Found:
     """What has been tried so far. ``paraphrased`` and ``halved``: was the verdict the same; ``random``: did random
-    weights get a verdict that names an image."""
+    weights get a verdict that names an image; ``regions``: per picture (deletion curve below the mean of random orders,
+    strongest region on the shape, share of regions that are)."""
 
     vlm: VLM
     n_each: int
@@ -239,17 +252,50 @@ class _Found:
     paraphrased: list[bool] = field(default_factory=list)
     halved: list[bool] = field(default_factory=list)
     random: list[bool] = field(default_factory=list)
+    regions: list[tuple[bool, bool, float]] = field(default_factory=list)
 
     def sum_up(self, finished: bool = False) -> Battery:
         cells = tuple(_cell_result(cell, gate, [t for t in self.trials if t.cell == cell])
                       for cell, gate in self.gates.items())  # fmt: skip
         scores = (
             *_scores(self.trials),
+            Score("deletion curve of regions below random orders", _counted([r[0] for r in self.regions]), 0.9, True),
+            Score(
+                f"strongest region lies on the shape (by chance {self.chance:.2f})",
+                _counted([r[1] for r in self.regions]),
+                0.7,
+                True,
+            ),
             Score("the same verdict in other words", _counted(self.paraphrased), 0.9, True),
             Score("the same verdict in bfloat16", _counted(self.halved), 0.98, True),
             Score("an image named on random weights", _counted(self.random), 0.01, False),
         )
         return Battery(self.vlm.fingerprint, self.n_each, self.seed, finished, cells, scores)
+
+    @property
+    def chance(self) -> float:
+        """Mean share of a picture's regions that lie on its shape."""
+        return sum(region[2] for region in self.regions) / len(self.regions) if self.regions else 0.0
+
+
+def _try_regions(vlm: VLM, item: Item) -> list[tuple[bool, bool, float]]:
+    """See :class:`_Found`; nothing where the model answers wrongly about the picture alone, and nothing where its shape
+    lies on more than a quarter of the regions."""
+    inspection = ask_and_inspect(vlm, item.single_prompt, GenerationSettings(MAX_NEW_TOKENS))
+    if item.box is None or inspection.prompt.turns[-1].assistant.strip() != item.answer:
+        return []
+    case = open_case(vlm, inspection, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
+    *_, found = measure_regions(case, 1, measure_dependence(case).noise_floor)
+    on = [_overlap(region.box, item.box) for region in found.regions]
+    chance = sum(on) / len(on)
+    if found.gap is None or chance > MAX_CHANCE:
+        return []
+    return [(found.gap > 0, _overlap(found.top.box, item.box), chance)]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return (one.left < other.right and other.left < one.right
+            and one.top < other.bottom and other.top < one.bottom)  # fmt: skip
 
 
 def _counted(held: Sequence[bool]) -> Share:
