@@ -216,7 +216,7 @@ def curves(
 ) -> str:
     """Lines over whole numbers, numbers at the ends of both axes, a legend below. ``band``: (lowest, highest) at each
     x, drawn in grey behind them."""
-    width, height, left, bottom, top = 480, 200, 52, 34, 10
+    width, height, left, bottom, top = 360, 190, 56, 40, 10
     ys = [*(y for line in lines for y in line.ys if y is not None), *(y for edges in band for y in edges)]
     if not ys or not xs:
         return '<p class="vi-empty">There is nothing to draw.</p>'
@@ -236,7 +236,7 @@ def curves(
         parts.append(f'<line class="{css}" x1="{left}" x2="{width - 10}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
     for x, anchor in ((first, "start"), (last, "end")):
-        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 18}" text-anchor="{anchor}">{number(x, 0)}</text>')
+        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 22}" text-anchor="{anchor}">{number(x, 0)}</text>')
     middle = (left + width - 10) / 2
     parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
     if band:

@@ -99,7 +99,7 @@ def show_cues(
         share = "no effect to share out" if cue.share_before is None else (
             f"{number(cue.share_before)} → {'–' if cue.share_after is None else number(cue.share_after)}")  # fmt: skip
         moved = heat_cell(cue.moved, 1.0, "no share to compare") if cue.share_before is not None else ""
-        rows.append([change, copied(cue.fall or 0.0), said, f"<td>{share}</td>", moved])
+        rows.append([change, copied(cue.fall or 0.0), said, f'<td class="wi-steady">{share}</td>', moved])
     image = next((cue.image for cue in found if cue.image), None)
     whose = f"share of {badge(image - 1)}" if image else "share"
     body = f'<p class="wi-lead">{say_with_code(told)}</p>' if told else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def build_lab() -> LabView:
             layers = gr.CheckboxGroup([], label="In these layers only (none: all)", min_width=180, elem_id="lab-layers")
             heads = gr.CheckboxGroup([], label="In these heads only (none: all)", min_width=180, elem_id="lab-heads")
         with gr.Row(elem_classes="wi-controls", equal_height=False):
-            line = gr.Textbox(label="The cut", placeholder=EXAMPLE, lines=1, max_lines=1, scale=3, min_width=260,
+            line = gr.Textbox("", label="The cut", placeholder=EXAMPLE, lines=1, max_lines=1, scale=3, min_width=260,
                               elem_id="lab-line")  # fmt: skip
             add = gr.Button("Add selected token", size="sm", min_width=120, scale=0, elem_id="lab-add")
             cut = gr.Button("Cut", variant="primary", size="sm", min_width=70, scale=0, elem_id="lab-cut")
@@ -129,16 +129,16 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
 
     def rerun(change: Callable[[list[str], str], list[str]]) -> Callable[..., Any]:
-        def run(page: Shown | None, number: int | None, cuts: list[str], line: str) -> Any:
+        def run(page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
             try:
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
-                changed = change(cuts, line)
-                case = open_case(store.get(page.model), page.inspection, number,
+                changed = change(cuts, cut)
+                case = open_case(store.get(page.model), page.inspection, turn,
                                  max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 lab = run_lab(case, changed)
                 command = write_command(page.inspection.prompt, page.model, page.names, lab.turn, changed)
-                yield ["", show_lab(lab, command), [cut.text for cut in lab.cuts], lab.to_json() | {"command": command}]
+                yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
             except InputError as error:
                 yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
                 raise gr.Error(str(error), visible=False, print_exception=False) from error
@@ -158,7 +158,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         return cuts[:-1]
 
     model: dict[str, Any] = {"concurrency_id": queue, "show_progress": "minimal", "show_progress_on": [view.result]}
-    inputs: list[Any] = [shown, turn, view.cuts, view.line]
+    inputs: list[Any] = [shown, view.cuts, view.line, turn]
     gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **model)
     view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **model)
     view.clear.click(rerun(lambda *_: []), inputs, outputs, api_name="lab_clear", **model)

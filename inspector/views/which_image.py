@@ -78,10 +78,10 @@ def build_which_image() -> WhichImageView:
     with gr.Row(elem_classes="wi-controls", equal_height=False):
         turn = gr.Radio([], label="Answer to explain", min_width=220, elem_id="which-turn")
         contrast = gr.Textbox(
-            label="Contrast with (another question, optional)", min_width=220, lines=1, max_lines=1,
+            "", label="Contrast with (another question, optional)", min_width=220, lines=1, max_lines=1,
             placeholder="In image 1, what colour is the shape?", elem_id="which-contrast",
         )  # fmt: skip
-        reference = gr.Textbox(label="Reference answer (optional)", min_width=160, lines=1, max_lines=1,
+        reference = gr.Textbox("", label="Reference answer (optional)", min_width=160, lines=1, max_lines=1,
                                placeholder="the right answer", elem_id="which-reference")  # fmt: skip
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Which image?", variant="primary", min_width=140, elem_id="which-start")
@@ -154,11 +154,13 @@ def wire_which_image(
     def guarded(run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """A broken request is said where it happened, and a program gets the sentence as an error."""
 
-        def stream(page: Shown | None, *values: Any) -> Iterator[Updates]:
+        def stream(
+            page: Shown | None, kept: Study | None, turn: int | None = None, contrast: str = "", reference: str = ""
+        ) -> Iterator[Updates]:
             try:
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
-                yield from run(page, *values)
+                yield from run(page, kept, turn, contrast, reference)
             except InputError as error:
                 quiet = {panel: gr.update(busy="") for panel in view.panels.values()}
                 yield {**quiet, view.note: show_notes([str(error)])}
@@ -167,11 +169,11 @@ def wire_which_image(
         return stream
 
     def run_study(
-        page: Shown, kept: Study | None, number: int | None, contrast: str, reference: str
+        page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
     ) -> Iterator[Updates]:
         began = time.perf_counter()
         typed = [contrast.strip()] if contrast.strip() else []
-        steps = study(store.get(page.model), page.inspection, number, reference=reference.strip(), typed=typed,
+        steps = study(store.get(page.model), page.inspection, turn, reference=reference.strip(), typed=typed,
                       max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
         for known in steps:
             found, done = known.found, STEPS.index(known.found.step)
@@ -191,11 +193,9 @@ def wire_which_image(
             yield {view.note: "", view.study: known, **updates}
 
     def experiments(wanted: tuple[Experiment, ...]) -> Callable[..., Iterator[Updates]]:
-        def run(
-            page: Shown, kept: Study | None, number: int | None, contrast: str, reference: str
-        ) -> Iterator[Updates]:
-            if kept is None or kept.found.checks is None or (number is not None and kept.found.turn != number):
-                for updates in run_study(page, kept, number, contrast, reference):
+        def run(page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str) -> Iterator[Updates]:
+            if kept is None or kept.found.checks is None or (turn is not None and kept.found.turn != turn):
+                for updates in run_study(page, kept, turn, contrast, reference):
                     kept = updates[view.study]
                     yield updates
             assert kept is not None
