@@ -339,7 +339,8 @@ def write_command(prompt: Prompt, model: str, files: Sequence[str], turn: int, c
     for file in files:
         words += ["--image", file]
     for asked in prompt.turns:
-        words += ["--ask", asked.user, "--answer", asked.assistant]
+        # Text that begins with a dash would pass for an option.
+        words += [f"--ask={asked.user}", f"--answer={asked.assistant}"]
     if prompt.layout != "images-first":
         words += ["--layout", prompt.layout]
     if prompt.document_mask:
