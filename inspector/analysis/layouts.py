@@ -32,7 +32,8 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class LayoutCell:
-    """One way to write the row. ``ordinals``: False where its ``<image: k>`` texts were left out. ``length``: positions.
+    """One way to write the row. ``ordinals``: False where its ``<image: k>`` texts were left out.
+    ``length`` in positions.
 
     ``answers`` of the turns (greedy), with their ``probabilities`` per token; ``matrix``: what each answer loses
     without each image. ``not_done``: why there is no row, "" if there is one.
