@@ -108,12 +108,11 @@ def is_answered(question: Question) -> bool:
 
 def target_of(structure: RowStructure, question: Question) -> Target:
     """Where the turn of ``question`` begins behind its images, and which tokens are its answer."""
-    brought = [image.stop for image in structure.images if image.message == question.message]
     opening = [mark.start for mark in structure.marks
                if mark.message == question.message and mark.stop <= question.start]  # fmt: skip
-    start = max(brought) if brought else min(opening, default=question.start)
-    # A template may write the images behind the text; then the question begins with its own text.
-    start = min(start, question.start)
+    # Its own images, or every image where a format puts them all before the text.
+    images = [image.stop for image in structure.images if image.stop <= question.start]
+    start = max([min(opening, default=question.start), *images])
     scored = question.answer
     if scored[0] == scored[1]:
         scored = (scored[0], scored[0] + 1)

@@ -93,19 +93,25 @@ def _beyond_reach(case: Case) -> float:
     """The largest change of an answer's log p when the features of an image that its question can't see are put in
     another order: whole passes of one shape, which agree to the last bit."""
     batch, largest = _batch(case), 0.0
+    segments = batch.segment_ids if batch.document_mask else None
+    mask = build_mask(batch.attention_mask, segments, len(case.replay.row), case.replay.embeds.dtype)
+
+    def read(embeds: torch.Tensor) -> torch.Tensor:
+        return case.vlm.decoder(embeds[None], mask, batch.position_ids)[0]
+
     questions = [question for question in case.structure.questions if is_answered(question)]
-    for image in case.structure.images:
-        blind = [question for question in questions if image.number not in question.reachable]
+    hidden_from = {image: [q for q in questions if image.number not in q.reachable] for image in case.structure.images}
+    # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
+    before = read(case.replay.embeds) if any(hidden_from.values()) else case.replay.hidden
+    for image, blind in hidden_from.items():
         if not blind:
             continue
         embeds = case.replay.embeds.clone()
         embeds[list(image.tokens)] = embeds[list(image.tokens)].flip(0)
-        segments = batch.segment_ids if batch.document_mask else None
-        mask = build_mask(batch.attention_mask, segments, len(embeds), embeds.dtype)
-        hidden = case.vlm.decoder(embeds[None], mask, batch.position_ids)[0]
+        after = read(embeds)
         for question in blind:
             other = replace(case, target=target_of(case.structure, question))
-            largest = max(largest, abs(_score_hidden(other, hidden) - _score_hidden(other, case.replay.hidden)))
+            largest = max(largest, abs(_score_hidden(other, after) - _score_hidden(other, before)))
     return largest
 
 

@@ -92,7 +92,8 @@ class Dependence:
 class TurnMatrix:
     """``effects [turn][image]``: fall of log p of each turn's answer without each image, nats; None for a turn without
     an answer. ``reachable`` says which images the turn can see: elsewhere the effect must be exactly 0.
-    ``own``: per turn the images that the turn itself brings (in a row of images first: all of them, for every turn)."""
+    ``own``: per turn the images that the turn itself brings (where all stand before the first question: all of them,
+    for every turn)."""
 
     effects: tuple[tuple[float, ...] | None, ...]
     reachable: tuple[tuple[bool, ...], ...]
@@ -203,7 +204,7 @@ def measure_matrix(case: Case, removals: Removals | None = None) -> TurnMatrix:
         tuple(by_turn[q.number][0] - value for value in by_turn[q.number][1:]) if q.number in by_turn else None
         for q in structure.questions
     )
-    first = structure.row.kind == "several images, first"
+    first = structure.row.kind in ("one image", "several images, first")
     return TurnMatrix(
         effects,
         tuple(tuple(sight.reachable for sight in question.sights) for question in structure.questions),

@@ -202,7 +202,8 @@ def read_structure(sample: Sample, *, document_mask: bool, decode: Decode) -> Ro
 
 def _messages(sample: Sample, text: Callable[[int, int], str]) -> list[_Message]:
     trained = sample.loss_mask.tolist()
-    spans = [span for span in sample.spans if span.message is not None]
+    # The oldest checkpoints put every image before all text, whichever message brings it.
+    spans = sorted((span for span in sample.spans if span.message is not None), key=lambda span: span.message or 0)
     found = []
     for index, group in groupby(spans, key=lambda span: span.message):
         own = tuple(group)

@@ -18,7 +18,7 @@ from inspector.analysis.selection import alternative_questions, measure_selectio
 from inspector.analysis.swaps import Swap
 from inspector.analysis.verdict import judge, name_leader, say
 from inspector.analysis.which_image import STEPS, study_answer
-from model import InputError, OpenedImage
+from model import InputError, OpenedImage, load_vlm
 from model.language import build_mask
 from model.training.examples import EXAMPLES
 from model.training.scratch import new_vlm
@@ -346,3 +346,14 @@ def test_orders_of_images_do_not_change_what_is_measured(embedded):
 def test_swaps_are_plain_numbers(three):
     assert all(isinstance(swap, Swap) for swap in three[-1].swaps)
     assert json.dumps([swap.to_json() for swap in three[-1].swaps])
+
+
+def test_the_oldest_checkpoints_have_every_image_before_all_text(golden):
+    """Whatever the layout: then each question can see them all, and all identities still hold."""
+    vlm = load_vlm(golden / "legacy_v01")
+    for layout in ("per-turn", "packed"):
+        inspection = ask_and_inspect(vlm, replace(prompt_of("per-turn"), layout=layout), GenerationSettings(2))
+        *_, found = study_answer(vlm, inspection, 2, max_new_tokens=2)
+        assert [check.name for check in found.checks if not check.ok] == []
+        expected = [(1, 2, 3)] * 3 if layout == "per-turn" else [(1,), (1, 2), (1, 2, 3)]
+        assert [question.reachable for question in found.structure.questions] == expected
