@@ -91,7 +91,7 @@ class Dependence:
 @dataclass(frozen=True)
 class TurnMatrix:
     """``effects [turn][image]``: fall of log p of each turn's answer without each image, nats; None for a turn without
-    an answer. ``reachable`` says which images the turn can see: elsewhere the effect must be exactly 0.
+    an answer. ``reachable`` says which images the turn can see: elsewhere the effect is exactly 0.
     ``own``: per turn the images that the turn itself brings (where all stand before the first question: all of them,
     for every turn)."""
 
@@ -191,17 +191,27 @@ def measure_dependence(
 
 
 def measure_matrix(case: Case, removals: Removals | None = None) -> TurnMatrix:
-    """Every turn's answer without every image; see :class:`TurnMatrix`. An image behind a question is no key of its
-    positions, so that taking it away changes no bit."""
+    """Every turn's answer without every image; see :class:`TurnMatrix`. An image that a question can't see is no key of
+    what it reads, so there is nothing to take away and the effect is 0; that this is so is tried live in
+    :mod:`inspector.analysis.checks`, where such an image is changed and the answer must not move by a bit."""
     removals = removals or Removals(case)
     structure = case.structure
     questions = [question for question in structure.questions if is_answered(question)]
-    removed = [frozenset[int](), *(frozenset({image.number}) for image in structure.images)]
-    # The same image's removal for all turns together: they share what stands before them.
-    outcomes = case.replay.run([removals.of_answer(gone, question) for gone in removed for question in questions])
-    by_turn = {q.number: [o.logprob for o in outcomes[n :: len(questions)]] for n, q in enumerate(questions)}
+    # By image: its removal for all turns at once, which share what stands before them.
+    wanted = [(question.number, 0) for question in questions]
+    wanted += [(q.number, image.number) for image in structure.images for q in questions if image.number in q.reachable]
+    by_number = {question.number: question for question in questions}
+    outcomes = case.replay.run(
+        [removals.of_answer(frozenset({image} if image else ()), by_number[turn]) for turn, image in wanted]
+    )
+    logprobs = {cell: outcome.logprob for cell, outcome in zip(wanted, outcomes, strict=True)}
     effects = tuple(
-        tuple(by_turn[q.number][0] - value for value in by_turn[q.number][1:]) if q.number in by_turn else None
+        tuple(
+            logprobs[q.number, 0] - logprobs.get((q.number, image.number), logprobs[q.number, 0])
+            for image in structure.images
+        )
+        if q.number in by_number
+        else None
         for q in structure.questions
     )
     first = structure.row.kind in ("one image", "several images, first")
