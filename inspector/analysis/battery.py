@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -146,6 +146,9 @@ class CellResult:
                 "followed": {name: share.to_json() for name, share in self.followed}}  # fmt: skip
 
 
+_SHARES = tuple(field.name for field in fields(CellResult) if field.type == "Share")
+
+
 @dataclass(frozen=True)
 class Score:
     """A number over all testable cells beside what it should reach; ``ok`` None where too few items say anything."""
@@ -182,6 +185,21 @@ class Battery:
         return {"fingerprint": self.fingerprint, "n_each": self.n_each, "seed": self.seed, "finished": self.finished,
                 "cells": [cell.to_json() for cell in self.cells],
                 "scores": [score.to_json() for score in self.scores]}  # fmt: skip
+
+
+def read_battery(facts: dict[str, Any]) -> Battery:
+    """The inverse of :meth:`Battery.to_json`. KeyError or TypeError for anything else."""
+
+    def share(value: dict[str, Any]) -> Share:
+        return Share(value["count"], value["total"])
+
+    cells = []
+    for cell in facts["cells"]:
+        followed = tuple((name, share(value)) for name, value in cell["followed"].items())
+        shares: dict[str, Any] = {name: share(cell[name]) for name in _SHARES}
+        cells.append(CellResult(cell=cell["cell"], followed=followed, **shares))
+    scores = tuple(Score(one["name"], share(one), one["limit"], one["at_least"]) for one in facts["scores"])
+    return Battery(facts["fingerprint"], facts["n_each"], facts["seed"], facts["finished"], tuple(cells), scores)
 
 
 @dataclass(frozen=True)

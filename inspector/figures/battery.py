@@ -1,0 +1,74 @@
+"""The battery's result as a card of its checkpoint."""
+
+from __future__ import annotations
+
+from html import escape
+
+from inspector.analysis.battery import GATE, Battery, CellResult, Progress, Score, Share
+from inspector.figures.charts import table
+
+INTRODUCTION = (
+    "Prompts are drawn whose relevant image is known, and every test above is tried on them: how often does it name "
+    "the right image, and how often one where none is needed? In brackets Wilson's 95 % interval."
+)
+WAITING = "No battery has been run on this checkpoint yet; press “Run the battery”."
+_MARKS = {True: "✓ reached", False: "✗ missed", None: "– too few items"}
+
+
+def show_count(share: Share) -> str:
+    """“0.98 [0.89, 1.00] of 48”."""
+    if share.value is None or share.interval is None:
+        return "–"
+    low, high = share.interval
+    return f"{share.value:.2f} <small>[{low:.2f}, {high:.2f}] of {share.total}</small>"
+
+
+def show_progress(progress: Progress) -> str:
+    """What is being tried, for the busy line."""
+    return f"{progress.done} of {progress.total} items, {progress.cell} …" if progress.cell else ""
+
+
+def show_battery(battery: Battery | None, model: str = "") -> str:
+    """Scores first, then cells; what could not be tried says why."""
+    if battery is None:
+        return f'<p class="vi-empty">{WAITING}</p>'
+    state = "" if battery.finished else " The run is not finished: what was tried so far."
+    head = (
+        f'<p class="vi-caption">{escape(model)} · #{battery.fingerprint[:8]} · {battery.n_each} items a cell · seed '
+        f"{battery.seed}.{state}</p>"
+    )
+    scores = table(("score", "found", "wanted", ""), [_score(score) for score in battery.scores], "Scores")
+    tried = [cell for cell in battery.cells if cell.testable]
+    cells = table(
+        ("cell", "answered rightly", "right image named", "most attended", "“the question selects it”",
+         "twin’s answer", "other swaps flip", "orders predicted"),
+        [_cell(cell) for cell in tried], "Cells",
+    )  # fmt: skip
+    return f'<div class="wi-battery">{head}{scores}{cells}{_conflicts(tried)}{_left_out(battery)}</div>'
+
+
+def _score(score: Score) -> list[str]:
+    wanted = f"{'≥' if score.at_least else '≤'} {score.limit:g}"
+    return [escape(score.name), show_count(score.share), wanted, _MARKS[score.ok]]
+
+
+def _cell(cell: CellResult) -> list[str]:
+    shares = (cell.right, cell.named, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
+    return [escape(cell.cell), *(show_count(share) for share in shares)]
+
+
+def _conflicts(cells: list[CellResult]) -> str:
+    rows = []
+    for cell in cells:
+        if cell.followed:
+            told = ", ".join(f"{escape(name) or 'neither'} {show_count(share)}" for name, share in cell.followed)
+            rows.append([escape(cell.cell), told])
+    return table(("two cues that point apart", "the answer follows"), rows, "Conflicts") if rows else ""
+
+
+def _left_out(battery: Battery) -> str:
+    rows = [[escape(cell.cell), show_count(cell.gate)] for cell in battery.cells if not cell.testable]
+    if not rows:
+        return ""
+    title = f"not testable on this model (below {GATE:g} without the other images)"
+    return table((title, "answered rightly"), rows, "Not testable")

@@ -1,0 +1,77 @@
+"""The battery in the “Which image?” tab: run it on the chosen model, watch, stop, keep what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.battery import MIN_ITEMS, Battery, read_battery, run_battery
+from inspector.figures.battery import INTRODUCTION, show_battery, show_progress
+from inspector.session import ModelStore
+from inspector.views import prompt as prompt_view
+from inspector.widgets import Panel
+from model import InputError
+from model.checkpoint import EMBEDDED
+
+SHIPPED = EMBEDDED / "battery.json"
+SIZES = {"quick (12 items a cell)": 12, f"full ({MIN_ITEMS} items a cell)": MIN_ITEMS}
+
+
+@dataclass(frozen=True)
+class BatteryView:
+    size: gr.Radio
+    start: gr.Button
+    stop: gr.Button
+    card: Panel
+    facts: gr.JSON
+
+
+def build_battery() -> BatteryView:
+    gr.HTML(
+        f'<h3 class="vi-heading">How far to trust this, on this checkpoint</h3><p class="vi-caption">{INTRODUCTION}</p>'
+    )
+    with gr.Row(elem_classes="wi-buttons"):
+        size = gr.Radio(list(SIZES), value=next(iter(SIZES)), label="Items", min_width=220, elem_id="battery-size")
+        start = gr.Button("Run the battery", min_width=140, elem_id="battery-start")
+        stop = gr.Button("Stop and keep", min_width=120, elem_id="battery-stop")
+    card = Panel(show_battery(None), elem_id="battery-card")
+    return BatteryView(size, start, stop, card, gr.JSON(visible=False))
+
+
+def read_shipped(fingerprint: str) -> Battery | None:
+    """The result that ships with the embedded model, if this is that model."""
+    battery = read_battery(json.loads(SHIPPED.read_text("utf-8"))) if SHIPPED.is_file() else None
+    return battery if battery is not None and battery.fingerprint == fingerprint else None
+
+
+def wire_battery(view: BatteryView, store: ModelStore, demo: gr.Blocks, prompt: prompt_view.PromptView) -> None:
+    outputs: list[Any] = [view.card, view.facts]
+
+    def show(model: str) -> list[Any]:
+        try:
+            battery = read_shipped(store.get(model).fingerprint)
+        except InputError:
+            battery = None  # the prompt says what is wrong with the model
+        return [gr.update(value=show_battery(battery, model), busy=""), battery.to_json() if battery else None]
+
+    def run(model: str, size: str) -> Iterator[list[Any]]:
+        try:
+            steps = run_battery(store.get(model), n_each=SIZES.get(size, MIN_ITEMS))
+            for progress in steps:
+                yield [gr.update(value=show_battery(progress.battery, model), busy=show_progress(progress)),
+                       progress.battery.to_json()]  # fmt: skip
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    # Minutes long: in a queue of its own, one at a time, so that nobody's question waits for it.
+    running = view.start.click(run, [prompt.model, view.size], outputs, api_name="battery", concurrency_id="battery",
+                               concurrency_limit=1, show_progress="hidden")  # fmt: skip
+    view.stop.click(lambda: gr.update(busy=""), None, view.card, cancels=[running], api_name="battery_stop",
+                    show_progress="hidden")  # fmt: skip
+    gr.on(
+        [demo.load, prompt.model.change], show, prompt.model, outputs, api_name="battery_card", show_progress="hidden"
+    )
