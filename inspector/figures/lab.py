@@ -49,18 +49,16 @@ def _picture(inspection: Inspection, image: ImageBlock) -> str:
             f"left:{100 * box.left / width:.2f}%;top:{100 * box.top / height:.2f}%;"
             f"width:{100 * across:.2f}%;height:{100 * down:.2f}%"
         )
-        tiles.append(
-            _button(f"{whole} tile {tile.name}", f'<span class="wi-hidden">{tile.name}</span>', "wi-tile", place)
-        )
+        tiles.append(_tile(f"{whole} tile {tile.name}", tile.name, whole, place))
     if not tiles:
-        tiles = [_button(whole, '<span class="wi-hidden">whole image</span>', "wi-tile", "inset:0")]
-    parts = [_button(whole, f"{badge(image.number - 1)} whole image")] if len(image.tiles) > 1 else []
+        tiles = [_tile(whole, "whole image", whole, "inset:0")]
+    parts = [_part(whole, "whole image", whole)] if len(image.tiles) > 1 else []
     if any(tile.name == "thumbnail" for tile in image.tiles):
-        parts.append(_button(f"{whole} tile thumbnail", "thumbnail"))
+        parts.append(_part(f"{whole} tile thumbnail", "thumbnail", whole))
     if image.marks:
-        parts.append(_button(f"{whole} marks", "region marks"))
+        parts.append(_part(f"{whole} marks", "region marks", whole))
     if image.ordinal is not None:
-        parts.append(_button(f"{whole} ordinal", f"<code>{escape(image.ordinal_text.strip())}</code>"))
+        parts.append(_part(f"{whole} ordinal", image.ordinal_text.strip(), whole))
     return (
         f'<figure style="--image:{image_colour(image.number - 1)}">'
         f"<figcaption>{badge(image.number - 1)} {whole}</figcaption>"
@@ -69,11 +67,22 @@ def _picture(inspection: Inspection, image: ImageBlock) -> str:
     )
 
 
-def _button(thing: str, label: str, css: str = "wi-choice", style: str = "") -> str:
+def _tile(thing: str, label: str, whole: str, place: str) -> str:
+    return _button(thing, f'<span class="wi-hidden">{escape(label)}</span>', "wi-tile", style=place,
+                   name=f"{label}, {whole}")  # fmt: skip
+
+
+def _part(thing: str, label: str, whole: str) -> str:
+    return _button(thing, escape(label), name=f"{label}, {whole}")
+
+
+def _button(thing: str, label: str, css: str = "wi-choice", *, style: str = "", name: str = "") -> str:
+    """``label`` is HTML; ``name`` is what a screen reader says, with the label's words in it."""
     look = f' style="{style}"' if style else ""
+    said = f' aria-label="{escape(name, quote=True)}"' if name else ""
     return (
-        f'<button type="button" class="{css}"{look} data-thing="{escape(thing, quote=True)}" aria-pressed="false" '
-        f'aria-label="hide {escape(thing, quote=True)}" title="{escape(thing, quote=True)}">{label}</button>'
+        f'<button type="button" class="{css}"{look}{said} data-thing="{escape(thing, quote=True)}" '
+        f'title="{escape(thing, quote=True)}" aria-pressed="false">{label}</button>'
     )
 
 

@@ -1,0 +1,226 @@
+"""“Which image?” as a person uses it, in a real Chromium."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# gradio's sockets are closed by the garbage collector, at a time of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+AXE = Path(__file__).with_name("axe.min.js")
+PANELS = ("structure", "dependence", "matrix", "selection", "swaps", "attention", "checks")
+MORE = ("where", "cues", "heads", "regions", "permutations", "layouts")
+
+
+@pytest.fixture
+def open_tab(new_page, app_url):
+    """The page with an example answered and the tab open."""
+
+    def open_it(example="three", dark=False, **options):
+        page = new_page(dark=dark, **options)
+        page.goto(f"{app_url}?__theme={'dark' if dark else 'light'}")
+        page.wait_for_selector("#strip button.tok", timeout=60_000)
+        if example != "three":
+            page.click(f"#example-{example}")
+            page.wait_for_function("name => document.querySelector('#viewer')?.innerText.includes(name)",
+                                   arg=f"{example}-1.png", timeout=60_000)  # fmt: skip
+        page.wait_for_timeout(500)
+        tab = page.get_by_role("tab", name="Which image?")
+        if not tab.first.is_visible():
+            page.click(".overflow-menu > button")
+        tab.first.click()
+        page.wait_for_selector("#which-start", timeout=20_000)
+        return page
+
+    return open_it
+
+
+def study(page, turn=1):
+    """Presses the button and waits until the last test of that turn is in."""
+    page.click("#which-start")
+    page.wait_for_function(
+        "turn => { const said = document.querySelector('#which-verdict').innerText;"
+        " return said.includes(`Turn ${turn}, `) && !said.includes('So far')"
+        " && document.querySelector('#which-panel-checks table'); }",
+        arg=turn,
+        timeout=120_000,
+    )
+    still(page)
+
+
+def still(page):
+    """Nothing is running."""
+    page.wait_for_function(
+        "![...document.querySelectorAll('.wi-busy')].some(one => one.textContent.trim())", timeout=120_000
+    )
+
+
+def widths(page, selector):
+    return page.eval_on_selector_all(selector, "bars => bars.map(bar => bar.getBoundingClientRect().width)")
+
+
+def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
+    page = open_tab()
+    assert "Press “Which image?”" in page.inner_text("#which-verdict")
+    assert "This row has 3 images" in page.inner_text("#which-panel-structure")
+    study(page)
+    verdict = page.inner_text("#which-verdict")
+    assert "Image 3, and the question selects it" in verdict
+    assert re.search(r"image 3: without it log p falls by at least \d+\.\d\d nats", verdict)
+    drawn = widths(page, "#which-panel-dependence .wi-fill")
+    assert len(drawn) == 3
+    assert drawn[2] == max(drawn) > 50
+    for key in PANELS:
+        assert page.locator(f"#which-panel-{key} .vi-empty").count() == 0, key
+    assert page.locator("#which-panel-selection tbody tr").count() == 3
+    assert page.locator("#which-panel-swaps .wi-cards img").count() == 6
+    page.click("#which-panel-checks summary")
+    assert "must hold on this very prompt" in page.inner_text("#which-panel-checks")
+    assert page.errors == []
+    assert page.requests_out == []
+
+
+def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab):
+    page = open_tab()
+    study(page)
+    page.click("#which-all")
+    page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=30_000)
+    page.click("#which-cancel")
+    still(page)
+    assert "Image 3" in page.inner_text("#which-verdict")
+    assert page.locator("#which-panel-selection table").count() == 1
+    page.wait_for_timeout(1500)
+    assert page.locator("#which-panel-layouts .vi-empty").count() == 1
+    # What was cancelled can be run again.
+    page.click("#which-heads")
+    page.wait_for_selector("#which-panel-heads .wi-lead", timeout=60_000)
+    assert page.errors == []
+
+
+def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_old(open_tab):
+    page = open_tab()
+    study(page)
+    page.click("#which-all")
+    page.fill("#question-1 textarea, #question-1 input", "In image 1, what colour is the shape?")
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#which-verdict').innerText.includes('Press “Which image?”')",
+                           timeout=60_000)  # fmt: skip
+    still(page)
+    assert page.locator("#which-panel-selection .vi-empty").count() == 1
+    study(page)
+    assert "“red” depends on image 1" in page.inner_text("#which-verdict")
+
+
+def test_any_turn_can_be_explained(open_tab):
+    page = open_tab("per-turn")
+    page.get_by_label("1: green").check()
+    study(page)
+    assert "the mask alone decides" in page.inner_text("#which-verdict").lower()
+    assert page.locator("#which-panel-matrix tbody tr").count() == 3
+    # What question 1 can't see has no number, in every panel that speaks of it.
+    assert page.locator("#which-panel-matrix td.wi-none").count() == 3
+    page.get_by_label("3: brown").check()
+    study(page, 3)
+    assert "depends on image 3" in page.inner_text("#which-verdict")
+
+
+def test_cutting_by_hand_and_taking_it_back(open_tab):
+    page = open_tab()
+    page.check("#lab-switch input")
+    whole = page.locator('#lab-board [data-thing="image 3"]')
+    whole.focus()
+    page.keyboard.press("Enter")
+    assert whole.get_attribute("aria-pressed") == "true"
+    wait = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
+    page.wait_for_function(wait, arg="image 3 -> question", timeout=15_000)
+    page.get_by_label("everything after it").check()
+    page.wait_for_function(wait, arg="image 3 -> later", timeout=15_000)
+    page.click("#lab-cut")
+    page.wait_for_selector("#lab-result .wi-lab-answers", timeout=60_000)
+    old, new = page.locator(".wi-lab-answers b").all_inner_texts()[:2]
+    assert old == "yellow"
+    assert new != "yellow"
+    assert "--cut 'image 3 -> later'" in page.inner_text("#lab-result .wi-command")
+    # A cut that takes nothing away from the old answer, written by hand, then two steps back.
+    page.fill("#lab-line textarea, #lab-line input", "image 1 -> question @layers 0")
+    page.click("#lab-cut")
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 3", timeout=60_000)
+    page.click("#lab-undo")
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 2", timeout=60_000)
+    assert page.locator(".wi-lab-answers b").all_inner_texts()[:2] == [old, new]
+    page.click("#lab-undo")
+    page.wait_for_selector("#lab-result .vi-empty", timeout=60_000)
+    page.fill("#lab-line textarea, #lab-line input", "image 7 -> question")
+    page.click("#lab-cut")
+    page.wait_for_selector("#lab-note >> text=There is no image 7", timeout=30_000)
+    assert page.errors == []
+
+
+def test_tiles_and_the_selected_token_can_be_hidden(open_tab):
+    page = open_tab("tiles")
+    page.check("#lab-switch input")
+    page.click('#lab-board [data-thing="image 1 tile r1c2"]')
+    page.click('#lab-board [data-thing="image 1 tile thumbnail"]')
+    line = "#lab-line textarea, #lab-line input"
+    wait = "([where, text]) => document.querySelector(where).value === text"
+    page.wait_for_function(wait, arg=[line, "image 1 tile r1c2, image 1 tile thumbnail -> question"], timeout=15_000)
+    page.locator("#strip .tok >> nth=0").click()
+    page.wait_for_timeout(1000)
+    page.click("#lab-add")
+    page.wait_for_function("where => document.querySelector(where).value.includes('tokens 0 ->')", arg=line)
+
+
+def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
+    page = open_tab()
+    page.click("#clear-images")
+    page.wait_for_timeout(500)
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('text only')",
+                           timeout=60_000)  # fmt: skip
+    study(page)
+    assert re.search("No image needed|can't depend on an image", page.inner_text("#which-verdict"))
+    path = tmp_path / "one.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    page.set_input_files("#images input[type=file]", str(path))
+    page.wait_for_function("document.querySelectorAll('#plans li').length === 1", timeout=15_000)
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('one image')",
+                           timeout=60_000)  # fmt: skip
+    study(page)
+    assert page.inner_text("#which-verdict .wi-sentence")
+    for key in MORE:
+        page.click(f"#which-{key}")
+        page.wait_for_function("key => !document.querySelector(`#which-panel-${key} .vi-empty`)", arg=key,
+                               timeout=90_000)  # fmt: skip
+        still(page)
+    assert page.errors == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)], ids=["390-light", "1280-dark"])
+def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_tab, dark, width):
+    page = open_tab(dark=dark, width=width)
+    study(page)
+    page.click("#which-all")
+    page.wait_for_selector("#which-panel-layouts table", timeout=120_000)
+    still(page)
+    page.check("#lab-switch input")
+    page.click('#lab-board [data-thing="image 2"]')
+    page.wait_for_timeout(700)
+    page.click("#lab-cut")
+    page.wait_for_selector("#lab-result table", timeout=60_000)
+    page.evaluate(
+        "document.querySelectorAll('#which-verdict details, .wi-panel details').forEach(one => one.open = true)"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [
+        f"{item['id']}: {node['html'][:160]}"
+        for item in found
+        if item["impact"] in ("serious", "critical")
+        for node in item["nodes"]
+    ]
+    assert not serious, "\n".join(serious)
+    assert page.errors == []
