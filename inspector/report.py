@@ -10,9 +10,9 @@ from inspector.analysis.case import open_case
 from inspector.analysis.gaze import Gaze
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.which_image import WhichImage, study_answer
+from inspector.experiments import EXPERIMENTS, look_beside
 from inspector.figures.report import write_report
 from inspector.figures.which_image import draw_panels, show_verdict
-from inspector.views.experiments import EXPERIMENTS, look_beside
 from model import VLM
 
 

@@ -15,6 +15,7 @@ from inspector.analysis.case import is_answered, open_case, read_row
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.structure import RowStructure
 from inspector.analysis.which_image import STEPS
+from inspector.experiments import EXPERIMENTS, Experiment
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
@@ -26,7 +27,6 @@ from inspector.report import Study, report, study
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
 from inspector.views import prompt as prompt_view
-from inspector.views.experiments import EXPERIMENTS, Experiment
 from inspector.widgets import Panel
 from model import InputError
 

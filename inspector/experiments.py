@@ -1,4 +1,4 @@
-"""Further tests of an answer, each run by a button of its own: what runs it, and how its result is drawn."""
+"""Further tests of an answer, each run by a button of its own: what runs it and how it is drawn. No gradio here."""
 
 from __future__ import annotations
 
