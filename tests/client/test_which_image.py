@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from inspector.__main__ import main
 from model.training.examples import EXAMPLES
@@ -163,3 +164,17 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_ten_images_are_sampled_and_say_so(app_url, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ten")
+    paths = []
+    for number in range(10):
+        paths.append(str(folder / f"{number}.png"))
+        Image.new("RGB", (64, 64), ("red", "blue")[number % 2]).save(paths[-1])
+    found = ask(app_url, paths, "In image 2, what colour is the shape?").predict(api_name="/which_image")
+    facts = facts_of(found)
+    assert facts["dependence"]["exact"] is False
+    assert len(facts["dependence"]["standard_errors"]) == 10
+    assert "Sampled: " in html_of(found)
+    assert all(check["ok"] for check in facts["checks"])
