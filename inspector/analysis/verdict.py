@@ -5,6 +5,7 @@ A verdict speaks of one model and one prompt. It is built from interventions alo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,20 +78,38 @@ def judge(
         return Verdict("unclear", None, (), f"Cannot tell: the model gives {answer[0].lower()}{answer[1:]} a "
                        f"probability of {dependence.probability:.2g} per token, and below {SURE} a fall means little.",
                        (), True)  # fmt: skip
-    largest = max(*dependence.shapley, *dependence.leave_one_out, dependence.total)
-    if largest < bar:
-        return Verdict("none", None, (), f"No image needed: without any image log p of {answer[0].lower()}{answer[1:]} "
-                       f"falls by {say(dependence.total)} nats, less than the {say(bar)} that count ({noise}).",
-                       (), True)  # fmt: skip
-    if len(reachable) == 1:
-        k = reachable[0]
-        return Verdict("mask", k, (k,), f"The mask alone decides: image {k} is the only one that question {case.turn} "
-                       f"can see, and without it log p falls by at least {say(dependence.leave_one_out[k - 1])} nats "
-                       f"({noise}).", (), True)  # fmt: skip
+    flips = [swap for swap in swaps or () if swap.flipped]
+    if len(reachable) == 1 and (dependence.leave_one_out[reachable[0] - 1] >= bar or flips):
+        return _judge_only(case, dependence, flips, noise, final)
+    if max(*dependence.shapley, *dependence.leave_one_out, dependence.total) < bar:
+        return _judge_none(dependence, flips, answer, noise, final)
     leader = name_leader(dependence)
     if leader is None:
         return _judge_several(dependence, answer, bar, noise, final)
     return _judge_leader(dependence, leader, selection, swaps, answer, noise, final)
+
+
+def _judge_only(case: Case, dependence: Dependence, flips: Sequence[Swap], noise: str, final: bool) -> Verdict:
+    k = case.target.question.reachable[0]
+    fall = dependence.leave_one_out[k - 1]
+    sentence = (f"The mask alone decides: image {k} is the only one that question {case.turn} can see, and without it "
+                f"log p falls by at least {say(fall)} nats ({noise}).")  # fmt: skip
+    reasons = (f"Replacing it by {flips[0].partner} changes the answer to “{flips[0].answer}”.",) if flips else ()
+    return Verdict("mask", k, (k,), sentence, reasons, final)
+
+
+def _judge_none(dependence: Dependence, flips: Sequence[Swap], answer: str, noise: str, final: bool) -> Verdict:
+    """Little falls without any image: either none is needed, or the model would guess the same without them."""
+    bar, answer = max(dependence.noise_floor, STRONG), f"{answer[0].lower()}{answer[1:]}"
+    fall = f"without any image log p of {answer} falls by {say(dependence.total)} nats"
+    if not flips:
+        return Verdict("none", None, (), f"No image needed: {fall}, less than the {say(bar)} that count ({noise}).",
+                       (), final)  # fmt: skip
+    guess = math.exp(dependence.text_only / dependence.tokens)
+    told = f"replacing image {flips[0].image} by {flips[0].partner} changes the answer to “{flips[0].answer}”"
+    sentence = (f"Cannot tell by taking images away: {fall} only ({noise}), for the model would guess the same without "
+                f"them (p {guess:.2f} per token); yet {told}.")  # fmt: skip
+    return Verdict("unclear", None, (), sentence, (), final)
 
 
 def _judge_several(dependence: Dependence, answer: str, bar: float, noise: str, final: bool) -> Verdict:
