@@ -303,7 +303,10 @@ def _try_regions(vlm: VLM, item: Item) -> list[tuple[bool, bool, float]]:
     if item.box is None or inspection.prompt.turns[-1].assistant.strip() != item.answer:
         return []
     case = open_case(vlm, inspection, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
-    *_, found = measure_regions(case, 1, measure_dependence(case).noise_floor)
+    steps = measure_regions(case, 1, measure_dependence(case).noise_floor)
+    # The map of tokens comes last; when it begins, the map of pixels is complete.
+    found = next(step.pixels for step in steps if step.tokens is not None)
+    assert found is not None
     on = [_overlap(region.box, item.box) for region in found.regions]
     chance = sum(on) / len(on)
     if found.gap is None or chance > MAX_CHANCE:

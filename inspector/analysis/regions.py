@@ -1,54 +1,72 @@
-"""Which part of an image an answer rests on: tiles and regions of it taken away, one by one and one after another.
+"""Which part of an image an answer rests on, measured twice: in the picture, and in the row of tokens.
+
+In the picture: a part is painted over in the picture's median colour, and the image is encoded and read again. In the
+row: the tokens of that part are hidden from what comes after them (attention knockout, Geva et al. 2023, arXiv
+2304.14767). The two differ, for the image encoder lets every token of a tile see the whole tile: what stands in one
+corner of the picture may be known to all tokens.
 
 A region is a rectangle of the original picture. Where the model got a thumbnail beside the tiles, it is what one
 thumbnail token covers, with every tile token whose centre lies in it: both show the same place, and either could stand
 in for the other. Without a thumbnail it is what one image token covers. In both cases neighbours are put together
-until there are no more than :data:`MAX_REGIONS`. A region is taken away by attention knockout (Geva et al. 2023, arXiv
-2304.14767), effects are falls of log p in nats.
+until there are no more than :data:`MAX_REGIONS`.
 
-The deletion curve (Petsiuk et al. 2018, arXiv 1806.07421) cuts more and more regions, those with the largest effect
-first. A map that points at the right places makes log p fall sooner than random orders do; the area under the curve is
-its mean height, so lower is better.
+Of each region two numbers are measured, in nats of the answer's log p: how much is lost without it, and how much it
+brings alone. Where several regions tell the same, each is dispensable and only the second number shows them. Their mean
+is the region's effect (the first and the last term of its Shapley value).
+
+The deletion curve (Petsiuk et al. 2018, arXiv 1806.07421) takes away more and more regions, those with the largest
+effect first. A map that points at the right places makes log p fall sooner than random orders do; the area under the
+curve is its mean height, so lower is better.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from inspector.analysis.case import Case, image_keys
 from inspector.analysis.dependence import STRONG
-from inspector.analysis.replay import Variant
+from inspector.analysis.replay import PASS_POSITIONS, Variant
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
-from model import Box, Cut, InputError
+from model import Box, Cut, InputError, OpenedImage
 
 EXPLANATION = (
-    "One part of the image at a time is hidden from everything that comes after it, and the darker a part is drawn, "
-    "the less likely the answer became without it; the curve then hides them one after another, the strongest first. "
-    "It can't show that a pale part is unused, for what two parts both show is missed only when both are gone, and a "
-    "token knows something of the whole tile around its own place."
+    "Part by part, the picture was painted over and read again, and in a second test the part's tokens were hidden "
+    "from the rest of the row; the darker a part is drawn, the more of the answer's probability goes when it is "
+    "missing or comes when it is there alone. "
+    "It can't show what the model takes a part for, paint is itself something to see, and the map of tokens may point "
+    "nowhere, because a token knows of more of the picture than its own place."
 )
 
 MAX_REGIONS = 64
-CURVE_STEPS = 16
-"""So many steps at most has a curve: with more regions, several are cut at once."""
-RANDOM_ORDERS = 12
+CURVE_STEPS = 8
+"""So many steps at most has a curve: with more regions, several are taken away at once."""
+RANDOM_ORDERS = 8
 ENOUGH = 0.9
-"""Regions are hidden from the question and the answer alone if that does so much of what hiding the whole image from
+"""Tokens are hidden from the question and the answer alone if that does so much of what hiding the whole image from
 everything behind it does: these are a few positions, and everything behind it may be thousands."""
+TILES_AT_ONCE = 16
+HALF = 0.5
 
+How = Literal["painted over", "hidden"]
 Rows = Literal["question and answer", "everything behind it"]
+Score = Callable[[Sequence[frozenset[int]]], list[float]]
+"""log p of the answer when these regions are gone, for each of several sets."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """A tile taken away with its region mark. ``tile`` counts from 0 as in ``ProcessedImage.tiles``; ``name`` is
-    “thumbnail” or “r1c2”; ``effect`` in nats."""
+    “thumbnail” or “r1c2”; ``effect``: fall of log p, nats."""
 
     tile: int
     name: str
@@ -58,17 +76,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class Region:
-    """``box`` in the original image's pixels; ``positions`` are the image tokens in it; ``effect`` in nats."""
+    """``box`` in the original image's pixels; ``positions`` are the image tokens in it. ``loss``: fall of log p when
+    this region is gone; ``gain``: rise over the image without any region when it is the only one left; nats."""
 
     box: Box
     positions: tuple[int, ...]
-    effect: float
+    loss: float
+    gain: float
+
+    @property
+    def effect(self) -> float:
+        return (self.loss + self.gain) / 2
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """log p of the answer while regions are cut in one order. ``counts``: how many are gone at each point, from 0 to
-    all of them; at the last point the region marks are gone too. ``logprobs``: log p at each point, nats."""
+    """log p of the answer while regions are taken away in one order. ``counts``: how many are gone at each point, from
+    0 to all of them. ``logprobs``: nats, one for each."""
 
     counts: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -76,33 +100,29 @@ class Deletion:
     @property
     def area(self) -> float:
         """Mean height of the curve (trapezoids), nats."""
-        heights, counts = np.array(self.logprobs), np.array(self.counts)
-        return float(np.trapezoid(heights, counts) / (counts[-1] - counts[0]))
+        return float(np.trapezoid(self.logprobs, self.counts) / self.counts[-1])
 
 
 @dataclass(frozen=True)
-class Regions:
-    """What is known so far of image ``image`` (from 1). ``rows``: what the regions were hidden from. ``logprob``: of
-    the answer with all in place; ``whole``: fall without the whole image, by the same rows, and ``removed``: fall when
-    it is hidden from everything behind it. ``regions`` are row by row, ``grid`` (rows, columns) of them.
+class RegionMap:
+    """``how``: what was done to a region. ``logprob``: of the answer with all regions in place, ``nothing``: with none
+    (of the map of tokens: the region marks are hidden then too). ``regions`` are row by row.
 
     ``strongest_first`` is the deletion curve, ``weakest_first`` the reversed order, ``random`` other orders; None and
-    empty until measured. ``sentence`` is there from the first yield on and grows.
-    """
+    empty until measured."""
 
-    image: int
-    rows: Rows
+    how: How
     logprob: float
-    whole: float
-    removed: float
-    noise_floor: float
-    tiles: tuple[Tile, ...]
-    grid: tuple[int, int]
+    nothing: float
     regions: tuple[Region, ...]
     strongest_first: Deletion | None = None
     weakest_first: Deletion | None = None
     random: tuple[Deletion, ...] = ()
-    sentence: str = ""
+
+    @property
+    def whole(self) -> float:
+        """Fall without any region, nats."""
+        return self.logprob - self.nothing
 
     @property
     def top(self) -> Region:
@@ -124,8 +144,8 @@ class Regions:
 
     @property
     def better(self) -> bool | None:
-        """Whether the area is smaller than that of every random order; None until that is measured."""
-        return None if self.gap is None else self.beaten == len(self.random)
+        """Whether log p falls sooner than in random orders on average; None until that is measured."""
+        return None if self.gap is None else self.gap > 0
 
     @property
     def band(self) -> tuple[tuple[float, float, float], ...]:
@@ -138,49 +158,77 @@ class Regions:
             return None if deletion is None else asdict(deletion) | {"area": deletion.area}
 
         return {
-            "image": self.image,
-            "rows": self.rows,
+            "how": self.how,
             "logprob": self.logprob,
+            "nothing": self.nothing,
             "whole": self.whole,
-            "removed": self.removed,
-            "noise_floor": self.noise_floor,
-            "tiles": [asdict(tile) for tile in self.tiles],
-            "grid": list(self.grid),
-            "regions": [asdict(region) for region in self.regions],
-            "top": asdict(self.top),
+            "regions": [asdict(region) | {"effect": region.effect} for region in self.regions],
+            "top": asdict(self.top.box),
             "strongest_first": curve(self.strongest_first),
             "weakest_first": curve(self.weakest_first),
             "random": [curve(deletion) for deletion in self.random],
             "gap": self.gap,
             "beaten": self.beaten,
             "better": self.better,
+        }
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What is known so far of image ``image`` (from 1). ``grid``: (rows, columns) of regions. ``removed``: fall of
+    log p without the image, hidden from everything behind it; ``tiles``: without each tile. ``rows``: what tiles and
+    tokens were hidden from. Maps are None until they are begun; ``sentence`` grows with them."""
+
+    image: int
+    grid: tuple[int, int]
+    noise_floor: float
+    removed: float
+    rows: Rows
+    tiles: tuple[Tile, ...]
+    pixels: RegionMap | None = None
+    tokens: RegionMap | None = None
+    sentence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "grid": list(self.grid),
+            "noise_floor": self.noise_floor,
+            "removed": self.removed,
+            "rows": self.rows,
+            "tiles": [asdict(tile) for tile in self.tiles],
+            "pixels": None if self.pixels is None else self.pixels.to_json(),
+            "tokens": None if self.tokens is None else self.tokens.to_json(),
             "sentence": self.sentence,
         }
 
 
 def measure_regions(case: Case, image: int, noise_floor: float) -> Iterator[Regions]:
-    """Yields the effects of tiles and regions, then the curve with its reverse, then the random orders one after
-    another. ``image`` counts from 1; ``noise_floor``: nats, of the dependence. InputError if the question can't see
-    that image."""
+    """Yields the tiles, then the map of pixels and the map of tokens, each growing: its regions, its curve with the
+    reverse, the random orders one by one. ``image`` counts from 1; ``noise_floor``: nats, of the dependence. InputError
+    if the question can't see that image.
+
+    Cost, for r regions: 2r + 10 · 7 readings of what stands behind the image, twice; the map of pixels also encodes the
+    tiles that the paint has changed."""
     block = next((block for block in case.reachable if block.number == image), None)
     if block is None:
         seen = ", ".join(str(number) for number in case.target.question.reachable) or "none"
         raise InputError(f"Question {case.turn} can't see image {image}; images that it can see: {seen}.")
-    found = _measure_effects(case, block, noise_floor)
-    found = replace(found, sentence=_conclude(case, found))
-    yield found
-    order = sorted(range(len(found.regions)), key=lambda n: -found.regions[n].effect)
-    strongest, weakest = (_delete(case, block, found, chosen) for chosen in (order, order[::-1]))
-    found = replace(found, strongest_first=strongest, weakest_first=weakest)
-    yield found
-    rng = np.random.default_rng([case.seed, image])
-    for _ in range(RANDOM_ORDERS):
-        drawn = _delete(case, block, found, rng.permutation(len(order)).tolist())
-        found = replace(found, random=(*found.random, drawn))
-        yield replace(found, sentence=_conclude(case, found))
+    grid, parts = cut_regions(case, block)
+    found = _take_tiles(case, block, grid, noise_floor)
+    yield replace(found, sentence=_conclude(found))
+    for pixels in _map(case, block, parts, "painted over", _painting(case, block, parts)):
+        found = replace(found, pixels=pixels)
+        yield replace(found, sentence=_conclude(found))
+    for tokens in _map(case, block, parts, "hidden", _hiding(case, block, parts, found.rows)):
+        found = replace(found, tokens=tokens)
+        yield replace(found, sentence=_conclude(found))
 
 
-def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[tuple[Box, tuple[int, ...]]]]:
+Part = tuple[Box, tuple[int, ...]]
+
+
+def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Part]]:
     """((rows, columns), box and image tokens of every region, row by row); every image token is in one of them."""
     row, cells = case.replay.row, case.vlm.config.cells_per_side
     processed = row.images[image.number - 1]
@@ -207,85 +255,198 @@ def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[tu
     return grid, [(box(n), tuple(positions)) for n, positions in enumerate(held)]
 
 
-def _base(case: Case, block: ImageBlock, rows: Rows) -> Variant:
-    """The ending that begins where the regions are hidden from."""
+# --- the two ways of taking a region away ---
+
+
+def _hide(base: Variant, positions: Sequence[int]) -> Variant:
+    return base.cutting(Cut(range(base.start, base.stop), positions)) if positions else base
+
+
+def _behind(case: Case, block: ImageBlock, rows: Rows) -> Variant:
+    """The row from where the image is hidden from it."""
     start = case.target.start if rows == "question and answer" else block.stop
     return case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
 
 
-def _hide(base: Variant, positions: Sequence[int]) -> Variant:
-    return base.cutting(Cut(range(base.start, base.stop), positions))
+def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) -> Score:
+    base = _behind(case, block, rows)
+
+    def score(sets: Sequence[frozenset[int]]) -> list[float]:
+        hidden = [image_keys(block) if len(gone) == len(parts) else [p for n in sorted(gone) for p in parts[n][1]]
+                  for gone in sets]  # fmt: skip
+        return [outcome.logprob for outcome in case.replay.run([_hide(base, keys) for keys in hidden])]
+
+    return score
 
 
-def _measure_effects(case: Case, block: ImageBlock, noise_floor: float) -> Regions:
+def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
+    pixels = np.asarray(case.prompt.images[block.number - 1].pixels.convert("RGB"))
+    paint = np.median(pixels.reshape(-1, 3), axis=0).round().astype(np.uint8)
+    covers = [_pixels_of(box) for box, _ in parts]
+    start = block.tokens[0]
+    base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
+    # Other images behind this one keep what they hold.
+    others = [p for p in range(start, base.stop) if case.replay.ids[p] == case.vlm.image_token_id]
+    others = others[len(block.tokens) :]
+    at_once = max(1, PASS_POSITIONS // len(base.ids))
+
+    def painted(gone: frozenset[int]) -> OpenedImage:
+        picture = pixels.copy()
+        for n in gone:
+            picture[covers[n]] = paint
+        return OpenedImage(Image.fromarray(picture))
+
+    def score(sets: Sequence[frozenset[int]]) -> list[float]:
+        found: list[float] = []
+        for first in range(0, len(sets), at_once):
+            features = _encode(case, block, [painted(gone) for gone in sets[first : first + at_once]])
+            kept = case.replay.embeds[others]
+            variants = [replace(base, features=torch.cat((own, kept))) for own in features]
+            found += [outcome.logprob for outcome in case.replay.run(variants)]
+        return found
+
+    return score
+
+
+def _pixels_of(box: Box) -> tuple[slice, slice]:
+    """The pixels whose centres lie in a box: every pixel of a picture is in one of the boxes that tile it."""
+    left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (box.left, box.top, box.right, box.bottom))
+    return slice(top, bottom), slice(left, right)
+
+
+@torch.no_grad()
+def _encode(case: Case, block: ImageBlock, pictures: Sequence[OpenedImage]) -> list[Tensor]:
+    """Per picture, ``[image token lm_hidden_dim]``. Tiles that are the image's own, or alike, are encoded once."""
+    vlm = case.vlm
+    own = case.replay.row.images[block.number - 1].tiles
+    states: dict[bytes, Tensor] = {
+        _name(tile): case.replay.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)
+    }
+    names: list[list[bytes]] = []
+    new: dict[bytes, Tensor] = {}
+    for picture in pictures:
+        tiles = vlm.process_image(picture).tiles
+        names.append([_name(tile) for tile in tiles])
+        new |= {name: tile for name, tile in zip(names[-1], tiles, strict=True) if name not in states}
+    waiting = list(new)
+    for first in range(0, len(waiting), TILES_AT_ONCE):
+        chosen = waiting[first : first + TILES_AT_ONCE]
+        features = vlm.MP(vlm.vision_encoder(torch.stack([new[name] for name in chosen]).to(vlm.MP.proj.weight)))
+        states |= zip(chosen, features.to(case.replay.embeds.dtype), strict=True)
+    return [torch.cat([states[name] for name in wanted]) for wanted in names]
+
+
+def _name(tile: Tensor) -> bytes:
+    return hashlib.blake2b(tile.numpy().tobytes(), digest_size=16).digest()
+
+
+# --- measuring ---
+
+
+def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floor: float) -> Regions:
     keys = image_keys(block)
-    everything, question = (_base(case, block, rows) for rows in ("everything behind it", "question and answer"))
+    everything, question = (_behind(case, block, rows) for rows in ("everything behind it", "question and answer"))
     before, removed, cut = case.replay.run([everything, _hide(everything, keys), _hide(question, keys)])
-    falls = before.logprob - removed.logprob, before.logprob - cut.logprob
-    rows: Rows = "question and answer" if falls[1] >= ENOUGH * falls[0] else "everything behind it"
-    base = question if rows == "question and answer" else everything
-    grid, parts = cut_regions(case, block)
-    tiles = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
-    before, whole, *after = case.replay.run(
-        [base, _hide(base, keys), *(_hide(base, held) for held in (*tiles, *(held for _, held in parts)))]
-    )
-    effects = [before.logprob - outcome.logprob for outcome in after]
+    enough = before.logprob - cut.logprob >= ENOUGH * (before.logprob - removed.logprob)
+    rows: Rows = "question and answer" if enough else "everything behind it"
+    base = question if enough else everything
+    held = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
+    uncut, *outcomes = case.replay.run([base, *(_hide(base, positions) for positions in held)])
     boxes = case.replay.row.images[block.number - 1].boxes
-    return Regions(
-        image=block.number,
-        rows=rows,
-        logprob=before.logprob,
-        whole=before.logprob - whole.logprob,
-        removed=falls[0],
-        noise_floor=noise_floor,
-        tiles=tuple(
-            Tile(run.tile, run.name, boxes[run.tile], effect) for run, effect in zip(block.tiles, effects, strict=False)
-        ),
-        grid=grid,
-        regions=tuple(
-            Region(box, held, effect) for (box, held), effect in zip(parts, effects[len(block.tiles) :], strict=True)
-        ),
+    tiles = tuple(
+        Tile(run.tile, run.name, boxes[run.tile], uncut.logprob - outcome.logprob)
+        for run, outcome in zip(block.tiles, outcomes, strict=True)
     )
+    return Regions(block.number, grid, noise_floor, before.logprob - removed.logprob, rows, tiles)
 
 
-def _delete(case: Case, block: ImageBlock, found: Regions, order: Sequence[int]) -> Deletion:
+def _map(case: Case, block: ImageBlock, parts: Sequence[Part], how: How, score: Score) -> Iterator[RegionMap]:
+    every = frozenset(range(len(parts)))
+    alone = [frozenset({n}) for n in range(len(parts))]
+    full, nothing, *rest = score([frozenset(), every, *alone, *(every - one for one in alone)])
+    losses, gains = rest[: len(parts)], rest[len(parts) :]
+    regions = tuple(
+        Region(box, positions, full - loss, gain - nothing)
+        for (box, positions), loss, gain in zip(parts, losses, gains, strict=True)
+    )
+    found = RegionMap(how, full, nothing, regions)
+    yield found
+    order = sorted(range(len(parts)), key=lambda n: -regions[n].effect)
+    found = replace(
+        found,
+        strongest_first=_delete(found, order, score),
+        weakest_first=_delete(found, order[::-1], score),
+    )
+    yield found
+    rng = np.random.default_rng([case.seed, block.number])
+    for _ in range(RANDOM_ORDERS):
+        drawn = _delete(found, rng.permutation(len(parts)).tolist(), score)
+        found = replace(found, random=(*found.random, drawn))
+        yield found
+
+
+def _delete(found: RegionMap, order: Sequence[int], score: Score) -> Deletion:
     count = len(order)
     steps = min(count, CURVE_STEPS)
     counts = [round(step * count / steps) for step in range(steps + 1)]
-    base = _base(case, block, found.rows)
-    variants = [base]
-    for gone in counts[1:-1]:
-        variants.append(_hide(base, [p for n in order[:gone] for p in found.regions[n].positions]))
-    variants.append(_hide(base, image_keys(block)))
-    return Deletion(tuple(counts), tuple(outcome.logprob for outcome in case.replay.run(variants)))
+    between = score([frozenset(order[:gone]) for gone in counts[1:-1]]) if steps > 1 else []
+    return Deletion(tuple(counts), (found.logprob, *between, found.nothing))
 
 
 # --- in words ---
 
 
-def _conclude(case: Case, found: Regions) -> str:
+def _conclude(found: Regions) -> str:
+    said = [
+        (
+            f"Hidden from everything behind it, image {found.image} as a whole costs at least {found.removed:.2f} nats "
+            f"(noise floor {found.noise_floor:.2f})."
+        )
+    ]
+    if found.pixels is not None:
+        said += _say_pixels(found.pixels, found)
+    if found.tokens is not None:
+        said += _say_tokens(found.tokens, found)
+    return " ".join(said)
+
+
+def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
     bar = max(found.noise_floor, STRONG)
-    floor = f"noise floor {found.noise_floor:.2f}"
-    top = found.top
-    box = top.box
-    place = f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px"
-    hidden = f"hidden from {'the question and the answer' if found.rows == 'question and answer' else found.rows}"
-    whole = f"the whole image {found.whole:.2f}; {floor}"
-    if found.whole < bar:
-        sentence = (f"Image {found.image} as a whole costs {found.whole:.2f} nats, less than the {bar:.2f} that count "
-                    f"({floor}), so its regions say nothing.")  # fmt: skip
-    elif top.effect < found.noise_floor:
-        sentence = (f"No single region of image {found.image} matters more than noise: the largest effect is "
-                    f"{top.effect:.2f} nats ({place}; {whole}).")  # fmt: skip
+    if pixels.whole < bar:
+        sentence = (f"Painted over as a whole it costs {pixels.whole:.2f} nats, less than the {bar:.2f} that count, so "
+                    f"what its parts cost says little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
     else:
-        sentence = (f"The region of image {found.image} that matters most is {place}: {hidden} it lowers log p by at "
-                    f"least {top.effect:.2f} nats ({whole}).")  # fmt: skip
-    if found.gap is None or found.strongest_first is None:
-        return sentence
-    areas = [curve.area for curve in found.random]
-    how = "better than" if found.better else "no better than"
-    return sentence + (
-        f" Cut in this order, log p is {found.strongest_first.area:.2f} nats on average, {how} every one of "
-        f"{len(areas)} random orders ({sum(areas) / len(areas):.2f} on average, {min(areas):.2f} at best; "
-        f"{found.beaten} of {len(areas)} beaten)."
+        sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
+                    f"painted over costs {pixels.whole:.2f}.")  # fmt: skip
+    return [sentence, *_say_curve(pixels)]
+
+
+def _name_place(region: Region) -> str:
+    box = region.box
+    return (f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px: without it log p falls by "
+            f"{region.loss:.2f} nats, alone it brings {region.gain:.2f}")  # fmt: skip
+
+
+def _say_tokens(tokens: RegionMap, found: Regions) -> list[str]:
+    top = max(region.loss for region in tokens.regions)
+    least = min(region.gain for region in tokens.regions)
+    where = "the question and the answer" if found.rows == "question and answer" else found.rows
+    sentence = (
+        f"In the row, the tokens of one region hidden from {where} cost at most {top:.2f} nats of the "
+        f"{tokens.whole:.2f} that all of them cost, and any region's tokens alone bring at least {least:.2f}"
     )
+    spread = tokens.whole >= STRONG and least >= HALF * tokens.whole
+    sentence += ": each of them holds what the answer needs, so this map points nowhere." if spread else "."
+    return [sentence, *_say_curve(tokens)]
+
+
+def _say_curve(found: RegionMap) -> list[str]:
+    if found.gap is None or found.strongest_first is None:
+        return []
+    areas = [curve.area for curve in found.random]
+    done = "Painted over" if found.how == "painted over" else "Hidden"
+    judged = "better than random" if found.better else "no better than random"
+    sentence = (f"{done} in the order of effect, log p is {found.strongest_first.area:.2f} nats on average, in random "
+                f"orders {sum(areas) / len(areas):.2f} ({found.beaten} of {len(areas)} beaten): {judged}, by "
+                f"{found.gap:+.2f}.")  # fmt: skip
+    return [sentence]

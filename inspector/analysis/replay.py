@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ class Variant:
     positions of the variant's own row; queries before ``start`` are beyond change and ignored. ``shifts`` move the
     keys of positions before ``start``. Ids that differ from the row's belong to the sample that ``start`` lies in.
     ``parent``: a variant that ends at or before ``start``; its positions are seen in place of the row's (and those of
-    its own parent). Positions between the two are the row's as it was read.
+    its own parent). Positions between the two are the row's as it was read. ``features [image token lm_hidden_dim]``:
+    what its image tokens hold, in order, if not what they hold in the row.
     """
 
     start: int
@@ -52,6 +53,7 @@ class Variant:
     cuts: tuple[Cut, ...] = ()
     shifts: tuple[Shift, ...] = ()
     parent: Variant | None = None
+    features: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.parent is not None and self.parent.stop > self.start:
@@ -247,7 +249,7 @@ class Replay:
         return found
 
     def _embed(self, variant: Variant) -> Tensor:
-        """``[pos width]``: image tokens keep the features that stand there in the row."""
+        """``[pos width]``: image tokens keep the features that stand there in the row, if the variant brings none."""
         ids = torch.tensor(variant.ids, dtype=torch.long, device=self.embeds.device)
         is_image = ids == self.vlm.image_token_id
         embeds = self.vlm.decoder.token_embedding(ids.masked_fill(is_image, 0)).to(self.embeds.dtype)
@@ -257,7 +259,7 @@ class Replay:
                 self.ids[place] != self.vlm.image_token_id for place in places.tolist()
             ):
                 raise ValueError("A variant has an image token where the row has none.")
-            embeds[is_image] = self.embeds[places]
+            embeds[is_image] = self.embeds[places] if variant.features is None else variant.features
         return embeds
 
     def _mask(self, nodes: Sequence[Variant], starts: dict[int, int], total: int) -> Tensor:

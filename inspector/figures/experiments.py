@@ -186,46 +186,55 @@ def show_heads(found: heads.Heads) -> str:
 
 
 def show_regions(found: regions.Regions, images: Sequence[OpenedImage]) -> str:
-    """Heat on the pixels, the effects of whole tiles, and the deletion curve against random orders."""
-    body = f'<p class="wi-lead">{escape(found.sentence)}</p><div class="wi-curves"><div>'
-    body += _pixel_heat(found, images[found.image - 1])
+    """Heat on the picture of both maps, each with its deletion curve against random orders; effects of whole tiles."""
+    body = f'<p class="wi-lead">{escape(found.sentence)}</p>'
+    for region_map in (found.pixels, found.tokens):
+        if region_map is not None:
+            heat = _pixel_heat(found, region_map, images[found.image - 1])
+            body += f'<div class="wi-curves"><div>{heat}</div><div>{_deletion(found.image, region_map)}</div></div>'
     if len(found.tiles) > 1:
         rows = [HeatRow(escape(tile.name), (tile.effect,)) for tile in found.tiles]
-        body += heat_table(["tile", "fall of log p, nats"], rows, "effect of each tile")
-    body += f"</div><div>{_deletion(found)}</div></div>"
+        body += heat_table(["tile hidden", "fall of log p, nats"], rows, "effect of each tile")
     return show_panel("regions", body, TEXTS["regions"])
 
 
-def _pixel_heat(found: regions.Regions, image: OpenedImage) -> str:
+_DONE = {"painted over": "Painted over in the picture", "hidden": "Tokens hidden from the rest of the row"}
+
+
+def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: OpenedImage) -> str:
     picture = image.pixels.convert("RGB")
     width, height = picture.size
     picture.thumbnail((420, 420))
     # Below the noise floor nothing is to look like a finding.
-    top = max([found.noise_floor, *(abs(region.effect) for region in found.regions)]) or 1.0
+    top = max([found.noise_floor, *(abs(region.effect) for region in region_map.regions)]) or 1.0
     cells = []
-    for region in found.regions:
+    for region in region_map.regions:
         box, share = region.box, abs(region.effect) / top
         colour = "120,0,20" if region.effect > 0 else "20,60,140"
         place = (f"left:{100 * box.left / width:.2f}%;top:{100 * box.top / height:.2f}%;"
                  f"width:{100 * (box.right - box.left) / width:.2f}%;"
                  f"height:{100 * (box.bottom - box.top) / height:.2f}%")  # fmt: skip
-        css = " class=wi-top" if region is found.top and region.effect > 0 else ""
-        cells.append(f'<i{css} style="{place};background:rgba({colour},{0.85 * share:.2f})" '
-                     f'title="{number(region.effect)} nats"></i>')  # fmt: skip
-    label = f"image {found.image}, darker where hiding a part lowers log p more"
+        css = " class=wi-top" if region is region_map.top and region.effect > 0 else ""
+        cells.append(
+            f'<i{css} style="{place};background:rgba({colour},{0.85 * share:.2f})" '
+            f'title="without it {number(region.loss)} nats less, alone {number(region.gain)} more"></i>'
+        )
+    done = _DONE[region_map.how]
+    label = f"image {found.image}, {done.lower()}: darker where a part matters more"
     return (
         f'<div class="wi-heat" role="img" aria-label="{label}"><img src="{data_uri(picture)}" alt="">'
-        f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} Dark red: log p falls without it, '
-        f"darkest at {number(top)} nats (framed: the most); blue: it rises.</p>"
+        f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} {done}. Dark red: log p falls without '
+        f"this part or rises with it alone, the mean of both {number(top)} nats at the darkest (framed: the most); "
+        "blue: the other way.</p>"
     )
 
 
-def _deletion(found: regions.Regions) -> str:
+def _deletion(image: int, found: regions.RegionMap) -> str:
     if found.strongest_first is None or found.weakest_first is None:
         return ""
     lines = [
-        Line("strongest first", found.strongest_first.logprobs, image_colour(found.image - 1)),
-        Line("weakest first", found.weakest_first.logprobs, image_colour(found.image - 1), dashed=True),
+        Line("strongest first", found.strongest_first.logprobs, image_colour(image - 1)),
+        Line("weakest first", found.weakest_first.logprobs, image_colour(image - 1), dashed=True),
     ]
     band = found.band
     if band:
@@ -234,8 +243,8 @@ def _deletion(found: regions.Regions) -> str:
     return curves(
         found.strongest_first.counts,
         lines,
-        x_name="regions hidden",
+        x_name=f"regions {found.how}",
         y_name="Deletion curve: log p of the answer, nats",
-        label="log p of the answer while more and more regions are hidden",
+        label=f"log p of the answer while more and more regions are {found.how}",
         band=[(low, high) for low, _, high in band],
     )
