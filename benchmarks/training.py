@@ -10,17 +10,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
 from model import VLM, Batch, VLMConfig
+from model.training.accelerator import choose_precision
 from model.training.batches import FeatureCache, with_features
+from model.training.processor import processor_flags
 from model.training.recipe import Stage
 from model.training.stages import build_optimizer, build_stage, count_labels
-from model.training.trainer import choose_precision
 
 SHAPE_8K = {
     **SHAPE_222M, "vit_img_size": 512, "mp_pixel_shuffle_factor": 4, "mp_image_token_length": 64,
@@ -104,10 +104,6 @@ def report(name: str, target: float, ours: Measured, plain: Measured) -> None:
           f"   {ratio:5.2f} x (wanted {target} x)", flush=True)  # fmt: skip
 
 
-def has_amx() -> bool:
-    return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-
-
 def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> None:
     torch.manual_seed(0)
     if "222m" in which:
@@ -123,8 +119,9 @@ def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> N
         report("alignment step, 230M-8k shape, one 640 x 480 image", 8.0, *compare(*pair, max(1, repeats // 2)))
         del vlm, pair
     if "bf16" in which:
-        print(f"precision “auto” is {choose_precision('auto')} here ({'AMX' if has_amx() else 'no AMX'})")
-        if has_amx():
+        amx = "amx_bf16" in processor_flags()
+        print(f"precision “auto” is {choose_precision('auto')} here ({'AMX' if amx else 'no AMX'})")
+        if amx:
             vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
             batch = make_batch(vlm, 4, 128, 1)
             pair = steps(vlm, INSTRUCTION, batch, "bf16")[0], steps(vlm, INSTRUCTION, batch)[0]

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -18,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
@@ -55,13 +57,9 @@ def load_vlm(
             "it is not this checkpoint's tokenizer."
         )
     state = _read_weights(folder, config)
-    with torch.device("meta"):
-        vlm = VLM(config, tokenizer)
+    vlm = empty_vlm(config, tokenizer)
     _check_keys(vlm, state, folder)
-    vlm.load_state_dict({name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                         for name, tensor in state.items()}, strict=True, assign=True)  # fmt: skip
-    if config.lm_tie_weights:
-        vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
+    _fill(vlm, {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()})
     # Rotary angles need float32 whatever the weights are.
     vlm.decoder.rotary_embd.inv_freq = state["decoder.rotary_embd.inv_freq"].float()
     return vlm.to(device).eval()
@@ -70,13 +68,42 @@ def load_vlm(
 def copy_vlm(vlm: VLM, state: Mapping[str, Tensor] | None = None) -> VLM:
     """A model of its own with the same configuration and tokenizer, in evaluation mode; ``state`` (the whole state
     dict) in place of the model's weights, if given."""
-    with torch.device("meta"):
-        copy = VLM(vlm.config, vlm.tokenizer)
+    copy = empty_vlm(vlm.config, vlm.tokenizer)
     source = vlm.state_dict() if state is None else state
-    copy.load_state_dict({name: tensor.detach().clone() for name, tensor in source.items()}, strict=True, assign=True)
-    if vlm.config.lm_tie_weights:
-        copy.decoder.head.weight = copy.decoder.token_embedding.weight
+    _fill(copy, {name: tensor.detach().clone() for name, tensor in source.items()})
     return copy.eval()
+
+
+def empty_vlm(config: VLMConfig, tokenizer: PreTrainedTokenizerFast) -> VLM:
+    """A model of this shape on torch's meta device: it has no weights and takes no memory, and can be counted."""
+    with torch.device("meta"), _Undrawn():
+        vlm = VLM(config, tokenizer)
+    _tie(vlm)
+    return vlm
+
+
+class _Undrawn(TorchFunctionMode):
+    """New layers don't draw their first weights. On the meta device that would draw nothing and yet import torch's
+    compiler, which takes as long as importing all the rest of torch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
+def _fill(vlm: VLM, state: Mapping[str, Tensor]) -> None:
+    """Makes the tensors of a whole state dict the model's own."""
+    vlm.load_state_dict(state, strict=True, assign=True)
+    _tie(vlm)
+
+
+def _tie(vlm: VLM) -> None:
+    if vlm.config.lm_tie_weights:
+        vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
 
 
 def _find_folder(source: str | Path) -> tuple[Path, bool]:

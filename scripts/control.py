@@ -19,7 +19,8 @@ from model.checkpoint import copy_vlm
 from model.training import scenes as sc
 from model.training.__main__ import describe, stopping
 from model.training.answering import answer_samples
-from model.training.card import processor_name, read_curves
+from model.training.card import read_curves
+from model.training.processor import processor_name
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RunFolder
 from model.training.scratch import fresh_vlm

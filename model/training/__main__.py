@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, help="the run's folder")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last state")
+    run.add_argument("--keep-request", action="store_true", help="with --resume: follow what the folder's control file "
+                     "asks for already; without it that is forgotten")  # fmt: skip
     run.add_argument("--quiet", action="store_true", help="print nothing; metrics.jsonl has everything")
     check = commands.add_parser("check", help="look at a recipe's data before training on them; prints JSON")
     check.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         recipe = read_recipe(options.recipe, options.set)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    trainer = Trainer(recipe, options.out, resume=options.resume)
+    trainer = Trainer(recipe, options.out, resume=options.resume, keep_request=options.keep_request)
     with stopping(trainer):
         for event in trainer.run():
             line = describe(event)

@@ -159,7 +159,7 @@ class RowMaker:
             room = self._limit - (self._stage.packing != "off")
             if len(sample) <= room and bool(sample.loss_mask.any()):
                 return sample, position + lost + 1, lost
-            reason = (f"it has {len(sample):,} tokens where {room:,} fit" if len(sample) > room else "it has no label")
+            reason = f"it has {len(sample):,} tokens where {room:,} fit" if len(sample) > room else "it has no label"
         raise InputError(f"{MAX_DROPPED:,} examples in a row can't be used (the last one: {reason}).")
 
 
@@ -175,6 +175,12 @@ class PairBatch:
     phrases: tuple[str, ...]
     patch_places: Tensor
     phrase_of_place: Tensor
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same pairs with every tensor on ``device``."""
+        return replace(self, tiles=self.tiles.to(device), caption_of_tile=self.caption_of_tile.to(device),
+                       patch_places=self.patch_places.to(device),
+                       phrase_of_place=self.phrase_of_place.to(device))  # fmt: skip
 
 
 BACKGROUND_SHARE = 0.3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from model.training.evaluation import Measurement
+from model.training.processor import processor_name
 from model.training.recipe import Recipe
 from model.vlm import VLM
 
@@ -47,7 +47,9 @@ def read_curves(metrics: Path, points: int = 120) -> list[StageCurve]:
              round(sum(e["loss"] for e in steps[n : n + width]) / len(steps[n : n + width]), 4))
             for n in range(0, len(steps), width)
         )  # fmt: skip
-        held_out = tuple((e["step"], round(e["loss"], 4)) for e in own if e["event"] == "eval" and e["loss"])
+        # null where nothing could be measured; a loss of 0 is one.
+        held_out = tuple((e["step"], round(e["loss"], 4)) for e in own
+                         if e["event"] == "eval" and e["loss"] is not None)  # fmt: skip
         trained = ", ".join(f"{size['module']} {size['trainable']:,}" for size in start["trainable"]
                             if size["trainable"])  # fmt: skip
         seconds = steps[-1]["seconds"] if steps else 0.0
@@ -89,14 +91,6 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
     parts.append(f'<text x="{_MARGIN}" y="{_HEIGHT - 10}" fill="#444">optimizer steps, {total:,} in all; loss in nats, '
                  "lines training, circles held out</text></svg>")  # fmt: skip
     return "\n".join(parts) + "\n"
-
-
-def processor_name() -> str:
-    """What the operating system calls the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_card(

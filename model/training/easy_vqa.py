@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from model.chat import Conversation, Message
-from model.training.example import Example, Turn
+from model.training.example import Example, ExampleSet, Turn
 from model.training.scenes import COLOUR_NAMES, SHAPE_NAMES
 
 Split = Literal["train", "test"]
@@ -51,7 +50,7 @@ def read_easy_vqa(split: Split) -> list[EasyPicture]:
     return [EasyPicture(Path(paths[picture]), tuple(turns[picture])) for picture in sorted(turns)]
 
 
-class EasySet(Sequence[Example]):
+class EasySet(ExampleSet):
     """A split as conversations of up to ``turns`` questions about one picture. Going through all of them meets every
     question once; the order of a picture's questions comes from ``seed``. ``limit`` pictures, spread evenly over the
     split, if it is not 0."""
@@ -72,12 +71,10 @@ class EasySet(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, part = self._parts[index]
-        picture = self._pictures[number]
-        order = np.random.default_rng((self._seed, number)).permutation(len(picture.turns))
+    def make(self, number: int) -> Example:
+        place, part = self._parts[number]
+        picture = self._pictures[place]
+        order = np.random.default_rng((self._seed, place)).permutation(len(picture.turns))
         turns = [picture.turns[int(n)] for n in order[part * self._turns : (part + 1) * self._turns]]
         messages: list[Message] = []
         for question, answer, _ in turns:

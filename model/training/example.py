@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,24 @@ class Example:
     conversation: Conversation
     families: tuple[str, ...] = ()
     source: str = ""
+
+
+class ExampleSet(Sequence[Example]):
+    """Examples that are made when they are taken, each from its number alone: number i is always the same one. A slice
+    is a list; IndexError, with the number of examples, beyond the ends. ``name`` tells people which set it is."""
+
+    name: str
+
+    @abstractmethod
+    def make(self, number: int) -> Example:
+        """Example ``number``, from 0; the caller has checked that there is one."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.make(number) for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self):,} examples; there is no number {index}.")
+        return self.make(int(index))
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ class RunFolder:
         return asked if asked in ("pause", "stop") else "run"
 
     def clear_request(self) -> None:
+        """Forgets what was asked, as of a process that is gone."""
         (self.path / CONTROL).unlink(missing_ok=True)
 
     def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

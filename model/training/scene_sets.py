@@ -18,7 +18,7 @@ from model.errors import InputError
 from model.image import process_image
 from model.training import scenes as sc
 from model.training.easy_vqa import EasyPicture, read_easy_vqa
-from model.training.example import CaptionedImage, Example, Turn
+from model.training.example import CaptionedImage, Example, ExampleSet, Turn
 
 BACKGROUND = "background"
 
@@ -44,13 +44,12 @@ class SceneSetSpec:
     seed: int = 1
 
 
-class SceneSet(Sequence[Example]):
+class SceneSet(ExampleSet):
     """The examples of one :class:`SceneSetSpec`."""
 
     def __init__(self, spec: SceneSetSpec) -> None:
         self.spec = spec
         self.name = f"scenes: {spec.set}"
-        self._make = _MAKERS[spec.set]
         rng = np.random.default_rng((spec.seed, 0))
         self.pool: list[sc.Scene] = []
         self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
@@ -66,12 +65,8 @@ class SceneSet(Sequence[Example]):
     def __len__(self) -> int:
         return self.spec.count
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} examples; there is no number {index}.")
-        return self._make(self, np.random.default_rng((self.spec.seed, 1, index)))
+    def make(self, number: int) -> Example:
+        return _MAKERS[self.spec.set](self, np.random.default_rng((self.spec.seed, 1, number)))
 
     def scene(self, rng: np.random.Generator) -> sc.Scene:
         return self.pool[int(rng.integers(len(self.pool)))]

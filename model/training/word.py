@@ -19,7 +19,7 @@ from model.errors import InputError
 from model.training import scenes as sc
 from model.training.answering import Probe, answer_probes, probe_example, score
 from model.training.easy_vqa import EasySet
-from model.training.example import Example, Turn
+from model.training.example import Example, ExampleSet, Turn
 from model.training.outlines import OUTLINES, Outline
 from model.training.recipe import Recipe, read_recipe
 from model.training.scene_sets import read_image_range, read_scene_set
@@ -175,7 +175,7 @@ class WordSetSpec:
     source: str = field(default="word", repr=False)
 
 
-class WordSet(Sequence[Example]):
+class WordSet(ExampleSet):
     """The examples of one :class:`WordSetSpec`; example i is always the same one. Two thirds of the pictures show the
     word; the others don't, and are asked about it too."""
 
@@ -207,12 +207,8 @@ class WordSet(Sequence[Example]):
     def __len__(self) -> int:
         return self.spec.count
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} examples; there is no number {index}.")
-        rng = np.random.default_rng((self.spec.seed, 1, index))
+    def make(self, number: int) -> Example:
+        rng = np.random.default_rng((self.spec.seed, 1, number))
         return self._several(rng) if rng.random() < self.spec.several_share else self._single(rng)
 
     def _single(self, rng: np.random.Generator) -> Example:
@@ -291,7 +287,7 @@ def read_word_set(table: Mapping[str, Any]) -> WordSet:
     if unknown := sorted(set(table) - known):
         raise InputError(f"A data table of a word has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
     if "word" not in table:
-        raise InputError("A data table of a word names no word; add word = \"purple\".")
+        raise InputError('A data table of a word names no word; add word = "purple".')
     word = word_in(table)
     values = {key: value for key, value in table.items() if key not in LOOK_KEYS}
     if "images" in values:

@@ -97,6 +97,7 @@ def test_unicode_line_ends_in_answers_are_no_line_ends(folder):
 
 def test_a_full_disk_leaves_the_state_before(folder, monkeypatch):
     folder.save_state({"x": torch.ones(2)}, {"stage_index": 0, "step": 1})
+
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,7 +1,9 @@
 """Whole runs: what they say, what they keep, how they are steered, what ends them."""
 
+import dataclasses
 import errno
 import json
+import math
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from model import InputError, load_vlm
 from model.training import runs
 from model.training.__main__ import main
 from model.training.events import DoneEvent, EvalEvent, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.held_out import HeldOut, HeldOutScore
+from model.training.learners import LanguageLearner
 from model.training.trainer import Trainer
 
 TILES = {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 4,
@@ -92,6 +96,37 @@ def spy_wait(trainer, control):
     return wait
 
 
+@pytest.mark.parametrize("moment", [StartEvent, StepEvent, EvalEvent, SavedEvent])
+def test_a_stop_at_any_moment_keeps_everything(make_recipe, tmp_path, moment):
+    """While a stage begins, a step is taken, the model is measured, a state is saved."""
+    trainer = Trainer(make_recipe({"steps": 50, "eval_every": 1, "save_every_s": 0}), tmp_path / "run")
+    seen = []
+    for event in trainer.run():
+        seen.append(event)
+        if isinstance(event, moment):
+            (tmp_path / "run" / "control").write_text("stop")
+    taken = 2 if moment is SavedEvent else 1
+    assert [e.step for e in seen if isinstance(e, StepEvent)] == list(range(1, taken + 1))
+    assert status(trainer) == seen[-1].status == "stopped"
+    assert seen[-1].fingerprint == load_vlm(tmp_path / "run" / "model").fingerprint
+    again = Trainer(make_recipe({"steps": taken + 1}), tmp_path / "run", resume=True)
+    assert [e.step for e in again.run() if isinstance(e, StepEvent)] == [taken + 1]
+
+
+def test_a_run_that_goes_on_forgets_what_an_earlier_process_was_asked(make_recipe, tmp_path):
+    def stop_and_go_on(**options):
+        run = Trainer(make_recipe({"steps": 5}), tmp_path / "run", resume=True, **options).run()
+        return [e.step for e in run if isinstance(e, StepEvent)]
+
+    control = tmp_path / "run" / "control"
+    control.parent.mkdir()
+    control.write_text("stop")  # asked while the process was starting
+    first = Trainer(make_recipe({"steps": 5}), tmp_path / "run")
+    assert [e.step for e in first.run() if isinstance(e, StepEvent)] == [1]
+    assert stop_and_go_on(keep_request=True) == [2]
+    assert stop_and_go_on() == [3, 4, 5]
+
+
 def test_a_stop_during_the_last_evaluation_finds_the_run_done(make_recipe, tmp_path):
     trainer = Trainer(make_recipe({"steps": 1}), tmp_path / "run")
     for event in trainer.run():
@@ -100,25 +135,92 @@ def test_a_stop_during_the_last_evaluation_finds_the_run_done(make_recipe, tmp_p
     assert status(trainer) == "done"
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before(make_recipe, tmp_path, monkeypatch):
+@pytest.fixture
+def spoil(monkeypatch):
+    """`spoil(3, math.nan)`: the third step's loss is NaN. Returns the weights that each step's loss was taken of."""
+
+    def spoil(step, value):
+        learn, seen = LanguageLearner.learn, []
+
+        def learn_spoilt(self, module, position):
+            seen.append({name: tensor.clone() for name, tensor in self.vlm.state_dict().items()})
+            found = learn(self, module, position)
+            return dataclasses.replace(found, loss=value) if len(seen) == step else found
+
+        monkeypatch.setattr(LanguageLearner, "learn", learn_spoilt)
+        return seen
+
+    return spoil
+
+
+def same(folder, state):
+    kept = load_vlm(folder / "model").state_dict()
+    return all(torch.equal(kept[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_weights_whose_loss_was(
+    make_recipe, tmp_path, spoil, value
+):
+    seen = spoil(3, value)
     trainer = Trainer(make_recipe({"steps": 5}), tmp_path / "run")
-    teach, seen = trainer._teach, []
-
-    def spoil(*arguments):
-        loss, work = teach(*arguments)
-        seen.append({name: tensor.clone() for name, tensor in trainer.vlm.state_dict().items()})
-        return (float("nan") if len(seen) == 3 else loss), work
-
-    monkeypatch.setattr(trainer, "_teach", spoil)
     events = []
-    with pytest.raises(InputError, match="The loss became nan at step 3 of stage “part 0”"):
+    with pytest.raises(InputError, match=f"The loss became {value} at step 3 of stage “part 0”; the last weights with"):
         events.extend(trainer.run())
     assert status(trainer) == "failed"
     assert "Lower the learning rates" in trainer.folder.read_run()["error"]
-    kept = load_vlm(tmp_path / "run" / "model").state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in seen[2].items())
+    assert len(seen) == 3
+    assert same(tmp_path / "run", seen[1])
+    assert not same(tmp_path / "run", seen[2])
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["path"]) == (FailedEvent.name, "model")
+
+
+def test_weights_that_never_had_a_finite_loss_are_not_kept(make_recipe, tmp_path, spoil):
+    list(Trainer(make_recipe({"steps": 2}), tmp_path / "run").run())
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    spoil(1, math.nan)
+    again = Trainer(make_recipe({"steps": 4}), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="at step 3 of stage “part 0”; so it was with the first weights"):
+        list(again.run())
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    first = Trainer(make_recipe({"steps": 1}), tmp_path / "other")
+    spoil(1, math.nan)
+    with pytest.raises(InputError, match="so it was with the first weights"):
+        list(first.run())
+    assert not (tmp_path / "other" / "model").exists()
+
+
+def test_a_gradient_that_is_not_finite_keeps_the_weights_that_it_is_of(make_recipe, tmp_path, spoil, monkeypatch):
+    seen = spoil(9, math.nan)
+    trainer = Trainer(make_recipe({"steps": 5}), tmp_path / "run")
+    clip = trainer._clip
+    monkeypatch.setattr(trainer, "_clip", lambda *given: clip(*given) if len(seen) < 3 else math.inf)
+    with pytest.raises(InputError, match="The gradient became inf at step 3"):
+        list(trainer.run())
+    assert same(tmp_path / "run", seen[2])
+
+
+def test_a_last_step_that_was_too_large_is_found_by_the_held_out_loss(make_recipe, tmp_path, spoil, monkeypatch):
+    seen = spoil(9, math.nan)
+    monkeypatch.setattr(HeldOut, "measure", lambda *_: HeldOutScore(math.nan))
+    trainer = Trainer(make_recipe({"steps": 2}), tmp_path / "run")
+    with pytest.raises(InputError, match="The held-out loss became nan after step 2 of stage “part 0”"):
+        list(trainer.run())
+    assert same(tmp_path / "run", seen[1])
+    monkeypatch.setattr(HeldOut, "measure", lambda *_: HeldOutScore(None))
+    trainer = Trainer(make_recipe({"steps": 2}), tmp_path / "unmeasured")
+    assert list(trainer.run())[-1].status == "done"
+
+
+def test_a_rate_that_is_far_too_high_never_leaves_weights_that_are_not_finite(make_recipe, tmp_path, monkeypatch):
+    """Steps so large that float32 overflows, without a hand in the loss."""
+    monkeypatch.setattr("model.training.trainer.rate_factor", lambda stage, step: 1e30 if step else 1.0)
+    trainer = Trainer(make_recipe({"steps": 6}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"became (nan|inf)"):
+        list(trainer.run())
+    kept = load_vlm(tmp_path / "run" / "model")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.state_dict().values())
 
 
 def test_a_full_disk_keeps_the_older_state_and_model(make_recipe, tmp_path, monkeypatch):
@@ -149,7 +251,7 @@ def test_memory_and_faults_of_the_program(make_recipe, tmp_path, monkeypatch):
         (RuntimeError("a fault"), RuntimeError, "a fault"),
     ]):  # fmt: skip
         trainer = Trainer(make_recipe({"steps": 1}), tmp_path / str(number))
-        monkeypatch.setattr(trainer, "_teach", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(LanguageLearner, "learn", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(kind, match=sentence):
             list(trainer.run())
         assert sentence in trainer.folder.read_run()["error"]

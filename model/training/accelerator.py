@@ -1,0 +1,47 @@
+"""Devices, precision and processes: accelerate, set up for a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from model.errors import InputError
+from model.training.processor import processor_flags
+from model.training.recipe import Recipe
+
+
+def choose_precision(wanted: str) -> str:
+    """“fp32” or “bf16”. “auto” takes bfloat16 on a GPU that computes in it and on processors with AMX: without such
+    units a bfloat16 product is emulated and took 15 times as long as float32 where it was measured."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if "amx_bf16" in processor_flags() else "fp32"
+
+
+def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
+    """accelerate as the recipe and the way of launching want it. InputError for what this trainer can't serve, before
+    anything is loaded."""
+    if recipe.tracker and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise InputError("tracker is “tensorboard” and TensorBoard isn't installed; pip install tensorboard, or leave "
+                         "tracker out.")  # fmt: skip
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
+            raise InputError(f"accelerate was asked for {engine}, which this trainer doesn't do; launch it with plain "
+                             "data parallelism (--multi_gpu, or --cpu with several processes).")  # fmt: skip
+    # accelerate keeps one state for the whole process and refuses another precision; a second run may want one.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="bf16" if choose_precision(recipe.precision) == "bf16" else "no",
+        log_with=recipe.tracker or None,
+        project_dir=str(out) if recipe.tracker else None,
+        # Prompts without pictures leave the projector out of some steps.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

@@ -1,0 +1,128 @@
+"""The gradients of one optimizer step, whatever process or micro-batch its rows are in."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from model.collator import Batch, collate
+from model.errors import InputError
+from model.image import ProcessedImage
+from model.sample import Sample
+from model.training.batches import MAX_DROPPED, FeatureCache, PairBatch, RowMaker, make_pairs, with_features
+from model.training.datasets import Mixture
+from model.training.example import CaptionedImage
+from model.training.recipe import Stage
+from model.training.stages import count_labels
+from model.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Learned:
+    """``loss``: mean over what the step is trained on, of the weights before it. ``work``: positions that are no
+    padding, or tiles. ``position``: the draw that the next step begins with. ``dropped``: draws that couldn't be
+    used."""
+
+    loss: float
+    work: int
+    position: int
+    dropped: int
+
+
+class Learner(ABC):
+    """Draws the rows of a step from a stage's mixture and computes their loss."""
+
+    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage) -> None:
+        self.vlm, self.accelerator, self.stage = vlm, accelerator, stage
+
+    @abstractmethod
+    def learn(self, module: nn.Module, position: int) -> Learned:
+        """Leaves the gradients of the step that begins with draw ``position`` in ``module``'s parameters. InputError if
+        there is nothing to learn from."""
+
+
+class LanguageLearner(Learner):
+    """Rows of tokens under the next-token loss. ``cache`` holds what a frozen image encoder made; None if it trains."""
+
+    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[Any], seed: int,
+                 cache: FeatureCache | None) -> None:  # fmt: skip
+        super().__init__(vlm, accelerator, stage)
+        self._rows = RowMaker(vlm, stage, mixture, seed)
+        self._cache = cache
+
+    def learn(self, module: nn.Module, position: int) -> Learned:
+        rows = self._rows.take(position)
+        world, size = self.accelerator.num_processes, self.stage.batch_rows
+        micro = [rows.samples[start : start + size] for start in range(0, len(rows.samples), size)]
+        batches = [self._batch(self._share(part)) for part in micro]
+        counts = [sum(map(count_labels, batches)), sum(int(batch.attention_mask.sum()) for batch in batches)]
+        counted = torch.tensor(counts, device=self.accelerator.device)
+        labels, positions = (int(value) for value in self.accelerator.reduce(counted, "sum"))
+        if not labels:
+            raise InputError("No position of the step has a label, so there is nothing to learn; check the data's "
+                             "answers.")  # fmt: skip
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(batches):
+            # Gradients are exchanged once a step, with its last micro-batch.
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(module):
+                loss = module(batch) * (world / labels)
+                self.accelerator.backward(loss)
+            total += loss.detach().float()
+        mean = float(self.accelerator.reduce(total, "sum")) / world
+        return Learned(mean, positions, rows.position, rows.dropped)
+
+    def _share(self, rows: Sequence[Sample]) -> Sequence[Sample]:
+        """This process's rows of a micro-batch; where there are fewer rows than processes, one without labels: every
+        process must take part in the exchange of gradients."""
+        empty = torch.zeros_like(rows[0].loss_mask)
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        return own or [replace(rows[0], loss_mask=empty, attention_mask=empty)]
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        mask = self.stage.packing == "document"
+        batch = collate(samples, pad_token_id=self.vlm.pad_token_id, document_mask=mask)
+        with self.accelerator.autocast():
+            return with_features(batch.to(self.accelerator.device), self._cache)
+
+
+class PairLearner(Learner):
+    """Pictures against captions under InfoNCE. Every process sees the whole batch: the contrast is between all its
+    pairs."""
+
+    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[CaptionedImage],
+                 seed: int) -> None:  # fmt: skip
+        super().__init__(vlm, accelerator, stage)
+        self._mixture, self._seed = mixture, seed
+
+    def learn(self, module: nn.Module, position: int) -> Learned:
+        pairs, after, dropped = self._draw(position)
+        loss = module(pairs) / len(pairs.tiles)
+        self.accelerator.backward(loss)
+        return Learned(float(loss.detach()), len(pairs.tiles), after, dropped)
+
+    def _draw(self, first: int) -> tuple[PairBatch, int, int]:
+        """The pairs of a step, the next draw's number, and how many were dropped."""
+        items: list[CaptionedImage] = []
+        position, reason = first, ""
+        count = self.stage.batch_rows * self.stage.accumulate
+        while len(items) < count:
+            try:
+                item = self._mixture.draw(position)
+                shown = item.image if isinstance(item.image, ProcessedImage) else self.vlm.process_image(item.image)
+                items.append(replace(item, image=shown))
+            except InputError as error:
+                reason = str(error)
+            position += 1
+            if position - first - len(items) >= MAX_DROPPED:
+                raise InputError(f"{MAX_DROPPED:,} of the pairs of one step can't be used (the last one: {reason}).")
+        pairs = make_pairs(self.vlm, items, np.random.default_rng((self._seed, first)))
+        return pairs.to(self.accelerator.device), position, position - first - count

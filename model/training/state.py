@@ -1,0 +1,92 @@
+"""What a run must keep of a stage to go on exactly, and the weights to fall back on when a step was too large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import InputError
+from model.training.stages import belongs_to_model, model_name
+from model.vlm import VLM
+
+
+def trained_names(module: nn.Module) -> set[str]:
+    """The model's own names of the parameters that a stage's module trains."""
+    return {model_name(name) for name, parameter in module.named_parameters()
+            if parameter.requires_grad and belongs_to_model(name)}  # fmt: skip
+
+
+def gather_state(vlm: VLM, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str]) -> dict[str, Tensor]:
+    """The model's parameters of the names ``changed``, what the stage trains beside them, the optimizer's moments by
+    parameter, and the state of the random numbers."""
+    tensors = {f"model:{model_name(name)}": tensor for name, tensor in vlm.state_dict().items()
+               if model_name(name) in changed}  # fmt: skip
+    tensors |= {f"module:{name}": parameter for name, parameter in module.named_parameters()
+                if parameter.requires_grad and not belongs_to_model(name)}  # fmt: skip
+    for name, parameter in module.named_parameters():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer:{name}:{key}": value for key, value in moments.items()}
+    tensors["rng"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng_cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def load_model_state(vlm: VLM, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Puts the model's own parameters of a state in place; their names."""
+    saved = {name.removeprefix("model:"): tensor for name, tensor in tensors.items() if name.startswith("model:")}
+    vlm.load_state_dict(saved, strict=False)
+    return set(saved)
+
+
+def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts everything else of a state in place. InputError if it is of other parameters than the stage trains."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    own = {name.removeprefix("module:"): tensor for name, tensor in tensors.items() if name.startswith("module:")}
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer:"):
+            _, name, what = key.split(":")
+            state.setdefault(name, {})[what] = tensor
+    for name, found in [*own.items(), *((name, values["exp_avg"]) for name, values in state.items())]:
+        if name not in trained or trained[name].shape != found.shape:
+            raise InputError(f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
+                             "on with the learning_rates and lora_rank of the run.")  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in own.items():
+            trained[name].copy_(tensor)
+    for name, values in state.items():
+        device = trained[name].device
+        optimizer.state[trained[name]] = {
+            what: value if what == "step" else value.to(device) for what, value in values.items()
+        }
+    torch.set_rng_state(tensors["rng"].cpu().to(torch.uint8))
+    if "rng_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng_cuda"].cpu().to(torch.uint8))
+
+
+class GoodWeights:
+    """A copy of what a module trains, of the moment when its loss was last finite. Costs its memory once more, beside
+    the gradients and AdamW's two moments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """The weights of this moment are good."""
+        if not self._kept:
+            self._kept = [parameter.detach().clone() for parameter in self._trained]
+            return
+        for copy, parameter in zip(self._kept, self._trained, strict=True):
+            copy.copy_(parameter)
+
+    @torch.no_grad()
+    def restore(self) -> bool:
+        """Puts the kept weights back; False if none were kept yet."""
+        for copy, parameter in zip(self._kept, self._trained, strict=bool(self._kept)):
+            parameter.copy_(copy)
+        return bool(self._kept)
