@@ -12,34 +12,31 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from inspector.processes import RUN_FOLDER, explain_end, is_training, kill_process, last_words, start_process
+from inspector.progress import Progress, ProgressReader
 from model import InputError
 from model.training.recipe import Recipe, read_recipe
 from model.training.runs import ADAPTER, CONTROL, METRICS, MODEL, RECIPE, RUN, STATE, RunFolder, write_text
 
 FORMAT = 1
-JOB, OUTPUT = "job.json", "output.txt"
+JOB = "job.json"
 GRACE_S = 60.0
 """A process that was asked to stop at the end of its time may take so long to save before it is ended."""
-TAIL = 1500
-"""Characters of the process's last words that are kept for people."""
-CACHED = 32
 
 Status = Literal["queued", "starting", "running", "pausing", "paused", "stopping", "stopped", "done", "failed",
                  "interrupted"]  # fmt: skip
 LIVE: tuple[Status, ...] = ("queued", "starting", "running", "pausing", "paused", "stopping")
+PAUSABLE: tuple[Status, ...] = ("starting", "running")
+STOPPABLE: tuple[Status, ...] = ("starting", "running", "pausing", "paused")
 
 
 @dataclass(frozen=True)
@@ -64,32 +61,6 @@ def public_limits() -> Limits:
 
 
 @dataclass(frozen=True)
-class StagePart:
-    """A stage as far as it has begun: its steps are counted on from ``offset``."""
-
-    name: str
-    kind: str
-    steps: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What ``metrics.jsonl`` told so far. ``train``: (step, loss, highest learning rate, gradient norm), ``held_out``:
-    (step, loss), steps counted through all stages. ``generation`` changes whenever something was taken back, as when
-    a run goes on from an earlier state."""
-
-    generation: int = 0
-    stages: tuple[StagePart, ...] = ()
-    train: tuple[tuple[float, float, float, float], ...] = ()
-    held_out: tuple[tuple[float, float], ...] = ()
-    trainable: tuple[dict[str, Any], ...] = ()
-    data: dict[str, int] = field(default_factory=dict)
-    last_step: dict[str, Any] | None = None
-    evaluations: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class JobState:
     """One look at a job. ``position`` counts the jobs before it in the queue; ``error`` is one sentence; ``output``
     the process's last words where it failed."""
@@ -110,12 +81,26 @@ class JobState:
     def live(self) -> bool:
         return self.status in LIVE
 
+    @property
+    def can_pause(self) -> bool:
+        return self.status in PAUSABLE
 
-@dataclass
-class _Cursor:
-    inode: int
-    offset: int
-    progress: Progress
+    @property
+    def can_stop(self) -> bool:
+        return self.status in ("queued", *STOPPABLE)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether :meth:`JobTable.resume` does something."""
+        return self.status in ("paused", "pausing") or (self.can_resume and not self.live)
+
+
+@dataclass(frozen=True)
+class _Exit:
+    """How the last process of a job ended that this server started."""
+
+    pid: int
+    status: int
 
 
 class JobTable:
@@ -132,8 +117,8 @@ class JobTable:
         self._lock = threading.RLock()
         self._queue: list[tuple[str, bool]] = []
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._exits: dict[str, int] = {}
-        self._cursors: OrderedDict[str, _Cursor] = OrderedDict()
+        self._exits: dict[str, _Exit] = {}
+        self._progress = ProgressReader()
         # Also at the interpreter's end: processes in a temporary folder would train for nobody.
         self.close = weakref.finalize(self, _end, self._running, self._queue, self.root if temporary else None)
 
@@ -173,7 +158,7 @@ class JobTable:
 
     def pause(self, job: str) -> None:
         """After the step that is being taken, with its state saved. InputError if the job isn't running."""
-        self._ask(job, "pause", ("starting", "running"), "paused")
+        self._ask(job, "pause", PAUSABLE, "paused")
 
     def stop(self, job: str) -> None:
         """Ends the job and keeps its weights; a job that still waits is taken out of the queue."""
@@ -184,7 +169,7 @@ class JobTable:
                     if not resumed:
                         self._note(job, cancelled=True)
                     return
-            self._ask(job, "stop", ("starting", "running", "pausing", "paused"), "stopped")
+            self._ask(job, "stop", STOPPABLE, "stopped")
 
     def resume(self, job: str) -> None:
         """Goes on: at once if paused, else in a new process from the last saved state. InputError if it can't."""
@@ -211,13 +196,12 @@ class JobTable:
         """Ends the job without keeping anything."""
         with self._lock:
             record = self._record(job)
-            self._queue = [entry for entry in self._queue if entry[0] != job]
+            self._queue[:] = [entry for entry in self._queue if entry[0] != job]
             if job in self._running:
-                _kill(self._running[job])
+                kill_process(self._running[job])
             if record["uploads"]:
                 shutil.rmtree(self.uploads / record["uploads"], ignore_errors=True)
-            shutil.rmtree(self.root / job, ignore_errors=True)
-            self._cursors.pop(job, None)
+            self._forget(job)
 
     # --- looking ---
 
@@ -230,7 +214,7 @@ class JobTable:
     def run_folder(self, job: str) -> Path:
         """InputError for an id that names no job here."""
         self._record(job)
-        return self.root / job / "run"
+        return self.root / job / RUN_FOLDER
 
     def recipe(self, job: str) -> Recipe:
         return read_recipe(self.root / self._record(job)["id"] / RECIPE)
@@ -238,7 +222,8 @@ class JobTable:
     def read(self, job: str) -> JobState:
         """InputError for an unknown id; a run of another version is a failed one that says so."""
         record = self._record(job)
-        folder = self.root / job / "run"
+        folder = self.root / job / RUN_FOLDER
+        run_folder = RunFolder(folder)
         state = JobState(job, record["title"], record["created"], "queued",
                          has_model=(folder / MODEL / "model.safetensors").is_file(),
                          has_adapter=(folder / ADAPTER).is_dir())  # fmt: skip
@@ -246,63 +231,39 @@ class JobTable:
             waiting = [name for name, _ in self._queue]
             if job in waiting:
                 return replace(state, position=waiting.index(job) + len(self._running))
-            alive = job in self._running
-            exit_status = self._exits.get(job)
-        if not (folder / RUN).exists():
-            if alive:
-                return replace(state, status="starting")
+            process, exit_ = self._running.get(job), self._exits.get(job)
+        there = (folder / RUN).exists()
+        if there:
+            try:
+                state = replace(state, run=run_folder.read_run())
+            except InputError as error:
+                return replace(state, status="failed", error=str(error))
+        pid = state.run.get("pid")
+        if process is not None and process.pid != pid:
+            # The folder still says what it said before this process took it over, if anything.
+            return replace(state, status=_asked(run_folder, "starting"))
+        if process is not None or (there and is_training(pid, folder)):
+            return replace(state, status=_asked(run_folder, "paused" if state.run["status"] == "paused" else "running"))
+        words = last_words(self.root / job)
+        known = None if exit_ is None else exit_.status
+        can_resume = self._data_there(record)
+        if not there:
             if record.get("cancelled"):
-                return replace(state, status="stopped", can_resume=self._data_there(record))
-            words = self._tail(job)
-            return replace(state, status="failed", error=_last_sentence(words, exit_status), output=words)
-        try:
-            run = RunFolder(folder).read_run()
-        except InputError as error:
-            return replace(state, status="failed", error=str(error))
-        state = replace(state, run=run)
-        alive = alive or _is_alive(run.get("pid"), folder)
-        if alive:
-            asked = RunFolder(folder).request
-            status: Status = "paused" if run["status"] == "paused" else "running"
-            if asked == "stop":
-                status = "stopping"
-            elif asked == "pause" and status == "running":
-                status = "pausing"
-            return replace(state, status=status)
-        can_resume = self._data_there(record) and run["status"] != "done"
-        if run["status"] in ("running", "paused"):
-            words = self._tail(job)
-            sentence = _last_sentence(words, exit_status) + " Resume goes on from the last saved state."
+                return replace(state, status="stopped", can_resume=can_resume)
+            return replace(state, status="failed", error=explain_end(words, known), output=words)
+        can_resume = can_resume and state.run["status"] != "done"
+        if exit_ is not None and exit_.status and exit_.pid != pid:
+            # A process that was to go on with the run and never took it over.
+            return replace(state, status="failed", error=explain_end(words, known), output=words, can_resume=can_resume)
+        if state.run["status"] in ("running", "paused"):
+            sentence = explain_end(words, known) + " Resume goes on from the last saved state."
             return replace(state, status="interrupted", error=sentence, output=words, can_resume=can_resume)
-        words = self._tail(job) if run["status"] == "failed" else ""
-        return replace(state, status=run["status"], error=run.get("error"), output=words, can_resume=can_resume)
+        return replace(state, status=state.run["status"], error=state.run.get("error"),
+                       output=words if state.run["status"] == "failed" else "", can_resume=can_resume)  # fmt: skip
 
     def progress(self, job: str) -> Progress:
         """Everything that the run said so far; only what is new is read."""
-        path = self.run_folder(job) / METRICS
-        with self._lock:
-            cursor = self._cursors.setdefault(job, _Cursor(0, 0, Progress()))
-            self._cursors.move_to_end(job)
-            while len(self._cursors) > CACHED:
-                self._cursors.popitem(last=False)
-            try:
-                found = path.stat()
-            except FileNotFoundError:
-                if cursor.offset:
-                    cursor.inode, cursor.offset = 0, 0
-                    cursor.progress = Progress(cursor.progress.generation + 1)
-                return cursor.progress
-            if found.st_ino != cursor.inode or found.st_size < cursor.offset:
-                generation = cursor.progress.generation + (cursor.inode != 0)
-                cursor.inode, cursor.offset, cursor.progress = found.st_ino, 0, Progress(generation)
-            with path.open("rb") as file:
-                file.seek(cursor.offset)
-                text = file.read()
-            # The last line may still be being written.
-            whole = text[: text.rfind(b"\n") + 1]
-            cursor.offset += len(whole)
-            cursor.progress = _advance(cursor.progress, list(_events(whole)))
-            return cursor.progress
+        return self._progress.read(self.run_folder(job) / METRICS)
 
     # --- inside ---
 
@@ -328,18 +289,10 @@ class JobTable:
     def _data_there(self, record: dict[str, Any]) -> bool:
         return not record["uploads"] or (self.uploads / record["uploads"]).is_dir()
 
-    def _tail(self, job: str) -> str:
-        try:
-            return (self.root / job / OUTPUT).read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
-        except OSError:
-            return ""
-
     def _ask(self, job: str, request: str, allowed: tuple[Status, ...], word: str) -> None:
         status = self.read(job).status
         if status not in allowed:
             raise InputError(f"A run that is {status} can't be {word}.")
-        if status == "starting":
-            raise InputError(f"The run is just starting and can't be {word} yet; try again in a moment.")
         write_text(self.run_folder(job) / CONTROL, request)
 
     def _dispatch(self) -> None:
@@ -348,23 +301,7 @@ class JobTable:
             self._spawn(job, resumed)
 
     def _spawn(self, job: str, resumed: bool) -> None:
-        folder = self.root / job
-        command = [sys.executable, "-m", "model.training", "run", str(folder / RECIPE), "--out", str(folder / "run"),
-                   "--quiet", *(["--resume"] if resumed else [])]  # fmt: skip
-        if nice := shutil.which("nice"):
-            # Whoever chats with a model goes first.
-            command = [nice, "-n", str(self.limits.nice), *command]
-        threads = str(self.limits.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
-                       "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}  # fmt: skip
-        home = str(Path(__file__).parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
-        with (folder / OUTPUT).open("ab") as output:
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=output, start_new_session=True)  # fmt: skip
-        # Linux weighs sessions alike before it looks at niceness within them, so the new session is told as well.
-        with contextlib.suppress(OSError):  # other systems have no such file
-            Path(f"/proc/{process.pid}/autogroup").write_text(str(self.limits.nice), encoding="ascii")
+        process = start_process(self.root / job, resumed=resumed, threads=self.limits.threads, nice=self.limits.nice)
         self._running[job] = process
         threading.Thread(target=self._watch, args=(job, process), name=f"job {job}", daemon=True).start()
 
@@ -378,18 +315,21 @@ class JobTable:
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
-                _kill(process)
+                kill_process(process)
                 process.wait()
         with self._lock:
             self._running.pop(job, None)
-            self._exits[job] = process.returncode
-            try:
-                record = self._record(job)
-            except InputError:  # removed meanwhile
-                record = {"uploads": None}
-            if record["uploads"] and not self.limits.keep_uploads:
-                shutil.rmtree(self.uploads / record["uploads"], ignore_errors=True)
+            with contextlib.suppress(InputError):  # removed meanwhile
+                uploads = self._record(job)["uploads"]
+                self._exits[job] = _Exit(process.pid, process.returncode)
+                if uploads and not self.limits.keep_uploads:
+                    shutil.rmtree(self.uploads / uploads, ignore_errors=True)
             self._dispatch()
+
+    def _forget(self, job: str) -> None:
+        shutil.rmtree(self.root / job, ignore_errors=True)
+        self._progress.forget(self.root / job / RUN_FOLDER / METRICS)
+        self._exits.pop(job, None)
 
     def _sweep(self) -> None:
         """Removes what is older than this server keeps."""
@@ -400,7 +340,7 @@ class JobTable:
         used = {self._record(job)["uploads"] for job in live}
         for folder in self.root.iterdir():
             if folder.name not in live and (folder / JOB).is_file() and folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._forget(folder.name)
         for folder in self.uploads.iterdir():
             if folder.name not in used and folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -412,76 +352,14 @@ def _end(running: dict[str, subprocess.Popen[bytes]], queue: list[Any], temporar
     if temporary is None:
         return
     for process in list(running.values()):
-        _kill(process)
+        kill_process(process)
         process.wait()
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _is_alive(pid: Any, folder: Path) -> bool:
-    """Whether ``pid`` is the process that trains in ``folder``: numbers are given anew to other processes."""
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    command = Path(f"/proc/{pid}/cmdline")
-    if Path("/proc/self/cmdline").exists():
-        try:
-            return str(folder).encode() in command.read_bytes().split(b"\0")
-        except OSError:
-            return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
-def _last_sentence(words: str, exit_status: int | None) -> str:
-    """Why a process ended that didn't say so itself."""
-    if exit_status is not None and exit_status < 0:
-        name = signal.Signals(-exit_status).name
-        why = " (perhaps for want of memory)" if -exit_status == signal.SIGKILL else ""
-        return f"The training process was ended from outside by {name}{why}."
-    if words:
-        last = words.splitlines()[-1]
-        return last if exit_status == 2 else f"The training process broke off: {last}"
-    return "The training process ended without a word."
-
-
-def _events(text: bytes) -> Iterator[dict[str, Any]]:
-    for line in text.decode("utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut by the end of an earlier process
-        if isinstance(event, dict):
-            yield event
-
-
-def _advance(progress: Progress, events: list[dict[str, Any]]) -> Progress:
-    if not events:
-        return progress
-    stages, train, held_out = list(progress.stages), list(progress.train), list(progress.held_out)
-    evaluations = list(progress.evaluations)
-    trainable, data, last = progress.trainable, progress.data, progress.last_step
-    for event in events:
-        kind = event.get("event")
-        if kind == "start":
-            if not stages or stages[-1].name != event["stage"]:
-                offset = stages[-1].offset + stages[-1].steps if stages else 0
-                stages.append(StagePart(event["stage"], event.get("kind", ""), int(event["steps"]), offset))
-            trainable, data = tuple(event.get("trainable", ())), dict(event.get("data", {}))
-        offset = next((part.offset for part in reversed(stages) if part.name == event.get("stage")), 0)
-        if kind == "step":
-            rate = max(event.get("learning_rates", {}).values(), default=0.0)
-            train.append((offset + event["step"], event["loss"], rate, event.get("gradient_norm", 0.0)))
-            last = event
-        elif kind == "eval":
-            if event.get("loss") is not None and event["loss"] == event["loss"]:
-                held_out.append((offset + event["step"], event["loss"]))
-            evaluations.append({**event, "at": offset + event["step"]})
-    return Progress(progress.generation, tuple(stages), tuple(train), tuple(held_out), trainable, data, last,
-                    tuple(evaluations))  # fmt: skip
+def _asked(folder: RunFolder, status: Status) -> Status:
+    """The status of a process that is alive, once what it was asked for is taken in."""
+    asked = folder.request
+    if asked == "stop":
+        return "stopping"
+    return "pausing" if asked == "pause" and status != "paused" else status

@@ -103,8 +103,12 @@ def read_form(**values: Any) -> Form:
     """Checks that every number is one; ranges are the recipe's own business. InputError names the field."""
     whole = {"steps": "Steps", "lora_rank": "LoRA rank", "batch_rows": "Rows per batch", "eval_every": "Evaluate every",
              "seed": "Seed"}  # fmt: skip
-    rates = {"vision_rate": "The encoder's learning rate", "projector_rate": "The projector's learning rate",
-             "decoder_rate": "The language model's learning rate", "text_rate": "The text tower's learning rate"}
+    rates = {
+        "vision_rate": "The encoder's learning rate",
+        "projector_rate": "The projector's learning rate",
+        "decoder_rate": "The language model's learning rate",
+        "text_rate": "The text tower's learning rate",
+    }
     checked = {**{key: _number(values[key], name, True) for key, name in whole.items()},
                **{key: _number(values[key], name, False) for key, name in rates.items()}}  # fmt: skip
     return Form(**{**values, **checked})

@@ -3,16 +3,13 @@ Whatever a person or a model wrote is escaped."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from inspector.analysis.training import Comparison, Measured, Side
-from inspector.figures.markup import badge
-from inspector.jobs import JobState, Progress
+from inspector.jobs import JobState
+from inspector.progress import Progress
 from model.training.data_report import DataReport
 from model.training.events import ModuleSize
 
@@ -92,7 +89,7 @@ def show_reports(reports: Sequence[DataReport | dict[str, Any]]) -> str:
 
 def _show_report(report: DataReport | dict[str, Any]) -> str:
     if isinstance(report, dict):
-        return f'<p><b>{escape(report["name"])}</b>: {report["examples"]:,} pairs of a picture and its caption.</p>'
+        return f"<p><b>{escape(report['name'])}</b>: {report['examples']:,} pairs of a picture and its caption.</p>"
     facts = (
         f"<p><b>{escape(report.name)}</b>: {report.examples:,} examples; of {report.measured:,} looked at, "
         f"{report.usable:,} can be used ({report.turns:,} answers, {report.images:,} images, {report.tokens:,} tokens, "
@@ -208,101 +205,6 @@ def show_evaluation(progress: Progress) -> str:
     )  # fmt: skip
     return (f'<p class="vi-caption">Held-out data after step {last["step"]:,}: share answered right to the letter.</p>'
             f'<ul class="tr-shares">{"".join(shares)}</ul>{table}')  # fmt: skip
-
-
-# --- before and after ---
-
-
-def show_comparison(comparison: Comparison | None, measured: Measured | None, doing: str = "") -> str:
-    """Answers side by side, differing words marked; attention per image; held-out accuracy."""
-    parts = []
-    if comparison is not None:
-        before, after = comparison.before, comparison.after
-        rows = []
-        for n, question in enumerate(comparison.questions):
-            one, two = _mark(before.answers[n], after.answers[n])
-            same = ' <span class="vi-note">no difference</span>' if before.answers[n] == after.answers[n] else ""
-            rows.append(
-                f"<tr><td>{escape(question)}{same}</td><td>{one}{_odds(before, n)}</td><td>{two}{_odds(after, n)}</td>"
-                "</tr>"
-            )
-        parts.append(
-            '<div class="vi-scroll" tabindex="0" role="region" aria-label="answers before and after">'
-            '<table class="vi-table tr-compare"><thead><tr><th scope=col>this page\'s prompt</th><th scope=col>before '
-            f"<code>{before.fingerprint[:8]}</code></th><th scope=col>after <code>{after.fingerprint[:8]}</code></th>"
-            f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
-        if before.image_shares:
-            parts.append(_show_shares(before, after))
-    if measured is not None:
-        parts.append(_show_measured(measured))
-    if doing:
-        parts.append(f'<p class="vi-caption" role="status">{escape(doing)} …</p>')
-    return f'<div class="tr-result">{"".join(parts)}</div>'
-
-
-def _odds(side: Side, turn: int) -> str:
-    odds = side.probabilities[turn]
-    return "" if odds != odds else f' <small title="probability of the whole answer">p = {odds:.3f}</small>'
-
-
-def _mark(one: str, two: str) -> tuple[str, str]:
-    """Both texts as HTML, with the words that differ marked."""
-    words = [re.findall(r"\s+|[^\s]+", text) for text in (one, two)]
-    left: list[str] = []
-    right: list[str] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
-        for target, part in ((left, words[0][a:b]), (right, words[1][c:d])):
-            text = escape("".join(part))
-            target.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
-    return "".join(left) or "(nothing)", "".join(right) or "(nothing)"
-
-
-def _show_shares(before: Side, after: Side) -> str:
-    rows = []
-    for image, (one, two) in enumerate(zip(before.image_shares, after.image_shares, strict=True)):
-        rows.append(
-            f'<tr><td>{badge(image)}</td><td class=num>{one:.2%}</td><td class=num>{two:.2%}</td>'
-            f"<td class=num>{100 * (two - one):+.2f} points</td></tr>"
-        )
-    return (
-        '<table class="vi-table"><caption class="vi-caption">Attention of the answer\'s first token that goes to each '
-        "image, mean over layers and heads. It tells where the model looked, not what the answer rests on.</caption>"
-        "<thead><tr><th scope=col>image</th><th scope=col>before</th><th scope=col>after</th><th scope=col>change</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _show_measured(measured: Measured) -> str:
-    rows = []
-    for family, (one, two, count) in measured.accuracy.items():
-        head = f"the new word, “{measured.word}”" if family == "the new word" and measured.word else family
-        strong = family in ("the new word", "everything else")
-        name = f"<b>{escape(head)}</b>" if strong else escape(head)
-        rows.append(
-            f"<tr><th scope=row>{name}</th><td class=num>{one:.0%}</td><td class=num>{two:.0%}</td>"
-            f"<td class=num>{100 * (two - one):+.0f} points</td><td class=num>{count}</td></tr>"
-        )
-    changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
-    listed = []
-    for before, after in changed[:10]:
-        left, right = _mark(before.answered, after.answered)
-        listed.append(f"<tr><td>{escape(before.question)}</td><td>{left}</td><td>{right}</td>"
-                      f"<td>{escape(before.expected)}</td></tr>")  # fmt: skip
-    differing = (
-        f'<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>'
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="changed answers"><table class="vi-table">'
-        "<thead><tr><th scope=col>held-out question</th><th scope=col>before</th><th scope=col>after</th>"
-        f"<th scope=col>expected</th></tr></thead><tbody>{''.join(listed)}</tbody></table></div></details>"
-        if changed else f'<p class="vi-caption">All {len(measured.answers)} answers stayed the same.</p>'
-    )  # fmt: skip
-    return (
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="accuracy before and after">'
-        '<table class="vi-table"><caption class="vi-caption">The same held-out questions to both, greedy, right to the '
-        "letter.</caption><thead><tr><th scope=col>questions</th><th scope=col>before</th><th scope=col>after</th>"
-        "<th scope=col>change</th><th scope=col>asked</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>{differing}"
-    )
 
 
 # --- history ---

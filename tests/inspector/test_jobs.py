@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from inspector.jobs import JobTable, Limits, Progress, public_limits
+from inspector.jobs import JobTable, Limits, public_limits
 from inspector.presets import PRESETS, read_form, write_recipe
+from inspector.progress import Progress
 from inspector.uploads import take_in
 from model import InputError
 
-TRAINER = '''
+TRAINER = """
 import json, os, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 mode = os.environ.get("FAKE_TRAINER", "quick")
 if mode == "refuse":
     print("The recipe is no good; change it.", file=sys.stderr); sys.exit(2)
 out.mkdir(parents=True, exist_ok=True)
+while mode == "load" and not (out / "loaded").exists(): time.sleep(0.02)
 def save(status, step, **more):
     (out / "run.tmp").write_text(json.dumps({
         "format": 1, "id": "x", "created": "2026-01-01", "status": status, "step": step, "stage": "s",
@@ -55,7 +57,7 @@ for step in range(first + 1, 5):
         if mode == "hold" and step == 2: time.sleep(0.02); continue
         break
 save("done", 4, fingerprint="f" * 64)
-'''
+"""
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def trainer(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{TRAINER}")
     script.chmod(0o755)
-    monkeypatch.setattr("inspector.jobs.sys.executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
     return lambda mode: monkeypatch.setenv("FAKE_TRAINER", mode)
 
 
@@ -78,6 +80,7 @@ def make(tmp_path):
 
     yield make
     for table in tables:
+        table.close()  # or those that wait would be started in the place of those that end
         for process in list(table._running.values()):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -124,6 +127,73 @@ def test_pause_resume_and_stop(trainer, make):
     table.resume(job)
     wait_for(table, job, "done")
     assert [point[0] for point in table.progress(job).train] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("request_", "before", "after"), [("pause", "pausing", "paused"), ("stop", "stopping", "stopped")]
+)
+def test_what_is_asked_while_a_job_starts_is_taken_and_acted_on(trainer, make, request_, before, after):
+    trainer("load")
+    table = make()
+    job = table.start("me", recipe())
+    wait_for(table, job, "starting")
+    getattr(table, request_)(job)
+    assert table.read(job).status == before
+    (table.run_folder(job) / "loaded").touch()
+    wait_for(table, job, after)
+    assert [point[0] for point in table.progress(job).train] == [1]
+
+
+def test_a_job_that_goes_on_is_starting_until_its_process_has_taken_it_over(trainer, make):
+    trainer("hold")
+    table = make()
+    job = table.start("me", recipe())
+    wait_for(table, job, "running")
+    table.stop(job)
+    wait_for(table, job, "stopped")
+    trainer("load")
+    table.resume(job)
+    assert wait_for(table, job, "starting", seconds=0).live
+    table.pause(job)
+    (table.run_folder(job) / "loaded").touch()
+    wait_for(table, job, "paused")
+    table.resume(job)
+    wait_for(table, job, "done")
+    assert [point[0] for point in table.progress(job).train] == [1, 2, 3, 4]
+
+
+def test_a_process_that_cannot_go_on_says_why_and_loses_nothing(trainer, make):
+    trainer("hold")
+    table = make()
+    job = table.start("me", recipe())
+    wait_for(table, job, "running")
+    table.stop(job)
+    wait_for(table, job, "stopped")
+    trainer("refuse")
+    table.resume(job)
+    state = wait_for(table, job, "failed")
+    assert (state.error, state.can_resume) == ("The recipe is no good; change it.", True)
+    trainer("quick")
+    table.resume(job)
+    assert wait_for(table, job, "done").error is None
+
+
+def test_nothing_is_kept_of_a_job_that_was_removed(trainer, make):
+    trainer("hold")
+    table = make()
+    job = table.start("me", recipe())
+    other = table.start("me", recipe())
+    wait_for(table, job, "running")
+    table.progress(job)
+    trainer("quick")
+    table.remove(job)
+    wait_for(table, other, "done")
+    assert not (table.root / job).exists()
+    assert set(table._exits) == {other}
+    table.remove(other)
+    assert (table._exits, table._progress._cursors) == ({}, {})
+    with pytest.raises(InputError, match="There is no run"):
+        table.read(job)
 
 
 def test_the_second_job_waits_its_turn(trainer, make):
@@ -233,8 +303,10 @@ def test_half_a_line_is_left_for_the_next_look(trainer, make):
         file.write('{"event": "eval", "stage": "s", "step": 4, ')
         file.flush()
         assert table.progress(job).evaluations == ()
-        file.write('"loss": 0.5, "accuracy": {}, "answers": []}\n')
-    assert table.progress(job).held_out == ((4, 0.5),)
+        file.write('"loss": 0.0, "accuracy": {}, "answers": []}\n')
+        file.write('{"event": "eval", "stage": "s", "step": 4, "loss": null, "accuracy": {}, "answers": []}\n')
+    assert table.progress(job).held_out == ((4, 0.0),)
+    assert len(table.progress(job).evaluations) == 2
     assert table.progress(job).generation == 0
     assert table.progress(job) != Progress()
 

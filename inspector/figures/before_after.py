@@ -1,0 +1,208 @@
+"""What a run changed, as static HTML. Whatever a person or a model wrote is escaped."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from inspector.analysis.before_after import Comparison, Grid, Measured, Side
+from inspector.figures.charts import copied, table
+from inspector.figures.colours import image_colour
+from inspector.figures.markup import badge, show_share
+from inspector.figures.payload import data_uri
+from inspector.figures.which_image import headline
+from model import OpenedImage
+
+MAP_PX = 120
+"""Longest side of a picture of attention."""
+DIMMED = 0.25
+"""How bright a picture stays where no attention goes."""
+
+
+def show_comparison(comparison: Comparison | None, measured: Measured | None, doing: str = "") -> str:
+    """Answers side by side, differing words marked; what they rest on; attention; held-out accuracy. ``doing``: what
+    is still being computed."""
+    parts = []
+    if comparison is not None:
+        parts.append(_show_answers(comparison))
+        if comparison.prompt.images:
+            parts += [_show_rest(comparison), _show_maps(comparison)]
+    if measured is not None:
+        parts.append(_show_measured(measured))
+    if doing:
+        parts.append(f'<p class="vi-caption" role="status">{escape(doing)} …</p>')
+    return f'<div class="tr-result">{"".join(parts)}</div>'
+
+
+def _heads(comparison: Comparison) -> tuple[str, str]:
+    """The columns' titles: each side names its weights."""
+    return (f"before <code>{escape(comparison.before.fingerprint[:8])}</code>",
+            f"after <code>{escape(comparison.after.fingerprint[:8])}</code>")  # fmt: skip
+
+
+# --- answers ---
+
+
+def _show_answers(comparison: Comparison) -> str:
+    before, after = comparison.before, comparison.after
+    rows = []
+    for n, turn in enumerate(comparison.prompt.turns):
+        one, two = _mark(before.answers[n], after.answers[n])
+        same = ' <span class="vi-note">no difference</span>' if before.answers[n] == after.answers[n] else ""
+        rows.append([f"{escape(turn.user)}{same}", f"{one}{_odds(before, n)}", f"{two}{_odds(after, n)}"])
+    return table(["this page's prompt", *_heads(comparison)], rows, "answers before and after")
+
+
+def _odds(side: Side, turn: int) -> str:
+    odds = side.probabilities[turn]
+    return "" if odds != odds else f' <small title="probability of the whole answer">p = {odds:.3f}</small>'
+
+
+def _mark(one: str, two: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that differ marked."""
+    words = [re.findall(r"\s+|[^\s]+", text) for text in (one, two)]
+    left: list[str] = []
+    right: list[str] = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes():
+        for target, part in ((left, words[0][a:b]), (right, words[1][c:d])):
+            text = escape("".join(part))
+            target.append(text if kind == "equal" or not text else f"<mark>{text}</mark>")
+    return "".join(left) or "(nothing)", "".join(right) or "(nothing)"
+
+
+# --- what the last answer rests on ---
+
+
+def _show_rest(comparison: Comparison) -> str:
+    """Verdict and worth of each image, side by side; what changed is marked."""
+    sides = (comparison.before, comparison.after)
+    if all(side.rest is None and not side.no_rest for side in sides):
+        return ""
+    rests = [side.rest for side in sides if side.rest is not None]
+    verdicts = [_verdict(side) for side in sides]
+    if len({(rest.verdict.kind, rest.verdict.images) for rest in rests}) == 2:
+        verdicts = [f"<mark>{verdict}</mark>" for verdict in verdicts]
+    rows = [["verdict", *verdicts, ""], ["of the answer", *map(_answer, sides), ""]]
+    top = max((abs(value) for rest in rests for value in rest.dependence.shapley), default=0.0)
+    for k in range(len(comparison.prompt.images)):
+        change = ""
+        if comparison.shifts:
+            one, two = (rest.dependence.shapley[k] for rest in rests)
+            change = copied(two - one, sign=True)
+            change = f"<mark>{change}</mark>" if comparison.shifts[k] else change
+        rows.append([badge(k), *(_worth(side, k, top) for side in sides), f"<td class=num>{change}</td>"])
+    rows.append(["noise floor", *map(_floor, sides), ""])
+    sentences = "".join(f"<p>{name}: {escape(side.rest.verdict.sentence)}</p>"
+                        for name, side in zip(("Before", "After"), sides, strict=True) if side.rest)  # fmt: skip
+    return (
+        table(["what the last answer rests on", *_heads(comparison), "change"], rows, "what the answer rests on")
+        + '<p class="vi-caption">Nats of log p of each model\'s own answer that each image is worth (Shapley value of '
+        "taking images away). A change is marked where it exceeds 1 nat and both noise floors. A fall is a lower "
+        "bound: a model may find another way.</p>"
+        f"<details><summary>Both verdicts in full</summary>{sentences}</details>"
+    )
+
+
+def _verdict(side: Side) -> str:
+    if side.rest is None:
+        return escape(side.no_rest) or "…"
+    return headline(side.rest.verdict)
+
+
+def _answer(side: Side) -> str:
+    if side.rest is None:
+        return "–" if side.no_rest else "…"
+    answer = f"“{escape(side.rest.dependence.answer)}”" if side.rest.dependence.answer else "(nothing)"
+    return f"{answer} <small>p = {copied(side.rest.dependence.probability, 3)} per token</small>"
+
+
+def _floor(side: Side) -> str:
+    return f"<td class=num>{_answer(side) if side.rest is None else copied(side.rest.dependence.noise_floor)}</td>"
+
+
+def _worth(side: Side, image: int, top: float) -> str:
+    if side.rest is None:
+        return f"<td class=num>{_answer(side)}</td>"
+    value = side.rest.dependence.shapley[image]
+    width = 100 * max(value, 0.0) / top if top else 0.0
+    return (f'<td class=num>{copied(value)}<span class="tr-bar" style="width:{width:.1f}%"><i style="width:100%;'
+            f'background:{image_colour(image)}"></i></span></td>')  # fmt: skip
+
+
+# --- attention ---
+
+
+def _show_maps(comparison: Comparison) -> str:
+    """Where the answer looked: per image the share, and the picture as bright as the attention of its image tokens."""
+    before, after = comparison.before, comparison.after
+    cells = [share for side in (before, after) for grid in side.image_maps for row in grid for share in row]
+    top = max(cells, default=0.0)
+    rows = []
+    for k, image in enumerate(comparison.prompt.images):
+        one, two = before.image_shares[k], after.image_shares[k]
+        rows.append([badge(k), _look(image, before, k, top), _look(image, after, k, top),
+                     f"<td class=num>{100 * (two - one):+.2f} points</td>"])  # fmt: skip
+    return (
+        table(["where it looked", *_heads(comparison), "change"], rows, "attention before and after")
+        + '<p class="vi-caption">Attention of the position that chose the answer\'s first token, mean over layers and '
+        "heads: each image's share, and the picture as bright as its image tokens, one scale for all (thumbnail tokens "
+        "aside). It tells where the model looked, not what the answer rests on.</p>"
+    )
+
+
+def _look(image: OpenedImage, side: Side, index: int, top: float) -> str:
+    share = show_share(side.image_shares[index])
+    source = data_uri(light_up(image.pixels, side.image_maps[index], top))
+    alt = f"image {index + 1}, {share} of the attention"
+    return f'<td><img class="wi-thumb" src="{source}" alt="{escape(alt, quote=True)}"> {share}</td>'
+
+
+def light_up(picture: Image.Image, shares: Grid, top: float) -> Image.Image:
+    """The picture, small, as bright as each part's share of ``top``; :data:`DIMMED` where that is 0."""
+    small = picture.convert("RGB")
+    scale = MAP_PX / max(small.size)
+    small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+    values = np.asarray(shares) / top if top else np.zeros_like(np.asarray(shares))
+    cells = Image.fromarray(np.rint(255 * values.clip(0, 1)).astype(np.uint8))
+    lit = np.asarray(cells.resize(small.size, Image.Resampling.NEAREST))[..., None] / 255
+    pixels = np.asarray(small) * (DIMMED + (1 - DIMMED) * lit)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+# --- held-out questions ---
+
+
+def _show_measured(measured: Measured) -> str:
+    rows = []
+    for family, (one, two, count) in measured.accuracy.items():
+        head = f"the new word, “{measured.word}”" if family == "the new word" and measured.word else family
+        strong = family in ("the new word", "everything else")
+        name = f"<b>{escape(head)}</b>" if strong else escape(head)
+        rows.append(
+            f"<tr><th scope=row>{name}</th><td class=num>{one:.0%}</td><td class=num>{two:.0%}</td>"
+            f"<td class=num>{100 * (two - one):+.0f} points</td><td class=num>{count}</td></tr>"
+        )
+    changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
+    listed = []
+    for before, after in changed[:10]:
+        left, right = _mark(before.answered, after.answered)
+        listed.append(f"<tr><td>{escape(before.question)}</td><td>{left}</td><td>{right}</td>"
+                      f"<td>{escape(before.expected)}</td></tr>")  # fmt: skip
+    differing = (
+        f'<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>'
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="changed answers"><table class="vi-table">'
+        "<thead><tr><th scope=col>held-out question</th><th scope=col>before</th><th scope=col>after</th>"
+        f"<th scope=col>expected</th></tr></thead><tbody>{''.join(listed)}</tbody></table></div></details>"
+        if changed else f'<p class="vi-caption">All {len(measured.answers)} answers stayed the same.</p>'
+    )  # fmt: skip
+    return (
+        '<div class="vi-scroll" tabindex="0" role="region" aria-label="accuracy before and after">'
+        '<table class="vi-table"><caption class="vi-caption">The same held-out questions to both, greedy, right to the '
+        "letter.</caption><thead><tr><th scope=col>questions</th><th scope=col>before</th><th scope=col>after</th>"
+        "<th scope=col>change</th><th scope=col>asked</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{differing}"
+    )

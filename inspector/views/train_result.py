@@ -1,0 +1,151 @@
+"""The Train tab's lower part: what a run changed, and its model to use and to take away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.before_after import Comparison, Measured, compare_answers, measure_change
+from inspector.delivery import pack_run, push_run
+from inspector.figures.before_after import show_comparison
+from inspector.jobs import JobTable
+from inspector.presets import NEW
+from inspector.session import ModelStore
+from inspector.views import prompt as prompt_view
+from inspector.views.train_refusal import refuse
+from model import InputError
+from model.training.runs import MODEL
+
+
+@dataclass(frozen=True)
+class ResultView:
+    compare: gr.Button
+    use: gr.Button
+    export: gr.Button
+    result: gr.HTML
+    files: gr.File
+    repository: gr.Textbox
+    token: gr.Textbox
+    push: gr.Button
+    pushed: gr.HTML
+    own_models: gr.State
+
+
+def build_result() -> ResultView:
+    with gr.Row():
+        compare = gr.Button("Compare before and after", size="sm", interactive=False, elem_id="train-compare")
+        use = gr.Button("Use this model", size="sm", interactive=False, elem_id="train-use")
+        export = gr.Button("Export", size="sm", min_width=80, interactive=False, elem_id="train-export")
+    result = gr.HTML(
+        '<p class="vi-empty">When a run has ended, the same questions with the same seed go to the model before and '
+        "after it: this page's prompt, and questions that the run never saw.</p>", elem_id="train-result",
+    )  # fmt: skip
+    files = gr.File(label="Checkpoint in nanoVLM's format, adapter, recipe, command", interactive=False, visible=False,
+                    elem_id="train-files")  # fmt: skip
+    with gr.Accordion("Push to the hub", open=False, elem_id="train-hub-push"):
+        with gr.Row():
+            repository = gr.Textbox("", label="Repository, owner/name (made private)", min_width=180)
+            token = gr.Textbox("", label="Token that may write (used once, kept nowhere)", type="password",
+                               min_width=180)  # fmt: skip
+            push = gr.Button("Push", size="sm", min_width=80, interactive=False, elem_id="train-push")
+        pushed = gr.HTML()
+    return ResultView(compare, use, export, result, files, repository, token, push, pushed, gr.State([]))
+
+
+def wire_result(
+    view: ResultView,
+    store: ModelStore,
+    jobs: JobTable,
+    prompt: prompt_view.PromptView,
+    job: gr.Textbox,
+    base: gr.Dropdown,
+    model_queue: str,
+) -> None:
+    """``job`` names the run; ``base`` is the form's list of models to begin from."""
+
+    def compare(job: str, *values: Any) -> Iterator[str]:
+        comparison: Comparison | None = None
+        measured: Measured | None = None
+        try:
+            recipe = jobs.recipe((job or "").strip())
+            yield show_comparison(None, None, "loading both models")
+            before = store.get_base(recipe.base, recipe.seed)
+            after = store.get(admit_run(store, jobs, job))
+            yield show_comparison(None, None, "asking this page's prompt")
+            for comparison in _compare_prompt(before, after, values):
+                yield show_comparison(comparison, None, "taking images away from this page's prompt")
+            for found in measure_change(before, after, recipe):
+                if isinstance(found, Measured):
+                    measured = found
+                else:
+                    yield show_comparison(comparison, None, found)
+            yield show_comparison(comparison, measured)
+        except InputError as error:
+            raise refuse(error) from error
+
+    view.compare.click(compare, [job, *prompt.inputs], view.result, api_name="train_compare",
+                       concurrency_id=model_queue, show_progress="hidden")  # fmt: skip
+
+    def use(job: str, own: list[tuple[str, str]]) -> list[Any]:
+        try:
+            name = admit_run(store, jobs, job)
+            state = jobs.read(job.strip())
+            store.get(name)
+        except InputError as error:
+            raise refuse(error) from error
+        label = f"{state.title} #{(state.run.get('fingerprint') or '')[:8]}"
+        own = [(label, name), *(entry for entry in own if entry[1] != name)]
+        common = [(shared, shared) for shared in store.names]
+        gr.Info(f"“{label}” is in the model picker of this page, for you alone.")
+        return [own, gr.update(choices=[*common, *own], value=name, visible=True),
+                gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)])]  # fmt: skip
+
+    view.use.click(use, [job, view.own_models], [view.own_models, prompt.model, base], api_name="train_use",
+                   concurrency_limit=None, show_progress="hidden")  # fmt: skip
+
+    def export(job: str) -> Any:
+        try:
+            path = pack_run(jobs.run_folder((job or "").strip()), jobs.read(job.strip()).run)
+        except InputError as error:
+            raise refuse(error) from error
+        return gr.update(value=str(path), visible=True)
+
+    view.export.click(export, job, view.files, api_name="train_export", concurrency_limit=1)
+
+    def push(job: str, repository: str, token: str) -> tuple[str, str]:
+        try:
+            address = push_run(jobs.run_folder((job or "").strip()), repository or "", token or "")
+        except InputError as error:
+            gr.Warning(str(error), duration=None)
+            return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'
+        return "", f'<p class="vi-good">✓ On the hub: <a href="{escape(address)}">{escape(address)}</a></p>'
+
+    view.push.click(push, [job, view.repository, view.token], [view.token, view.pushed], api_name="train_push",
+                    concurrency_limit=1)  # fmt: skip
+
+
+def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:
+    """The name under which the store gives the run's model to those who know the run. InputError without weights."""
+    job = (job or "").strip()
+    state = jobs.read(job)
+    if not state.has_model:
+        raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
+    name = f"run:{job}:{(state.run.get('fingerprint') or 'unfinished')[:8]}"
+    store.admit(name, jobs.run_folder(job) / MODEL)
+    return name
+
+
+def _compare_prompt(before: Any, after: Any, values: Sequence[Any]) -> Iterator[Comparison]:
+    """The page's prompt to both; a prompt that can't be asked is said and left out."""
+    _, gallery, turns, layout, document_mask, *rest = values
+    count = len(rest) - 2 * prompt_view.MAX_TURNS
+    try:
+        settings = prompt_view.read_settings(rest[:count])
+        asked, _ = prompt_view.read_prompt(gallery, turns, layout, document_mask, rest[count:])
+        yield from compare_answers(before, after, asked, settings)
+    except InputError as error:
+        gr.Warning(f"This page's prompt is left out: {error}")

@@ -1,0 +1,215 @@
+"""The Train tab's middle part: one run that is followed and steered, and what the browser remembers of its runs."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from inspector.figures.training import (
+    chart_payload,
+    overlay_payload,
+    run_label,
+    show_evaluation,
+    show_history,
+    show_status,
+)
+from inspector.jobs import JobState, JobTable
+from inspector.presets import describe_recipe
+from inspector.progress import Progress
+from inspector.views.train_refusal import refuse
+from inspector.widgets import LossChart
+from model import InputError
+
+REMEMBERED = 30
+"""Runs that a browser keeps the ids of."""
+AFTER = 4
+"""Buttons that need a run with weights: compare, use, export, push."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How much of which run this page has drawn."""
+
+    job: str = ""
+    generation: int = -1
+    train: int = 0
+    held_out: int = 0
+    evaluations: int = 0
+    status: str = ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    job: gr.Textbox
+    followed: gr.State
+    status: gr.HTML
+    pause: gr.Button
+    resume: gr.Button
+    stop: gr.Button
+    chart: Any
+    answers: gr.HTML
+
+
+@dataclass(frozen=True)
+class HistoryView:
+    history: gr.HTML
+    overlay: gr.CheckboxGroup
+    curves: Any
+
+
+def build_run() -> RunView:
+    status = gr.HTML(show_status(None, Progress()), elem_id="train-status")
+    with gr.Row():
+        pause = gr.Button("Pause", size="sm", min_width=80, interactive=False, elem_id="train-pause")
+        resume = gr.Button("Resume", size="sm", min_width=80, interactive=False, elem_id="train-resume")
+        stop = gr.Button("Stop and keep", size="sm", min_width=100, interactive=False, elem_id="train-stop")
+        job = gr.Textbox("", label="Run", show_label=False, placeholder="paste a run's id here to follow it",
+                         max_lines=1, min_width=200, elem_id="train-job")  # fmt: skip
+    chart = LossChart(elem_id="train-chart")
+    answers = gr.HTML(show_evaluation(Progress()), elem_id="train-answers")
+    return RunView(job, gr.State(Followed()), status, pause, resume, stop, chart, answers)
+
+
+def build_history() -> HistoryView:
+    history = gr.HTML(show_history([]), elem_id="train-history")
+    overlay = gr.CheckboxGroup([], label="Curves to lay over one another", visible=False, elem_id="train-overlay")
+    return HistoryView(history, overlay, LossChart(elem_id="train-curves", visible=False))
+
+
+# --- the person ---
+
+
+def read_person(person: Any) -> dict[str, Any]:
+    """What the browser remembers: a secret name for this person, and the ids of the runs. Whatever else comes, even
+    by hand, is replaced."""
+    if not isinstance(person, dict) or not isinstance(person.get("owner"), str) or len(person["owner"]) < 16:
+        return {"owner": secrets.token_urlsafe(18), "jobs": []}
+    listed = person.get("jobs")
+    kept = [job for job in listed if isinstance(job, str)] if isinstance(listed, list) else []
+    return {"owner": person["owner"][:64], "jobs": kept[:REMEMBERED]}
+
+
+def remember(known: dict[str, Any], job: str) -> dict[str, Any]:
+    """What the browser is to remember now; the newest run first, each once."""
+    others = (other for other in known["jobs"] if other != job)
+    return {**known, "jobs": [job, *others][:REMEMBERED]}
+
+
+def read_runs(jobs: JobTable, person: Any) -> list[JobState]:
+    """The person's runs that are still here, newest first."""
+    found = []
+    for job in read_person(person)["jobs"]:
+        try:
+            found.append(jobs.read(job))
+        except InputError:
+            continue  # removed with time; nothing to say about it
+    return found
+
+
+def list_history(jobs: JobTable, person: Any) -> tuple[str, Any]:
+    """Values for the history and for the choice of curves."""
+    runs = read_runs(jobs, person)
+    rows = [(state, jobs.progress(state.id), describe_recipe(jobs.recipe(state.id))) for state in runs]
+    choices = [(run_label(state), state.id) for state in runs]
+    return show_history(rows), gr.update(choices=choices, value=[], visible=bool(choices))
+
+
+# --- the run that is followed ---
+
+
+def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
+    """Values for :func:`watched`: only what is new since ``followed``. InputError for an id that names no run."""
+    job = (job or "").strip()
+    followed = followed or Followed()
+    if not job:
+        quiet = [gr.update(interactive=False)] * (3 + AFTER)
+        fresh = chart_payload("", Progress(), 0, 0)
+        return [Followed(), gr.update(active=False), show_status(None, Progress()), gr.update(data=fresh),
+                show_evaluation(Progress()), *quiet]  # fmt: skip
+    state = jobs.read(job)
+    progress = jobs.progress(job)
+    anew = followed.job != job or followed.generation != progress.generation
+    if anew:
+        followed = Followed(job, progress.generation)
+    counts = (len(progress.train), len(progress.held_out), len(progress.evaluations))
+    grown = anew or counts[:2] != (followed.train, followed.held_out)
+    answered = anew or counts[2] != followed.evaluations
+    buttons: list[Any] = [gr.skip()] * (3 + AFTER)
+    if anew or state.status != followed.status:
+        flags = (state.can_pause, state.can_go_on, state.can_stop, *[state.has_model and not state.live] * AFTER)
+        buttons = [gr.update(interactive=flag) for flag in flags]
+    return [
+        Followed(job, progress.generation, *counts, state.status),
+        gr.update(active=state.live),
+        show_status(state, progress),
+        gr.update(data=chart_payload(job, progress, followed.train, followed.held_out)) if grown else gr.skip(),
+        show_evaluation(progress) if answered else gr.skip(),
+        *buttons,
+    ]
+
+
+def watched(view: RunView, timer: gr.Timer, after: list[gr.Button]) -> list[Any]:
+    """The outputs of :func:`look`; ``after`` are the :data:`AFTER` buttons."""
+    return [view.followed, timer, view.status, view.chart, view.answers, view.pause, view.resume, view.stop, *after]
+
+
+def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) -> None:
+    """``seen``: :func:`watched`."""
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+
+    def tick(job: str, followed: Followed) -> list[Any]:
+        try:
+            return look(jobs, job, followed)
+        except InputError:
+            # Said once when it was opened; a run that is gone is not looked for every second.
+            return [Followed(), gr.update(active=False), *[gr.skip()] * (len(seen) - 2)]
+
+    timer.tick(tick, [view.job, view.followed], seen, api_name="train_tick", **free)
+
+    def open_job(job: str) -> list[Any]:
+        try:
+            return look(jobs, job, None)
+        except InputError as error:
+            raise refuse(error) from error
+
+    view.job.submit(open_job, view.job, seen, api_name="train_open", **free)
+
+    def steer(action: Any) -> Any:
+        def ask(job: str) -> list[Any]:
+            try:
+                action((job or "").strip())
+                return look(jobs, job, None)
+            except InputError as error:
+                raise refuse(error) from error
+
+        return ask
+
+    for button, action, name in ((view.pause, jobs.pause, "train_pause"), (view.resume, jobs.resume, "train_resume"),
+                                 (view.stop, jobs.stop, "train_stop")):  # fmt: skip
+        button.click(steer(action), view.job, seen, api_name=name, **free)
+
+
+def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.BrowserState) -> None:
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+
+    def refresh(job: str, known: Any) -> tuple[Any, Any]:
+        try:
+            live = bool(job) and jobs.read(job.strip()).live
+        except InputError:
+            live = True
+        return (gr.skip(), gr.skip()) if live else list_history(jobs, known)
+
+    # While the followed run goes on the list has nothing new; it is looked at again when that is over.
+    run.status.change(refresh, [run.job, person], [view.history, view.overlay], api_name="train_ended", **free)
+
+    def overlay(chosen: list[str]) -> Any:
+        try:
+            runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in chosen[:6]]
+        except InputError as error:
+            raise refuse(error) from error
+        return gr.update(data=overlay_payload(runs), visible=bool(runs))
+
+    view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", **free)
