@@ -25,6 +25,8 @@ def name_models(sources: list[str]) -> dict[str, str]:
 def build_demo(sources: list[str], public: bool = False) -> gr.Blocks:
     """The app, with its first model loaded so that the first question doesn't wait. InputError if it is broken.
     ``public`` bounds what training runs may take; they are kept in the folder VLM_INSPECTOR_RUNS, if that is set."""
+    # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     store = ModelStore(name_models(sources))
     for name in store.names:
         store.get(name)
@@ -35,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--public", action="store_true",
-                        help="listen on every interface, not on this machine alone, and bound training runs")
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="listen on every interface, not on this machine alone, and bound training runs",
+    )
     options = parser.parse_args(arguments)
     try:
         demo = build_demo(options.model, options.public)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspector.analysis.attention import AttentionMap
-from inspector.analysis.inspection import Inspection
+from inspector.analysis.inspection import GenerationSettings, Inspection
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
@@ -23,13 +23,14 @@ MAX_PRIVATE = 4
 @dataclass(frozen=True)
 class Shown:
     """What one person's page shows; kept in that person's own state and replaced, never changed. ``names`` are the
-    images' file names, in order."""
+    images' file names, in order; ``settings`` those that it was asked with."""
 
     model: str
     inspection: Inspection
     selected: int
     attention: AttentionMap
     names: tuple[str, ...] = ()
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
 
 
 class ModelStore:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.export import write_files
+from inspector.analysis.export import write_command, write_facts, write_files
 from inspector.analysis.inspection import (
     AnswerToken,
     GenerationSettings,
@@ -27,6 +27,8 @@ from inspector.jobs import JobTable
 from inspector.session import ModelStore, Shown
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
+from inspector.views import battery as battery_view
+from inspector.views import header as header_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
@@ -47,10 +49,7 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
     jobs = jobs or JobTable()
     folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
-        gr.HTML(
-            f'<header class="vi-header"><h1>{TITLE}</h1><span>what a vision-language model saw, token by token, and '
-            "where it looked</span></header>"
-        )
+        header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
         # the browser's copy readable after a restart; what it holds is the person's own.
@@ -67,13 +66,16 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
                         attention = attention_view.build_attention()
                     with gr.Tab("Which image?"):
                         which = which_view.build_which_image()
+                        battery = battery_view.build_battery()
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train"):
                         train = train_view.build_train(store, jobs)
         _wire_prompt(store, prompt)
-        _wire_results(store, demo, prompt, results, attention, which, batch, shown, folder)
+        _wire_results(store, demo, header, prompt, results, attention, which, batch, shown, folder)
+        _wire_header(store, header, shown)
         which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
+        battery_view.wire_battery(battery, store, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
         gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
     return demo
@@ -105,8 +107,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
         return kept, plans, rejected, [*history[-19:], kept]
 
     images: list[Any] = [view.gallery, view.plans, view.rejected, view.history]
-    for event, name in ((view.gallery.upload, "plan_images"), (view.gallery.delete, "delete_image")):
-        event(changed, [view.model, view.gallery, view.history], images, api_name=name, **free)
+    view.gallery.upload(changed, [view.model, view.gallery, view.history], images, api_name="plan_images", **free)
 
     def added(
         model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list
@@ -115,36 +116,23 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
 
-    def moved(step: int) -> Any:
-        def move(model: str, gallery: prompt_view.GalleryValue, picked: int | None, history: list) -> tuple:
-            images, target = prompt_view.move_image(gallery, picked, step)
-            return *changed(model, images, history), target
-
-        return move
-
-    for button, step, name in ((view.earlier, -1, "move_earlier"), (view.later, 1, "move_later")):
-        button.click(moved(step), [view.model, view.gallery, view.picked, view.history], [*images, view.picked],
-                     api_name=name, **free)  # fmt: skip
-
-    def drop(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
+    def place(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         try:
-            images, target = prompt_view.place_image(gallery, int(event.start), int(event.stop))
+            return changed(model, prompt_view.place_image(gallery, int(event.start), int(event.stop)), history)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return *changed(model, images, history), target
 
-    view.plans.move(drop, [view.model, view.gallery, view.history], [*images, view.picked], api_name="place_image",
-                    **free)  # fmt: skip
+    def remove(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
+        return changed(model, prompt_view.remove_image(gallery, int(event.index)), history)
+
+    for event, change, name in ((view.plans.move, place, "place_image"), (view.plans.remove, remove, "remove_image")):
+        event(change, [view.model, view.gallery, view.history], images, api_name=name, **free)
 
     def refuse(event: gr.EventData) -> str:
         return prompt_view.refuse_files(event.files)
 
     view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **free)
 
-    def pick(event: gr.SelectData) -> int:
-        return int(event.index)
-
-    view.gallery.select(pick, None, view.picked, api_name="pick_image", **free)
     view.clear.click(lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]), view.history, images,
                      api_name="clear_images", **free)  # fmt: skip
 
@@ -173,6 +161,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 def _wire_results(
     store: ModelStore,
     demo: gr.Blocks,
+    header: header_view.HeaderView,
     prompt: prompt_view.PromptView,
     results: ResultsView,
     attention: attention_view.AttentionView,
@@ -181,7 +170,7 @@ def _wire_results(
     shown: gr.State,
     folder: Path,
 ) -> None:
-    answered: list[Any] = [prompt.note, results.answer, results.provenance, shown, results.viewer, results.strip,
+    answered: list[Any] = [prompt.note, results.answer, header.provenance, shown, results.viewer, results.strip,
                            attention.layer, attention.head, *attention.outputs, *which.fresh,
                            *batch.outputs]  # fmt: skip
     controls: list[Any] = [*attention.controls, batch.arrangement]
@@ -209,14 +198,16 @@ def _wire_results(
         tokens: list[list[AnswerToken]] = [[] for _ in asked.turns]
         for event in ask(vlm, asked, settings):
             if isinstance(event, Inspection):
-                yield _finish(vlm, model, event, names, options)
+                yield _finish(vlm, model, event, names, settings, options)
                 return
             turn, token = event
             tokens[turn].append(token)
             parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
             yield ["", show_answer(parts, running=True), *wait]
 
-    def _finish(vlm: Any, model: str, inspection: Inspection, names: list[str], options: tuple) -> list[Any]:
+    def _finish(
+        vlm: Any, model: str, inspection: Inspection, names: list[str], settings: GenerationSettings, options: tuple
+    ) -> list[Any]:
         layer, head, own_row, exclude_sinks, own_scale, arrangement = options
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
@@ -230,7 +221,7 @@ def _wire_results(
             "",
             show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns]),
             show_provenance(vlm, inspection, model),
-            Shown(model, inspection, selected, found, tuple(names)),
+            Shown(model, inspection, selected, found, tuple(names), settings),
             gr.update(data=viewer),
             gr.update(data=strip, heat=heat),
             *attention_view.choices(found),
@@ -255,15 +246,17 @@ def _wire_results(
         return load
 
     filled: list[Any] = [*prompt.contents, prompt.history]
+    # The same as /ask, so described once: what describes the API is sent with every page.
+    again: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "api_visibility": "undocumented"}
     for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
         button.click(
             loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{example.name.replace('-', '_')}",
             concurrency_limit=None, show_progress="hidden",
-        ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}",
-                  concurrency_id=MODEL_QUEUE, show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
+        ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}", **again,
+                  show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
     # Something real as soon as the page is open: three images, one asked about.
     demo.load(loader(1), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden").success(
-        on_ask, ask_inputs, answered, api_name="ask_on_load", concurrency_id=MODEL_QUEUE, show_progress="hidden"
+        on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again
     )
 
     looked: list[Any] = [shown, results.strip, *attention.outputs]
@@ -319,6 +312,29 @@ def _wire_results(
     tokens = gr.JSON(visible=False)
     reader = gr.Button(visible=False)
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
+
+
+def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State) -> None:
+    nothing = show_notes(["There is nothing to take away yet; ask something first."])
+
+    def export(page: Shown | None) -> tuple[Any, str]:
+        if page is None:
+            return gr.skip(), nothing
+        return write_facts(store.get(page.model), page.inspection, page.attention), ""
+
+    def share(page: Shown | None) -> tuple[Any, str]:
+        if page is None:
+            return gr.skip(), nothing
+        line = write_command(page.model, page.inspection, page.names, page.settings)
+        return gr.update(value=line, visible=True), ""
+
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    view.export.click(export, shown, [view.file, view.note], api_name="export", **free).success(
+        None, None, None, js=header_view.DOWNLOAD, api_visibility="private"
+    )
+    view.share.click(share, shown, [view.command, view.note], api_name="share", **free).success(
+        None, view.command, None, js=header_view.COPY, api_visibility="private"
+    )
 
 
 def _path_of(image: Any) -> str:

@@ -31,7 +31,9 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, head_dim: int, base: float, max_positions: int) -> None:
         super().__init__()
         self.max_positions = max_positions
-        self.register_buffer("inv_freq", 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim))
+        # On the CPU in any case: arithmetic on torch's meta device would import its compiler.
+        steps = torch.arange(0, head_dim, 2, device="cpu").float()
+        self.register_buffer("inv_freq", 1.0 / base ** (steps / head_dim))
 
     def forward(self, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin ``[batch pos head_dim]`` for ``position_ids [batch pos]``.

@@ -23,6 +23,7 @@ from inspector.analysis.attention import AttentionMap
 from inspector.analysis.case import Case
 from inspector.analysis.dependence import STRONG, Dependence
 from inspector.analysis.routes import question_rows
+from inspector.analysis.verdict import say
 from model import AttentionReader, Tap
 
 EXPLANATION = (
@@ -238,7 +239,7 @@ def _say(case: Case, gaze: Gaze, bar: float) -> str:
     if gaze.badge == "too few images to tell":
         return f"Too few images to tell: {looked}, and the question can see no other."
     if gaze.causal is None:
-        return (f"No effect to compare with: {looked}, and no image has a Shapley value of the {bar:.2f} nats that "
+        return (f"No effect to compare with: {looked}, and no image has a Shapley value of the {say(bar)} nats that "
                 "count.")  # fmt: skip
     layers = [n for n, leader in enumerate(gaze.chooser.leaders) if leader == gaze.causal]
     where = f"image {gaze.causal} leads in {len(layers)} of {len(gaze.chooser.leaders)} layers"
@@ -248,7 +249,7 @@ def _say(case: Case, gaze: Gaze, bar: float) -> str:
         "no rank correlation, as all are equal" if gaze.correlation is None else
         f"rank correlation with the Shapley values {gaze.correlation:+.2f} over {count} images"
     )  # fmt: skip
-    named = f"the interventions name image {gaze.causal} (Shapley {gaze.shapley[gaze.causal - 1]:.2f} nats)"
+    named = f"the interventions name image {gaze.causal} (Shapley {say(gaze.shapley[gaze.causal - 1])} nats)"
     if gaze.badge == "agrees":
         return f"Attention agrees: {looked}, and {named}; {where}; {ranks}."
     return f"Attention disagrees: {looked}, but {named}; {where}; {ranks}."

@@ -28,6 +28,7 @@ from inspector.analysis.dependence import STRONG
 from inspector.analysis.replay import Variant
 from inspector.analysis.selection import Selection
 from inspector.analysis.structure import ImageBlock
+from inspector.analysis.verdict import say
 from model import Cut
 
 EXPLANATION = (
@@ -68,7 +69,8 @@ class Heads:
     ``image`` (from 1) is cut from question and answer: ``effect`` in the heads of ``top``, ``random`` in each drawn
     set of as many heads of the same layers, ``all_heads`` in every head; falls of log p in nats, None until measured.
     ``possible``: how many such sets there are beside ``top``; if no more than wanted, ``random`` holds them all.
-    ``shown``: ``effect`` lies above the :data:`QUANTILE` of ``random`` and above ``noise_floor``.
+    ``shown``: ``effect`` lies above the :data:`QUANTILE` of ``random``, above ``noise_floor`` and above the
+    :data:`inspector.analysis.dependence.STRONG` nats that count anywhere.
     """
 
     scores: tuple[tuple[float, ...], ...] | None
@@ -97,7 +99,9 @@ class Heads:
 
     @property
     def shown(self) -> bool:
-        return self.effect is not None and self.bar is not None and self.effect > max(self.bar, self.noise_floor)
+        if self.effect is None or self.bar is None:
+            return False
+        return self.effect > max(self.bar, self.noise_floor) and self.effect >= STRONG
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -248,11 +252,11 @@ def _conclude(found: Heads) -> str:
         return unshown + f"{heads}. They are all that their layers have, so there is nothing to compare with."
     beaten = sum(value < found.effect for value in found.random)
     others = "other sets, all that there are," if found.possible <= DRAWS else "random draws"
-    part = f" ({found.effect / found.all_heads:.0%} of the {found.all_heads:.2f} nats that all heads together cost)"
-    compared = (f"Cutting image {found.image} in them lowers log p by at least {found.effect:.2f} nats"
+    part = f" ({found.effect / found.all_heads:.0%} of the {say(found.all_heads)} nats that all heads together cost)"
+    compared = (f"Cutting image {found.image} in them lowers log p by at least {say(found.effect)} nats"
                 f"{part if found.all_heads >= STRONG else ''}, more than in {beaten} of {len(found.random)} {others} "
-                f"of as many heads of the same layers ({QUANTILE:.0%} of these lower it by at most {found.bar:.2f}; "
-                f"noise floor {found.noise_floor:.2f}).")  # fmt: skip
+                f"of as many heads of the same layers ({QUANTILE:.0%} of these lower it by at most {say(found.bar)}; "
+                f"noise floor {say(found.noise_floor)}, and {say(STRONG)} nats count).")  # fmt: skip
     told = [one for one in found.steered if one.followed is not None]
     if told:
         right = sum(bool(one.followed) for one in told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -112,9 +111,3 @@ def prepare_row(vlm: VLM, prompt: Prompt, *, answering: int | None = None) -> Sa
             "use fewer or smaller images, or less text."
         )
     return row
-
-
-def ordinals(count: int) -> Sequence[str]:
-    """How people count images on the page: ①, ② …"""
-    circled = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫"
-    return circled[:count]

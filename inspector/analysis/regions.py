@@ -37,6 +37,7 @@ from inspector.analysis.dependence import STRONG
 from inspector.analysis.replay import PASS_POSITIONS, Variant
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
+from inspector.analysis.verdict import say
 from model import Box, Cut, InputError, OpenedImage
 
 EXPLANATION = (
@@ -399,8 +400,8 @@ def _delete(found: RegionMap, order: Sequence[int], score: Score) -> Deletion:
 def _conclude(found: Regions) -> str:
     said = [
         (
-            f"Hidden from everything behind it, image {found.image} as a whole costs at least {found.removed:.2f} nats "
-            f"(noise floor {found.noise_floor:.2f})."
+            f"Hidden from everything behind it, image {found.image} as a whole costs at least {say(found.removed)} nats "
+            f"(noise floor {say(found.noise_floor)})."
         )
     ]
     if found.pixels is not None:
@@ -413,18 +414,18 @@ def _conclude(found: Regions) -> str:
 def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
     bar = max(found.noise_floor, STRONG)
     if pixels.whole < bar:
-        sentence = (f"Painted over as a whole it costs {pixels.whole:.2f} nats, less than the {bar:.2f} that count, so "
+        sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that count, so "
                     f"what its parts cost says little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
     else:
         sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
-                    f"painted over costs {pixels.whole:.2f}.")  # fmt: skip
+                    f"painted over costs {say(pixels.whole)}.")  # fmt: skip
     return [sentence, *_say_curve(pixels)]
 
 
 def _name_place(region: Region) -> str:
     box = region.box
     return (f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px: without it log p falls by "
-            f"{region.loss:.2f} nats, alone it brings {region.gain:.2f}")  # fmt: skip
+            f"{say(region.loss)} nats, alone it brings {say(region.gain)}")  # fmt: skip
 
 
 def _say_tokens(tokens: RegionMap, found: Regions) -> list[str]:
@@ -432,8 +433,8 @@ def _say_tokens(tokens: RegionMap, found: Regions) -> list[str]:
     least = min(region.gain for region in tokens.regions)
     where = "the question and the answer" if found.rows == "question and answer" else found.rows
     sentence = (
-        f"In the row, the tokens of one region hidden from {where} cost at most {top:.2f} nats of the "
-        f"{tokens.whole:.2f} that all of them cost, and any region's tokens alone bring at least {least:.2f}"
+        f"In the row, the tokens of one region hidden from {where} cost at most {say(top)} nats of the "
+        f"{say(tokens.whole)} that all of them cost, and any region's tokens alone bring at least {say(least)}"
     )
     spread = tokens.whole >= STRONG and least >= HALF * tokens.whole
     sentence += ": each of them holds what the answer needs, so this map points nowhere." if spread else "."
@@ -446,7 +447,7 @@ def _say_curve(found: RegionMap) -> list[str]:
     areas = [curve.area for curve in found.random]
     done = "Painted over" if found.how == "painted over" else "Hidden"
     judged = "better than random" if found.better else "no better than random"
-    sentence = (f"{done} in the order of effect, log p is {found.strongest_first.area:.2f} nats on average, in random "
-                f"orders {sum(areas) / len(areas):.2f} ({found.beaten} of {len(areas)} beaten): {judged}, by "
+    sentence = (f"{done} in the order of effect, log p is {say(found.strongest_first.area)} nats on average, in random "
+                f"orders {say(sum(areas) / len(areas))} ({found.beaten} of {len(areas)} beaten): {judged}, by "
                 f"{found.gap:+.2f}.")  # fmt: skip
     return [sentence]

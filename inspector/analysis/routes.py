@@ -19,6 +19,7 @@ from typing import Any, Literal
 from inspector.analysis.case import Case, Target, image_keys
 from inspector.analysis.dependence import STRONG
 from inspector.analysis.structure import ImageBlock
+from inspector.analysis.verdict import say
 from model import Cut
 
 EXPLANATION = (
@@ -327,15 +328,15 @@ def _runs(layers: int) -> list[Layers]:
 
 
 def _conclude(case: Case, found: Routes, narrowest: Narrowest | None) -> str:
-    floor = f"noise floor {found.noise_floor:.2f}"
+    floor = f"noise floor {say(found.noise_floor)}"
     bar = max(found.noise_floor, STRONG)
     if not case.reachable:
         return f"Question {case.turn} can see no image, so there is no route from one."
     total = _leading(found)
     if total is None or narrowest is None:
         largest = max(found.routes, key=lambda route: route.whole if route.image else float("-inf"))
-        return (f"No image has an effect of the {bar:.2f} nats that count, cut everywhere in all layers ({floor}; the "
-                f"largest of any route is {largest.edges} of image {largest.image}, {largest.whole:.2f} nats), so "
+        return (f"No image has an effect of the {say(bar)} nats that count, cut everywhere in all layers ({floor}; the "
+                f"largest of any route is {largest.edges} of image {largest.image}, {say(largest.whole)} nats), so "
                 "there is no route to name.")  # fmt: skip
     k = narrowest.image
     routes = [(edges, route) for edges in PARTS if (route := found.find(edges, k)) is not None]
@@ -343,11 +344,11 @@ def _conclude(case: Case, found: Routes, narrowest: Narrowest | None) -> str:
     wide = narrowest.layers not in total.windows and narrowest.layers not in sliding_windows(found.layers)
     single = narrowest.edges != "image → everything"
     what = f"cutting {narrowest.edges}" if single else "cutting every edge that leaves it"
-    first = (f"Image {k}: {what} in {layers} lowers log p by at least {narrowest.effect:.2f} nats, "
-             f"{narrowest.share:.0%} of the {narrowest.whole:.2f} nats that it costs everywhere and in all layers "
+    first = (f"Image {k}: {what} in {layers} lowers log p by at least {say(narrowest.effect)} nats, "
+             f"{narrowest.share:.0%} of the {say(narrowest.whole)} nats that it costs everywhere and in all layers "
              f"({floor})" + ("; nothing narrower that was measured holds half." if wide else "."))  # fmt: skip
     alone = {kept.edges: kept.nats for kept in total.kept}
-    numbers = "; ".join(f"{edges} {route.whole:.2f} (alone it keeps {alone[edges]:.2f})" for edges, route in routes)
+    numbers = "; ".join(f"{edges} {say(route.whole)} (alone it keeps {say(alone[edges])})" for edges, route in routes)
     able = [edges for edges, _ in routes if alone[edges] >= HALF * narrowest.whole]
     second = f" Cut in all layers, in nats: {numbers}."
     if single:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 
 from inspector.analysis.attention import AttentionMap
-from inspector.figures.colours import IMAGE_COLOURS, KIND_COLOURS, image_colour
+from inspector.figures.colours import IMAGE_COLOURS, KIND_COLOURS, KIND_PATTERNS, image_colour
 
-_MARGIN = {"l": 52, "r": 12, "t": 40, "b": 44}
+HEIGHT_PX = 340
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
+"""Of an image's points, beside its colour."""
+_MARGIN = {"l": 44, "r": 8, "t": 36, "b": 40}
 
 
 def _style(figure: go.Figure, title: str, height: int) -> go.Figure:
@@ -19,7 +23,7 @@ def _style(figure: go.Figure, title: str, height: int) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7b8190", "size": 12},
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -0.3, "yanchor": "top", "traceorder": "normal"},
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
@@ -43,7 +47,7 @@ def plot_image_share(attention: AttentionMap, *, shared_scale: bool = True) -> g
     )
     figure.update_xaxes(title="head", type="category")
     figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return _style(figure, "Share that goes to image tokens", 300)
+    return _style(figure, "Share that goes to image tokens", HEIGHT_PX)
 
 
 def plot_images_by_layer(attention: AttentionMap, *, shared_scale: bool = True) -> go.Figure:
@@ -56,27 +60,40 @@ def plot_images_by_layer(attention: AttentionMap, *, shared_scale: bool = True) 
             y=attention.image_shares[:, image],
             name=f"image {image + 1}",
             mode="lines+markers",
+            marker={"symbol": SYMBOLS[image % len(SYMBOLS)], "size": 8},
             line={"color": image_colour(image), "dash": "solid" if image < len(IMAGE_COLOURS) else "dash"},
             hovertemplate=f"image {image + 1}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
         )
     figure.update_xaxes(title="layer", dtick=1 if layers <= 16 else None)
     figure.update_yaxes(title="share", range=[0, 1] if shared_scale else None, rangemode="tozero")
-    return _style(figure, "Share per image", 300)
+    return _style(figure, "Share per image", HEIGHT_PX)
 
 
 def plot_kinds_by_layer(attention: AttentionMap) -> go.Figure:
-    """Stacked bars per layer: all shares, by kind of span, mean over heads. Each bar adds up to 1."""
-    layers = attention.kind_shares.shape[0]
+    """Stacked bars per layer: all shares, by kind of span and by image, mean over heads. Each bar adds up to 1."""
+    layers, images = attention.image_shares.shape
     figure = go.Figure()
-    for index, kind in enumerate(attention.kinds):
+
+    def stack(name: str, shares: np.ndarray, colour: str, pattern: str) -> None:
         figure.add_bar(
             x=list(range(layers)),
-            y=attention.kind_shares[:, index],
-            name=kind,
-            marker={"color": KIND_COLOURS[kind]},
-            hovertemplate=f"{kind}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
+            y=shares,
+            name=name,
+            marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern, "size": 6, "solidity": 0.25}},
+            hovertemplate=f"{name}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
         )
+
+    for index, kind in enumerate(attention.kinds):
+        # What has no share at all, as an answer that comes after the token, would only fill the legend.
+        if not attention.kind_shares[:, index].any():
+            continue
+        if kind != "image":
+            stack(kind, attention.kind_shares[:, index], KIND_COLOURS[kind], KIND_PATTERNS.get(kind, ""))
+            continue
+        for image in range(images):
+            again = "\\" if image >= len(IMAGE_COLOURS) else ""
+            stack(f"image {image + 1}", attention.image_shares[:, image], image_colour(image), again)
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title="layer", dtick=1 if layers <= 16 else None)
     figure.update_yaxes(title="share", range=[0, 1])
-    return _style(figure, "Share per kind of token", 300)
+    return _style(figure, "Share per kind of token", HEIGHT_PX)

@@ -8,11 +8,20 @@ KIND_COLOURS = {
     "separator": "#6b7280",
     "special": "#7F63B8",
     "role": "#a58fd0",
-    "region": "#4d9de0",
-    "image": "#0072B2",
-    "text": "#c9a227",
-    "answer": "#d1495b",
+    "region": "#8d99ae",
+    "text": "#64748b",
+    "answer": "#64748b",
 }
+"""Image tokens have the colour of their image."""
+KIND_PATTERNS = {"padding": ".", "separator": "-", "region": "x", "answer": "/"}
+"""Beside the colour, so that no two kinds look alike."""
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on ``colour`` (#rrggbb): its contrast is at least 4.58 (WCAG 2)."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return "#000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "#fff"
 
 
 def image_colour(index: int) -> str:

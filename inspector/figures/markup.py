@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from inspector.analysis.inspection import AnswerToken, Inspection
-from inspector.analysis.prompt import ordinals
 from inspector.analysis.tokens import Finding, TokenTable
-from inspector.figures.colours import image_colour
+from inspector.figures.colours import image_colour, ink_on
 from model import VLM, Batch, ImagePlan
 
 END = '<small class="vi-note">end</small>'
@@ -21,34 +20,57 @@ def visible(text: str) -> str:
 
 
 def badge(image: int) -> str:
-    """An image's number in its colour."""
-    number = ordinals(image + 1)[-1] if image < 12 else str(image + 1)
+    """An image's number on its colour."""
+    colour = image_colour(image)
     return (
-        f'<span class="vi-badge" style="--image:{image_colour(image)}" aria-label="image {image + 1}">{number}</span>'
+        f'<span class="vi-badge" role="img" style="--image:{colour};background:{colour};color:{ink_on(colour)}" '
+        f'aria-label="image {image + 1}">{image + 1}</span>'
     )
 
 
-def show_plans(names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence[Sequence[str]]) -> str:
-    """What each image will be resized to, cut into and cost; an inviting line if there is none."""
+def show_share(share: float) -> str:
+    """A share of 1 as percent with sensible digits, as the viewer writes it."""
+    if share == 0:
+        return "0 %"
+    return "< 0.01 %" if share < 1e-4 else f"{100 * share:.{2 if share < 0.1 else 1}f} %"
+
+
+def show_info(what: str, text: str) -> str:
+    """The ⓘ of a panel: ``text`` says in two sentences how it was computed and what it can't show. It may hold
+    markup and so must not come from a person."""
+    return (
+        f'<details class="vi-info"><summary aria-label="{what}: how it was computed, and what it can\'t show">'
+        f'<span aria-hidden="true">i</span></summary><p>{text}</p></details>'
+    )
+
+
+def show_plans(
+    names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence[Sequence[str]], pictures: Sequence[str] = ()
+) -> str:
+    """What each image will be resized to, cut into and cost, beside its small picture (a data URI); an inviting line
+    if there is none."""
     if not plans:
         return (
             '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
             "A prompt without images is fine too.</p>"
         )
     items = []
-    for index, (name, plan, extra) in enumerate(zip(names, plans, notes, strict=True)):
+    for index, (name, plan, extra, picture) in enumerate(zip(names, plans, notes, pictures, strict=True)):
         (width, height), (rows, cols) = plan.original_size, plan.grid
-        grid = (
-            "one tile" if plan.tiles == 1 else f"{rows}×{cols} tiles" + (" + thumbnail" if plan.has_thumbnail else "")
-        )
+        grid = "1 tile" if plan.tiles == 1 else f"{rows}×{cols} tiles" + (" + thumbnail" if plan.has_thumbnail else "")
         hint = f'<span class="vi-note">{escape("; ".join(extra))}</span>' if extra else ""
         items.append(
-            f'<li data-index="{index}" draggable="true">{_grip(index, name, len(plans))}{badge(index)} '
-            f"<b>{escape(name)}</b><br>{width}×{height} → {plan.resized_size[0]}×"
-            f"{plan.resized_size[1]} px · {grid} · <b>{plan.tokens:,}</b> tokens {hint}</li>"
+            f'<li data-index="{index}" draggable="true" style="--image:{image_colour(index)}">'
+            f'<img src="{picture}" alt="" draggable="false"><div><p class="vi-plan-name">{badge(index)} '
+            f'<b title="{escape(name, quote=True)}">{escape(name)}</b><span>{plan.tokens:,} tokens</span></p>'
+            f"<p>{width}×{height} → {plan.resized_size[0]}×{plan.resized_size[1]} px · {grid} {hint}</p></div>"
+            f"{_tools(index, name, len(plans))}</li>"
         )
     total = sum(plan.tokens for plan in plans)
-    return f'<ol class="vi-plans">{"".join(items)}</ol><p class="vi-caption">{total:,} tokens for all images.</p>'
+    return (
+        f'<ol class="vi-plans">{"".join(items)}</ol>'
+        f'<p class="vi-caption">{total:,} tokens for all images. Drop more anywhere on the page.</p>'
+    )
 
 
 def show_notes(sentences: Sequence[str]) -> str:
@@ -59,13 +81,16 @@ def show_notes(sentences: Sequence[str]) -> str:
     return f'<ul class="vi-refusals" role="alert">{items}</ul>'
 
 
-def _grip(index: int, name: str, count: int) -> str:
-    """What a row of the list is moved by; there is nothing to move among less than two."""
-    if count < 2:
-        return ""
-    return (
+def _tools(index: int, name: str, count: int) -> str:
+    """What a row of the list is moved by (there is nothing to move among less than two) and taken away with."""
+    named = escape(name, quote=True)
+    grip = (
         f'<button type="button" class="vi-grip" title="drag, or arrow keys" '
-        f'aria-label="Move image {index + 1} of {count}, {escape(name, quote=True)}: arrow keys">⠿</button>'
+        f'aria-label="Move image {index + 1} of {count}, {named}: arrow keys">⠿</button>'
+    )
+    return (
+        f'<span class="vi-row-tools">{grip if count > 1 else ""}<button type="button" class="vi-remove" '
+        f'title="remove" aria-label="Remove image {index + 1}, {named}">×</button></span>'
     )
 
 
@@ -176,7 +201,7 @@ def show_findings(findings: Sequence[Finding]) -> str:
 
 
 def show_provenance(vlm: VLM, inspection: Inspection, model: str) -> str:
-    """The model chip: which weights answered, on what, and how long the row is."""
+    """The model chip: which weights answered, and on what."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     size = f"{weights / 1e6:.1f} M weights" if weights < 1e9 else f"{weights / 1e9:.2f} G weights"
     dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
@@ -184,8 +209,7 @@ def show_provenance(vlm: VLM, inspection: Inspection, model: str) -> str:
     return (
         f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · {dtype} · {vlm.device} · '
         f'<code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; click copies all of it">'
-        f"#{inspection.fingerprint[:8]}</code> · "
-        f"{len(inspection.row):,} positions{note}</span>"
+        f"#{inspection.fingerprint[:8]}</code>{note}</span>"
     )
 
 

@@ -18,6 +18,7 @@ from model.image import resize_image
 
 PREVIEW_PX = 768
 """Longest side of the picture that is sent to the browser as “original”; boxes stay in real pixels."""
+THUMBNAIL_PX = 96
 
 
 def strip_payload(inspection: Inspection, key: str) -> dict[str, Any]:
@@ -124,6 +125,13 @@ def viewer_payload(vlm: VLM, inspection: Inspection, names: list[str], key: str)
             }
         )
     return {"key": key, "images": images}
+
+
+def thumbnail_uri(opened: OpenedImage) -> str:
+    """A picture small enough for a list."""
+    picture = opened.pixels.copy()
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    return data_uri(picture)
 
 
 def _preview(opened: OpenedImage) -> Image.Image:

@@ -10,7 +10,7 @@ import gradio as gr
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.inspection import Inspection
 from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
-from inspector.figures.markup import badge, describe_token
+from inspector.figures.markup import badge, describe_token, show_info, show_share
 from inspector.figures.payload import heat_payload
 
 MEAN = "mean"
@@ -44,8 +44,8 @@ class AttentionView:
 
 def build_attention() -> AttentionView:
     gr.HTML(
-        '<div class="vi-caption">Where the model looked at the selected token, or while choosing it. '
-        f"<details><summary>How it was computed, and what it can't show</summary>{EXPLAIN}</details></div>"
+        '<div class="vi-panel-head"><p class="vi-caption">Where the model looked at the selected token, or while '
+        f"choosing it.</p>{show_info('Attention', EXPLAIN)}</div>"
     )
     summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
     with gr.Row():
@@ -58,9 +58,9 @@ def build_attention() -> AttentionView:
                                     elem_id="exclude-sinks")  # fmt: skip
         own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
     with gr.Row():
-        share = gr.Plot(label="layer × head", show_label=False, min_width=300)
-        images = gr.Plot(label="per image", show_label=False, min_width=300)
-        kinds = gr.Plot(label="per kind", show_label=False, min_width=300)
+        share = gr.Plot(label="layer × head", show_label=False, min_width=270)
+        images = gr.Plot(label="per image", show_label=False, min_width=270)
+        kinds = gr.Plot(label="per kind", show_label=False, min_width=270)
     return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, share, images, kinds)
 
 
@@ -96,19 +96,20 @@ def summarise(inspection: Inspection, attention: AttentionMap) -> str:
     chose = attention.position + 1
     chosen = chose < len(table.ids) and table.trained[chose]
     whose = f"{token}, whose output chose {describe_token(table, chose)}," if chosen else token
-    parts = [f"<p><b data-copy>{attention.mean_image_share:.1%}</b> of the attention of {whose} goes to image tokens"]
+    share = show_share(attention.mean_image_share)
+    parts = [f"<p><b data-copy>{share}</b> of the attention of {whose} goes to image tokens"]
     parts.append(f" (mean over {layers} layers × {heads} heads).")
     each = attention.image_shares.mean(axis=0)
     if len(each) > 1:
         parts.append(
             " Of all its attention: "
-            + ", ".join(f"{badge(i)} <span data-copy>{share:.1%}</span>" for i, share in enumerate(each))
+            + ", ".join(f"{badge(i)} <span data-copy>{show_share(share)}</span>" for i, share in enumerate(each))
             + "."
         )
     parts.append("</p>")
     if attention.sinks:
         names = ", ".join(
-            f"{describe_token(table, sink.position)} <span data-copy>{sink.share:.1%}</span>"
+            f"{describe_token(table, sink.position)} <span data-copy>{show_share(sink.share)}</span>"
             for sink in attention.sinks
         )
         state = "excluded, the rest scaled up to 1" if attention.excluded else "included"

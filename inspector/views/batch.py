@@ -8,9 +8,13 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.inspection import Inspection, lint, training_batch
-from inspector.figures.markup import show_findings, show_rows, show_tensors
+from inspector.figures.markup import show_findings, show_info, show_rows, show_tensors
 from model import VLM
 
+ABOUT = (
+    "The samples go through the same renderer and collator as in training: ids, labels and masks here are the ones "
+    "that a loss would be computed on. It shows what would be learned from, not whether a model can learn it."
+)
 EXPLAIN = (
     "Rows are padded on the left with <code>&lt;|im_end|&gt;</code>, nanoVLM's padding token: that is why a printed "
     "batch begins with it. Labels are the ids where a token is trained on and −100 elsewhere; the loss "
@@ -34,8 +38,11 @@ class BatchView:
 
 
 def build_batch() -> BatchView:
-    gr.HTML(f'<div class="vi-caption">These samples as the training code would batch them.'
-            f"<details><summary>How to read it</summary>{EXPLAIN}</details></div>")  # fmt: skip
+    gr.HTML(
+        '<div class="vi-panel-head"><p class="vi-caption">These samples as the training code would batch them.</p>'
+        f"{show_info('Batch', ABOUT)}</div>"
+        f'<details class="vi-caption"><summary>How to read it</summary><p>{EXPLAIN}</p></details>'
+    )
     arrangement = gr.Radio(
         [
             ("the row as it is", "row"),

@@ -1,4 +1,4 @@
-"""The left column: images, turns, layout, settings, examples."""
+"""The left column (images, turns, layout, settings) and the strip of examples above it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import gradio as gr
 
 from inspector.analysis.inspection import GenerationSettings
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
-from inspector.figures.markup import show_notes, show_plans
+from inspector.figures.markup import show_info, show_notes, show_plans
+from inspector.figures.payload import thumbnail_uri
 from inspector.session import ModelStore
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, open_image, plan_image
@@ -20,6 +21,11 @@ from model.training.examples import EXAMPLES
 MAX_TURNS = 6
 MAX_UPLOAD_MB = 40
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
+
+ABOUT = (
+    "Sizes, grids and token counts follow from each picture's size and the model's config by nanoVLM's rules, before "
+    "anything runs. They tell what the model will be given, not whether it makes use of it."
+)
 
 GalleryValue = list[tuple[str, str | None]] | None
 
@@ -34,13 +40,10 @@ class PromptView:
     gallery: gr.Gallery
     plans: ImageList
     add: gr.UploadButton
-    earlier: gr.Button
-    later: gr.Button
     clear: gr.Button
     undo: gr.Button
     refused: gr.HTML
     rejected: gr.HTML
-    picked: gr.State
     history: gr.State
     questions: tuple[gr.Textbox, ...]
     answers: tuple[gr.Textbox, ...]
@@ -71,23 +74,26 @@ class PromptView:
 def build_examples() -> tuple[gr.Button, ...]:
     """A strip of prompts that are ready to be looked at; one click fills everything in and asks."""
     with gr.Row(elem_classes="vi-examples"):
-        gr.HTML('<span class="vi-heading">Examples</span>', min_width=80)
-        return tuple(
-            gr.Button(example.title, size="sm", min_width=80, elem_id=f"example-{example.name}") for example in EXAMPLES
-        )
+        gr.HTML('<h2 class="vi-heading">Examples</h2>', elem_classes="vi-examples-title")
+        with gr.Row(elem_classes="vi-examples-line"):
+            return tuple(
+                gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
+                for example in EXAMPLES
+            )
 
 
 def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptView:
-    gr.HTML('<h2 class="vi-heading">Prompt</h2>')
+    gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')
     model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
     # The list's script lets files in: it looks for their fields inside this column.
     with gr.Column(elem_classes="vi-images"):
         gallery = gr.Gallery(
-            label="Images, in order",
+            label="Images",
+            show_label=False,
             type="filepath",
             file_types=["image"],
             columns=4,
-            height=190,
+            height=132,
             object_fit="contain",
             interactive=True,
             buttons=[],
@@ -95,16 +101,13 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         )
         with gr.Row(elem_classes="vi-image-buttons"):
             add = gr.UploadButton(
-                "Add", file_types=["image"], file_count="multiple", size="sm", min_width=50, elem_id="add-images"
+                "Add images", file_types=["image"], file_count="multiple", size="sm", min_width=90, elem_id="add-images"
             )
-            earlier = gr.Button("◀ Move", size="sm", min_width=60, elem_id="move-earlier")
-            later = gr.Button("Move ▶", size="sm", min_width=60, elem_id="move-later")
             clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
             undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
         refused = gr.HTML(elem_id="refused-files")
         rejected = gr.HTML(elem_id="rejected-files")
         plans = ImageList(show_plans([], [], []), limit=MAX_UPLOAD_MB << 20, elem_id="plans")
-    picked: gr.State = gr.State(None)
     history: gr.State = gr.State([])
     shown_turns: gr.State = gr.State(1)
     rows, questions, answers = [], [], []
@@ -154,9 +157,9 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
             gr.Number(0, precision=0, label="Seed"),
         )
-    return PromptView(model, gallery, plans, add, earlier, later, clear, undo, refused, rejected, picked, history,
-                      tuple(questions), tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout,
-                      document_mask, settings, ask, stop, note, examples)  # fmt: skip
+    return PromptView(model, gallery, plans, add, clear, undo, refused, rejected, history, tuple(questions),
+                      tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
+                      ask, stop, note, examples)  # fmt: skip
 
 
 def paths_of(gallery: GalleryValue) -> list[str]:
@@ -187,6 +190,7 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
     kept: list[tuple[str, str | None]] = []
     plans: list[ImagePlan] = []
     notes: list[tuple[str, ...]] = []
+    pictures: list[str] = []
     sentences: list[str] = []
     beyond: list[str] = []
     for path in paths_of(gallery):
@@ -202,11 +206,12 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
         kept.append((path, None))
         plans.append(plan)
         notes.append(opened.notes)
+        pictures.append(thumbnail_uri(opened))
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
         sentences.append(f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} "
                          "left out.")  # fmt: skip
-    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes), show_notes(sentences)
+    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes, pictures), show_notes(sentences)
 
 
 def refuse_files(files: Any) -> str:
@@ -222,23 +227,20 @@ def refuse_files(files: Any) -> str:
     return show_notes(sentences)
 
 
-def move_image(gallery: GalleryValue, picked: int | None, step: int) -> tuple[GalleryValue, int | None]:
-    """The picked image one place on; a hint if none is picked."""
-    if picked is None or not 0 <= picked < len(gallery or []):
-        gr.Info("Click an image first, then move it.")
-        return gallery, picked
-    return place_image(gallery, picked, picked + step)
-
-
-def place_image(gallery: GalleryValue, start: int, stop: int) -> tuple[GalleryValue, int]:
-    """The image at index ``start`` put at ``stop``, or at the end that is beyond; and where it is then. InputError if
-    there is no such image (the list on the page may be older than the gallery)."""
+def place_image(gallery: GalleryValue, start: int, stop: int) -> GalleryValue:
+    """The image at index ``start`` put at ``stop``, or at the end that is beyond. InputError if there is no such image
+    (the list on the page may be older than the gallery)."""
     images = list(gallery or [])
     if not 0 <= start < len(images):
         raise InputError(f"There is no image {start + 1} to move; the prompt has {len(images)}.")
     stop = min(max(stop, 0), len(images) - 1)
     images.insert(stop, images.pop(start))
-    return images, stop
+    return images
+
+
+def remove_image(gallery: GalleryValue, index: int) -> GalleryValue:
+    """All images but the one at ``index``; all of them if it is gone already."""
+    return [image for number, image in enumerate(gallery or []) if number != index]
 
 
 def show_turns(count: int) -> list[Any]:

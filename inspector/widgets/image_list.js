@@ -1,8 +1,9 @@
-// The list of images under the gallery: an image is dragged to its place by its row, or moved by arrow keys on its grip.
+// The list of the prompt's images: an image is dragged to its place by its row, or moved by arrow keys on its grip.
 // The rows come from Python as HTML and are drawn again after each move, so listeners sit on the element around them.
 const rowOf = (node) => node.closest && node.closest("li[data-index]");
+const panel = element.closest(".vi-images");
 const rows = () => [...element.querySelectorAll("li[data-index]")];
-let dragged = null, moved = null;
+let dragged = null, moved = null, removed = null;
 
 function move(start, stop) {
   if (start === stop || stop < 0 || stop >= rows().length) return;
@@ -44,19 +45,42 @@ element.addEventListener("keydown", (event) => {
   const start = Number(row.dataset.index);
   move(start, start + way);
 });
-// The focus follows the image that was moved by key.
+// A finger can't drag as a mouse does: the grip is held and the row under the finger is the goal.
+element.addEventListener("pointerdown", (event) => {
+  const row = rowOf(event.target);
+  if (event.pointerType === "mouse" || !row || !event.target.closest(".vi-grip")) return;
+  const start = Number(row.dataset.index), under = (touch) => rowOf(document.elementFromPoint(touch.clientX, touch.clientY) || element);
+  const follow = (touch) => { const goal = under(touch); if (goal) hint(goal, Number(goal.dataset.index) > start); };
+  const end = (touch) => {
+    element.removeEventListener("pointermove", follow);
+    hint(null);
+    const goal = touch.type === "pointerup" && under(touch);
+    if (goal) move(start, Number(goal.dataset.index));
+    moved = null;
+  };
+  event.target.releasePointerCapture(event.pointerId);
+  element.addEventListener("pointermove", follow);
+  for (const last of ["pointerup", "pointercancel"]) document.addEventListener(last, end, { once: true });
+});
+element.addEventListener("click", (event) => {
+  const row = rowOf(event.target);
+  if (!row || !event.target.closest(".vi-remove")) return;
+  removed = Number(row.dataset.index);
+  trigger("remove", { index: removed });
+});
+// The focus follows the image that was moved by key, or goes on to the one after a removed one.
 watch(Object.keys({ value: 0 }), () => {
-  if (moved === null) return;
-  const grip = element.querySelector(`li[data-index="${moved}"] .vi-grip`);
-  moved = null;
-  if (grip) grip.focus();
+  const left = rows().length, goal = moved !== null ? `li[data-index="${moved}"] .vi-grip` : removed === null ? null : left ? `li[data-index="${Math.min(removed, left - 1)}"] .vi-remove` : null;
+  if (removed !== null && !left) panel.querySelector("#add-images").focus();
+  moved = removed = null;
+  const button = goal && element.querySelector(goal);
+  if (button) button.focus();
 });
 
 // ---- files on their way in
 
 // Gradio turns away what is no picture or too large without a word of which and why, and a file that is dropped beside
 // its field would take the page's place and everything typed with it. So files are looked at here first.
-const panel = element.closest(".vi-images");
 let told = false, sifted = false;
 function sift(files) {
   const wrong = files.filter((file) => file.size > props.limit || !file.type.startsWith("image/"));

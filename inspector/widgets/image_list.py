@@ -12,7 +12,7 @@ _SCRIPT = Path(__file__).with_name("image_list.js")
 
 class ImageList(gr.HTML):
     """Shows the HTML of :func:`inspector.figures.markup.show_plans`. Triggers ``move`` with ``{start, stop}``: the
-    image at index ``start`` is to be at index ``stop``.
+    image at index ``start`` is to be at index ``stop``; and ``remove`` with ``{index}``.
 
     Files that are chosen in the column around it (class ``vi-images``) or dropped anywhere on the page come through
     here. ``refuse`` is triggered with ``{files}``, each a name and a size, for those that are no pictures or larger

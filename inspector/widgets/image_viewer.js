@@ -1,5 +1,6 @@
 // The image viewer: each image with its grids, the heat and the selected cell, and its thumbnail beside it.
 const state = { images: [], heat: null, view: "resized", shown: null, grids: { tile: true, token: true, patch: false }, opacity: 0.8, frames: [] };
+const ABOUT = "Each picture is resized and cut by nanoVLM's rules; a cell is the square whose patches are put together into one image token, and its heat is the share of attention that token got. The encoder mixes all patches of a tile, so a token may carry what lies elsewhere in its tile, and heat doesn't say that the answer depends on it.";
 const GRIDS = [["tile", "tiles", "crops of the resized image that the encoder sees one by one"], ["token", "image tokens", "what one position of the row covers"], ["patch", "patches", "what the encoder cuts a tile into; several make one image token"]];
 
 const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"]], state.view, (view) => { state.view = view; draw(); });
@@ -17,14 +18,14 @@ const stage = el("div", { class: "vlm-stage", id: `vlm-stage-${Math.random().toS
 stage.style.setProperty("--opacity", state.opacity);
 const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
 const tip = tooltip();
-const tools = el("div", { class: "vlm-tools" }, views.node, grids);
-root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Images"), tabs, tools), heatTools, stage, spoken, tip.box);
+const tools = el("div", { class: "vlm-tools" }, grids);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Images"), info("Images", ABOUT), tabs, views.node), tools, heatTools, stage, spoken, tip.box);
 
 // ---- drawing
 
 function draw() {
   state.frames = [];
-  tools.hidden = !state.images.length;
+  tools.hidden = views.node.hidden = !state.images.length;
   drawTabs();
   if (!state.images.length) {
     stage.replaceChildren(el("p", { class: "vlm-empty" }, bus.row ? "This prompt has no image. Add one, and its tiles, its patches and the position of every cell in the row appear here." : "Upload an image and ask something: you will see it resized, cut into tiles and patches, and where each piece went in the row of tokens."));
@@ -88,7 +89,7 @@ function frame(image, source, tiles, rows, cols, size, what) {
   const img = el("img", { src: source, alt: `${image.name}, ${what}`, draggable: "false" });
   // Small pictures are shown with the pixels that the model got, large ones smoothly.
   if (what !== "as uploaded" && Math.max(...image.resized_size) <= 512) img.classList.add("vlm-pixels");
-  const heat = el("canvas", { width: across, height: down, tabindex: "0", role: "application", "aria-roledescription": "grid of image tokens", "aria-label": `image ${image.index + 1} ${what}, ${down} rows and ${across} columns of image tokens. Arrows move, Enter selects, Escape clears` });
+  const heat = el("canvas", { width: across, height: down, tabindex: "0", role: "application", "aria-roledescription": "grid of image tokens", "aria-label": `image ${image.index + 1} ${what}, ${down} rows and ${across} columns of image tokens. Arrows select, with Shift they only look, Escape clears` });
   const svg = el("svg:svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
   for (const [grid, nx, ny] of [["patch", cols * patches, rows * patches], ["token", across, down], ["tile", cols, rows]]) {
     const d = gridPath(nx, ny);
@@ -125,7 +126,7 @@ function frame(image, source, tiles, rows, cols, size, what) {
   heat.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const way = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], clamp = (v, top) => Math.min(top - 1, Math.max(0, v));
-    if (way) move(own.cursor ? [clamp(own.cursor[0] + way[0], down), clamp(own.cursor[1] + way[1], across)] : cellOf(own, bus.position) || [0, 0], true);
+    if (way) { move(own.cursor ? [clamp(own.cursor[0] + way[0], down), clamp(own.cursor[1] + way[1], across)] : cellOf(own, bus.position) || [0, 0], true); if (!event.shiftKey) select(positionOf(own, ...own.cursor)); }
     else if (event.key === "Enter" || event.key === " ") { const cell = own.cursor || cellOf(own, bus.position) || [0, 0]; move(cell, true); select(positionOf(own, ...cell)); }
     else if (event.key === "Escape") { move(null); selectPosition(null, "viewer"); }
     else return;

@@ -1,8 +1,9 @@
 // The readout: everything that is known of the selected token. A click copies a value.
 let own = { row: null, heat: null };
+const ABOUT = "Id, label and mask are those of the row that the model read; loss is −ln of the probability that one pass over the finished row gives this token after all before it. A low loss says that the token was expected here, not why.";
 const body = el("div", { class: "vlm-readout-body" });
 const said = el("div", { class: "vlm-said", role: "status" });
-root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Selected token"), said), body);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Selected token"), info("Selected token", ABOUT), said), body);
 let quiet = null;
 
 function copyable(value, label) {

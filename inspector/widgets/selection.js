@@ -116,6 +116,9 @@ function badge(index) {
   return node;
 }
 
+// The ⓘ of a panel: how it was computed and what it can't show. The page's own style sheet dresses it.
+const info = (what, text) => el("details", { class: "vi-info" }, el("summary", { "aria-label": `${what}: how it was computed, and what it can't show` }, el("span", { "aria-hidden": "true" }, "i")), el("p", {}, text));
+
 // Which cell of which image a position is; null for other tokens.
 function findCell(images, position) {
   if (position === null) return null;

@@ -1,6 +1,7 @@
 // The token strip: one button per token, long runs folded into one, and the whole row drawn small above them.
 const WHY_PADDING = "The row begins with <|im_end|> because nanoVLM pads on the left and its padding token is <|im_end|>. Attention mask 0 and label −100: nothing reads it and nothing is trained on it.";
 const WHY_SEPARATOR = "Packing puts one masked <|im_end|> after each sample. Without a document mask nothing else keeps the samples apart.";
+const ABOUT = "Every position of the row in order, as chat template, images and text make it; labels and mask are what the collator hands to training, losses come from one pass over the finished row. Colours tell what is there and how much attention it got, not what the answer depends on.";
 const MODES = [
   ["kind", "kind", "what each token is"], ["label", "label", "what the loss is computed on, and what each position must predict"],
   ["mask", "mask", "the attention mask"], ["loss", "loss", "−ln p of each token, given all before it"], ["attention", "attention", "share of the selected token's attention"],
@@ -20,7 +21,7 @@ const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. 
 const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
 const tip = tooltip();
 const tools = el("div", { class: "vlm-tools" }, modes.node, el("span", { class: "vlm-finder" }, find, found), unfold);
-root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Tokens"), count, tools), legend, map, line, spoken, tip.box);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Tokens"), info("Tokens", ABOUT), count, tools), legend, map, line, spoken, tip.box);
 
 // ---- drawing
 

@@ -1,5 +1,6 @@
 """What a person does with the page, in a real Chromium."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_keyboard_moves_opens_and_finds(open_page):
     page.locator("#strip .tok >> nth=0").click()
     page.keyboard.press("ArrowRight")
     assert "user" in page.inner_text("#readout")
+    # Escape clears from wherever the keys go, but not while something is typed.
+    page.locator("#ask").focus()
+    page.keyboard.press("Escape")
+    assert page.evaluate("vlmBus.position") is None
+    page.locator("#strip .tok >> nth=0").click()
+    page.locator("#question-1 textarea, #question-1 input").focus()
+    page.keyboard.press("Escape")
+    page.keyboard.type("/")
+    assert page.evaluate("vlmBus.position") == 0
+    assert page.input_value("#question-1 textarea, #question-1 input").count("/") == 1
+    page.locator("#strip .tok >> nth=0").focus()
     page.keyboard.press("/")
     page.keyboard.type("colour")
     page.keyboard.press("Enter")
@@ -97,8 +109,13 @@ def test_keyboard_moves_opens_and_finds(open_page):
     viewer = page.locator("#viewer canvas >> nth=0")
     viewer.focus()
     page.keyboard.press("ArrowRight")
-    page.keyboard.press("Enter")
-    assert "image 1" in page.inner_text("#readout")
+    readout = page.inner_text("#readout")
+    assert "image 1" in readout
+    assert "row 1, column 1" in readout
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.inner_text("#readout") == readout
+    page.keyboard.press("ArrowDown")
+    assert "row 2, column 2" in page.inner_text("#readout")
 
 
 @pytest.mark.parametrize("mode", ["label", "mask", "loss", "attention"])
@@ -188,6 +205,8 @@ def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_page, dark,
     page = open_page(dark=dark, width=width)
     run_example(page, "five")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.eval_on_selector_all("details.vi-info", "notes => notes.forEach(note => { note.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.add_script_tag(path=str(AXE))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     serious = [
@@ -239,3 +258,64 @@ def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_
     page.fill("#question-1 textarea, #question-1 input", "")
     page.type("#question-1 textarea, #question-1 input", "a banana")
     assert page.input_value("#question-1 textarea, #question-1 input") == "a banana"
+
+
+def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page):
+    page = open_page()
+    named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
+    panels = ["Prompt", "Answer", "Images", "Selected token", "Tokens", "Attention", "Batch"]
+    assert sorted(name.split(":")[0] for name in named if name) == sorted(panels)
+    note = page.locator("#strip details.vi-info")
+    note.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert note.locator("p").is_visible()
+    assert "not what the answer depends on" in note.inner_text()
+    selected = page.evaluate("vlmBus.position")
+    page.keyboard.press("Escape")
+    assert not note.locator("p").is_visible()
+    assert page.evaluate("document.activeElement.closest('details') !== null")
+    # The first Escape closed the note and left the selection.
+    assert page.evaluate("vlmBus.position") == selected
+    note.locator("summary").click()
+    page.click("#answer")
+    assert not note.locator("p").is_visible()
+
+
+def test_export_downloads_the_facts_and_share_gives_the_command_that_repeats_them(open_page):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    with page.expect_download(timeout=30_000) as download:
+        page.click("#export")
+    assert download.value.suggested_filename == "inspection.json"
+    facts = json.loads(Path(download.value.path()).read_text())
+    assert facts["turns"][0]["user"] == "In image 3, what colour is the shape?"
+    assert facts["sequence"]["length"] == page.evaluate("vlmBus.row.n")
+    page.click("#share")
+    page.wait_for_selector("#share-command textarea, #share-command input", timeout=15_000)
+    line = (
+        "python -m inspector inspect --image three-1.png --image three-2.png --image three-3.png "
+        "--ask 'In image 3, what colour is the shape?' --json -"
+    )
+    assert page.input_value("#share-command textarea, #share-command input") == line
+    page.wait_for_function(
+        "line => navigator.clipboard.readText().then(text => text === line)", arg=line, timeout=5_000
+    )
+    assert page.errors == []
+
+
+def test_an_image_is_removed_by_its_own_button_and_comes_back_by_undo(open_page):
+    page = open_page()
+    names = "names => JSON.stringify(names) === JSON.stringify([...document.querySelectorAll('#plans li b')].map(b => b.textContent))"
+    page.click("#plans .vi-remove >> nth=1")
+    page.wait_for_function(names, arg=["three-1.png", "three-3.png"], timeout=15_000)
+    page.wait_for_function("document.activeElement.ariaLabel === 'Remove image 2, three-3.png'", timeout=5_000)
+    page.click("#undo-images")
+    page.wait_for_function(names, arg=["three-1.png", "three-2.png", "three-3.png"], timeout=15_000)
+    for left in (2, 1, 0):
+        page.click("#plans .vi-remove >> nth=0")
+        page.wait_for_function(
+            "left => document.querySelectorAll('#plans li').length === left", arg=left, timeout=15_000
+        )
+    # The way in is there again.
+    page.wait_for_selector("#images button", timeout=15_000)
+    assert page.locator("#images").is_visible()
+    assert page.errors == []

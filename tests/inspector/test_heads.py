@@ -79,7 +79,7 @@ def test_effects_are_whole_rows_with_the_heads_cut(three, steps):
     assert found.effect == pytest.approx(before - whole_row(case, cuts), abs=1e-4)
     assert found.all_heads == pytest.approx(before - whole_row(case, [Cut(case.target.queries, keys)]), abs=1e-4)
     assert len(found.random) == found.possible == 15  # 4 · 4 − 1 sets of one head in each of two layers
-    assert found.shown == (found.effect > max(np.quantile(found.random, 0.95), found.noise_floor))
+    assert found.shown == (found.effect > max(np.quantile(found.random, 0.95), found.noise_floor, 1.0))
 
 
 def test_random_draws_have_as_many_heads_in_the_same_layers():
@@ -135,6 +135,7 @@ def test_heads_are_shown_only_above_the_draws_and_the_noise():
     assert heads().shown
     assert heads().percentile == 1.0
     assert not heads(noise_floor=2.5).shown
+    assert not heads(effect=0.9, random=(0.1,) * 20).shown
     assert heads(random=(1.0,) * 19 + (3.0,)).shown  # the 95th percentile of these is 1.1
     assert not heads(random=(1.0,) * 18 + (3.0,) * 2).shown
     assert heads(random=(1.0,) * 18 + (3.0,) * 2).percentile == 0.9
@@ -146,7 +147,7 @@ def test_in_words():
         "2 heads have the largest scores, 0.300 on average: layer 0 head 1, layer 1 head 0. Cutting image 1 in them "
         "lowers log p by at least 2.00 nats (25% of the 8.00 nats that all heads together cost), more than in 20 of "
         "20 random draws of as many heads of the same layers (95% of these lower it by at most 1.00; noise floor "
-        "0.50)."
+        "0.50, and 1.00 nats count)."
     )
     unshown = "No routing heads could be shown on this prompt: "
     assert _conclude(heads(noise_floor=2.5)).startswith(unshown + "2 heads have the largest scores")

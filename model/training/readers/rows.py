@@ -258,9 +258,7 @@ def _read_table(
 ) -> ExampleSource:
     """A table of ``datasets``; ``where`` tells the place of a row's number."""
     if "texts" not in table.column_names:
-        raise InputError(
-            f"“{name}” has the columns {', '.join(table.column_names)}; rows need “texts” (and “images”)."
-        )
+        raise InputError(f"“{name}” has the columns {', '.join(table.column_names)}; rows need “texts” (and “images”).")
     table = _as_bytes(table.select_columns([column for column in _COLUMNS if column in table.column_names]))
     # Bytes of pictures are the bulk of such a table; they are read when an example is taken, not to check its text.
     stored = any(_is_stored(table.features[column]) for column in table.column_names if column == "images")

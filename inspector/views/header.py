@@ -1,0 +1,48 @@
+"""The line above everything: name, which model answered, and what can be taken away of what is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+
+@dataclass(frozen=True)
+class HeaderView:
+    """``file`` is never seen: Export fills it and the page's script downloads it. ``command`` is shown by Share."""
+
+    provenance: gr.HTML
+    share: gr.Button
+    export: gr.Button
+    file: gr.DownloadButton
+    command: gr.Textbox
+    note: gr.HTML
+
+
+DOWNLOAD = "() => { const link = document.querySelector('#export-file'); if (link) link.click(); }"
+"""After Export: what a person would press next."""
+COPY = """(text) => {
+    const field = document.querySelector('#share-command textarea, #share-command input');
+    if (field) { field.focus(); field.select(); }
+    if (navigator.clipboard && text) navigator.clipboard.writeText(text).catch(() => {});
+}"""
+"""After Share: the line is in the clipboard where the browser allows that, and selected in any case."""
+
+
+def build_header(title: str) -> HeaderView:
+    with gr.Row(elem_classes="vi-header", equal_height=False):
+        gr.HTML(
+            f"<h1>{title}</h1><p>what a vision-language model saw, token by token, and where it looked</p>",
+            elem_classes="vi-title",
+        )
+        provenance = gr.HTML("", elem_id="provenance")
+        share = gr.Button("Share", size="sm", min_width=64, elem_id="share")
+        export = gr.Button("Export", size="sm", min_width=64, elem_id="export")
+        file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
+    note = gr.HTML(elem_id="header-note")
+    command = gr.Textbox(
+        label="Asks the same again without a browser, where the image files lie (answers that you gave are left to "
+        "the model)",
+        lines=1, max_lines=4, interactive=False, buttons=["copy"], visible=False, elem_id="share-command",
+    )  # fmt: skip
+    return HeaderView(provenance, share, export, file, command, note)

@@ -1,0 +1,48 @@
+"""What can be taken away of an inspection."""
+
+import json
+import shlex
+from pathlib import Path
+
+from PIL import Image
+
+from inspector.__main__ import build_parser, run_inspect
+from inspector.analysis.export import write_command, write_facts
+from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend
+from inspector.analysis.prompt import Prompt, Turn
+from model import open_image
+
+
+def test_the_command_asks_the_same_again(embedded, tmp_path, monkeypatch):
+    names = ("it's red.png", "b.png")
+    for name, colour in zip(names, ("red", "blue"), strict=True):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    images = tuple(open_image(tmp_path / name) for name in names)
+    turns = (Turn("What color is the shape?"), Turn('say "$HOME" & go'))
+    settings = GenerationSettings(max_new_tokens=5, temperature=0.7, top_k=3, top_p=0.9, seed=4)
+    made = ask_and_inspect(embedded, Prompt(images, turns, "packed", True), settings)
+    line = write_command("embedded", made, names, settings)
+    assert line == (
+        "python -m inspector inspect --image 'it'\"'\"'s red.png' --image b.png --ask 'What color is the shape?' "
+        "--ask 'say \"$HOME\" & go' --layout packed --document-mask --max-new-tokens 5 --temperature 0.7 --top-k 3 "
+        "--top-p 0.9 --seed 4 --json -"
+    )
+    monkeypatch.chdir(tmp_path)
+    again = run_inspect(build_parser().parse_args(shlex.split(line)[3:]))
+    assert [turn["assistant"] for turn in again["turns"]] == [turn.assistant for turn in made.prompt.turns]
+    assert [token["id"] for token in again["sequence"]["tokens"]] == list(made.table.ids)
+
+
+def test_usual_settings_are_not_spelled_out_and_another_model_is_named(embedded):
+    made = ask_and_inspect(embedded, Prompt((), (Turn("What?"),)), GenerationSettings())
+    assert write_command("mine", made, (), GenerationSettings()) == (
+        "python -m inspector inspect --model mine --ask 'What?' --json -"
+    )
+
+
+def test_facts_are_those_of_the_command_line(embedded):
+    made = ask_and_inspect(embedded, Prompt((), (Turn("What?"),)), GenerationSettings())
+    facts = json.loads(Path(write_facts(embedded, made, attend(embedded, made, 1))).read_text(encoding="utf-8"))
+    assert facts["model"]["fingerprint"] == embedded.fingerprint
+    assert facts["attention"]["position"] == 1
+    assert facts["sequence"]["length"] == len(made.row)
