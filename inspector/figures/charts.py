@@ -12,7 +12,7 @@ from html import escape
 
 from PIL import Image
 
-from inspector.figures.colours import IMAGE_COLOURS, image_colour
+from inspector.figures.colours import IMAGE_COLOURS, image_colour, ink_on
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
 
@@ -21,8 +21,6 @@ Colour = tuple[float, float, float]
 _DIVERGING: tuple[Colour, Colour] = ((33, 102, 172), (178, 24, 43))
 _SEQUENTIAL: tuple[Colour, ...] = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Five stops of viridis."""
-INK_TURNS = 0.179
-"""Luminance at which black and white have the same contrast, 4.58 : 1."""
 
 
 def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
@@ -133,7 +131,7 @@ def _diverging(value: float, top: float) -> tuple[str, str]:
     share = max(-1.0, min(1.0, value / top)) if top > 0 else 0.0
     hue = _DIVERGING[0] if share < 0 else _DIVERGING[1]
     # On a light ground; on a dark one white ink reads on every shade.
-    strong = _luminance(_mix((247, 247, 247), hue, abs(share))) <= INK_TURNS
+    strong = ink_on(_hex(_mix((247, 247, 247), hue, abs(share)))) == "#fff"
     css = "wi-diverging wi-strong" if strong else "wi-diverging"
     return css, f"--heat:rgb({hue[0]:.0f} {hue[1]:.0f} {hue[2]:.0f});--share:{100 * abs(share):.1f}%"
 
@@ -143,20 +141,16 @@ def _sequential(value: float, top: float) -> tuple[str, str]:
     share = max(0.0, min(1.0, value / top)) if top > 0 else 0.0
     place = share * (len(_SEQUENTIAL) - 1)
     lower = min(int(place), len(_SEQUENTIAL) - 2)
-    colour = _mix(_SEQUENTIAL[lower], _SEQUENTIAL[lower + 1], place - lower)
-    red, green, blue = (round(part) for part in colour)
-    ink = "#000" if _luminance(colour) > INK_TURNS else "#fff"
-    return "", f"background:#{red:02x}{green:02x}{blue:02x};color:{ink}"
+    colour = _hex(_mix(_SEQUENTIAL[lower], _SEQUENTIAL[lower + 1], place - lower))
+    return "", f"background:{colour};color:{ink_on(colour)}"
 
 
 def _mix(one: Colour, other: Colour, share: float) -> Colour:
     return tuple(a + (b - a) * share for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
-def _luminance(colour: Colour) -> float:
-    """Relative luminance as WCAG 2 defines it, of sRGB from 0 to 255."""
-    linear = [(part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4) for part in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def _hex(colour: Colour) -> str:
+    return "#" + "".join(f"{round(part):02x}" for part in colour)
 
 
 @dataclass(frozen=True)
