@@ -398,12 +398,9 @@ def _delete(found: RegionMap, order: Sequence[int], score: Score) -> Deletion:
 
 
 def _conclude(found: Regions) -> str:
-    said = [
-        (
-            f"Hidden from everything behind it, image {found.image} as a whole costs at least {say(found.removed)} nats "
-            f"(noise floor {say(found.noise_floor)})."
-        )
-    ]
+    floor = f"(noise floor {say(found.noise_floor)})"
+    removed = f"costs at least {say(found.removed)} nats {floor}"
+    said = [f"Hidden from everything behind it, image {found.image} as a whole {removed}."]
     if found.pixels is not None:
         said += _say_pixels(found.pixels, found)
     if found.tokens is not None:
@@ -414,8 +411,8 @@ def _conclude(found: Regions) -> str:
 def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
     bar = max(found.noise_floor, STRONG)
     if pixels.whole < bar:
-        sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that count, so "
-                    f"what its parts cost says little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
+        sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that "
+                    f"count, so what its parts cost says little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
     else:
         sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
                     f"painted over costs {say(pixels.whole)}.")  # fmt: skip
