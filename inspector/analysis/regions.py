@@ -412,7 +412,7 @@ def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
     bar = max(found.noise_floor, STRONG)
     if pixels.whole < bar:
         sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that "
-                    f"count, so what its parts cost says little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
+                    f"count, so its parts say little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
     else:
         sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
                     f"painted over costs {say(pixels.whole)}.")  # fmt: skip
