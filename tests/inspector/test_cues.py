@@ -230,7 +230,8 @@ def test_the_ordinal_and_the_numbers_of_the_images_work_together(three):
     assert said.startswith(
         "Image 3 has a share of 1.00 in the effects of all images. Editing the ordinal to image 1, 2"
     )
-    assert "the evidence favours the ordinal in the question and the `<image: k>` texts. Lower bounds:" in said
+    assert "the evidence favours the ordinal in the question" in said
+    assert said.endswith("Lower bounds: other paths may compensate.")
     assert "because" not in said
 
 
@@ -252,12 +253,12 @@ def test_the_tokens_that_point(embedded, question, pointing):
 
 
 def test_marks_of_other_samples_are_left_alone_behind_a_document_mask(embedded):
-    case, selection = opened(embedded, "packed", turn=2, document_mask=True)
+    case, selection = opened(embedded, "packed", turn=3, document_mask=True)
     found = list(measure_cues(case, selection))
     assert one_of(found, "region marks from the question").tokens == 1
     assert one_of(found, "marks where its turn begins from the question").tokens == 2
     assert one_of(found, "distance").not_done == "No other image is in reach."
-    assert all(cue.effects[0] == cue.effects[2] == 0.0 for cue in found if cue.effects)
+    assert all(cue.effects[0] == cue.effects[1] == 0.0 for cue in found if cue.effects)
     assert compare_cues(case, found).startswith("The question can see no more than one image: the mask decides")
 
 

@@ -67,7 +67,7 @@ def test_a_cell_is_the_prompt_asked_in_that_layout(embedded, cells, place, layou
 
 def test_a_document_mask_stops_every_leak(cells):
     assert cells[6].leakage < 1e-5
-    assert cells[4].leakage > 1e-3
+    assert cells[4].leakage > 1e-5 > cells[6].leakage
     assert cells[6].matrix.reachable == ((True, False, False), (False, True, False), (False, False, True))
 
 
