@@ -252,10 +252,12 @@ def _conclude(found: Heads) -> str:
         return unshown + f"{heads}. They are all that their layers have, so there is nothing to compare with."
     beaten = sum(value < found.effect for value in found.random)
     others = "other sets, all that there are," if found.possible <= DRAWS else "random draws"
-    share = max(found.effect, 0.0) / found.all_heads if found.all_heads else 0.0
-    part = f" ({share:.0%} of the {say(found.all_heads)} nats that all heads together cost)"
-    compared = (f"Cutting image {found.image} in them lowers log p by at least {say(found.effect)} nats"
-                f"{part if found.all_heads >= STRONG else ''}, more than in {beaten} of {len(found.random)} {others} "
+    part = ""
+    if found.all_heads >= STRONG:
+        share = max(found.effect, 0.0) / found.all_heads
+        part = f" ({share:.0%} of the {say(found.all_heads)} nats that all heads together cost)"
+    compared = (f"Cutting image {found.image} in them lowers log p by at least {say(found.effect)} nats{part}, "
+                f"more than in {beaten} of {len(found.random)} {others} "
                 f"of as many heads of the same layers ({QUANTILE:.0%} of these lower it by at most {say(found.bar)}; "
                 f"noise floor {say(found.noise_floor)}, and {say(STRONG)} nats count).")  # fmt: skip
     told = [one for one in found.steered if one.followed is not None]
