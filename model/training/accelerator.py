@@ -15,6 +15,11 @@ from model.errors import InputError
 from model.training.processor import processor_flags
 from model.training.recipe import Recipe
 
+SEVERAL = "torchrun --nproc-per-node 2 -m model.training run …"
+"""How several processes are started, on CPUs as on GPUs."""
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many processes there are."""
+
 
 def choose_precision(wanted: str) -> str:
     """“fp32” or “bf16”. “auto” takes bfloat16 on a GPU that computes in it and on processors with AMX: without such
@@ -34,11 +39,18 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
                          "tracker out.")  # fmt: skip
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
-            raise InputError(f"accelerate was asked for {engine}, which this trainer doesn't do; launch it with plain "
-                             "data parallelism (--multi_gpu, or --cpu with several processes).")  # fmt: skip
+            raise InputError(f"accelerate was asked for {engine}, which this trainer doesn't do, with GPUs or without; "
+                             f"launch plain data parallelism: {SEVERAL}.")  # fmt: skip
+    # accelerate's launcher gives several processes an address to meet at, and without MPI starts a single one on CPUs.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and not any(name in os.environ for name in WORLD_SIZES):
+        raise InputError(f"accelerate was asked for several processes and started one; on CPUs launch them with "
+                         f"{SEVERAL}.")  # fmt: skip
     # accelerate keeps one state for the whole process and refuses another precision; a second run may want one.
     AcceleratorState._reset_state()
     return Accelerator(
+        # Else it takes each of several processes on CPUs for the only one.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision="bf16" if choose_precision(recipe.precision) == "bf16" else "no",
         log_with=recipe.tracker or None,
         project_dir=str(out) if recipe.tracker else None,

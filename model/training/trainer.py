@@ -1,8 +1,8 @@
 """The one trainer: it goes through a recipe's stages and says what happens as it happens.
 
-Devices, precision and processes are accelerate's (``accelerate launch -m model.training run …`` trains the same recipe
-on many). Every choice of data depends on the seed and a position alone, so a run that is broken off goes on with the
-losses that it would have had.
+Devices, precision and processes are accelerate's (``torchrun --nproc-per-node 2 -m model.training run …`` trains the
+same recipe on many). Every choice of data depends on the seed and a position alone, so a run that is broken off goes
+on with the losses that it would have had.
 """
 
 from __future__ import annotations

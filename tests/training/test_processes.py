@@ -28,7 +28,7 @@ def test_two_processes_have_the_losses_of_one(make_recipe, tmp_path):
         "run", str(path), "--out", str(tmp_path / "two"), "--quiet",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1",
-                   "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+                   "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]

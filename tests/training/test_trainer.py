@@ -285,9 +285,16 @@ def test_tensorboard(make_recipe, tmp_path):
 
 
 def test_engines_that_it_does_not_serve_are_refused_at_once(make_recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="FSDP, which this trainer doesn't do"):
+    with monkeypatch.context() as context:
+        context.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError, match=r"FSDP, which this trainer doesn't do, .*launch plain data parallelism"):
+            Trainer(make_recipe(), tmp_path / "run")
+    # As `accelerate launch --cpu --num_processes 2` starts one process without MPI.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(InputError, match="asked for several processes and started one; on CPUs launch them with torch"):
         Trainer(make_recipe(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_answers_in_one_sentence(make_recipe, tmp_path, capsys):
