@@ -339,8 +339,9 @@ def write_command(prompt: Prompt, model: str, files: Sequence[str], turn: int, c
     for file in files:
         words += ["--image", file]
     for asked in prompt.turns:
-        # Text that begins with a dash would pass for an option.
-        words += [f"--ask={asked.user}", f"--answer={asked.assistant}"]
+        for option, text in (("--ask", asked.user), ("--answer", asked.assistant)):
+            # Text that begins with a dash would pass for an option.
+            words += [f"{option}={text}"] if text.startswith("-") else [option, text]
     if prompt.layout != "images-first":
         words += ["--layout", prompt.layout]
     if prompt.document_mask:

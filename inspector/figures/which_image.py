@@ -166,7 +166,8 @@ def show_structure(structure: RowStructure, turn: int | None = None) -> str:
     """The pack detector's sentences, the row drawn to scale, and question × image with distances in positions.
     ``turn`` (from 1) is the one under study."""
     what, *reasons = structure_sentences(structure)
-    body = f"<p><b>{escape(what)}</b> {say_with_code(' '.join(reasons))}</p>{_row_map(structure)}"
+    told = "".join(f"<li>{say_with_code(reason)}</li>" for reason in reasons)
+    body = f'<p><b>{escape(what)}</b></p><ul class="wi-reasons">{told}</ul>{_row_map(structure)}'
     if structure.images and structure.questions:
         head = ["question", *(badge(image.number - 1) for image in structure.images)]
         rows = [[_question_name(question), *_sights(question)] for question in structure.questions]
