@@ -43,7 +43,7 @@ def take_in(file: str | Path, root: Path) -> Upload:
         else:
             if file.stat().st_size > MAX_BYTES:
                 raise InputError(f"“{file.name}” is larger than {MAX_BYTES >> 20} MiB; upload less.")
-            path = folder / f"data{file.suffix.lower()}"
+            path = folder / file.name
             shutil.copyfile(file, path)
         return Upload(folder, path, guess_source(path, file.name))
     except OSError as error:

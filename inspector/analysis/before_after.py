@@ -14,7 +14,7 @@ from inspector.analysis.inspection import GenerationSettings, Inspection, ask_an
 from inspector.analysis.prompt import Prompt
 from inspector.analysis.verdict import Verdict
 from inspector.analysis.which_image import study_answer
-from model import VLM, InputError
+from model import VLM
 from model.training.answering import answer_probes, probe_examples
 from model.training.events import Answered
 from model.training.recipe import Recipe
@@ -68,12 +68,18 @@ class Comparison:
         return tuple(abs(a - b) >= bar for a, b in pairs)
 
 
+Shares = tuple[float, float, int]
+"""Share of right answers before, share after, and how many were asked."""
+
+
 @dataclass(frozen=True)
 class Measured:
-    """The same held-out questions to both: share right per family before and after, how many of each were asked, and
-    the answers, in pairs. ``word``: the word taught, if that was the run's aim."""
+    """The same held-out questions to both. ``groups``: all together; where the run taught a ``word``, those whose
+    answer it is, those that it plays a part in otherwise, and everything else. ``families``: by kind of question.
+    ``answers``: before and after, in pairs."""
 
-    accuracy: dict[str, tuple[float, float, int]]
+    groups: dict[str, Shares]
+    families: dict[str, Shares]
     answers: tuple[tuple[Answered, Answered], ...]
     word: str | None = None
 
@@ -156,20 +162,28 @@ def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> 
     first = answer_probes(before, probes)
     yield f"{len(probes)} held-out questions to the model after"
     second = answer_probes(after, probes)
-    yield Measured(_accuracy(first, second), tuple(zip(first, second, strict=True)), word.word if word else None)
+    pairs = tuple(zip(first, second, strict=True))
+    families = _count(pairs, [one.family or "all" for one in first])
+    groups = _count(pairs, [_group(one.family, word) for one in first])
+    yield Measured(groups, dict(sorted(families.items())), pairs, word.word if word else None)
 
 
-def _accuracy(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, tuple[float, float, int]]:
+def _group(family: str, word: WordSpec | None) -> str:
+    if word is None:
+        return "all questions"
+    if family == NEW_WORD:
+        return f"answer: “{word.word}”"
+    return f"about “{word.word}” otherwise" if family.startswith(NEW_WORD) else "everything else"
+
+
+def _count(pairs: Sequence[tuple[Answered, Answered]], names: Sequence[str]) -> dict[str, Shares]:
+    """The shares of right answers by name, in the names' order."""
     hits: dict[str, list[tuple[bool, bool]]] = {}
-    for one, two in zip(before, after, strict=True):
-        if (one.question, one.expected) != (two.question, two.expected):
-            raise InputError("The two models were asked different questions.")
-        right = (one.answered.strip() == one.expected.strip(), two.answered.strip() == two.expected.strip())
-        hits.setdefault(one.family or "all", []).append(right)
-        group = "the new word" if one.family.startswith(NEW_WORD) else "everything else"
-        if any(a.family.startswith(NEW_WORD) for a in before):
-            hits.setdefault(group, []).append(right)
-    shares = {family: (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs), len(pairs))
-              for family, pairs in hits.items()}  # fmt: skip
-    first = ("the new word", "everything else", NEW_WORD)
-    return {family: shares[family] for family in sorted(shares, key=lambda f: (f not in first, f != NEW_WORD, f))}
+    for name, (one, two) in zip(names, pairs, strict=True):
+        hits.setdefault(name, []).append((_is_right(one), _is_right(two)))
+    return {name: (sum(a for a, _ in found) / len(found), sum(b for _, b in found) / len(found), len(found))
+            for name, found in hits.items()}  # fmt: skip
+
+
+def _is_right(answered: Answered) -> bool:
+    return answered.answered.strip() == answered.expected.strip()

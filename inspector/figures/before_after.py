@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
 from PIL import Image
 
-from inspector.analysis.before_after import Comparison, Grid, Measured, Side
-from inspector.figures.charts import copied, table
+from inspector.analysis.before_after import Comparison, Grid, Measured, Shares, Side
+from inspector.figures.charts import copied, number, table
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_share
 from inspector.figures.payload import data_uri
@@ -19,6 +20,8 @@ from model import OpenedImage
 
 MAP_PX = 120
 """Longest side of a picture of attention."""
+LISTED = 10
+"""So many changed answers are written out."""
 DIMMED = 0.25
 """How bright a picture stays where no attention goes."""
 
@@ -86,7 +89,7 @@ def _show_rest(comparison: Comparison) -> str:
     verdicts = [_verdict(side) for side in sides]
     if len({(rest.verdict.kind, rest.verdict.images) for rest in rests}) == 2:
         verdicts = [f"<mark>{verdict}</mark>" for verdict in verdicts]
-    rows = [["verdict", *verdicts, ""], ["of the answer", *map(_answer, sides), ""]]
+    rows = [[_title("verdict"), *verdicts, ""], [_title("answer"), *map(_answer, sides), ""]]
     top = max((abs(value) for rest in rests for value in rest.dependence.shapley), default=0.0)
     for k in range(len(comparison.prompt.images)):
         change = ""
@@ -95,16 +98,20 @@ def _show_rest(comparison: Comparison) -> str:
             change = copied(two - one, sign=True)
             change = f"<mark>{change}</mark>" if comparison.shifts[k] else change
         rows.append([badge(k), *(_worth(side, k, top) for side in sides), f"<td class=num>{change}</td>"])
-    rows.append(["noise floor", *map(_floor, sides), ""])
+    rows.append([_title("noise floor"), *map(_floor, sides), ""])
     sentences = "".join(f"<p>{name}: {escape(side.rest.verdict.sentence)}</p>"
                         for name, side in zip(("Before", "After"), sides, strict=True) if side.rest)  # fmt: skip
     return (
-        table(["what the last answer rests on", *_heads(comparison), "change"], rows, "what the answer rests on")
-        + '<p class="vi-caption">Nats of log p of each model\'s own answer that each image is worth (Shapley value of '
-        "taking images away). A change is marked where it exceeds 1 nat and both noise floors. A fall is a lower "
-        "bound: a model may find another way.</p>"
+        table(["rests on", *_heads(comparison), "change"], rows, "what the answer rests on")
+        + "<p class='vi-caption'>What the last answer rests on: nats of log p of each model's own answer that each "
+        "image is worth (Shapley value of taking images away). A change is marked where it exceeds 1 nat and both "
+        "noise floors. A fall is a lower bound: a model may find another way.</p>"
         f"<details><summary>Both verdicts in full</summary>{sentences}</details>"
     )
+
+
+def _title(text: str) -> str:
+    return f'<th scope=row style="white-space:nowrap">{text}</th>'
 
 
 def _verdict(side: Side) -> str:
@@ -128,9 +135,10 @@ def _worth(side: Side, image: int, top: float) -> str:
     if side.rest is None:
         return f"<td class=num>{_answer(side)}</td>"
     value = side.rest.dependence.shapley[image]
-    width = 100 * max(value, 0.0) / top if top else 0.0
-    return (f'<td class=num>{copied(value)}<span class="tr-bar" style="width:{width:.1f}%"><i style="width:100%;'
-            f'background:{image_colour(image)}"></i></span></td>')  # fmt: skip
+    if value <= 0 or not top:
+        return f"<td class=num>{copied(value)}</td>"
+    return (f'<td class=num>{copied(value)}<span class="tr-bar" style="width:{100 * value / top:.1f}%"><i '
+            f'style="width:100%;background:{image_colour(image)}"></i></span></td>')  # fmt: skip
 
 
 # --- attention ---
@@ -145,7 +153,7 @@ def _show_maps(comparison: Comparison) -> str:
     for k, image in enumerate(comparison.prompt.images):
         one, two = before.image_shares[k], after.image_shares[k]
         rows.append([badge(k), _look(image, before, k, top), _look(image, after, k, top),
-                     f"<td class=num>{100 * (two - one):+.2f} points</td>"])  # fmt: skip
+                     f"<td class=num>{number(100 * (two - one), sign=True)} points</td>"])  # fmt: skip
     return (
         table(["where it looked", *_heads(comparison), "change"], rows, "attention before and after")
         + '<p class="vi-caption">Attention of the position that chose the answer\'s first token, mean over layers and '
@@ -177,32 +185,36 @@ def light_up(picture: Image.Image, shares: Grid, top: float) -> Image.Image:
 
 
 def _show_measured(measured: Measured) -> str:
-    rows = []
-    for family, (one, two, count) in measured.accuracy.items():
-        head = f"the new word, “{measured.word}”" if family == "the new word" and measured.word else family
-        strong = family in ("the new word", "everything else")
-        name = f"<b>{escape(head)}</b>" if strong else escape(head)
-        rows.append(
-            f"<tr><th scope=row>{name}</th><td class=num>{one:.0%}</td><td class=num>{two:.0%}</td>"
-            f"<td class=num>{100 * (two - one):+.0f} points</td><td class=num>{count}</td></tr>"
-        )
+    """Groups first, the families behind them folded; then which answers changed."""
     changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
-    listed = []
-    for before, after in changed[:10]:
-        left, right = _mark(before.answered, after.answered)
-        listed.append(f"<tr><td>{escape(before.question)}</td><td>{left}</td><td>{right}</td>"
-                      f"<td>{escape(before.expected)}</td></tr>")  # fmt: skip
+    rows = []
+    for before, after in changed[:LISTED]:
+        rows.append([escape(before.question), *_mark(before.answered, after.answered), escape(before.expected)])
+    more = f'<p class="vi-caption">… and {len(changed) - LISTED} more.</p>' if len(changed) > LISTED else ""
     differing = (
-        f'<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>'
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="changed answers"><table class="vi-table">'
-        "<thead><tr><th scope=col>held-out question</th><th scope=col>before</th><th scope=col>after</th>"
-        f"<th scope=col>expected</th></tr></thead><tbody>{''.join(listed)}</tbody></table></div></details>"
-        if changed else f'<p class="vi-caption">All {len(measured.answers)} answers stayed the same.</p>'
-    )  # fmt: skip
-    return (
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="accuracy before and after">'
-        '<table class="vi-table"><caption class="vi-caption">The same held-out questions to both, greedy, right to the '
-        "letter.</caption><thead><tr><th scope=col>questions</th><th scope=col>before</th><th scope=col>after</th>"
-        "<th scope=col>change</th><th scope=col>asked</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>{differing}"
+        f"<details open><summary>{len(changed)} of {len(measured.answers)} answers changed</summary>"
+        f"{table(['held-out question', 'before', 'after', 'expected'], rows, 'changed answers')}{more}</details>"
+        if changed
+        else f'<p class="vi-caption">All {len(measured.answers)} answers stayed the same.</p>'
     )
+    kinds = len(measured.families)
+    folded = (
+        f"<details><summary>By kind of question ({kinds})</summary>"
+        f"{_show_shares(measured.families, 'accuracy by kind of question')}</details>"
+        if kinds > 1
+        else ""
+    )
+    return (
+        _show_shares(measured.groups, "accuracy before and after")
+        + '<p class="vi-caption">Share of right answers, to the letter: the same held-out questions to both, '
+        f"greedy.</p>{folded}{differing}"
+    )
+
+
+def _show_shares(shares: Mapping[str, Shares], label: str) -> str:
+    rows = []
+    for name, (one, two, count) in shares.items():
+        change = f"{number(100 * (two - one), 0, sign=True)} points"
+        cells = (f"{one:.0%}", f"{two:.0%}", f"<mark>{change}</mark>" if one != two else change, f"{count:,}")
+        rows.append([escape(name), *(f"<td class=num>{cell}</td>" for cell in cells)])
+    return table(["held-out questions", "before", "after", "change", "asked"], rows, label)

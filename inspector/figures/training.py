@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from inspector.figures.charts import number, table
 from inspector.jobs import JobState
 from inspector.progress import Progress
 from model.training.data_report import DataReport
@@ -67,18 +68,14 @@ def show_modules(sizes: Sequence[ModuleSize | dict[str, Any]]) -> str:
         state = "frozen" if not on else "trains" if on == all_ else f"{on / all_:.1%} trains"
         module = str(part["module"])
         name = PART_NAMES.get(module, module)
-        rows.append(
-            f"<tr><th scope=row>{escape(name)}</th><td class=num>{all_:,}</td><td class=num>{on:,}</td>"
-            f'<td>{state}</td><td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%">'
-            f'<i style="width:{100 * on / all_ if all_ else 0:.1f}%"></i></span></td></tr>'
-        )
+        bar = (f'<td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%"><i style="width:'
+               f'{100 * on / all_ if all_ else 0:.1f}%"></i></span></td>')  # fmt: skip
+        rows.append([escape(name), f"<td class=num>{all_:,}</td>", f"<td class=num>{on:,}</td>", state, bar])
     trained = sum(part["trainable"] for part in parts)
     whole = sum(part["parameters"] for part in parts)
     return (
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="what trains"><table class="vi-table">'
-        "<thead><tr><th scope=col>part</th><th scope=col>parameters</th><th scope=col>trained</th><th scope=col>state"
-        f"</th><th scope=col>filled: trained</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="vi-caption">{trained:,} of {whole:,} numbers will change; every other one stays bit for bit.</p>'
+        table(["part", "parameters", "trained", "state", "filled: trained"], rows, "what trains")
+        + f'<p class="vi-caption">{trained:,} of {whole:,} numbers will change; every other one stays bit for bit.</p>'
     )
 
 
@@ -97,8 +94,8 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
     )
     top = max((part.count for part in report.token_histogram), default=1) or 1
     bars = "".join(
-        f'<i style="height:{100 * part.count / top:.0f}%" title="{part.start} to {part.stop - 1} tokens: {part.count}">'
-        "</i>" for part in report.token_histogram
+        f'<i style="height:{100 * part.count / top:.0f}%;max-width:48px" title="{part.start} to {part.stop - 1} '
+        f'tokens: {part.count}"></i>' for part in report.token_histogram
     )  # fmt: skip
     histogram = ""
     if bars:
@@ -169,8 +166,8 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
         f'<div class="tr-status"><div class="tr-line">{" <span aria-hidden=true>·</span> ".join(parts)}</div>'
         f'<div class="tr-progress" role="progressbar" aria-label="steps done" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * done:.0f}"><i style="width:{100 * done:.1f}%"></i></div>{error}{output}'
-        f'<p class="vi-caption"><a href="?job={escape(state.id)}">Link to this run</a>: opens it on any machine. '
-        "Whoever has the link can watch and steer it.</p></div>"
+        f'<p class="vi-caption">This run has <a href="?job={escape(state.id)}">a link</a> that opens it on any '
+        "machine; whoever has it can watch and steer.</p></div>"
     )
 
 
@@ -187,24 +184,22 @@ def show_evaluation(progress: Progress) -> str:
         return '<p class="vi-empty">At every evaluation the model\'s answers to held-out questions appear here.</p>'
     last = progress.evaluations[-1]
     before = progress.evaluations[-2]["accuracy"] if len(progress.evaluations) > 1 else {}
-    shares = []
-    for family, share in last["accuracy"].items():
-        change = f" <small>({share - before[family]:+.0%})</small>" if family in before else ""
-        shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{change}</li>")
+    shares, moved = [], False
+    for family in sorted(last["accuracy"], key=lambda family: (family != "all", family)):
+        share = last["accuracy"][family]
+        change = round(100 * (share - before.get(family, share)))
+        moved = moved or bool(change)
+        points = f" <small>({number(change, 0, sign=True)})</small>" if change else ""
+        shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{points}</li>")
     rows = []
     for one in last.get("answers", ()):
         right = one["answered"].strip() == one["expected"].strip()
         mark = '<span class="tr-right">✓ right</span>' if right else '<span class="tr-wrong">✗ wrong</span>'
-        rows.append(f"<tr><td>{escape(one['question'])}</td><td><b>{escape(one['answered'])}</b></td>"
-                    f"<td>{escape(one['expected'])}</td><td>{mark}</td></tr>")  # fmt: skip
-    table = (
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="sample answers"><table class="vi-table">'
-        "<thead><tr><th scope=col>held-out question</th><th scope=col>answer</th><th scope=col>expected</th>"
-        f"<th scope=col>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        if rows else ""
-    )  # fmt: skip
-    return (f'<p class="vi-caption">Held-out data after step {last["step"]:,}: share answered right to the letter.</p>'
-            f'<ul class="tr-shares">{"".join(shares)}</ul>{table}')  # fmt: skip
+        rows.append([escape(one["question"]), f"<b>{escape(one['answered'])}</b>", escape(one["expected"]), mark])
+    answers = table(["held-out question", "answer", "expected", "verdict"], rows, "sample answers") if rows else ""
+    since = f"; in brackets, points since step {progress.evaluations[-2]['at']:,}" if moved else ""
+    return (f'<p class="vi-caption">Held-out data after step {last["at"]:,}: share answered right to the letter{since}.'
+            f'</p><ul class="tr-shares">{"".join(shares)}</ul>{answers}')  # fmt: skip
 
 
 # --- history ---
@@ -224,13 +219,11 @@ def show_history(runs: Sequence[tuple[JobState, Progress, Sequence[str]]]) -> st
     for state, progress, settings in runs:
         train = f"{progress.train[-1][1]:.3f}" if progress.train else "–"
         held = f"{progress.held_out[-1][1]:.3f}" if progress.held_out else "–"
-        rows.append(
-            f'<tr><th scope=row><a href="?job={escape(state.id)}">{escape(run_label(state))}</a></th>'
-            f"<td>{STATUS_WORDS[state.status]}</td><td class=num>{train}</td><td class=num>{held}</td>"
-            f"<td>{escape('; '.join(settings))}</td></tr>"
-        )
-    return (
-        '<div class="vi-scroll" tabindex="0" role="region" aria-label="runs"><table class="vi-table"><thead><tr>'
-        "<th scope=col>run</th><th scope=col>state</th><th scope=col>train loss</th><th scope=col>held-out loss</th>"
-        f"<th scope=col>settings</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        # A list that isn't drawn again before the run is over must not say what it is doing.
+        word = "not over yet" if state.live else STATUS_WORDS[state.status]
+        link = f'<a href="?job={escape(state.id)}">{escape(run_label(state))}</a>'
+        # Wide enough for words: on a narrow screen the table scrolls in its frame.
+        name = f'<th scope=row style="min-width:160px">{link}</th>'
+        rows.append([name, word, f"<td class=num>{train}</td>", f"<td class=num>{held}</td>",
+                     escape("; ".join(settings))])  # fmt: skip
+    return table(["run", "state", "train loss", "held-out loss", "settings"], rows, "runs")

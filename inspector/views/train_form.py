@@ -67,7 +67,7 @@ def build_form(store: ModelStore) -> TrainForm:
                                min_width=130, elem_id="train-word")  # fmt: skip
             rgb = gr.Textbox("", label="RGB, for a colour of your own", placeholder="128, 0, 128", min_width=150,
                              elem_id="train-rgb")  # fmt: skip
-            teach = gr.Button("Teach it a word", variant="primary", min_width=150, elem_id="train-teach")
+        teach = gr.Button("Teach it a word", variant="primary", elem_id="train-teach")
     preset = gr.Radio(list(PRESETS), value=FIRST, label="Or begin with", elem_id="train-preset")
     why = gr.HTML(_why(FIRST), elem_id="train-why")
     values = {"seed": 0, "base": store.names[0], "path": "", "source": "auto", **PRESETS[FIRST].values}

@@ -20,6 +20,11 @@ from inspector.views.train_refusal import refuse
 from model import InputError
 from model.training.runs import MODEL
 
+EMPTY = (
+    '<p class="vi-empty">When a run has ended, the same questions with the same seed go to the model before and after '
+    "it: this page's prompt, and questions that the run never saw.</p>"
+)
+
 
 @dataclass(frozen=True)
 class ResultView:
@@ -40,10 +45,7 @@ def build_result() -> ResultView:
         compare = gr.Button("Compare before and after", size="sm", interactive=False, elem_id="train-compare")
         use = gr.Button("Use this model", size="sm", interactive=False, elem_id="train-use")
         export = gr.Button("Export", size="sm", min_width=80, interactive=False, elem_id="train-export")
-    result = gr.HTML(
-        '<p class="vi-empty">When a run has ended, the same questions with the same seed go to the model before and '
-        "after it: this page's prompt, and questions that the run never saw.</p>", elem_id="train-result",
-    )  # fmt: skip
+    result = gr.HTML(EMPTY, elem_id="train-result")
     files = gr.File(label="Checkpoint in nanoVLM's format, adapter, recipe, command", interactive=False, visible=False,
                     elem_id="train-files")  # fmt: skip
     with gr.Accordion("Push to the hub", open=False, elem_id="train-hub-push"):
@@ -87,8 +89,12 @@ def wire_result(
         except InputError as error:
             raise refuse(error) from error
 
-    view.compare.click(compare, [job, *prompt.inputs], view.result, api_name="train_compare",
-                       concurrency_id=model_queue, show_progress="hidden")  # fmt: skip
+    compared = view.compare.click(compare, [job, *prompt.inputs], view.result, api_name="train_compare",
+                                  concurrency_id=model_queue, show_progress="hidden")  # fmt: skip
+    # What was found of one run must not stand below another.
+    job.change(lambda: (EMPTY, gr.update(value=None, visible=False)), None, [view.result, view.files],
+               api_name="train_another", concurrency_limit=None, show_progress="hidden",
+               cancels=[compared])  # fmt: skip
 
     def use(job: str, own: list[tuple[str, str]]) -> list[Any]:
         try:

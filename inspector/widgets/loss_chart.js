@@ -42,10 +42,11 @@ function take(message) {
   body.hidden = !any; empty.hidden = any; copy.hidden = !shown.link;
   if (any) draw();
 }
-// Exponential mean, its start corrected, so that the first steps don't hang on the very first.
+// Exponential mean, its start corrected, so that the first steps don't hang on the very first. The longer the run, the more it remembers: over few steps a long memory would only lag behind.
 function smooth(points) {
   let mean = 0, weight = 0;
-  return points.filter((p) => p[what] !== null && p[what] !== undefined).map((p) => { mean = 0.9 * mean + 0.1 * p[what]; weight = 0.9 * weight + 0.1; return [p[0], mean / weight]; });
+  const kept = points.filter((p) => p[what] !== null && p[what] !== undefined), old = Math.min(0.9, 1 - 2 / (1 + Math.sqrt(Math.max(1, kept.length))));
+  return kept.map((p) => { mean = old * mean + (1 - old) * p[what]; weight = old * weight + 1 - old; return [p[0], mean / weight]; });
 }
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough || 1)), size = [1, 2, 5, 10].map((m) => m * power).find((m) => m >= rough) || power;
@@ -67,7 +68,7 @@ function draw() {
   const map = (v) => (logarithmic ? Math.log10(Math.max(v, 1e-9)) : v);
   const sorted = [...values].sort((a, b) => a - b);
   // A spike at the very top must not flatten the rest: the scale ends above 99 % of the points.
-  let high = map(Math.max(sorted[Math.floor(0.99 * (sorted.length - 1))] * 1.05, 1e-9)), low = logarithmic ? map(sorted[0]) : 0;
+  let high = map(Math.max(sorted[Math.ceil(0.99 * (sorted.length - 1))] * 1.05, 1e-9)), low = logarithmic ? map(sorted[0]) : 0;
   if (high <= low) high = low + 1e-6;
   const first = 0, span = Math.max(1, shown.total), x = (s) => left + ((s - first) / span) * (right - left), y = (v) => Math.max(top, bottom - ((map(v) - low) / (high - low)) * (bottom - top));
   pen.lineWidth = 1; pen.strokeStyle = rule; pen.fillStyle = sub; pen.textAlign = "right"; pen.textBaseline = "middle";
@@ -86,13 +87,14 @@ function draw() {
   const line = (points, colour, thick, alpha, dash) => {
     pen.globalAlpha = alpha; pen.strokeStyle = colour; pen.lineWidth = thick; pen.setLineDash(dash || []); pen.beginPath();
     let open = false;
+    if (points.length === 1 && points[0][1] !== null && points[0][1] !== undefined) { pen.arc(x(points[0][0]), y(points[0][1]), 3, 0, 7); pen.fillStyle = colour; pen.fill(); }
     for (const [s, v] of points) { if (v === null || v === undefined) { open = false; continue; } open ? pen.lineTo(x(s), y(v)) : pen.moveTo(x(s), y(v)); open = true; }
     pen.stroke(); pen.setLineDash([]); pen.globalAlpha = 1;
   };
   for (const curve of shown.curves) {
     const raw = curve.train.map((p) => [p[0], p[what]]);
     if (what === 2) line(raw, curve.colour, 2, 1);
-    else { line(raw, curve.colour, 1, shown.curves.length > 1 ? 0.18 : 0.35); line(smooth(curve.train), curve.colour, 2.5, 1); }
+    else { line(raw, curve.colour, 1, shown.curves.length > 1 ? 0.25 : 0.5); line(smooth(curve.train), curve.colour, 2.5, 1); }
     if (what !== 1) continue;
     line(curve.held, curve.heldColour || curve.colour, 2, 1, [6, 4]);
     for (const [s, v] of curve.held) { pen.fillStyle = curve.heldColour || curve.colour; pen.beginPath(); pen.arc(x(s), y(v), 4, 0, 7); pen.fill(); }

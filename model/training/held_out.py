@@ -45,6 +45,8 @@ class HeldOut:
         asks = stage.kind != "contrastive" and bool(stage.eval_examples) and bool(accelerator.is_main_process)
         self._probes = probe_examples(vlm, examples, stage.eval_examples, seed) if asks else []
 
+        self._shown = _choose_shown([probe.family for probe in self._probes])
+
     def __len__(self) -> int:
         return len(self._examples)
 
@@ -60,7 +62,7 @@ class HeldOut:
                 return HeldOutScore(loss)
             with self._accelerator.autocast():
                 answered = answer_probes(self._vlm, self._probes)
-            return HeldOutScore(loss, score(answered), tuple(answered[:SHOWN_ANSWERS]))
+            return HeldOutScore(loss, score(answered), tuple(answered[n] for n in self._shown))
         finally:
             module.train(training)
 
@@ -88,3 +90,12 @@ class HeldOut:
                 total += float(self._vlm.loss(features)) * count
             labels += count
         return total / labels if labels else None
+
+
+def _choose_shown(families: Sequence[str]) -> list[int]:
+    """The numbers of the answers that people are shown, always the same ones, so that they can be watched: the first
+    of as many families as there is room for, then others."""
+    first = {family: n for n, family in reversed(list(enumerate(families)))}
+    chosen = sorted(first.values())[:SHOWN_ANSWERS]
+    others = [n for n in range(len(families)) if n not in chosen]
+    return sorted([*chosen, *others[: SHOWN_ANSWERS - len(chosen)]])

@@ -12,10 +12,13 @@ from inspector.analysis.prompt import Prompt, Turn
 from inspector.analysis.which_image import study_answer
 from inspector.figures.before_after import light_up, show_comparison
 from model import InputError, OpenedImage, load_vlm
+from model.training.answering import probe_example
 from model.training.events import Answered
 from model.training.examples import EXAMPLES
 from model.training.recipe import build_recipe
+from model.training.scene_sets import read_scene_set
 from model.training.trainer import Trainer
+from model.training.word import WordSpec, teaching_recipe
 
 SCENES = {"source": "scenes", "set": "unrouted", "count": 60, "pictures": 24, "turns": 1}
 SETTINGS = GenerationSettings(max_new_tokens=6)
@@ -120,7 +123,7 @@ def test_the_page_marks_what_changed_and_names_both_weights(compared):
     assert f"after <code>{last.after.fingerprint[:8]}</code>" in page
     verdicts = {(side.rest.verdict.kind, side.rest.verdict.images) for side in (last.before, last.after)}
     changed = sum(last.shifts) + 2 * (len(verdicts) == 2)
-    rest = page[page.index("what the last answer rests on") : page.index("where it looked")]
+    rest = page[page.index(">rests on<") : page.index("where it looked")]
     assert rest.count("<mark>") == changed
     assert rest.count("…") == 0
     assert show_comparison(compared[1], None).count("<td class=num>…</td>") == len(last.prompt.images) + 1
@@ -144,11 +147,32 @@ def test_held_out_questions_to_both(embedded, trained, recipe):
                     "3 held-out questions to the model after"]  # fmt: skip
     assert isinstance(found, Measured)
     assert len(found.answers) == 3  # one in 20 of 60 is held out
-    assert sum(count for _, _, count in found.accuracy.values()) == 3
+    assert sum(count for _, _, count in found.families.values()) == 3
+    assert list(found.groups) == ["all questions"]
     for one, two in found.answers:
         assert (one.question, one.expected) == (two.question, two.expected)
     right = sum(one.answered.strip() == one.expected.strip() for one, _ in found.answers)
-    assert sum(round(before * count) for before, _, count in found.accuracy.values()) == right
+    assert sum(round(before * count) for before, _, count in found.families.values()) == right
+    assert found.groups["all questions"][::2] == (right / 3, 3)
+
+
+def test_a_word_that_was_taught_has_groups_of_its_own(embedded, monkeypatch):
+    def probes(*_):
+        scenes = read_scene_set({"set": "single", "count": 4, "pictures": 6})
+        made = [probe_example(embedded, scenes[n], 0) for n in range(4)]
+        families = ("new word", "new word: yes/no", "colour", "new word")
+        return [replace(probe, family=family) for probe, family in zip(made, families, strict=True)]
+
+    monkeypatch.setattr("inspector.analysis.before_after.word_probes", probes)
+    *_, found = measure_change(embedded, embedded, teaching_recipe(WordSpec("purple")))
+    assert {name: shares[2] for name, shares in found.groups.items()} == {
+        "answer: “purple”": 2, "about “purple” otherwise": 1, "everything else": 1,
+    }  # fmt: skip
+    assert list(found.families) == ["colour", "new word", "new word: yes/no"]
+    assert found.word == "purple"
+    page = show_comparison(None, found)
+    assert "All 4 answers stayed the same." in page
+    assert "By kind of question (3)" in page
 
 
 def test_a_contrastive_run_answers_nothing(embedded):
@@ -165,7 +189,9 @@ def test_a_prompt_that_fits_neither_model_is_refused(embedded):
 
 def test_changed_answers_are_listed_with_the_words_that_differ():
     answers = ((Answered("q", "red", "a red one", "f"), Answered("q", "red", "a blue one", "f")),)
-    page = show_comparison(None, Measured({"f": (1.0, 0.0, 1)}, answers))
+    shares = {"f": (1.0, 0.0, 1)}
+    page = show_comparison(None, Measured(shares, shares, answers))
     assert "a <mark>red</mark> one" in page
     assert "a <mark>blue</mark> one" in page
-    assert "-100 points" in page
+    assert "<mark>−100 points</mark>" in page
+    assert "By kind" not in page

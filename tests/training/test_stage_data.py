@@ -4,6 +4,7 @@ import pytest
 
 from model import InputError, load_vlm
 from model.training.easy_vqa import EasySet
+from model.training.held_out import _choose_shown
 from model.training.recipe import build_recipe
 from model.training.scene_sets import read_scene_set
 from model.training.stage_data import draw_evenly, draw_held_out, open_stage_data, stage_seed
@@ -68,3 +69,9 @@ def test_tables_of_their_own_are_held_out_whole(make_recipe, golden):
         open_stage_data(build_recipe({"stages": [{
             "name": "s", "kind": "instruction", "steps": 1, "learning_rates": {"MP": 1e-3}, "data": [nothing],
         }]}, golden), 0, config)  # fmt: skip
+
+
+def test_the_answers_that_are_shown_are_of_as_many_kinds_as_there_are():
+    assert _choose_shown(["a"] * 12 + ["b", "c"]) == [0, 1, 2, 3, 4, 5, 12, 13]
+    assert _choose_shown(list("abcdefghij")) == list(range(8))
+    assert _choose_shown(["a", "b"]) == [0, 1]
