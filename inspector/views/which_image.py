@@ -39,6 +39,9 @@ READY = "Press “Which image?”: the verdict comes here in words, and the test
 WAITING = "Comes with “Which image?”."
 STOPPED = "Stopped before this was run; press again to run it."
 
+PERIOD_S = 0.25
+"""Partial results are sent no more often: a page that draws all the time doesn't hear a click on Cancel."""
+
 Updates = dict[Any, Any]
 
 
@@ -205,8 +208,11 @@ def wire_which_image(
                 case = open_case(store.get(page.model), page.inspection, kept.found.turn,
                                  max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 step: tuple[str, Any] = ("", None)
+                told = 0.0
                 for step in one.run(case, kept.found):
-                    yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …")}
+                    if time.perf_counter() - told >= PERIOD_S:
+                        yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …")}
+                        told = time.perf_counter()
                 html, facts = step
                 kept = kept.adding(one.key, html, facts)
                 yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts}
@@ -236,8 +242,10 @@ def wire_which_image(
             updates[view.verdict] = show_verdict(None, STOPPED)
         return updates
 
-    view.cancel.click(stop, view.study, view.outputs, cancels=runs, api_name="which_cancel", concurrency_limit=None,
-                      show_progress="hidden")  # fmt: skip
+    # Only once it is cancelled: what a run still has on the way would be drawn over what is said of its end.
+    view.cancel.click(None, cancels=runs, api_name="which_cancel").then(
+        stop, view.study, view.outputs, api_name="which_stopped", concurrency_limit=None, show_progress="hidden"
+    )
     # A new question makes what is still running about the old one pointless, and it would have to wait for it.
     gr.on([prompt.ask.click, *(question.submit for question in prompt.questions),
            *(example.click for example in prompt.examples)], None, cancels=runs, api_name="which_give_way")  # fmt: skip

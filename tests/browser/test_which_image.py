@@ -103,6 +103,7 @@ def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_o
     page = open_tab()
     study(page)
     page.click("#which-all")
+    page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=30_000)
     page.fill("#question-1 textarea, #question-1 input", "In image 1, what colour is the shape?")
     page.click("#ask")
     page.wait_for_function("document.querySelector('#which-verdict').innerText.includes('Press “Which image?”')",
