@@ -1,0 +1,96 @@
+"""Data and folders that a run can't go on with: one sentence, and nothing is lost."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from model import Conversation, InputError, Message, load_vlm
+from model.training.__main__ import main
+from model.training.batches import RowMaker
+from model.training.events import StepEvent
+from model.training.example import Example
+from model.training.trainer import Trainer
+
+
+def chat(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def with_data(monkeypatch, examples):
+    monkeypatch.setattr("model.training.stage_data.open_examples", lambda table, folder: examples)
+
+
+def test_data_without_any_label_end_the_run(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("model.training.batches.MAX_DROPPED", 20)
+    with_data(monkeypatch, [Example(Conversation((Message("user", "What?"),)))] * 5)
+    trainer = Trainer(make_recipe(), tmp_path / "run")
+    with pytest.raises(InputError, match=r"20 examples in a row can't be used \(the last one: it has no label\)"):
+        list(trainer.run())
+    assert trainer.folder.read_run()["status"] == "failed"
+
+
+def test_a_step_without_any_label_is_an_error_and_no_nan(make_recipe, tmp_path, monkeypatch):
+    take = RowMaker.take
+
+    def bare(self, position):
+        rows = take(self, position)
+        if position == 0:
+            return rows
+        unlabelled = [dataclasses.replace(s, loss_mask=torch.zeros_like(s.loss_mask)) for s in rows.samples]
+        return dataclasses.replace(rows, samples=tuple(unlabelled))
+
+    monkeypatch.setattr(RowMaker, "take", bare)
+    trainer = Trainer(make_recipe(), tmp_path / "run")
+    steps = []
+    with pytest.raises(InputError, match="No position of the step has a label, so there is nothing to learn"):
+        steps += [event for event in trainer.run() if isinstance(event, StepEvent)]
+    kept = load_vlm(tmp_path / "run" / "model").state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trainer.vlm.state_dict().items())
+
+
+def test_what_is_too_long_is_dropped_and_counted(make_recipe, tmp_path, monkeypatch):
+    def example(text):
+        return Example(Conversation((Message("user", text), Message("assistant", "yes"))))
+
+    limit = load_vlm(make_recipe().base).config.lm_max_position_embeddings
+    with_data(monkeypatch, [example("a " * 2 * limit), example("what?"), example("why?")])
+    trainer = Trainer(make_recipe({"batch_rows": 3}), tmp_path / "run")
+    steps = [event for event in trainer.run() if isinstance(event, StepEvent)]
+    assert [event.dropped for event in steps] == [2, 1, 1]  # of every three draws one
+    assert all(event.loss < 100 for event in steps)
+
+
+def test_a_file_with_a_cut_line_and_a_missing_picture(make_recipe, tmp_path):
+    part = {"type": "image", "path": "gone.png"}
+    lines = [json.dumps(chat("what?", "yes")), json.dumps(chat("why?", "no"))[:40],
+             json.dumps(chat([part, {"type": "text", "text": "what?"}], "yes"))]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
+    table = {"source": "chat", "path": str(tmp_path / "d.jsonl")}
+    trainer = Trainer(make_recipe({"data": [table]}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"d.jsonl line 2: it is cut off or no valid JSON .*\(1 more record can't be"):
+        list(trainer.run())
+    assert trainer.folder.read_run()["status"] == "failed"
+    left = Trainer(make_recipe({"data": [{**table, "on_error": "skip"}]}), tmp_path / "left")
+    assert len([event for event in left.run() if isinstance(event, StepEvent)]) == 3
+
+
+def test_a_run_folder_of_another_version_is_refused_and_stays_as_it_is(make_recipe, tmp_path, capsys):
+    folder = tmp_path / "run"
+    list(Trainer(make_recipe({"steps": 1}), folder).run())
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "format": 0}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["run", "--resume", "--out", str(folder)]) == 2
+    assert "was written by another version (format 0, this one reads 1); start the run anew" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_two_runs_in_one_folder(make_recipe, tmp_path):
+    first = Trainer(make_recipe({"steps": 1}), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run already"):
+        Trainer(make_recipe({"steps": 1}), tmp_path / "run")
+    with pytest.raises(InputError, match="Another process is training in"):
+        Trainer(make_recipe({"steps": 1}), tmp_path / "run", resume=True)
+    assert len([event for event in first.run() if isinstance(event, StepEvent)]) == 1
