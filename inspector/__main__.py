@@ -163,18 +163,24 @@ def run_layout(options: argparse.Namespace) -> dict:
 
 
 def run_battery_command(options: argparse.Namespace) -> dict | str:
-    """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error."""
+    """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
+    ends it, and what was found until then is the result. InputError if that is nothing."""
     vlm = load_vlm(options.model)
     cells = options.cell or CELLS
-    steps = run_battery(vlm, cells=cells, n_each=options.each, seed=options.seed)
-    *_, last = (report_progress(progress) for progress in steps)
+    last: Progress | None = None
+    try:
+        for last in run_battery(vlm, cells=cells, n_each=options.each, seed=options.seed):
+            report_progress(last)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    if last is None:
+        raise InputError("The battery was stopped before its first item; there is nothing to show.")
     return last.battery.to_json() if options.json else format_battery(last.battery)
 
 
-def report_progress(progress: Progress) -> Progress:
+def report_progress(progress: Progress) -> None:
     print(f"\r{progress.done}/{progress.total} {progress.cell:<24}", end="\n" if not progress.cell else "",
           file=sys.stderr, flush=True)  # fmt: skip
-    return progress
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from inspector.__main__ import main
 from inspector.analysis.battery import Share, format_battery, read_battery, run_battery, try_item
 from inspector.analysis.battery_items import build_items
 from inspector.figures.battery import show_battery, show_progress
@@ -33,6 +34,24 @@ def test_progress_comes_item_by_item_and_keeps_what_was_found(steps):
     assert steps[0].total == steps[-1].total == steps[-1].done
     assert [cell.cell for cell in steps[-1].battery.cells] == ["ordinal digit", "ordinal vs content"]
     assert show_progress(steps[0]) == f"0 of {steps[0].total} items, ordinal digit …"
+
+
+def test_stopped_by_the_keyboard_it_prints_what_was_found(steps, monkeypatch, capsys):
+    def broken_off(count):
+        def run(*_args, **_options):
+            yield from steps[:count]
+            raise KeyboardInterrupt
+
+        return run
+
+    monkeypatch.setattr("inspector.__main__.run_battery", broken_off(3))
+    assert main(["battery", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(json.dumps(steps[2].battery.to_json()))
+    assert err.endswith("\nstopped\n")
+    monkeypatch.setattr("inspector.__main__.run_battery", broken_off(0))
+    assert main(["battery"]) == 2
+    assert "nothing to show" in capsys.readouterr().err
 
 
 def test_a_conflict_has_no_right_answer_and_says_whom_the_answer_follows(steps):
