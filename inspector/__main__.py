@@ -13,6 +13,7 @@ from pathlib import Path
 from inspector.analysis.battery import MIN_ITEMS, Progress, format_battery, run_battery
 from inspector.analysis.battery_items import CELLS
 from inspector.analysis.case import open_case
+from inspector.analysis.command import write_which_image
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.lab import EXAMPLE, run_lab
 from inspector.analysis.layouts import compare_layouts, tell_layouts
@@ -142,8 +143,10 @@ def run_report(options: argparse.Namespace) -> dict:
     known = study_whole(vlm, inspection, options.turn, reference=options.reference, typed=options.contrast,
                         max_new_tokens=options.max_new_tokens, seed=options.seed)  # fmt: skip
     names = [Path(image).name for image in options.image]
+    command = write_which_image(inspection.prompt, options.model, options.image, settings, known.found.turn,
+                                options.reference, options.contrast)  # fmt: skip
     try:
-        Path(options.out).write_text(report(vlm, inspection, options.model, names, known), encoding="utf-8")
+        Path(options.out).write_text(report(vlm, inspection, options.model, names, known, command), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{options.out} can't be written ({error.strerror}); name another file.") from error
     return {"report": options.out, "verdict": known.facts["verdict"]}

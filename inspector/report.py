@@ -60,8 +60,8 @@ def study(
         yield Study(replace(found, case=None), draw_panels(found, inspection.prompt.images, gaze), facts)
 
 
-def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: Study) -> str:
-    """The page, with what is ``known``."""
+def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: Study, command: str) -> str:
+    """The page, with what is ``known``; ``command`` repeats the tests from a shell."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
     return write_report(
@@ -69,7 +69,7 @@ def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], k
         model=f"{model}, {weights / 1e6:.1f} M weights, {dtype}",
         names=names,
         turn=known.found.turn,
-        verdict=show_verdict(known.found.verdict),
+        verdict=show_verdict(known.found.verdict, command=command),
         panels=list(known.drawn.values()),
         facts=known.facts,
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.export import write_command, write_facts, write_files
+from inspector.analysis.command import write_inspect
+from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import (
     AnswerToken,
     GenerationSettings,
@@ -325,7 +326,7 @@ def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.Stat
     def share(page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), nothing
-        line = write_command(page.model, page.inspection, page.names, page.settings)
+        line = write_inspect(page.inspection.prompt, page.model, page.names, page.settings)
         return gr.update(value=line, visible=True), ""
 
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}

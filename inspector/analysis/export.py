@@ -1,11 +1,9 @@
-"""What can be taken away: the batch as files for a notebook, all facts as JSON, the command that repeats a prompt."""
+"""What can be taken away: the batch as files for a notebook, and all facts as JSON."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inspector.analysis.attention import AttentionMap
-from inspector.analysis.inspection import GenerationSettings, Inspection, describe, training_batch
+from inspector.analysis.inspection import Inspection, describe, training_batch
 from model import VLM, Batch, Sample
 
 
@@ -32,24 +30,6 @@ def write_facts(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> st
     path = Path(tempfile.mkdtemp(prefix="inspection-")) / "inspection.json"
     path.write_text(json.dumps(describe(vlm, inspection, attention), ensure_ascii=False) + "\n", encoding="utf-8")
     return str(path)
-
-
-def write_command(model: str, inspection: Inspection, names: Sequence[str], settings: GenerationSettings) -> str:
-    """One line for a shell that asks the same again; ``names`` are the images' files. Answers that a person gave
-    aren't in it: the command lets the model answer every turn."""
-    usual = GenerationSettings()
-    words = ["python", "-m", "inspector", "inspect"]
-    words += ["--model", model] if model != "embedded" else []
-    for name in names:
-        words += ["--image", name]
-    for turn in inspection.prompt.turns:
-        words += ["--ask", turn.user]
-    words += ["--layout", inspection.prompt.layout] if inspection.prompt.layout != "images-first" else []
-    words += ["--document-mask"] if inspection.prompt.document_mask else []
-    for option in ("max_new_tokens", "temperature", "top_k", "top_p", "seed"):
-        value = getattr(settings, option)
-        words += [f"--{option.replace('_', '-')}", f"{value:g}"] if value != getattr(usual, option) else []
-    return shlex.join([*words, "--json", "-"])
 
 
 def _facts(batch: Batch, samples: tuple[Sample, ...]) -> dict[str, Any]:

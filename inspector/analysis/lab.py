@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inspector.analysis.case import Case, image_keys
-from inspector.analysis.prompt import Prompt
 from inspector.analysis.replay import Variant
 from inspector.analysis.structure import ImageBlock, Question, RowStructure
 from model import Cut, InputError, VLMConfig
@@ -330,24 +328,3 @@ def _question(structure: RowStructure, number: int) -> Question:
         if question.number == number:
             return question
     raise InputError(f"There is no turn {number}; the row has the turns 1 to {len(structure.questions)}.")
-
-
-def write_command(prompt: Prompt, model: str, files: Sequence[str], turn: int, cuts: Sequence[str]) -> str:
-    """The shell command that repeats the cuts. ``files`` are the images' names. Answers are written out, so that it
-    explains the same ones whatever they were generated with."""
-    words = ["python", "-m", "inspector", "cut", "--model", model]
-    for file in files:
-        words += ["--image", file]
-    for asked in prompt.turns:
-        for option, text in (("--ask", asked.user), ("--answer", asked.assistant)):
-            # Text that begins with a dash would pass for an option.
-            words += [f"{option}={text}"] if text.startswith("-") else [option, text]
-    if prompt.layout != "images-first":
-        words += ["--layout", prompt.layout]
-    if prompt.document_mask:
-        words.append("--document-mask")
-    if turn != len(prompt.turns):
-        words += ["--turn", str(turn)]
-    for cut in cuts:
-        words += ["--cut", cut]
-    return shlex.join([*words, "--json", "-"])

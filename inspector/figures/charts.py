@@ -36,6 +36,15 @@ def copied(value: float, digits: int = 2, *, sign: bool = False) -> str:
     return f'<span data-copy="{value:.6g}">{number(value, digits, sign=sign)}</span>'
 
 
+def show_command(command: str, *, opened: bool = False) -> str:
+    """A shell's line that does the same again, folded unless ``opened``; a click copies it."""
+    copy = f'data-copy="{escape(command, quote=True)}" tabindex="0" title="click to copy"'
+    return (
+        f"<details class=wi-explain{' open' if opened else ''}><summary>The same from a shell</summary>"
+        f"<pre class=wi-command {copy}>{escape(command)}</pre></details>"
+    )
+
+
 def thumbnail(picture: Image.Image, alt: str, size: int = 96) -> str:
     """A small picture inside the page."""
     small = picture.convert("RGB")

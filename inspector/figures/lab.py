@@ -7,7 +7,7 @@ from html import escape
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.lab import EXPLANATION, Lab
 from inspector.analysis.structure import ImageBlock, RowStructure
-from inspector.figures.charts import copied, table
+from inspector.figures.charts import copied, show_command, table
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
@@ -115,7 +115,6 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
         f"<p><small>without these edges it {what}</small>"
         f"<b>{escape(last.answer)}</b></p><p><small>log p of the old answer</small>"
         f"<b>{copied(lab.change, sign=True)} nats</b></p></div>{steps}"
-        f'<p class="vi-caption">The same from a shell (click copies):</p><pre class="wi-command" data-copy='
-        f'"{escape(command, quote=True)}" tabindex="0">{escape(command)}</pre>'
+        f"{show_command(command, opened=True)}"
         f"<details class=wi-explain><summary>Explain this</summary><p>{escape(EXPLANATION)}</p></details>"
     )

@@ -20,7 +20,18 @@ from inspector.analysis.structure import Question, RowStructure, structure_sente
 from inspector.analysis.swaps import Swap
 from inspector.analysis.verdict import Verdict
 from inspector.analysis.which_image import WhichImage
-from inspector.figures.charts import Bar, HeatRow, bars, copied, heat_cell, heat_table, number, table, thumbnail
+from inspector.figures.charts import (
+    Bar,
+    HeatRow,
+    bars,
+    copied,
+    heat_cell,
+    heat_table,
+    number,
+    show_command,
+    table,
+    thumbnail,
+)
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from model import OpenedImage
@@ -116,8 +127,8 @@ def say_with_code(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
-def show_verdict(verdict: Verdict | None, note: str = "") -> str:
-    """The verdict, large. ``note``: a plain sentence below it."""
+def show_verdict(verdict: Verdict | None, note: str = "", command: str = "") -> str:
+    """The verdict, large. ``note``: a plain sentence below it; ``command``: what repeats it from a shell."""
     if verdict is None:
         return f'<p class="vi-empty">{escape(note)}</p>'
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons)
@@ -127,6 +138,7 @@ def show_verdict(verdict: Verdict | None, note: str = "") -> str:
         f'{headline(verdict)}</p><p class="wi-sentence">{escape(verdict.sentence)}</p>'
         + (f'<ul class="wi-reasons">{reasons}</ul>' if reasons else "")
         + (f'<p class="vi-caption">{escape(state)}</p>' if state else "")
+        + (show_command(command) if command and verdict.final else "")
         + "</section>"
     )
 

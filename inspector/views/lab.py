@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.case import open_case, read_row
+from inspector.analysis.command import write_cut
 from inspector.analysis.inspection import Inspection
-from inspector.analysis.lab import EXAMPLE, ROWS, compose_cut, name_position, run_lab, write_command
+from inspector.analysis.lab import EXAMPLE, ROWS, compose_cut, name_position, run_lab
 from inspector.analysis.structure import RowStructure
 from inspector.figures.lab import show_board, show_lab
 from inspector.figures.markup import show_notes
@@ -48,8 +49,8 @@ def build_lab() -> LabView:
     switch = gr.Checkbox(False, label="Lab: cut edges by hand", elem_id="lab-switch")
     with gr.Column(visible=False, elem_id="lab", elem_classes="wi-lab") as group:
         gr.HTML(
-            '<p class="vi-caption">Click what is to be hidden, say from whom, and press Cut. Cuts add up; Undo takes '
-            "the last one back.</p>"
+            '<p class="vi-caption">Click what is to be hidden or drag across it, say from whom, and press Cut. Cuts '
+            "add up; Undo takes the last one back.</p>"
         )
         board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
         with gr.Row(elem_classes="wi-controls"):
@@ -137,7 +138,8 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
                 case = open_case(store.get(page.model), page.inspection, turn,
                                  max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 lab = run_lab(case, changed)
-                command = write_command(page.inspection.prompt, page.model, page.names, lab.turn, changed)
+                command = write_cut(page.inspection.prompt, page.model, page.names, page.settings, lab.turn,
+                                    changed)  # fmt: skip
                 yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
             except InputError as error:
                 yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]

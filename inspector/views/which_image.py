@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.case import is_answered, open_case, read_row
+from inspector.analysis.command import write_which_image
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.structure import RowStructure
 from inspector.analysis.which_image import STEPS
@@ -191,7 +192,9 @@ def wire_which_image(
                 updates[view.panels[following]] = gr.update(busy=f"{PANELS[following].busy} …")
             if found.verdict is not None:
                 note = f"Turn {found.turn}, {time.perf_counter() - began:.1f} s."
-                updates[view.verdict] = show_verdict(found.verdict, note)
+                command = write_which_image(page.inspection.prompt, page.model, page.names, page.settings, found.turn,
+                                            reference.strip(), typed)  # fmt: skip
+                updates[view.verdict] = show_verdict(found.verdict, note, command)
                 updates[view.facts] = known.facts
             yield {view.note: "", view.study: known, **updates}
 
@@ -250,12 +253,14 @@ def wire_which_image(
     gr.on([prompt.ask.click, *(question.submit for question in prompt.questions),
            *(example.click for example in prompt.examples)], None, cancels=runs, api_name="which_give_way")  # fmt: skip
 
-    def make(page: Shown | None, kept: Study | None) -> Any:
+    def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
         path = Path(tempfile.mkdtemp(prefix="which-image-")) / "report.html"
-        path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept), "utf-8")
+        command = write_which_image(page.inspection.prompt, page.model, page.names, page.settings, kept.found.turn,
+                                    reference.strip(), [contrast.strip()] if contrast.strip() else [])  # fmt: skip
+        path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept, command), "utf-8")
         return gr.update(value=str(path), visible=True)
 
-    view.report.click(make, [shown, view.study], view.file, api_name="which_report")
+    view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")
     lab_view.wire_lab(view.lab, store, shown, view.turn, queue)

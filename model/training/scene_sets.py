@@ -31,8 +31,11 @@ class SceneSetSpec:
     pictures told in words), "told" (2 to 5 pictures and, among questions about them, some whose answer stands in the
     question), "cued" (2 to 5 pictures, named by ordinal words, as the last, by what they show), "unrouted" (one
     picture or several; which of them an answer is about is drawn apart from which the question names: whoever learns
-    this learns to ignore the question's index). ``turns``: questions per example, at most. ``images``: how many
-    pictures, at least and at most. ``dense``: in "several", every picture is asked about, then all are listed."""
+    this learns to ignore the question's index), "places" (one picture of one tile or, with several shapes, at times of
+    more; where its shapes lie, and its caption, which tells them from left to right), "which" (2 to 5 pictures; which
+    of them has a shape). ``turns``: questions per example, at most. ``images``: how many pictures, at least and at
+    most. ``shapes``: in a picture of "places", "single", "captions" and "text", at most. ``dense``: in "several", every
+    picture is asked about, then all are listed."""
 
     source: str = "scenes"
     set: str = "single"
@@ -40,6 +43,7 @@ class SceneSetSpec:
     pictures: int = 6_000
     turns: int = 4
     images: tuple[int, int] = (2, sc.MAX_IMAGES)
+    shapes: int = sc.MAX_SHAPES
     dense: bool = False
     seed: int = 1
 
@@ -54,13 +58,15 @@ class SceneSet(ExampleSet):
         self.pool: list[sc.Scene] = []
         self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
         for index in range(spec.pictures):
-            if spec.set in ("several", "per-turn", "lists", "told", "cued", "unrouted"):
+            if spec.set in ("several", "per-turn", "lists", "told", "cued", "unrouted", "which"):
                 colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
                 self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
             elif spec.set == "large":
                 self.pool.append(sc.random_scene(rng, sc.CANVAS_SIZES[1 + index % (len(sc.CANVAS_SIZES) - 1)]))
             else:
-                self.pool.append(sc.random_scene(rng, n_shapes=1 + index % sc.MAX_SHAPES))
+                large = spec.set == "places" and index % 4 == 3 and spec.shapes > 1
+                canvas = sc.CANVAS_SIZES[1 + index // 4 % (len(sc.CANVAS_SIZES) - 1)] if large else sc.SINGLE_TILE
+                self.pool.append(sc.random_scene(rng, canvas, n_shapes=1 + index % spec.shapes))
 
     def __len__(self) -> int:
         return self.spec.count
@@ -187,6 +193,17 @@ def _cued(self: SceneSet, rng: np.random.Generator) -> Example:
     return sc.conversation(_pictures(group), turns or [sc.ask_list(rng, group)], rng)
 
 
+def _places(self: SceneSet, rng: np.random.Generator) -> Example:
+    scene = self.scene(rng)
+    return sc.conversation(_pictures([scene]), sc.place_turns(rng, scene, self.spec.turns), rng)
+
+
+def _which(self: SceneSet, rng: np.random.Generator) -> Example:
+    group = self.group(rng)
+    turns = [sc.ask_which(rng, group, int(index)) for index in rng.permutation(len(group))[: self.spec.turns]]
+    return sc.conversation(_pictures(group), [turn for turn in turns if turn is not None], rng)
+
+
 _LAST_SHARE = 0.7
 """How often an unrouted answer is about the last picture; else it is about any of the others, all alike. The favourite
 makes the greedy answer one thing, the rest leaves every picture's answer some probability."""
@@ -234,7 +251,7 @@ def _unrouted(self: SceneSet, rng: np.random.Generator) -> Example:
 _MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
     "single": _single, "large": _single, "several": _several, "per-turn": _per_turn, "captions": _captions,
     "lists": _lists, "text": _text, "told": _told_in_text,
-    "cued": _cued, "unrouted": _unrouted,
+    "cued": _cued, "unrouted": _unrouted, "places": _places, "which": _which,
 }  # fmt: skip
 
 
@@ -259,6 +276,8 @@ def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
         raise InputError(f"There is no set of scenes “{made.set}”; choose one of {', '.join(sorted(_MAKERS))}.")
     if min(made.count, made.pictures, made.turns) < 1:
         raise InputError("count, pictures and turns of a set of scenes must be 1 or more.")
+    if not 1 <= made.shapes <= sc.MAX_SHAPES:
+        raise InputError(f"shapes of a set of scenes is {made.shapes}; it must be 1 to {sc.MAX_SHAPES}.")
     return SceneSet(made)
 
 

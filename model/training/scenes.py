@@ -278,17 +278,23 @@ def ask_presence(rng: np.random.Generator, name: str, present: bool) -> Turn:
     return _pick(rng, plain), "yes" if present else "no", "yes/no"
 
 
-def ask_position(rng: np.random.Generator, scene: Scene) -> Turn | None:
+def _position_questions(scene: Scene) -> list[tuple[Shape, str, str]]:
+    """Every question after a place that has a clear answer: its shape, the question, the answer."""
     options = []
     for shape, how in _unique(scene):
         across, down = side_of(scene, shape)
         if across:
-            options.append((f"is the {how} on the left or on the right?", across))
+            options.append((shape, f"is the {how} on the left or on the right?", across))
         if down:
-            options.append((f"is the {how} at the top or at the bottom?", down))
+            options.append((shape, f"is the {how} at the top or at the bottom?", down))
+    return options
+
+
+def ask_position(rng: np.random.Generator, scene: Scene) -> Turn | None:
+    options = _position_questions(scene)
     if not options:
         return None
-    question, answer = _pick(rng, options)
+    _, question, answer = _pick(rng, options)
     return question, answer, "position"
 
 
@@ -314,6 +320,17 @@ def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Tu
     return turns or [ask_count(rng, scene)]
 
 
+def place_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Turn]:
+    """Up to ``n_turns`` − 1 questions after places in one scene, then its caption. No two questions are about the same
+    side of the same shape and the caption comes last, for an answer that was read before needs no picture."""
+    options = _position_questions(scene)
+    chosen: dict[tuple[Shape, bool], Turn] = {}
+    for n in rng.permutation(len(options)):
+        shape, question, answer = options[int(n)]
+        chosen.setdefault((shape, answer in ("left", "right")), (question, answer, "position"))
+    return [*list(chosen.values())[: n_turns - 1], ask_caption(rng, scene)]
+
+
 def different_scenes(rng: np.random.Generator, n_images: int, *, same_colour: bool = False) -> list[Scene]:
     """One-tile scenes of one shape each, no two of the same colour (or all of one colour, if ``same_colour``)."""
     colours = rng.permutation(COLOUR_NAMES)
@@ -336,9 +353,11 @@ def ask_shape_by_index(rng: np.random.Generator, scenes: list[Scene], index: int
     return _pick(rng, forms), scenes[index].shapes[0].kind, "shape by index"
 
 
-def ask_which(rng: np.random.Generator, scenes: list[Scene]) -> Turn | None:
+def ask_which(rng: np.random.Generator, scenes: list[Scene], index: int | None = None) -> Turn | None:
+    """After the image ``index``, or any (None); no question where its shape is in another image too."""
     names = Counter(scene.shapes[0].name for scene in scenes)
-    options = [index for index, scene in enumerate(scenes) if names[scene.shapes[0].name] == 1]
+    options = [place for place, scene in enumerate(scenes)
+               if names[scene.shapes[0].name] == 1 and index in (None, place)]  # fmt: skip
     if not options:
         return None
     index = _pick(rng, options)

@@ -127,6 +127,33 @@ def test_any_turn_can_be_explained(open_tab):
     assert "depends on image 3" in page.inner_text("#which-verdict")
 
 
+def test_dragging_over_the_board_chooses_all_on_the_way(open_tab):
+    page = open_tab()
+    page.check("#lab-switch input")
+    pictures = [page.locator(f'#lab-board .wi-tile[data-thing="image {n}"]') for n in (1, 2, 3)]
+    page.locator("#lab-board").scroll_into_view_if_needed()
+    centres = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+               for box in (picture.bounding_box() for picture in pictures)]  # fmt: skip
+    line = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
+
+    def drag(*places):
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=6)
+        page.mouse.up()
+
+    drag(*centres)
+    page.wait_for_function(line, arg="image 1, image 2, image 3 -> question", timeout=15_000)
+    # The first one is switched off, so all are; and back on the first the click that ends there changes nothing.
+    drag(centres[0], centres[1], centres[0])
+    page.wait_for_function(line, arg="image 3 -> question", timeout=15_000)
+    pictures[2].focus()
+    page.keyboard.press("Space")
+    page.wait_for_function(line, arg="", timeout=15_000)
+    assert page.errors == []
+
+
 def test_cutting_by_hand_and_taking_it_back(open_tab):
     page = open_tab()
     page.check("#lab-switch input")

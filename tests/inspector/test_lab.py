@@ -1,14 +1,13 @@
 """Edges cut by hand: the language of cuts, and the answer without them."""
 
 import re
-import shlex
 
 import pytest
 import torch
 
 from inspector.analysis.case import image_keys, open_case
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect
-from inspector.analysis.lab import compose_cut, name_position, name_things, read_cut, run_lab, write_command
+from inspector.analysis.lab import compose_cut, name_position, name_things, read_cut, run_lab
 from inspector.analysis.prompt import Prompt, Turn
 from model import Cut, InputError, OpenedImage, Tap
 from model.training.examples import EXAMPLES
@@ -159,14 +158,3 @@ def test_rows_that_can_t_see_what_is_hidden_lose_nothing(embedded):
     turns = study(embedded, "per-turn")
     first = open_case(embedded, ask_and_inspect(embedded, turns.prompt, GenerationSettings()), 1)
     assert run_lab(first, ["image 2 -> later"]).change == 0
-
-
-def test_the_command_quotes_what_a_shell_would_read(three):
-    prompt = Prompt(three.prompt.images, (Turn("What's “it”; $HOME?", "red"), Turn("-n?", "")), "packed", True)
-    words = shlex.split(write_command(prompt, "embedded", ["a b.png", "c.png", "d.png"], 1, ["image 1 -> question"]))
-    assert words[:6] == ["python", "-m", "inspector", "cut", "--model", "embedded"]
-    assert words[words.index("--image") + 1] == "a b.png"
-    assert words[words.index("--ask") + 1] == "What's “it”; $HOME?"
-    assert "--ask=-n?" in words
-    assert words[-9:] == ["--layout", "packed", "--document-mask", "--turn", "1", "--cut", "image 1 -> question",
-                          "--json", "-"]  # fmt: skip

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from inspector.analysis.questions import find_pointer
+from model import InputError
 from model.training.scene_sets import read_scene_set
 from model.training.scenes import COLOURS
 
@@ -66,3 +67,42 @@ def test_one_picture_is_answered_about_truly():
         for (_, answer), family in zip(turns(example), example.families, strict=True):
             if family == "colour":
                 assert answer == colours_of(example)[0]
+
+
+def test_places_are_asked_once_a_side_and_the_caption_comes_last():
+    examples = read_scene_set({"set": "places", "count": 120, "pictures": 24, "turns": 7, "seed": 2})
+    answers = set()
+    for n in range(len(examples)):
+        example = examples.make(n)
+        texts = [(u.text, a.text) for u, a in zip(*[iter(example.conversation.messages)] * 2, strict=True)]
+        assert example.families[-1] == "caption"
+        assert set(example.families[:-1]) <= {"position"}
+        names = texts[-1][1].replace(" and ", ", ").split(", ")
+        assert len(texts) - 1 <= 2 * len(names)
+        answers |= {answer for _, answer in texts[:-1]}
+    assert answers == {"left", "right", "top", "bottom"}
+
+
+def test_one_shape_a_picture_is_one_tile_and_one_question_a_side():
+    examples = read_scene_set({"set": "places", "count": 60, "pictures": 24, "turns": 3, "shapes": 1, "seed": 2})
+    for n in range(len(examples)):
+        example = examples.make(n)
+        assert example.conversation.messages[0].images[0].size == (64, 64)
+        asked = [message.text for message in example.conversation.messages[:-2:2]]
+        assert sum("left" in question for question in asked) <= 1
+        assert sum("top" in question for question in asked) <= 1
+        assert " and " not in example.conversation.messages[-1].text
+
+
+def test_which_asks_after_several_images_of_a_prompt_each_once():
+    examples = read_scene_set({"set": "which", "count": 60, "pictures": 40, "turns": 3, "images": [2, 5], "seed": 2})
+    for n in range(len(examples)):
+        messages = examples.make(n).conversation.messages
+        answers = [message.text for message in messages[1::2]]
+        assert len(set(answers)) == len(answers) == min(3, len(messages[0].images))
+        assert all(1 <= int(answer) <= len(messages[0].images) for answer in answers)
+
+
+def test_more_shapes_than_are_drawn_are_refused():
+    with pytest.raises(InputError, match="shapes of a set of scenes is 4; it must be 1 to 3"):
+        read_scene_set({"set": "single", "shapes": 4})
