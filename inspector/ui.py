@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,8 @@ def _wire_results(
         ]
 
     ask_inputs = [*prompt.inputs, *controls]
+    # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
+    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES, "arrangement"))
     asked = gr.on(
         [prompt.ask.click, *(question.submit for question in prompt.questions)],
         on_ask, ask_inputs, answered, api_name="ask", concurrency_id=MODEL_QUEUE, concurrency_limit=1,
@@ -313,6 +316,11 @@ def _wire_results(
     tokens = gr.JSON(visible=False)
     reader = gr.Button(visible=False)
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
+
+
+def _name_parameters(handler: Callable[..., Any], names: Sequence[str]) -> None:
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    handler.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
 
 
 def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State) -> None:

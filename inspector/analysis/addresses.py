@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from inspector.analysis.case import Case
+from inspector.analysis.numerals import say
 from inspector.analysis.replay import PASS_POSITIONS, StatePatch, Variant
 from inspector.analysis.selection import Asked, Selection
-from inspector.analysis.verdict import say
 
 EXPLANATION = (
     "A question about another image was asked beside the prompt's own, and before each layer its internal states were "

@@ -22,8 +22,8 @@ import torch
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.case import Case
 from inspector.analysis.dependence import STRONG, Dependence
+from inspector.analysis.numerals import say
 from inspector.analysis.routes import question_rows
-from inspector.analysis.verdict import say
 from model import AttentionReader, Tap
 
 EXPLANATION = (
@@ -247,7 +247,7 @@ def _say(case: Case, gaze: Gaze, bar: float) -> str:
         where += f" ({', '.join(map(str, layers))})"
     ranks = "fewer than three images, so no rank correlation" if count < 3 else (
         "no rank correlation, as all are equal" if gaze.correlation is None else
-        f"rank correlation with the Shapley values {gaze.correlation:+.2f} over {count} images"
+        f"rank correlation with the Shapley values {say(gaze.correlation, sign=True)} over {count} images"
     )  # fmt: skip
     named = f"the interventions name image {gaze.causal} (Shapley {say(gaze.shapley[gaze.causal - 1])} nats)"
     if gaze.badge == "agrees":

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from inspector.analysis.case import Case, image_keys
 from inspector.analysis.dependence import STRONG
+from inspector.analysis.numerals import say
 from inspector.analysis.replay import PASS_POSITIONS, Variant
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
-from inspector.analysis.verdict import say
 from model import Box, Cut, InputError, OpenedImage
 
 EXPLANATION = (
@@ -446,5 +446,5 @@ def _say_curve(found: RegionMap) -> list[str]:
     judged = "better than random" if found.better else "no better than random"
     sentence = (f"{done} in the order of effect, log p is {say(found.strongest_first.area)} nats on average, in random "
                 f"orders {say(sum(areas) / len(areas))} ({found.beaten} of {len(areas)} beaten): {judged}, by "
-                f"{found.gap:+.2f}.")  # fmt: skip
+                f"{say(found.gap, sign=True)}.")  # fmt: skip
     return [sentence]

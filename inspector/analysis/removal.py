@@ -32,6 +32,8 @@ class Removals:
     case: Case
     _stretches: list[_Stretch] = field(init=False)
     _nodes: dict[tuple[int, frozenset[int]], Variant] = field(init=False, default_factory=dict)
+    _turns: dict[tuple[int, frozenset[int], tuple[int, ...]], Variant] = field(init=False, default_factory=dict)
+    """Questions, which several answers stand behind: by the stretch, the images gone before it, and their ids."""
 
     def __post_init__(self) -> None:
         structure = self.case.structure
@@ -60,8 +62,22 @@ class Removals:
         """Other ``ids`` from ``target``'s start on, of which ``scored`` (start, stop) are the answer."""
         place = next(n for n, stretch in enumerate(self._stretches) if stretch.start == target.start)
         gone = self._before(place, hidden)
-        cuts = self._cuts(gone, range(target.start, target.start + len(ids)))
-        return Variant(target.start, ids, scored, cuts, parent=self._node_before(place, gone))
+        first = scored[0]
+        asked, answer = ids[: first - target.start], ids[first - target.start :]
+        cuts = self._cuts(gone, range(first, target.start + len(ids)))
+        return Variant(first, answer, scored, cuts, parent=self._turn(place, gone, asked))
+
+    def _turn(self, place: int, gone: frozenset[int], asked: tuple[int, ...]) -> Variant | None:
+        """The question ``asked`` at stretch ``place``; None where it is the row's as it was read."""
+        start = self._stretches[place].start
+        stop = start + len(asked)
+        if not gone and asked == self.case.replay.ids[start:stop]:
+            return None
+        key = (place, gone, asked)
+        if key not in self._turns:
+            cuts = self._cuts(gone, range(start, stop))
+            self._turns[key] = Variant(start, asked, (stop, stop), cuts, parent=self._node_before(place, gone))
+        return self._turns[key]
 
     def _before(self, place: int, hidden: frozenset[int]) -> frozenset[int]:
         return frozenset(s.image.number for s in self._stretches[:place] if s.image and s.image.number in hidden)

@@ -5,7 +5,8 @@ before them as it was. The row is read once and its keys and values are kept; a 
 computes its own few positions only. All variants of a batch stand side by side in one pass behind the cached row, each
 with the positions that it would have had, and the mask lets each see its own prefix and itself: an intervention costs
 tens of positions instead of thousands, and nothing is copied for it. Where a change reaches further back, variants
-share what they have in common: one can stand behind another instead of behind the row.
+share what they have in common: one can stand behind another instead of behind the row, and what others stand behind
+stays in the cache, so that the next question about the same change finds it there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from model.layers import rotate
 
 PASS_POSITIONS = 1024
 """So many positions at most are computed in one pass, unless a single variant has more: what bounds the memory."""
+KEPT_ROWS = 2
+"""What variants stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at least)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Shift:
 class Variant:
     """One way for a row to go on: positions before ``start`` stay as they were read, ``ids`` stand from there on.
 
-    ``scored`` (start, stop) are the positions whose tokens' log-probabilities are wanted. ``cuts`` take edges away, in
+    ``scored`` (start, stop) are the positions whose tokens' log-probabilities are wanted; the first may be its own
+    first, which what stands before it predicts. ``cuts`` take edges away, in
     positions of the variant's own row; queries before ``start`` are beyond change and ignored. ``shifts`` move the
     keys of positions before ``start``. Ids that differ from the row's belong to the sample that ``start`` lies in.
     ``parent``: a variant that ends at or before ``start``; its positions are seen in place of the row's (and those of
@@ -105,7 +109,8 @@ class StatePatch:
 class Replay:
     """One row, read once. Not for two threads at the same time: variants are computed behind the row in its cache.
 
-    Memory: keys and values of the row and of :data:`PASS_POSITIONS` more, and one mask of a pass.
+    Memory: keys and values of the row, of :data:`KEPT_ROWS` times as many positions and of :data:`PASS_POSITIONS`
+    more, and one mask of a pass.
     """
 
     @torch.no_grad()
@@ -129,6 +134,10 @@ class Replay:
         self._length = len(row)
         self._attended = batch.attention_mask[0]
         self._segments = batch.segment_ids[0]
+        self._kept: list[Variant] = []
+        """What variants stood behind, in the order in which it stands in the cache behind the row."""
+        self._ends: dict[int, Tensor] = {}
+        """By the ``id`` of what is kept: the decoder's output at its last position."""
         self._cache = self._allocate(PASS_POSITIONS)
         segments = batch.segment_ids if document_mask else None
         mask = build_mask(batch.attention_mask, segments, self._length, self.embeds.dtype)
@@ -144,14 +153,15 @@ class Replay:
     def run(self, variants: Sequence[Variant], patches: Sequence[StatePatch] = ()) -> list[Outcome]:
         """Every variant's outcome, in order. ``patches`` name variants by their place in ``variants``; all of these
         then run in one pass."""
-        outcomes: list[Outcome] = []
         variants = _apart(variants)
-        for chunk in [variants] if patches else _chunks(variants):
-            nodes = _gather(chunk)
-            linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
-            hidden, starts = self._forward(nodes, linked)
-            outcomes += self._outcomes(chunk, hidden, starts)
-        return outcomes
+        outcomes: dict[int, Outcome] = {}
+        for group in [variants] if patches else self._groups(variants):
+            self._keep(group)
+            for chunk in [group] if patches else _chunks(group, {id(node) for node in self._kept}):
+                linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
+                hidden, starts = self._forward(self._new(_gather(chunk)), linked)
+                outcomes |= zip(map(id, chunk), self._outcomes(chunk, hidden, starts), strict=True)
+        return [outcomes[id(variant)] for variant in variants]
 
     @torch.no_grad()
     def answer(self, variants: Sequence[Variant], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -159,10 +169,10 @@ class Replay:
         to go on."""
         ids: list[list[int]] = [[] for _ in variants]
         open_ = list(range(len(variants)))
-        for _ in range(max_new_tokens):
+        for step in range(max_new_tokens):
             if not open_:
                 break
-            grown = [replace(variants[n], ids=(*variants[n].ids, *ids[n])) for n in open_]
+            grown = [variants[n] if step == 0 else self._continue(variants[n], ids[n]) for n in open_]
             for n, outcome in zip(tuple(open_), self.run(grown), strict=True):
                 if outcome.next_id == self.vlm.eos_token_id:
                     open_.remove(n)
@@ -179,23 +189,78 @@ class Replay:
         """Attention of one position of each variant, ``rows[n]`` of variant n, over groups of the row's positions
         (``groups [pos]``, −1 for none). The variants must fit one pass. See :class:`model.AttentionReader`."""
         variants = _apart(variants)
-        nodes = _gather(variants)
-        starts = _starts(nodes)
-        positions = [starts[id(variant)] + row - variant.start for row, variant in zip(rows, variants, strict=True)]
-        own = torch.full((sum(len(node.ids) for node in nodes),), -1, dtype=torch.long)
-        for node in nodes:
+        nodes = self._new(_gather(variants))
+        held = [*self._kept, *nodes]
+        starts = _starts(held)
+        kept = self._kept_positions
+        positions = [starts[id(variant)] - kept + row - variant.start
+                     for row, variant in zip(rows, variants, strict=True)]  # fmt: skip
+        own = torch.full((sum(len(node.ids) for node in held),), -1, dtype=torch.long)
+        for node in held:
             start, stop = starts[id(node)], min(node.stop, self._length)
             own[start : start + stop - node.start] = groups[node.start : stop]
         reader = AttentionReader(positions, torch.cat((groups, own)), n_groups, weigh_values=weigh)
         self._forward(nodes, (), reader)
         return reader.reading
 
+    def _continue(self, variant: Variant, ids: Sequence[int]) -> Variant:
+        """``ids`` behind the variant; its cuts hold for them too."""
+        stop = variant.stop
+        if variant.shifts:
+            return replace(variant, ids=(*variant.ids, *ids))  # keys that are moved are so for one pass
+        return Variant(stop, tuple(ids), (stop, stop), variant.cuts, parent=variant)
+
+    @property
+    def _kept_positions(self) -> int:
+        return sum(len(node.ids) for node in self._kept)
+
+    @property
+    def _room(self) -> int:
+        return max(KEPT_ROWS * self._length, PASS_POSITIONS)
+
+    def _new(self, nodes: Iterable[Variant]) -> list[Variant]:
+        """Those that aren't kept."""
+        kept = {id(node) for node in self._kept}
+        return [node for node in nodes if id(node) not in kept]
+
+    def _groups(self, variants: list[Variant]) -> Iterator[list[Variant]]:
+        """All at once if what they stand behind can be kept, else those side by side that share most of it."""
+        if sum(len(node.ids) for node in _parents(variants)) <= self._room:
+            yield variants
+            return
+        seen = {id(node): n for n, node in enumerate(_gather(variants))}
+        group: list[Variant] = []
+        for variant in sorted(variants, key=lambda variant: [seen[id(node)] for node in variant.line[:-1]]):
+            if group and sum(len(node.ids) for node in _parents([*group, variant])) > self._room:
+                yield group
+                group = []
+            group.append(variant)
+        yield group
+
+    def _keep(self, variants: Sequence[Variant]) -> None:
+        """Reads what the variants stand behind, unless that is done, and leaves it in the cache. Where there is no room
+        what was kept before makes way; what doesn't fit at all is read with each pass."""
+        needed = _parents(variants)
+        # Keys that are moved are so for one pass.
+        if not needed or any(node.shifts for variant in variants for node in variant.line):
+            return
+        new = self._new(needed)
+        if self._kept_positions + sum(len(node.ids) for node in new) > self._room:
+            self._kept, self._ends, new = [], {}, needed
+            if sum(len(node.ids) for node in new) > self._room:
+                return
+        for chunk in _packs(new):
+            hidden, starts = self._forward(chunk, ())
+            self._ends |= {id(node): hidden[starts[id(node)] + len(node.ids) - 1].clone() for node in chunk}
+            self._kept += chunk
+
     def _reserve(self, positions: int) -> None:
-        """Room for so many positions behind the row."""
-        if self._cache.keys.shape[3] < self._length + positions:
-            grown = self._allocate(positions)
-            grown.keys[:, :, :, : self._length] = self._cache.keys[:, :, :, : self._length]
-            grown.values[:, :, :, : self._length] = self._cache.values[:, :, :, : self._length]
+        """Room for so many positions behind the row and what is kept."""
+        held = self._length + self._kept_positions
+        if self._cache.keys.shape[3] < held + positions:
+            grown = self._allocate(held - self._length + positions)
+            grown.keys[:, :, :, :held] = self._cache.keys[:, :, :, :held]
+            grown.values[:, :, :, :held] = self._cache.values[:, :, :, :held]
             self._cache = grown
 
     def _allocate(self, positions: int) -> KVCache:
@@ -208,8 +273,9 @@ class Replay:
         reader: AttentionReader | None = None,
     ) -> tuple[Tensor, dict[int, int]]:
         """The decoder's output ``[pos width]`` for the variants side by side, and where each (by its ``id``) begins in
-        it. Parents are among ``nodes``, before their children."""
-        starts = _starts(nodes)
+        it. Parents are kept, or among ``nodes`` before their children."""
+        starts = _starts([*self._kept, *nodes])
+        kept = self._kept_positions
         total = sum(len(node.ids) for node in nodes)
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
         if (longest := max(node.stop for node in nodes)) > (limit := self._limit):
@@ -233,12 +299,11 @@ class Replay:
                        self._places(target, starts, patch.positions))
                  for source, target, patch in patches]  # fmt: skip
         tap = Tap(reader, tuple(cuts), tuple(moved)) if reader is not None or cuts or moved else None
-        mask = self._mask(nodes, starts, total)
-        cache.length = self._length
+        mask = self._mask(nodes, starts)
+        cache.length = self._length + kept
         with self._shifted({node.shifts for node in nodes}):
             hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)
-        cache.length = self._length
-        return hidden[0], starts
+        return hidden[0], {id(node): starts[id(node)] - kept for node in nodes}
 
     def _places(self, node: Variant, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
         """Where positions of a variant's row are among the keys of the pass."""
@@ -262,18 +327,22 @@ class Replay:
             embeds[is_image] = self.embeds[places] if variant.features is None else variant.features
         return embeds
 
-    def _mask(self, nodes: Sequence[Variant], starts: dict[int, int], total: int) -> Tensor:
-        """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone."""
+    def _mask(self, nodes: Sequence[Variant], starts: dict[int, int]) -> Tensor:
+        """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone. ``starts``: where
+        each, and what is kept, begins behind the row."""
+        kept = self._kept_positions
+        total = sum(len(node.ids) for node in nodes)
+        held = [*self._kept, *nodes]
         dtype, device = self.embeds.dtype, self.embeds.device
         unseen = torch.finfo(dtype).min
-        mask = torch.full((total, self._length + total), -torch.inf, dtype=dtype, device=device)
+        mask = torch.full((total, self._length + kept + total), -torch.inf, dtype=dtype, device=device)
         # Per key of the pass: what seeing it adds to a score, and its sample.
-        seen = torch.cat((self._attended, *(self._own(node)[0] for node in nodes)))
+        seen = torch.cat((self._attended, *(self._own(node)[0] for node in held)))
         bias = torch.where(seen, 0.0, unseen).to(dtype)
-        segments = torch.cat((self._segments, *(self._own(node)[1] for node in nodes)))
+        segments = torch.cat((self._segments, *(self._own(node)[1] for node in held)))
         for node in nodes:
-            begin = starts[id(node)]
-            rows, own = slice(begin, begin + len(node.ids)), self._length + begin
+            begin = starts[id(node)] - kept
+            rows, own = slice(begin, begin + len(node.ids)), self._length + starts[id(node)]
             view = mask[rows]
             view[:, : node.start] = bias[: node.start]
             for parent in node.line[:-1]:
@@ -314,16 +383,27 @@ class Replay:
             for span, keys in kept:
                 cache.keys[:, :, :, span] = keys
 
+    def _before(self, variant: Variant, hidden: Tensor, starts: dict[int, int]) -> Tensor:
+        """``[width]``: what predicts the variant's first token."""
+        parent = variant.parent
+        if parent is None or parent.stop < variant.start:
+            return self.hidden[variant.start - 1]
+        kept = self._ends.get(id(parent))
+        return hidden[starts[id(parent)] + len(parent.ids) - 1] if kept is None else kept
+
     def _outcomes(self, variants: Sequence[Variant], hidden: Tensor, starts: dict[int, int]) -> list[Outcome]:
         """One vocabulary projection for all positions that predict something wanted."""
         wanted: list[Tensor] = []
         for variant in variants:
             first, stop = variant.scored
-            if first != stop and not variant.start < first < stop <= variant.stop:
+            if first != stop and not max(1, variant.start) <= first < stop <= variant.stop:
                 raise ValueError(f"Positions {first} to {stop} can't be scored from {variant.start} to {variant.stop}.")
             start = starts[id(variant)]
             if first != stop:
-                wanted.append(hidden[start + first - 1 - variant.start : start + stop - 1 - variant.start])
+                if first == variant.start:
+                    wanted.append(self._before(variant, hidden, starts)[None])
+                inner = max(first - 1, variant.start) - variant.start
+                wanted.append(hidden[start + inner : start + stop - 1 - variant.start])
             wanted.append(hidden[start + len(variant.ids) - 1][None])
         logprobs = self.vlm.decoder.head(torch.cat(wanted)).float().log_softmax(dim=-1)
         outcomes, at = [], 0
@@ -356,6 +436,11 @@ def _gather(variants: Iterable[Variant]) -> list[Variant]:
     return list(found.values())
 
 
+def _parents(variants: Iterable[Variant]) -> list[Variant]:
+    """What the variants stand behind, each once, parents first."""
+    return _gather(variant.parent for variant in variants if variant.parent is not None)
+
+
 def _starts(nodes: Iterable[Variant]) -> dict[int, int]:
     """By the ``id`` of each variant: where it begins in the pass."""
     starts, total = {}, 0
@@ -365,17 +450,30 @@ def _starts(nodes: Iterable[Variant]) -> dict[int, int]:
     return starts
 
 
-def _chunks(variants: Sequence[Variant]) -> Iterator[list[Variant]]:
-    """In order, so many at a time as fit a pass with their parents; a change of shifts begins a new one."""
+def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
+    """In order, so many at a time as fit a pass without their parents."""
+    pack: list[Variant] = []
+    for node in nodes:
+        if pack and sum(len(one.ids) for one in pack) + len(node.ids) > PASS_POSITIONS:
+            yield pack
+            pack = []
+        pack.append(node)
+    if pack:
+        yield pack
+
+
+def _chunks(variants: Sequence[Variant], kept: set[int]) -> Iterator[list[Variant]]:
+    """In order, so many at a time as fit a pass with their parents that are not ``kept`` (by ``id``); a change of
+    shifts begins a new one."""
     chunk: list[Variant] = []
-    held: set[int] = set()
+    held = set(kept)
     size = 0
     for variant in variants:
         new = sum(len(node.ids) for node in variant.line if id(node) not in held)
         if chunk and (size + new > PASS_POSITIONS or variant.shifts != chunk[0].shifts):
             yield chunk
-            chunk, held, size = [], set(), 0
-            new = sum(len(node.ids) for node in variant.line)
+            chunk, held, size = [], set(kept), 0
+            new = sum(len(node.ids) for node in variant.line if id(node) not in held)
         chunk.append(variant)
         held |= {id(node) for node in variant.line}
         size += new

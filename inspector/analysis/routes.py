@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from inspector.analysis.case import Case, Target, image_keys
 from inspector.analysis.dependence import STRONG
+from inspector.analysis.numerals import say
 from inspector.analysis.structure import ImageBlock
-from inspector.analysis.verdict import say
 from model import Cut
 
 EXPLANATION = (

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from inspector.analysis.case import Case
 from inspector.analysis.dependence import STRONG, Dependence
+from inspector.analysis.numerals import say
 from inspector.analysis.selection import Selection
 from inspector.analysis.swaps import Swap, swap_of
 
@@ -43,12 +44,6 @@ class Verdict:
             "reasons": list(self.reasons),
             "final": self.final,
         }
-
-
-def say(value: float) -> str:
-    """Nats to two digits, without a minus before nought."""
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def name_leader(dependence: Dependence) -> int | None:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from inspector.analysis.before_after import Comparison, Grid, Measured, Shares, Side
-from inspector.figures.charts import copied, number, table
+from inspector.analysis.numerals import say
+from inspector.figures.charts import copied, table
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_share
 from inspector.figures.payload import data_uri
@@ -153,7 +154,7 @@ def _show_maps(comparison: Comparison) -> str:
     for k, image in enumerate(comparison.prompt.images):
         one, two = before.image_shares[k], after.image_shares[k]
         rows.append([badge(k), _look(image, before, k, top), _look(image, after, k, top),
-                     f"<td class=num>{number(100 * (two - one), sign=True)} points</td>"])  # fmt: skip
+                     f"<td class=num>{say(100 * (two - one), sign=True)} points</td>"])  # fmt: skip
     return (
         table(["where it looked", *_heads(comparison), "change"], rows, "attention before and after")
         + '<p class="vi-caption">Attention of the position that chose the answer\'s first token, mean over layers and '
@@ -214,7 +215,7 @@ def _show_measured(measured: Measured) -> str:
 def _show_shares(shares: Mapping[str, Shares], label: str) -> str:
     rows = []
     for name, (one, two, count) in shares.items():
-        change = f"{number(100 * (two - one), 0, sign=True)} points"
+        change = f"{say(100 * (two - one), 0, sign=True)} points"
         cells = (f"{one:.0%}", f"{two:.0%}", f"<mark>{change}</mark>" if one != two else change, f"{count:,}")
         rows.append([escape(name), *(f"<td class=num>{cell}</td>" for cell in cells)])
     return table(["held-out questions", "before", "after", "change", "asked"], rows, label)

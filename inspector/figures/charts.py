@@ -12,6 +12,7 @@ from html import escape
 
 from PIL import Image
 
+from inspector.analysis.numerals import say
 from inspector.figures.colours import IMAGE_COLOURS, image_colour, ink_on
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
@@ -23,17 +24,9 @@ _SEQUENTIAL: tuple[Colour, ...] = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (
 """Five stops of viridis."""
 
 
-def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
-    """A number with a proper minus; what rounds to nothing has no sign."""
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
 def copied(value: float, digits: int = 2, *, sign: bool = False) -> str:
     """The number as an element that a click copies, with all its digits."""
-    return f'<span data-copy="{value:.6g}">{number(value, digits, sign=sign)}</span>'
+    return f'<span data-copy="{value:.6g}">{say(value, digits, sign=sign)}</span>'
 
 
 def show_command(command: str, *, opened: bool = False) -> str:
@@ -237,9 +230,9 @@ def curves(
     for y in sorted({low, 0.0, high}):
         css = "wi-axis" if y == 0 else "wi-grid"
         parts.append(f'<line class="{css}" x1="{left}" x2="{width - 10}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{say(y)}</text>')
     for x, anchor in ((first, "start"), (last, "end")):
-        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 22}" text-anchor="{anchor}">{number(x, 0)}</text>')
+        parts.append(f'<text x="{x_at(x):.1f}" y="{height - 22}" text-anchor="{anchor}">{say(x, 0)}</text>')
     middle = (left + width - 10) / 2
     parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
     if band:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from inspector.analysis import addresses, cues, heads, layouts, permutations, regions, routes
-from inspector.figures.charts import HeatRow, Line, copied, curves, heat_cell, heat_table, number, table, thumbnail
+from inspector.analysis.numerals import say
+from inspector.figures.charts import HeatRow, Line, copied, curves, heat_cell, heat_table, table, thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
@@ -97,7 +98,7 @@ def show_cues(
             continue
         said = ", ".join(f"“{escape(answer)}”" for answer in cue.answers)
         share = "no effect to share out" if cue.share_before is None else (
-            f"{number(cue.share_before)} → {'–' if cue.share_after is None else number(cue.share_after)}")  # fmt: skip
+            f"{say(cue.share_before)} → {'–' if cue.share_after is None else say(cue.share_after)}")  # fmt: skip
         moved = heat_cell(cue.moved, 1.0, "no share to compare") if cue.share_before is not None else ""
         rows.append([change, copied(cue.fall or 0.0), said, f'<td class="wi-steady">{share}</td>', moved])
     image = next((cue.image for cue in found if cue.image), None)
@@ -146,7 +147,7 @@ def show_layouts(cells: Sequence[layouts.LayoutCell]) -> str:
         answers = []
         for answer, probability, leader in zip(cell.answers, cell.probabilities, cell.leaders or (None,) * turns,
                                                strict=False):  # fmt: skip
-            sure = "" if probability is None else f" <small>p {number(probability)}</small>"
+            sure = "" if probability is None else f" <small>p {say(probability)}</small>"
             answers.append(f"“{escape(answer)}”{sure} {badge(leader - 1) if leader else '<small>no image</small>'}")
         leak = "" if cell.leakage is None else copied(cell.leakage)
         rows.append([say_with_code(cell.name), copied(cell.length, 0), *answers, leak])
@@ -217,14 +218,14 @@ def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: Op
         css = " class=wi-top" if region is region_map.top and region.effect > 0 else ""
         cells.append(
             f'<i{css} style="{place};background:rgba({colour},{0.85 * share:.2f})" '
-            f'title="without it {number(region.loss)} nats less, alone {number(region.gain)} more"></i>'
+            f'title="without it {say(region.loss)} nats less, alone {say(region.gain)} more"></i>'
         )
     done = _DONE[region_map.how]
     label = f"image {found.image}, {done.lower()}: darker where a part matters more"
     return (
         f'<div class="wi-heat" role="img" aria-label="{label}"><img src="{data_uri(picture)}" alt="">'
         f'{"".join(cells)}</div><p class="vi-caption">{badge(found.image - 1)} {done}. Dark red: log p falls without '
-        f"this part or rises with it alone, the mean of both {number(top)} nats at the darkest (framed: the most); "
+        f"this part or rises with it alone, the mean of both {say(top)} nats at the darkest (framed: the most); "
         "blue: the other way.</p>"
     )
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from inspector.figures.charts import number, table
+from inspector.analysis.numerals import say
+from inspector.figures.charts import table
 from inspector.jobs import JobState
 from inspector.progress import Progress
 from model.training.data_report import DataReport
@@ -189,7 +190,7 @@ def show_evaluation(progress: Progress) -> str:
         share = last["accuracy"][family]
         change = round(100 * (share - before.get(family, share)))
         moved = moved or bool(change)
-        points = f" <small>({number(change, 0, sign=True)})</small>" if change else ""
+        points = f" <small>({say(change, 0, sign=True)})</small>" if change else ""
         shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{points}</li>")
     rows = []
     for one in last.get("answers", ()):

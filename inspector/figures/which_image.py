@@ -15,6 +15,7 @@ from inspector.analysis.checks import Check
 from inspector.analysis.dependence import Dependence, TurnMatrix
 from inspector.analysis.gaze import EXPLANATION as GAZE
 from inspector.analysis.gaze import Gaze, Look
+from inspector.analysis.numerals import say
 from inspector.analysis.selection import Selection
 from inspector.analysis.structure import Question, RowStructure, structure_sentences
 from inspector.analysis.swaps import Swap
@@ -27,7 +28,6 @@ from inspector.figures.charts import (
     copied,
     heat_cell,
     heat_table,
-    number,
     show_command,
     table,
     thumbnail,
@@ -264,14 +264,14 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
             rows.append(Bar(k + 1, None, "out of reach: exactly 0"))
             continue
         error = None if found.standard_errors is None else found.standard_errors[k]
-        spread = f" ± {number(error)}" if error is not None else ""
+        spread = f" ± {say(error)}" if error is not None else ""
         text = (f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(-found.leave_one_out[k], sign=True)}, "
                 f"with it alone {copied(found.alone[k], sign=True)}</small>")  # fmt: skip
         rows.append(Bar(k + 1, value, text, found.leave_one_out[k], error))
     said = f"“{escape(found.answer)}”" if found.answer else "(empty)"
     facts = (
-        f"log p of {said} is {copied(found.logprob)} with all images (p = {number(found.probability, 3)} per token) "
-        f"and {copied(found.text_only)} without any (p = {number(exp(found.text_only / found.tokens), 3)}): the prior "
+        f"log p of {said} is {copied(found.logprob)} with all images (p = {say(found.probability, 3)} per token) "
+        f"and {copied(found.text_only)} without any (p = {say(exp(found.text_only / found.tokens), 3)}): the prior "
         f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats. Beside each bar: by how much "
         "log p changes without that image, and with it alone."
     )

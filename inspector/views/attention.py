@@ -20,6 +20,8 @@ EXPLAIN = (
     "only cutting edges can show that."
 )
 
+CONTROL_NAMES = ("layer", "head", "own_row", "exclude_sinks", "own_scale")
+
 
 @dataclass(frozen=True)
 class AttentionView:
@@ -35,6 +37,7 @@ class AttentionView:
 
     @property
     def controls(self) -> list[Any]:
+        """In the order of :data:`CONTROL_NAMES`."""
         return [self.layer, self.head, self.own_row, self.exclude_sinks, self.own_scale]
 
     @property

@@ -22,6 +22,12 @@ MAX_TURNS = 6
 MAX_UPLOAD_MB = 40
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
 
+INPUT_NAMES = (
+    "model", "gallery", "turns", "layout", "document_mask", "max_new_tokens", "temperature", "top_k", "top_p", "seed",
+    *(f"question_{n + 1}" for n in range(MAX_TURNS)), *(f"answer_{n + 1}" for n in range(MAX_TURNS)),
+)  # fmt: skip
+"""What a program calls the inputs of /ask."""
+
 ABOUT = (
     "Sizes, grids and token counts follow from each picture's size and the model's config by nanoVLM's rules, before "
     "anything runs. They tell what the model will be given, not whether it makes use of it."
@@ -61,6 +67,7 @@ class PromptView:
 
     @property
     def inputs(self) -> list[Any]:
+        """In the order of :data:`INPUT_NAMES`."""
         return [self.model, self.gallery, self.shown_turns, self.layout, self.document_mask, *self.settings,
                 *self.questions, *self.answers]  # fmt: skip
 
@@ -115,6 +122,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         with gr.Group(visible=number == 1) as row:
             questions.append(
                 gr.Textbox(
+                    "",
                     label=f"Turn {number}: question",
                     lines=1,
                     max_lines=4,
@@ -124,6 +132,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
             )
             answers.append(
                 gr.Textbox(
+                    "",
                     label="Answer",
                     lines=1,
                     max_lines=4,

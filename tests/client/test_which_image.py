@@ -36,7 +36,7 @@ def ask(url, pictures, *questions, layout="images-first"):
     client = Client(url, verbose=False)
     for _ in questions[1:]:
         client.predict(api_name="/add_turn")
-    texts = {f"param_{10 + n}": text for n, text in enumerate([*questions, *[""] * (12 - len(questions))])}
+    texts = {f"question_{n}": text for n, text in enumerate(questions, start=1)}
     gallery = [{"image": handle_file(path), "caption": None} for path in pictures]
     client.predict(gallery=gallery, layout=layout, **texts, api_name="/ask")
     return client

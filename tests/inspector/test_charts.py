@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from inspector.figures.charts import Bar, HeatRow, Line, bars, curves, heat_cell, heat_table, number, table
+from inspector.analysis.numerals import say
+from inspector.figures.charts import Bar, HeatRow, Line, bars, curves, heat_cell, heat_table, table
 from inspector.figures.which_image import say_with_code
 
 
@@ -22,11 +23,11 @@ def contrast(one, other):
     ("value", "text"), [(-1.234, "−1.23"), (-0.001, "0.00"), (0.0, "0.00"), (8.875, "8.88"), (1e-9, "0.00")]
 )
 def test_numbers(value, text):
-    assert number(value) == text
+    assert say(value) == text
 
 
 def test_signs():
-    assert [number(value, 1, sign=True) for value in (2.0, -2.0, 0.01, -0.01)] == ["+2.0", "−2.0", "0.0", "0.0"]
+    assert [say(value, 1, sign=True) for value in (2.0, -2.0, 0.01, -0.01)] == ["+2.0", "−2.0", "0.0", "0.0"]
 
 
 @pytest.mark.parametrize("share", [n / 40 for n in range(-40, 41)])

@@ -227,10 +227,66 @@ def test_norms_are_lengths_of_what_a_head_adds(embedded):
 def test_what_can_not_be_replayed_is_refused(embedded, inspection, replay):
     base = ending(replay, inspection)
     with pytest.raises(ValueError, match="can't be scored"):
-        replay.run([replace(base, scored=(base.start, base.start + 1))])
+        replay.run([replace(base, scored=(base.start - 1, base.start + 1))])
     with pytest.raises(ValueError, match="an image token where the row has none"):
         replay.run([replace(base, ids=(embedded.image_token_id, *base.ids[1:]))])
     with pytest.raises(ValueError, match="can't stand behind one that ends"):
         replace(base, parent=base)
     with pytest.raises(InputError, match="this model reads at most 4,096"):
         replay.run([replace(base, ids=base.ids * 300)])
+
+
+def test_an_answer_behind_the_row_is_scored_by_what_stands_before_it(embedded, inspection, replay):
+    span = answer_span(inspection)
+    (outcome,) = replay.run([replay.variant(span.start, (span.start, span.stop))])
+    assert outcome.logprobs == pytest.approx(whole(embedded, inspection), abs=1e-5)
+
+
+def without_first(replay, inspection):
+    """The ending and its answer without the first image, what stands between read again: (whole cut, the answer behind
+    the question behind the stretch in the middle)."""
+    base, span = ending(replay, inspection), answer_span(inspection)
+    first = next(one for one in inspection.row.spans if one.kind == "image")
+    gone = range(first.start, first.stop)
+    parent = None
+    for start, stop in ((first.stop, base.start), (base.start, span.start)):
+        parent = Variant(start, replay.ids[start:stop], (stop, stop), (Cut(range(start, stop), gone),), parent=parent)
+    answer = Variant(span.start, replay.ids[span.start : span.stop], (span.start, span.stop),
+                     (Cut(range(span.start, span.stop), gone),), parent=parent)  # fmt: skip
+    return Cut(range(first.stop, len(inspection.row)), gone), answer
+
+
+def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeypatch):
+    replay = Replay(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    everything, answer = without_first(replay, inspection)
+    expected = pytest.approx(whole(embedded, inspection, [everything]), abs=2e-5)
+    read = []
+    forward = type(embedded.decoder).forward
+    monkeypatch.setattr(type(embedded.decoder), "forward",
+                        lambda self, x, *a, **k: (read.append(x.shape[1]), forward(self, x, *a, **k))[1])  # fmt: skip
+    base = ending(replay, inspection)
+    (first,) = replay.run([answer])
+    assert read == [answer.start - answer.line[0].start, len(answer.ids)]
+    read.clear()
+    again, plain = replay.run([answer, base])
+    assert read == [len(answer.ids) + len(base.ids)]
+    assert (first.logprobs, again.logprobs) == (expected, expected)
+    assert plain.logprobs == pytest.approx(whole(embedded, inspection), abs=2e-5)
+    # No room for any of it: read with the pass, and the same.
+    monkeypatch.setattr("inspector.analysis.replay.KEPT_ROWS", 0)
+    monkeypatch.setattr("inspector.analysis.replay.PASS_POSITIONS", 8)
+    read.clear()
+    (crowded,) = replay.run([replace(answer, parent=replace(answer.parent))])
+    assert read == [answer.stop - answer.line[0].start]
+    assert crowded.logprobs == expected
+
+
+def test_reading_attention_is_the_same_with_something_kept(embedded, inspection):
+    replay = Replay(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    base = ending(replay, inspection)
+    groups = torch.arange(len(inspection.row)) % 4
+    position = base.scored[0] - 1
+    before = replay.read([base], [position], groups, 4)
+    replay.run([without_first(replay, inspection)[1]])
+    after = replay.read([base], [position], groups, 4)
+    assert torch.allclose(before.shares, after.shares, atol=1e-6)
