@@ -39,6 +39,7 @@ FIRST = "Press Ask first; then pick the answer to explain and press “Which ima
 READY = "Press “Which image?”: the verdict comes here in words, and the tests below it."
 WAITING = "Comes with “Which image?”."
 STOPPED = "Stopped before this was run; press again to run it."
+STOPPED_WITHIN = "Stopped: this is what had been found by then."
 
 PERIOD_S = 0.25
 """Partial results are sent no more often: a page that draws all the time doesn't hear a click on Cancel."""
@@ -62,12 +63,13 @@ class WhichImageView:
     file: gr.File
     facts: gr.JSON
     study: gr.State
+    running: gr.State
     lab: lab_view.LabView
 
     @property
     def outputs(self) -> list[Any]:
         """Of every event that runs tests."""
-        return [self.note, self.verdict, *self.panels.values(), self.facts, self.study]
+        return [self.note, self.verdict, *self.panels.values(), self.facts, self.study, self.running]
 
     @property
     def fresh(self) -> list[Any]:
@@ -111,8 +113,9 @@ def build_which_image() -> WhichImageView:
     lab = lab_view.build_lab()
     facts = gr.JSON(visible=False)
     study: gr.State = gr.State(None)
+    running: gr.State = gr.State("")  # key of the experiment whose panel holds part of a result
     return WhichImageView(turn, contrast, reference, start, cancel, note, verdict, panels, more, everything, make, file,
-                          facts, study, lab)  # fmt: skip
+                          facts, study, running, lab)  # fmt: skip
 
 
 def _panel(key: str) -> Panel:
@@ -132,6 +135,7 @@ def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspe
         view.verdict: show_verdict(None, READY if answered else FIRST),
         view.facts: None,
         view.study: None,
+        view.running: "",
         **{view.panels[key]: _blank(key) for key in view.panels},
         view.panels["structure"]: gr.update(value=show_structure(structure), busy=""),
         **lab_view.begin(view.lab, store, model, inspection),
@@ -142,7 +146,7 @@ def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspe
 def _blank(key: str, sentence: str = "") -> Any:
     one = next((one for one in EXPERIMENTS if one.key == key), None)
     body = show_waiting(key, sentence or (one.waiting if one else WAITING), one.text if one else None)
-    return gr.update(value=body, busy="")
+    return gr.update(value=body, busy="", note="")
 
 
 def read_structure(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
@@ -207,18 +211,19 @@ def wire_which_image(
             assert kept is not None
             for one in wanted:
                 panel = view.panels[one.key]
-                yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …")}
+                yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …", note="")}
                 case = open_case(store.get(page.model), page.inspection, kept.found.turn,
                                  max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 step: tuple[str, Any] = ("", None)
                 told = 0.0
                 for step in one.run(case, kept.found):
                     if time.perf_counter() - told >= PERIOD_S:
-                        yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …")}
+                        yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …"), view.running: one.key}
                         told = time.perf_counter()
                 html, facts = step
                 kept = kept.adding(one.key, html, facts)
-                yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts}
+                yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts,
+                       view.running: ""}  # fmt: skip
 
         return run
 
@@ -234,12 +239,15 @@ def wire_which_image(
     runs.append(view.everything.click(guarded(experiments(EXPERIMENTS)), asked, view.outputs, api_name="which_all",
                                       **place))  # fmt: skip
 
-    def stop(kept: Study | None) -> Updates:
+    def stop(kept: Study | None, running: str) -> Updates:
         """What was not run is said to be so: an older result would pass for one of this run."""
         drawn = {} if kept is None else kept.drawn
         updates: Updates = {view.panels[key]: gr.update(busy="") if key in drawn else _blank(key, STOPPED)
                             for key in view.panels if key in STEPS}  # fmt: skip
-        updates |= {view.panels[one.key]: gr.update(busy="") for one in EXPERIMENTS}
+        for one in EXPERIMENTS:
+            partial = one.key == running
+            updates[view.panels[one.key]] = gr.update(busy="", note=STOPPED_WITHIN) if partial else gr.update(busy="")
+        updates[view.running] = ""
         if kept is None:
             updates.pop(view.panels["structure"])
             updates[view.verdict] = show_verdict(None, STOPPED)
@@ -247,7 +255,8 @@ def wire_which_image(
 
     # Only once it is cancelled: what a run still has on the way would be drawn over what is said of its end.
     view.cancel.click(None, cancels=runs, api_name="which_cancel").then(
-        stop, view.study, view.outputs, api_name="which_stopped", concurrency_limit=None, show_progress="hidden"
+        stop, [view.study, view.running], view.outputs, api_name="which_stopped", concurrency_limit=None,
+        show_progress="hidden",
     )
     # A new question makes what is still running about the old one pointless, and it would have to wait for it.
     gr.on([prompt.ask.click, *(question.submit for question in prompt.questions),

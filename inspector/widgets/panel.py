@@ -12,15 +12,19 @@ _SCRIPT = Path(__file__).with_name("choice_board.js")
 
 class Panel(gr.HTML):
     """A result that stays while the next one is computed: ``gr.update(busy="…")`` says what is running above it and
-    leaves the result as it is."""
+    leaves the result as it is; ``note`` is said there for good."""
 
-    def __init__(self, value: str = "", *, busy: str = "", **others: Any) -> None:
+    def __init__(self, value: str = "", *, busy: str = "", note: str = "", **others: Any) -> None:
+        # An update of other properties can come without the note.
+        note_of = '${typeof note === "undefined" ? "" : note}'
         fixed = {
-            "html_template": '<p class="wi-busy" role="status">${busy}</p>${value}',
+            "html_template": '<p class="wi-busy" role="status">${busy}</p><p class="vi-caption">'
+            + note_of
+            + "</p>${value}",
             "js_on_load": None,
             "apply_default_css": False,
         }
-        super().__init__(value, **(others | fixed | {"busy": busy}))
+        super().__init__(value, **(others | fixed | {"busy": busy, "note": note}))
 
 
 class ChoiceBoard(gr.HTML):

@@ -1,10 +1,13 @@
 """“Which image?” as a person uses it, in a real Chromium."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from inspector.analysis import routes
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -57,6 +60,11 @@ def still(page):
     )
 
 
+def cancel(page):
+    """At once: a click of Playwright's waits until the button has come to rest, and results push it about."""
+    page.dispatch_event("#which-cancel", "click")
+
+
 def widths(page, selector):
     return page.eval_on_selector_all(selector, "bars => bars.map(bar => bar.getBoundingClientRect().width)")
 
@@ -82,18 +90,38 @@ def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
     assert page.requests_out == []
 
 
-def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab):
+@pytest.fixture
+def slow_routes(monkeypatch):
+    """Half a second between its parts, so that a run is still on its way when it is cancelled."""
+    measure = routes.measure_routes
+
+    def slowly(*arguments):
+        for part in measure(*arguments):
+            yield part
+            time.sleep(0.5)
+
+    monkeypatch.setattr(routes, "measure_routes", slowly)
+
+
+def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab, slow_routes):
     page = open_tab()
     study(page)
     page.click("#which-all")
-    page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=30_000)
-    page.click("#which-cancel")
+    # The first thing drawn, while more is to come.
+    page.wait_for_selector("#which-panel-where table", timeout=30_000)
+    assert page.inner_text("#which-panel-where .wi-busy")
+    cancel(page)
+    page.wait_for_selector("#which-panel-where >> text=Stopped: this is what had been found by then.", timeout=30_000)
     still(page)
     assert "Image 3" in page.inner_text("#which-verdict")
     assert page.locator("#which-panel-selection table").count() == 1
     page.wait_for_timeout(1500)
+    assert page.locator("#which-panel-where table").count()
     assert page.locator("#which-panel-layouts .vi-empty").count() == 1
-    # What was cancelled can be run again.
+    # What was cancelled can be run again, and so can what never was.
+    page.click("#which-where")
+    page.wait_for_selector("#which-panel-where >> text=Stopped", state="detached", timeout=30_000)
+    still(page)
     page.click("#which-heads")
     page.wait_for_selector("#which-panel-heads .wi-lead", timeout=60_000)
     assert page.errors == []
