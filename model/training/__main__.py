@@ -15,7 +15,7 @@ import torch
 
 from model.checkpoint import load_vlm, save_vlm
 from model.errors import InputError
-from model.training.card import CURVES, curves_json, draw_curves, read_curves, write_card
+from model.training.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.data_report import report_data
 from model.training.datasets import open_captioned, open_examples
 from model.training.evaluation import measure
@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="measure a run's model and put it, with its card, into a folder")
     card.add_argument("run", type=Path, help="the run's folder")
     card.add_argument("--into", type=Path, required=True, help="checkpoint folder that is written")
+    card.add_argument("--freezing", type=Path, nargs=2, metavar=("FROZEN", "TRAINED"),
+                      help="the folders of two runs of the recipe “freezing”, for a section of the card")  # fmt: skip
     card.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the card; repeat")
     for command in (evaluate, card):
         command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
@@ -155,12 +157,13 @@ def make_card(options: argparse.Namespace) -> None:
     vlm = load_vlm(options.run / MODEL)
     recipe = read_recipe(options.run / RECIPE)
     curves = read_curves(options.run / METRICS)
+    freezing = compare_freezing(*options.freezing) if options.freezing else ""
     measured = measure(vlm, easy_limit=options.easy_limit, n_each=options.each)
     command = str(RunFolder(options.run).read_run()["command"])
     save_vlm(vlm, options.into)
     write_text(options.into / "curves.svg", draw_curves(curves))
     write_text(options.into / CURVES, curves_json(curves))
-    write_text(options.into / "README.md", write_card(vlm, recipe, command, curves, measured, options.note))
+    write_text(options.into / "README.md", write_card(vlm, recipe, command, curves, measured, freezing, options.note))
     for goal, reached in measured.goals():
         print(f"{goal.name:40} {reached:.3f}  wanted {goal.accuracy:.2f}")
 

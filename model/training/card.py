@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from model.errors import InputError
 from model.training.evaluation import Measurement
 from model.training.processor import processor_name
 from model.training.recipe import Recipe
+from model.training.runs import METRICS, RunFolder
 from model.vlm import VLM
 
 CURVES = "curves.json"
@@ -95,9 +97,10 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
 
 def write_card(
     vlm: VLM, recipe: Recipe, command: str, curves: Sequence[StageCurve], measured: Measurement,
-    notes: Iterable[str] = (),
+    freezing: str = "", notes: Iterable[str] = (),
 ) -> str:  # fmt: skip
-    """The card of the embedded model, in Markdown. ``notes`` are paragraphs for a section of their own."""
+    """The card of the embedded model, in Markdown. ``freezing``: what :func:`compare_freezing` wrote; ``notes`` are
+    paragraphs of their own."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     minutes = sum(curve.seconds for curve in curves) / 60
     lines = [
@@ -152,6 +155,7 @@ def write_card(
         "| --- | --- | --- |",
         *(f"| {name} | {', '.join(expected)} | {', '.join(given)} |" for name, expected, given in measured.examples),
         "",
+        *([freezing, ""] if freezing else []),
         *(line for note in notes for line in (note, "")),
         "## Limits",
         "",
@@ -162,6 +166,38 @@ def write_card(
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def compare_freezing(frozen: Path, trained: Path) -> str:
+    """A section of the card on two runs of the recipe “freezing”, their folders given: the encoder frozen, and trained
+    too. InputError if these are no two such runs."""
+    rows, commands, losses, seconds = [], [], [], []
+    for folder, name in ((frozen, "frozen"), (trained, "trained too")):
+        curves = read_curves(folder / METRICS)
+        if len(curves) != 1 or not curves[0].held_out or ("vision_encoder" in curves[0].trained) != (folder == trained):
+            raise InputError(f"{folder} is no finished run of the recipe “freezing” with the encoder {name}.")
+        (curve,) = curves
+        commands.append(RunFolder(folder).read_run()["command"])
+        losses.append(curve.held_out[-1][1])
+        seconds.append(curve.seconds / curve.steps)
+        rows.append(f"| {name} | {curve.trained} | {curve.steps} | {seconds[-1]:.2f} | {curve.held_out[0][1]:.4f} → "
+                    f"{losses[-1]:.4f} |")  # fmt: skip
+    return "\n".join([
+        "## What freezing the encoder costs",
+        "",
+        "The same steps on the same data, from the same weights:",
+        "",
+        "```",
+        *commands,
+        "```",
+        "",
+        "| encoder | trained | steps | seconds a step | held-out loss: first → last |",
+        "| --- | --- | ---: | ---: | --- |",
+        *rows,
+        "",
+        (f"Training the encoder too takes {seconds[1] / seconds[0]:.1f} times as long a step, and after the same steps "
+         f"the held-out loss is {losses[1] / losses[0]:.2f} times that of the frozen one."),
+    ])  # fmt: skip
 
 
 def _stage_row(curve: StageCurve) -> str:

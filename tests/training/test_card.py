@@ -2,7 +2,10 @@
 
 import json
 
-from model.training.card import read_curves
+import pytest
+
+from model.errors import InputError
+from model.training.card import compare_freezing, read_curves
 from model.training.processor import processor_flags, processor_name
 
 
@@ -19,6 +22,27 @@ def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path
     assert curve.held_out == ((1, 0.5), (3, 0.0))
     assert curve.losses == ((1, 1.0), (2, 0.5), (3, 0.3333))
     assert (curve.trained, curve.seconds) == ("MP 5", 3.0)
+
+
+def write_run(folder, trained, losses, seconds):
+    folder.mkdir()
+    sizes = [{"module": name, "parameters": 5, "trainable": 5} for name in trained]
+    start = {"event": "start", "stage": "s", "kind": "instruction", "steps": 2, "resumed_at": 0, "trainable": sizes}
+    events = [start, *({"event": "step", "stage": "s", "step": n, "loss": 1.0, "seconds": n * seconds} for n in (1, 2)),
+              *({"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in enumerate(losses, start=1))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "run.json").write_text(json.dumps({"format": 1, "command": f"train {folder.name}"}))
+
+
+def test_what_freezing_costs_is_told_from_two_runs(tmp_path):
+    write_run(tmp_path / "frozen", ["MP"], (0.5, 0.4), 1.5)
+    write_run(tmp_path / "whole", ["vision_encoder", "MP"], (0.45, 0.3), 3.0)
+    text = compare_freezing(tmp_path / "frozen", tmp_path / "whole")
+    assert "train frozen\ntrain whole" in text
+    assert "| frozen | MP 5 | 2 | 1.50 | 0.5000 → 0.4000 |" in text
+    assert "2.0 times as long a step, and after the same steps the held-out loss is 0.75 times" in text
+    with pytest.raises(InputError, match="with the encoder frozen"):
+        compare_freezing(tmp_path / "whole", tmp_path / "frozen")
 
 
 def test_the_processor_is_read_from_the_first_entry(tmp_path, monkeypatch):
