@@ -42,6 +42,8 @@ EXPLANATION = (
 TOP_SHARE = 0.1
 LEAST_HEADS = 2
 DRAWS = 24
+LEAST_DRAWS = 20
+"""Other sets that there must be: against fewer no set of heads is shown."""
 QUANTILE = 0.95
 
 Head = tuple[int, int]
@@ -69,7 +71,7 @@ class Heads:
     ``image`` (from 1) is cut from question and answer: ``effect`` in the heads of ``top``, ``random`` in each drawn
     set of as many heads of the same layers, ``all_heads`` in every head; falls of log p in nats, None until measured.
     ``possible``: how many such sets there are beside ``top``; if no more than wanted, ``random`` holds them all.
-    ``shown``: ``effect`` lies above the :data:`QUANTILE` of ``random``, above ``noise_floor`` and above the
+    ``shown``: there are :data:`LEAST_DRAWS` or more, ``effect`` lies above their :data:`QUANTILE`, above ``noise_floor`` and above the
     :data:`inspector.analysis.dependence.STRONG` nats that count anywhere.
     """
 
@@ -99,7 +101,7 @@ class Heads:
 
     @property
     def shown(self) -> bool:
-        if self.effect is None or self.bar is None:
+        if self.effect is None or self.bar is None or len(self.random) < LEAST_DRAWS:
             return False
         return self.effect > max(self.bar, self.noise_floor) and self.effect >= STRONG
 
@@ -156,10 +158,19 @@ def _read(case: Case, ids: tuple[int, ...], groups: torch.Tensor) -> np.ndarray:
 
 
 def _top(scores: np.ndarray) -> tuple[Head, ...]:
+    """A tenth of all heads, :data:`LEAST_HEADS` at least, and more until there are sets enough to compare with."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    heads = [divmod(int(place), scores.shape[1]) for place in order if scores.flat[place] > 0]
     count = max(LEAST_HEADS, round(TOP_SHARE * scores.size))
-    order = np.argsort(-scores, axis=None, kind="stable")[:count]
-    heads = [divmod(int(place), scores.shape[1]) for place in order]
-    return tuple((layer, head) for layer, head in heads if scores[layer, head] > 0)
+    while count < len(heads) and _count_others(heads[:count], scores.shape[1]) < LEAST_DRAWS:
+        count += 1
+    return tuple(heads[:count])
+
+
+def _count_others(heads: Sequence[Head], n_heads: int) -> int:
+    """How many other sets of as many heads of the same layers there are."""
+    counts = Counter(layer for layer, _ in heads)
+    return math.prod(math.comb(n_heads, count) for count in counts.values()) - 1
 
 
 def _rows(scores: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -195,7 +206,7 @@ def _draw(heads: Sequence[Head], n_heads: int, rng: np.random.Generator) -> tupl
     """(other sets of as many heads of the same layers, each once; how many there are): :data:`DRAWS` of them, or all
     if there are no more."""
     counts = sorted(Counter(layer for layer, _ in heads).items())
-    possible = math.prod(math.comb(n_heads, count) for _, count in counts) - 1
+    possible = _count_others(heads, n_heads)
     own = frozenset(heads)
     if possible <= DRAWS:
         choices = product(*(combinations([(layer, head) for head in range(n_heads)], count) for layer, count in counts))
@@ -248,8 +259,9 @@ def _conclude(found: Heads) -> str:
     assert found.all_heads is not None
     names = ", ".join(f"layer {layer} head {head}" for layer, head in found.top)
     heads = f"{len(found.top)} heads have the largest scores, {_mean_score(found):.3f} on average: {names}"
-    if found.bar is None:
-        return unshown + f"{heads}. They are all that their layers have, so there is nothing to compare with."
+    if found.bar is None or len(found.random) < LEAST_DRAWS:
+        return unshown + (f"{heads}. Their layers have {len(found.random)} other sets of as many heads, and a "
+                          f"comparison needs {LEAST_DRAWS}.")  # fmt: skip
     beaten = sum(value < found.effect for value in found.random)
     others = "other sets, all that there are," if found.possible <= DRAWS else "random draws"
     part = ""

@@ -165,7 +165,7 @@ def test_filler_of_no_words_is_nothing(three, monkeypatch):
     monkeypatch.setattr(cues, "FILLER_LENGTHS", (0,))
     *_, nothing = measure_cues(case, selection)
     assert (nothing.family, nothing.tokens, nothing.fall) == ("length", 0, 0.0)
-    assert nothing.share_after == nothing.share_before
+    assert nothing.share_after == pytest.approx(nothing.share_before, abs=1e-6)
     # A token for each word, one for the full stop, one for the blank behind it.
     assert one_of(found, "put 32 ").tokens == 34
 
@@ -197,8 +197,8 @@ def test_separators_are_seen_by_nobody_as_it_is(packed):
     _, _, found = packed
     hidden = [cue for cue in found if cue.family == "separators"]
     assert [cue.tokens for cue in hidden] == [2, 2]
-    assert [cue.fall for cue in hidden] == [0.0, 0.0]
-    assert all(cue.share_after == cue.share_before for cue in hidden)
+    assert [cue.fall for cue in hidden] == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert [cue.share_after for cue in hidden] == pytest.approx([cue.share_before for cue in hidden], abs=1e-6)
 
 
 def test_editing_the_ordinal_repeats_the_selection(three):
@@ -227,10 +227,10 @@ def test_every_kind_of_cue_is_there_once_or_for_both_rows(three):
 def test_the_ordinal_and_the_numbers_of_the_images_work_together(three):
     case, _, found = three
     said = compare_cues(case, found)
-    assert said.startswith(
-        "Image 3 has a share of 1.00 in the effects of all images. Editing the ordinal to image 1, 2"
-    )
-    assert "the evidence favours the ordinal in the question" in said
+    assert said.startswith("Image 3 has a share of 1.00 in the effects of all images. ")
+    assert "diting the ordinal to image 1, 2 moved it to 0.00" in said
+    assert "iding the `<image: k>` texts from everything behind them moved it to 0.00" in said
+    assert "the evidence favours the `<image: k>` texts and the ordinal in the question" in said
     assert said.endswith("Lower bounds: other paths may compensate.")
     assert "because" not in said
 
@@ -279,7 +279,11 @@ def test_one_image_and_none(embedded):
     assert {cue.not_done for cue in found[:2]} == {
         "No other image can be named in the question.", "The question does not name one image.",
     }  # fmt: skip
-    assert all(cue.share_after == 1.0 for cue in found if not cue.not_done)
+    # Its share is the whole, or nothing that counts: behind words that say nothing the model may guess it unseen.
+    done = [cue for cue in found if not cue.not_done]
+    counts = [cue.effects[0] >= 0.1 for cue in done]
+    assert [cue.share_after for cue in done] == [pytest.approx(1.0, abs=1e-6) if one else None for one in counts]
+    assert {cue.family for cue, one in zip(done, counts, strict=True) if one} >= {"region marks", "turn boundary"}
     bare = open_case(embedded, ask_and_inspect(embedded, Prompt((), (Turn("Hello?", "yes"),)), GenerationSettings()))
     found = list(measure_cues(bare, measure_selection(bare, None)))
     assert {(cue.share_before, cue.share_after, cue.effects) for cue in found} == {(None, None, ())}
