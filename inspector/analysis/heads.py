@@ -71,8 +71,8 @@ class Heads:
     ``image`` (from 1) is cut from question and answer: ``effect`` in the heads of ``top``, ``random`` in each drawn
     set of as many heads of the same layers, ``all_heads`` in every head; falls of log p in nats, None until measured.
     ``possible``: how many such sets there are beside ``top``; if no more than wanted, ``random`` holds them all.
-    ``shown``: there are :data:`LEAST_DRAWS` or more, ``effect`` lies above their :data:`QUANTILE`, above ``noise_floor`` and above the
-    :data:`inspector.analysis.dependence.STRONG` nats that count anywhere.
+    ``shown``: there are :data:`LEAST_DRAWS` or more, and ``effect`` lies above their :data:`QUANTILE`, above
+    ``noise_floor`` and above the :data:`inspector.analysis.dependence.STRONG` nats that count anywhere.
     """
 
     scores: tuple[tuple[float, ...], ...] | None
