@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from PIL import Image
 
 from benchmarks.timing import embedded_tokenizer, measure
-from inspector.analysis.case import Case, image_keys, is_answered, open_case, target_of
+from inspector.analysis.case import Case, image_keys, is_answered, open_case
 from inspector.analysis.dependence import NOISE_DRAWS, measure_dependence, measure_matrix
 from inspector.analysis.inspection import inspect
 from inspector.analysis.prompt import Prompt, Turn
@@ -74,7 +75,7 @@ def main(repeats: int) -> None:
 
     def reread() -> Case:
         replay = Replay(case.vlm, case.replay.row, embeds=case.replay.embeds)
-        return Case(case.vlm, case.prompt, replay, case.structure, target_of(case.structure, case.target.question))
+        return replace(case, replay=replay)
 
     def ours() -> object:
         fresh = reread()

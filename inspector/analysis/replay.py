@@ -22,8 +22,9 @@ from model import VLM, AttentionReader, AttentionReading, Cut, InputError, Patch
 from model.language import KVCache, build_mask
 from model.layers import rotate
 
-PASS_POSITIONS = 1024
-"""So many positions at most are computed in one pass, unless a single variant has more: what bounds the memory."""
+PASS_POSITIONS = 512
+"""So many positions at most are computed in one pass, unless a single variant has more: what bounds the memory. What is
+to be kept is read in halves of it, for the fewer stand side by side, the less is masked only to be multiplied."""
 KEPT_ROWS = 2
 """What variants stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at least)."""
 
@@ -109,8 +110,8 @@ class StatePatch:
 class Replay:
     """One row, read once. Not for two threads at the same time: variants are computed behind the row in its cache.
 
-    Memory: keys and values of the row, of :data:`KEPT_ROWS` times as many positions and of :data:`PASS_POSITIONS`
-    more, and one mask of a pass.
+    Memory: keys and values of the row and of :data:`KEPT_ROWS` times as many positions; during a pass a copy of those
+    that it sees, :data:`PASS_POSITIONS` more, and one mask.
     """
 
     @torch.no_grad()
@@ -138,7 +139,7 @@ class Replay:
         """What variants stood behind, in the order in which it stands in the cache behind the row."""
         self._ends: dict[int, Tensor] = {}
         """By the ``id`` of what is kept: the decoder's output at its last position."""
-        self._cache = self._allocate(PASS_POSITIONS)
+        self._cache = self._allocate(0)
         segments = batch.segment_ids if document_mask else None
         mask = build_mask(batch.attention_mask, segments, self._length, self.embeds.dtype)
         tap = Tap(cuts=tuple(cuts)) if cuts else None
@@ -250,18 +251,20 @@ class Replay:
             if sum(len(node.ids) for node in new) > self._room:
                 return
         for chunk in _packs(new):
-            hidden, starts = self._forward(chunk, ())
+            hidden, starts = self._forward(chunk, keep=True)
             self._ends |= {id(node): hidden[starts[id(node)] + len(node.ids) - 1].clone() for node in chunk}
             self._kept += chunk
 
-    def _reserve(self, positions: int) -> None:
-        """Room for so many positions behind the row and what is kept."""
+    def _store(self, keys: Tensor, values: Tensor) -> None:
+        """Keys and values ``[layer 1 kv_head pos d]`` behind the row and what is kept."""
         held = self._length + self._kept_positions
-        if self._cache.keys.shape[3] < held + positions:
-            grown = self._allocate(held - self._length + positions)
+        if self._cache.keys.shape[3] < held + keys.shape[3]:
+            grown = self._allocate(self._room)
             grown.keys[:, :, :, :held] = self._cache.keys[:, :, :, :held]
             grown.values[:, :, :, :held] = self._cache.values[:, :, :, :held]
             self._cache = grown
+        span = slice(held, held + keys.shape[3])
+        self._cache.keys[:, :, :, span], self._cache.values[:, :, :, span] = keys, values
 
     def _allocate(self, positions: int) -> KVCache:
         return KVCache(self.vlm.config, 1, self._length + positions, self.embeds.device, self.embeds.dtype)
@@ -269,22 +272,25 @@ class Replay:
     def _forward(
         self,
         nodes: Sequence[Variant],
-        patches: Sequence[tuple[Variant, Variant, StatePatch]],
+        patches: Sequence[tuple[Variant, Variant, StatePatch]] = (),
         reader: AttentionReader | None = None,
+        *,
+        keep: bool = False,
     ) -> tuple[Tensor, dict[int, int]]:
         """The decoder's output ``[pos width]`` for the variants side by side, and where each (by its ``id``) begins in
-        it. Parents are kept, or among ``nodes`` before their children."""
+        it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values are stored behind
+        what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
         starts = _starts([*self._kept, *nodes])
         kept = self._kept_positions
-        total = sum(len(node.ids) for node in nodes)
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
         if (longest := max(node.stop for node in nodes)) > (limit := self._limit):
             raise InputError(
                 f"A changed prompt is {longest:,} tokens long and this model reads at most {limit:,}; "
                 "use fewer or smaller images, or less text."
             )
-        self._reserve(total)
-        cache = self._cache
+        mask = self._mask(nodes, starts)
+        shifts = {node.shifts for node in nodes}
+        cache, places, mask = self._view(mask, self._length + kept, shifts, whole=reader is not None)
         embeds = torch.cat([self._embed(node) for node in nodes])
         positions = torch.cat([torch.arange(node.start, node.stop) for node in nodes]).to(embeds.device)
         cuts: list[Cut] = []
@@ -293,17 +299,38 @@ class Replay:
                 queries = [p for p in cut.queries if node.start <= p < node.stop]
                 keys = [p for p in cut.keys if p < node.stop]
                 if queries and keys:
-                    queries, keys = self._places(node, starts, queries), self._places(node, starts, keys)
+                    queries = places[self._places(node, starts, queries)].tolist()
+                    keys = [p for p in places[self._places(node, starts, keys)].tolist() if p >= 0]
                     cuts.append(Cut(queries, keys, cut.layers, cut.heads))
-        moved = [Patch(patch.layer, self._places(source, starts, patch.positions),
-                       self._places(target, starts, patch.positions))
+        moved = [Patch(patch.layer, places[self._places(source, starts, patch.positions)].tolist(),
+                       places[self._places(target, starts, patch.positions)].tolist())
                  for source, target, patch in patches]  # fmt: skip
         tap = Tap(reader, tuple(cuts), tuple(moved)) if reader is not None or cuts or moved else None
-        mask = self._mask(nodes, starts)
-        cache.length = self._length + kept
-        with self._shifted({node.shifts for node in nodes}):
-            hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)
+        first = cache.length
+        hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)
+        if keep:
+            self._store(cache.keys[:, :, :, first:], cache.values[:, :, :, first:])
         return hidden[0], {id(node): starts[id(node)] - kept for node in nodes}
+
+    def _view(
+        self, mask: Tensor, held: int, shifts: set[tuple[Shift, ...]], *, whole: bool
+    ) -> tuple[KVCache, Tensor, Tensor]:
+        """(a cache of those of the ``held`` positions that a pass sees, all if ``whole``, with room for its own; where
+        each key of ``mask`` is in it, −1 for the unseen; the mask of its keys). What no position of the pass sees would
+        be multiplied all the same."""
+        total = mask.shape[-2]
+        seen = (mask[0, 0, :, :held] > -torch.inf).any(dim=0)
+        seen |= whole
+        count = int(seen.sum())
+        places = torch.full((held + total,), -1, dtype=torch.long, device=mask.device)
+        places[:held][seen] = torch.arange(count, device=mask.device)
+        places[held:] = count + torch.arange(total, device=mask.device)
+        view = KVCache(self.vlm.config, 1, count + total, self.embeds.device, self.embeds.dtype)
+        with self._shifted(shifts):
+            view.keys[:, :, :, :count] = self._cache.keys[:, :, :, :held][:, :, :, seen]
+            view.values[:, :, :, :count] = self._cache.values[:, :, :, :held][:, :, :, seen]
+        view.length = count
+        return view, places, mask[..., places >= 0]
 
     def _places(self, node: Variant, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
         """Where positions of a variant's row are among the keys of the pass."""
@@ -366,7 +393,7 @@ class Replay:
 
     @contextmanager
     def _shifted(self, wanted: set[tuple[Shift, ...]]) -> Iterator[None]:
-        """The cached keys moved for one pass, then put back bit for bit. ValueError if the pass mixes shifts."""
+        """The cached keys moved while they are copied, then put back bit for bit. ValueError if a pass mixes shifts."""
         if len(wanted) > 1:
             raise ValueError("Variants with different shifts can't share a pass.")
         cache = self._cache
@@ -451,10 +478,10 @@ def _starts(nodes: Iterable[Variant]) -> dict[int, int]:
 
 
 def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
-    """In order, so many at a time as fit a pass without their parents."""
+    """In order, so many at a time as fit half a pass."""
     pack: list[Variant] = []
     for node in nodes:
-        if pack and sum(len(one.ids) for one in pack) + len(node.ids) > PASS_POSITIONS:
+        if pack and sum(len(one.ids) for one in pack) + len(node.ids) > PASS_POSITIONS // 2:
             yield pack
             pack = []
         pack.append(node)
