@@ -18,7 +18,7 @@ import numpy as np
 
 from inspector.analysis.case import Case, Target, is_answered
 from inspector.analysis.removal import Removals
-from inspector.analysis.replay import Outcome, Variant
+from inspector.analysis.replay import Variant
 from model import Cut
 
 EXACT_IMAGES = 5
@@ -155,7 +155,7 @@ def measure_dependence(
     leave_one_out = [value[full] - value[full - {k}] for k in range(n)]
     alone = [value[frozenset({k})] - value[frozenset()] for k in range(n)]
     strong = {seen[k].number for k in range(n) if max(shapley[k], leave_one_out[k]) >= STRONG}
-    floor, size, draws = _noise_floor(case, target, base, strong, rng)
+    floor, size, draws = _noise_floor(case, target, base, value[full], strong, rng)
 
     def spread(values: Sequence[float]) -> tuple[float, ...]:
         by_number = {image.number: value for image, value in zip(seen, values, strict=True)}
@@ -291,11 +291,12 @@ def _sampled_shapley(
 
 
 def _noise_floor(
-    case: Case, target: Target, base: Variant, strong: set[int], rng: np.random.Generator
+    case: Case, target: Target, base: Variant, logprob: float, strong: set[int], rng: np.random.Generator
 ) -> tuple[float, int, int]:
-    """(floor in nats, positions per draw, draws). Unrelated: positions before the question that belong to no image
-    with an effect of :data:`STRONG` or more. The row's first position is left alone: in most models it soaks up
-    attention that has nowhere to go, and cutting it breaks the model rather than measures noise."""
+    """(floor in nats, positions per draw, draws). ``logprob``: of ``base``, uncut. Unrelated: positions before the
+    question that belong to no image with an effect of :data:`STRONG` or more. The row's first position is left alone:
+    in most models it soaks up attention that has nowhere to go, and cutting it breaks the model rather than measures
+    noise."""
     replay, structure = case.replay, case.structure
     related = {p for image in structure.images if image.number in strong for p in range(image.start, image.stop)}
     attended = replay.row.attention_mask.tolist()
@@ -311,6 +312,5 @@ def _noise_floor(
         base.cutting(Cut(target.queries, sorted(rng.choice(pool, size, replace=False).tolist())))
         for _ in range(NOISE_DRAWS)
     ]
-    outcomes: list[Outcome] = replay.run([base, *draws])
-    changes = [abs(outcomes[0].logprob - outcome.logprob) for outcome in outcomes[1:]]
+    changes = [abs(logprob - outcome.logprob) for outcome in replay.run(draws)]
     return float(np.quantile(changes, NOISE_QUANTILE)), size, len(draws)

@@ -334,11 +334,8 @@ class Replay:
 
     def _places(self, node: Variant, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
         """Where positions of a variant's row are among the keys of the pass."""
-        found = []
-        for p in positions:
-            owner = next((one for one in reversed(node.line) if one.start <= p < one.stop), None)
-            found.append(p if owner is None else self._length + starts[id(owner)] + p - owner.start)
-        return found
+        moved = [(one.start, one.stop, self._length + starts[id(one)] - one.start) for one in node.line]
+        return [next((p + by for start, stop, by in moved if start <= p < stop), p) for p in positions]
 
     def _embed(self, variant: Variant) -> Tensor:
         """``[pos width]``: image tokens keep the features that stand there in the row, if the variant brings none."""
