@@ -48,6 +48,8 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
 
 
 def _score(score: Score) -> list[str]:
+    if score.limit is None:
+        return [escape(score.name), show_count(score.share), "", ""]
     wanted = f"{'≥' if score.at_least else '≤'} {score.limit:g}"
     return [escape(score.name), show_count(score.share), wanted, _MARKS[score.ok]]
 
