@@ -180,10 +180,6 @@ def _count(pairs: Sequence[tuple[Answered, Answered]], names: Sequence[str]) -> 
     """The shares of right answers by name, in the names' order."""
     hits: dict[str, list[tuple[bool, bool]]] = {}
     for name, (one, two) in zip(names, pairs, strict=True):
-        hits.setdefault(name, []).append((_is_right(one), _is_right(two)))
+        hits.setdefault(name, []).append((one.right, two.right))
     return {name: (sum(a for a, _ in found) / len(found), sum(b for _, b in found) / len(found), len(found))
             for name, found in hits.items()}  # fmt: skip
-
-
-def _is_right(answered: Answered) -> bool:
-    return answered.answered.strip() == answered.expected.strip()

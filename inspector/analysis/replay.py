@@ -196,7 +196,7 @@ class Replay:
         kept = self._kept_positions
         positions = [starts[id(variant)] - kept + row - variant.start
                      for row, variant in zip(rows, variants, strict=True)]  # fmt: skip
-        own = torch.full((sum(len(node.ids) for node in held),), -1, dtype=torch.long)
+        own = torch.full((_count_positions(held),), -1, dtype=torch.long)
         for node in held:
             start, stop = starts[id(node)], min(node.stop, self._length)
             own[start : start + stop - node.start] = groups[node.start : stop]
@@ -213,7 +213,7 @@ class Replay:
 
     @property
     def _kept_positions(self) -> int:
-        return sum(len(node.ids) for node in self._kept)
+        return _count_positions(self._kept)
 
     @property
     def _room(self) -> int:
@@ -226,13 +226,13 @@ class Replay:
 
     def _groups(self, variants: list[Variant]) -> Iterator[list[Variant]]:
         """All at once if what they stand behind can be kept, else those side by side that share most of it."""
-        if sum(len(node.ids) for node in _parents(variants)) <= self._room:
+        if _count_positions(_parents(variants)) <= self._room:
             yield variants
             return
         seen = {id(node): n for n, node in enumerate(_gather(variants))}
         group: list[Variant] = []
         for variant in sorted(variants, key=lambda variant: [seen[id(node)] for node in variant.line[:-1]]):
-            if group and sum(len(node.ids) for node in _parents([*group, variant])) > self._room:
+            if group and _count_positions(_parents([*group, variant])) > self._room:
                 yield group
                 group = []
             group.append(variant)
@@ -246,9 +246,9 @@ class Replay:
         if not needed or any(node.shifts for variant in variants for node in variant.line):
             return
         new = self._new(needed)
-        if self._kept_positions + sum(len(node.ids) for node in new) > self._room:
+        if self._kept_positions + _count_positions(new) > self._room:
             self._kept, self._ends, new = [], {}, needed
-            if sum(len(node.ids) for node in new) > self._room:
+            if _count_positions(new) > self._room:
                 return
         for chunk in _packs(new):
             hidden, starts = self._forward(chunk, keep=True)
@@ -355,7 +355,7 @@ class Replay:
         """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone. ``starts``: where
         each, and what is kept, begins behind the row."""
         kept = self._kept_positions
-        total = sum(len(node.ids) for node in nodes)
+        total = _count_positions(nodes)
         held = [*self._kept, *nodes]
         dtype, device = self.embeds.dtype, self.embeds.device
         unseen = torch.finfo(dtype).min
@@ -460,6 +460,10 @@ def _gather(variants: Iterable[Variant]) -> list[Variant]:
     return list(found.values())
 
 
+def _count_positions(nodes: Iterable[Variant]) -> int:
+    return sum(len(node.ids) for node in nodes)
+
+
 def _parents(variants: Iterable[Variant]) -> list[Variant]:
     """What the variants stand behind, each once, parents first."""
     return _gather(variant.parent for variant in variants if variant.parent is not None)
@@ -478,7 +482,7 @@ def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
     """In order, so many at a time as fit half a pass."""
     pack: list[Variant] = []
     for node in nodes:
-        if pack and sum(len(one.ids) for one in pack) + len(node.ids) > PASS_POSITIONS // 2:
+        if pack and _count_positions(pack) + len(node.ids) > PASS_POSITIONS // 2:
             yield pack
             pack = []
         pack.append(node)
@@ -493,11 +497,11 @@ def _chunks(variants: Sequence[Variant], kept: set[int]) -> Iterator[list[Varian
     held = set(kept)
     size = 0
     for variant in variants:
-        new = sum(len(node.ids) for node in variant.line if id(node) not in held)
+        new = _count_positions(node for node in variant.line if id(node) not in held)
         if chunk and (size + new > PASS_POSITIONS or variant.shifts != chunk[0].shifts):
             yield chunk
             chunk, held, size = [], set(kept), 0
-            new = sum(len(node.ids) for node in variant.line if id(node) not in held)
+            new = _count_positions(node for node in variant.line if id(node) not in held)
         chunk.append(variant)
         held |= {id(node) for node in variant.line}
         size += new

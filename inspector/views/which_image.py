@@ -154,6 +154,11 @@ def read_structure(store: ModelStore, model: str, inspection: Inspection) -> Row
     return read_row(store.get(model), inspection, apart)
 
 
+def read_contrasts(typed: str) -> list[str]:
+    """The questions to contrast with that a person typed."""
+    return [typed.strip()] if typed.strip() else []
+
+
 def wire_which_image(
     view: WhichImageView, store: ModelStore, shown: gr.State, prompt: prompt_view.PromptView, queue: str
 ) -> None:
@@ -176,13 +181,16 @@ def wire_which_image(
 
         return stream
 
+    def repeat(page: Shown, turn: int, contrast: str, reference: str) -> str:
+        return write_which_image(page.inspection.prompt, page.model, page.names, page.settings, turn,
+                                 reference.strip(), read_contrasts(contrast))  # fmt: skip
+
     def run_study(
         page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
     ) -> Iterator[Updates]:
         began = time.perf_counter()
-        typed = [contrast.strip()] if contrast.strip() else []
-        steps = study(store.get(page.model), page.inspection, turn, reference=reference.strip(), typed=typed,
-                      max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
+        steps = study(store.get(page.model), page.inspection, turn, reference=reference.strip(),
+                      typed=read_contrasts(contrast), max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
         for known in steps:
             found, done = known.found, STEPS.index(known.found.step)
             updates: Updates = {view.panels[key]: gr.update(value=html, busy="") for key, html in known.drawn.items()}
@@ -196,8 +204,7 @@ def wire_which_image(
                 updates[view.panels[following]] = gr.update(busy=f"{PANELS[following].busy} …")
             if found.verdict is not None:
                 note = f"Turn {found.turn}, {time.perf_counter() - began:.1f} s."
-                command = write_which_image(page.inspection.prompt, page.model, page.names, page.settings, found.turn,
-                                            reference.strip(), typed)  # fmt: skip
+                command = repeat(page, found.turn, contrast, reference)
                 updates[view.verdict] = show_verdict(found.verdict, note, command)
                 updates[view.facts] = known.facts
             yield {view.note: "", view.study: known, **updates}
@@ -266,8 +273,7 @@ def wire_which_image(
         if page is None or kept is None or kept.found.verdict is None:
             raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
         path = Path(tempfile.mkdtemp(prefix="which-image-")) / "report.html"
-        command = write_which_image(page.inspection.prompt, page.model, page.names, page.settings, kept.found.turn,
-                                    reference.strip(), [contrast.strip()] if contrast.strip() else [])  # fmt: skip
+        command = repeat(page, kept.found.turn, contrast, reference)
         path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept, command), "utf-8")
         return gr.update(value=str(path), visible=True)
 

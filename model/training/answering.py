@@ -80,8 +80,7 @@ def score(answered: Iterable[Answered]) -> dict[str, float]:
     """Share of answers that equal the right one to the letter, per family and in all ("all")."""
     right: defaultdict[str, list[bool]] = defaultdict(list)
     for one in answered:
-        hit = one.answered.strip() == one.expected.strip()
-        right["all"].append(hit)
+        right["all"].append(one.right)
         if one.family != "all":
-            right[one.family].append(hit)
+            right[one.family].append(one.right)
     return {family: sum(hits) / len(hits) for family, hits in right.items()}

@@ -18,6 +18,11 @@ class Answered:
     answered: str
     family: str = ""
 
+    @property
+    def right(self) -> bool:
+        """To the letter, blanks around it aside."""
+        return self.answered.strip() == self.expected.strip()
+
 
 @dataclass(frozen=True)
 class ModuleSize:
