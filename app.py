@@ -7,12 +7,16 @@ import os
 import sys
 from pathlib import Path
 
-import gradio as gr
+from inspector.lean_gradio import write_no_stubs
 
-from inspector.session import ModelStore
-from inspector.ui import build_ui, launch_options
-from inspector.views.train import jobs_from
-from model import InputError
+write_no_stubs()  # before anything below imports gradio
+
+import gradio as gr  # noqa: E402
+
+from inspector.session import ModelStore  # noqa: E402
+from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
+from inspector.views.train import jobs_from  # noqa: E402
+from model import InputError, load_vlm  # noqa: E402
 
 
 def name_models(sources: list[str]) -> dict[str, str]:
@@ -23,7 +27,7 @@ def name_models(sources: list[str]) -> dict[str, str]:
 
 
 def build_demo(sources: list[str], public: bool = False) -> gr.Blocks:
-    """The app, with its first model loaded so that the first question doesn't wait. InputError if it is broken.
+    """The app, with its models loaded so that the first question doesn't wait. InputError if one is broken.
     ``public`` bounds what training runs may take; they are kept in the folder VLM_INSPECTOR_RUNS, if that is set."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
@@ -48,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    demo.launch(server_port=options.port, server_name="0.0.0.0" if options.public else "127.0.0.1", **launch_options())
+    name = "0.0.0.0" if options.public else "127.0.0.1"
+    demo.launch(server_port=options.port, server_name=name, prevent_thread_lock=True, **launch_options())
+    warm_up(load_vlm("embedded"))  # while the first browser is still reading the page
+    demo.block_thread()
     return 0
 
 

@@ -35,12 +35,14 @@ from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
 from inspector.views.results import ResultsView, build_results
-from model import InputError, open_image
+from model import VLM, InputError, open_image
 from model.training.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
 CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
 JS = Path(__file__).with_name("page.js")
+OPENING_EXAMPLE = 1
+"""Three images, one asked about."""
 MODEL_QUEUE = "model"
 """All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
 
@@ -99,6 +101,16 @@ def launch_options() -> dict[str, Any]:
         "footer_links": ["api"],
         "show_error": True,
     }
+
+
+def warm_up(vlm: VLM) -> None:
+    """Asks the question that every page opens with once, unseen: the library of the figures and torch's kernels load at
+    their first use, and nobody should wait for that."""
+    example = EXAMPLES[OPENING_EXAMPLE]
+    images = tuple(open_image(picture) for picture in example.draw_images())
+    inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
+    row = inspection.row_that_chose(inspection.first_answer_position)
+    attention_view.draw(inspection, attend(vlm, inspection, row), own_scale=False)
 
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
@@ -258,10 +270,10 @@ def _wire_results(
             concurrency_limit=None, show_progress="hidden",
         ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}", **again,
                   show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
-    # Something real as soon as the page is open: three images, one asked about.
-    demo.load(loader(1), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden").success(
-        on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again
-    )
+    # Something real as soon as the page is open.
+    demo.load(
+        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
+    ).success(on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
 
     looked: list[Any] = [shown, results.strip, *attention.outputs]
 

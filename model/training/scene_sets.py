@@ -31,10 +31,11 @@ class SceneSetSpec:
     pictures told in words), "told" (2 to 5 pictures and, among questions about them, some whose answer stands in the
     question), "cued" (2 to 5 pictures, named by ordinal words, as the last, by what they show), "unrouted" (one
     picture or several; which of them an answer is about is drawn apart from which the question names: whoever learns
-    this learns to ignore the question's index), "places" (one picture of one tile or, with several shapes, at times of
-    more; where its shapes lie, and its caption, which tells them from left to right), "which" (2 to 5 pictures; which
+    this learns to ignore the question's index), "places" (one picture; where its shapes lie, and its caption, which
+    tells them from left to right), "which" (2 to 5 pictures; which
     of them has a shape). ``turns``: questions per example, at most. ``images``: how many pictures, at least and at
-    most. ``shapes``: in a picture of "places", "single", "captions" and "text", at most. ``dense``: in "several", every
+    most. ``shapes``: in a picture of "places", "single", "captions" and "text", at most; of these pictures
+    every ``large_every``-th is of several tiles (none if 0). ``dense``: in "several", every
     picture is asked about, then all are listed."""
 
     source: str = "scenes"
@@ -44,6 +45,7 @@ class SceneSetSpec:
     turns: int = 4
     images: tuple[int, int] = (2, sc.MAX_IMAGES)
     shapes: int = sc.MAX_SHAPES
+    large_every: int = 0
     dense: bool = False
     seed: int = 1
 
@@ -64,9 +66,16 @@ class SceneSet(ExampleSet):
             elif spec.set == "large":
                 self.pool.append(sc.random_scene(rng, sc.CANVAS_SIZES[1 + index % (len(sc.CANVAS_SIZES) - 1)]))
             else:
-                large = spec.set == "places" and index % 4 == 3 and spec.shapes > 1
-                canvas = sc.CANVAS_SIZES[1 + index // 4 % (len(sc.CANVAS_SIZES) - 1)] if large else sc.SINGLE_TILE
-                self.pool.append(sc.random_scene(rng, canvas, n_shapes=1 + index % spec.shapes))
+                every = spec.large_every
+                large = every > 0 and index % every == every - 1
+                canvas = sc.CANVAS_SIZES[1 + index // every % (len(sc.CANVAS_SIZES) - 1)] if large else sc.SINGLE_TILE
+                self.pool.append(self._draw_scene(rng, canvas, 1 + index % spec.shapes))
+
+    def _draw_scene(self, rng: np.random.Generator, canvas: tuple[int, int], n_shapes: int) -> sc.Scene:
+        scene = sc.random_scene(rng, canvas, n_shapes)
+        while self.spec.set == "captions" and not sc.has_clear_order(scene):
+            scene = sc.random_scene(rng, canvas, n_shapes)
+        return scene
 
     def __len__(self) -> int:
         return self.spec.count
@@ -131,7 +140,9 @@ def _per_turn(self: SceneSet, rng: np.random.Generator) -> Example:
 
 def _captions(self: SceneSet, rng: np.random.Generator) -> Example:
     scene = self.scene(rng)
-    return sc.conversation(_pictures([scene]), [sc.ask_caption(rng, scene)], rng)
+    told = sc.ask_caption(rng, scene)
+    assert told is not None  # _draw_scene sees to it
+    return sc.conversation(_pictures([scene]), [told], rng)
 
 
 def _lists(self: SceneSet, rng: np.random.Generator) -> Example:
@@ -278,6 +289,8 @@ def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
         raise InputError("count, pictures and turns of a set of scenes must be 1 or more.")
     if not 1 <= made.shapes <= sc.MAX_SHAPES:
         raise InputError(f"shapes of a set of scenes is {made.shapes}; it must be 1 to {sc.MAX_SHAPES}.")
+    if made.large_every < 0:
+        raise InputError(f"large_every of a set of scenes is {made.large_every}; it must be 0 (never) or more.")
     return SceneSet(made)
 
 

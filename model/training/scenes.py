@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -40,6 +41,8 @@ MAX_SHAPES = 3
 _SUPERSAMPLING = 3
 _CLEAR_OFFSET = 0.12
 """How far from the middle, as a fraction of the canvas, a shape's centre must lie for a side to be named."""
+_CLEAR_STEP = 0.08
+"""How far apart from left to right, as a fraction of the canvas, centres must lie for their order to be told."""
 
 T = TypeVar("T")
 Size = Literal["small", "large"]
@@ -298,7 +301,16 @@ def ask_position(rng: np.random.Generator, scene: Scene) -> Turn | None:
     return question, answer, "position"
 
 
-def ask_caption(rng: np.random.Generator, scene: Scene) -> Turn:
+def has_clear_order(scene: Scene) -> bool:
+    """Whether anybody would tell the shapes from left to right in the same order."""
+    places = [shape.centre[0] / scene.canvas[0] for shape in scene.shapes]
+    return all(right - left >= _CLEAR_STEP for left, right in pairwise(places))
+
+
+def ask_caption(rng: np.random.Generator, scene: Scene) -> Turn | None:
+    """None where which shape comes first can't be told."""
+    if not has_clear_order(scene):
+        return None
     return _pick(rng, ("describe the image.", "what is in the image?")), caption(scene), "caption"
 
 
@@ -321,14 +333,18 @@ def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Tu
 
 
 def place_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Turn]:
-    """Up to ``n_turns`` − 1 questions after places in one scene, then its caption. No two questions are about the same
-    side of the same shape and the caption comes last, for an answer that was read before needs no picture."""
+    """Up to ``n_turns`` − 1 questions after places in one scene, then its caption, if it has one. No two questions are
+    about the same side of the same shape and the caption comes last, for an answer that was read before needs no
+    picture."""
     options = _position_questions(scene)
     chosen: dict[tuple[Shape, bool], Turn] = {}
     for n in rng.permutation(len(options)):
         shape, question, answer = options[int(n)]
         chosen.setdefault((shape, answer in ("left", "right")), (question, answer, "position"))
-    return [*list(chosen.values())[: n_turns - 1], ask_caption(rng, scene)]
+    turns = list(chosen.values())[: n_turns - 1]
+    # Some scenes have neither; a count suits all.
+    told = ask_caption(rng, scene)
+    return [*turns, told] if told else turns or [ask_count(rng, scene)]
 
 
 def different_scenes(rng: np.random.Generator, n_images: int, *, same_colour: bool = False) -> list[Scene]:

@@ -221,7 +221,8 @@ class WordSet(ExampleSet):
             if rng.random() < 0.3:
                 turns.append(self._ask_count(rng, scene))
             if rng.random() < 0.2:
-                turns.append(sc.ask_caption(rng, scene))
+                told = sc.ask_caption(rng, scene)
+                turns += [told] if told is not None else []
         turns += sc.scene_turns(rng, scene, max(1, self.spec.turns - len(turns)))
         return self._conversation(rng, [scene], turns)
 
