@@ -1,9 +1,13 @@
 """The app's own events, driven by gradio_client as a program would."""
 
+import sys
+
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+
+from inspector.ui import warm_up
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -52,3 +56,10 @@ def test_tokens_belong_to_the_one_who_asked(app_url):
     with pytest.raises(AppError, match="no tokens yet"):
         two.predict(api_name="/tokens")
     del one
+
+
+def test_warming_up_asks_and_leaves_the_model_as_it_is(embedded):
+    before = embedded.fingerprint
+    warm_up(embedded)
+    assert embedded.fingerprint == before
+    assert "plotly.graph_objs._heatmap" in sys.modules

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,15 @@ def test_answers_of_a_known_scene():
     # The blue circle is level with the middle, and "the circle" could be either.
     assert "is the blue shape at the top or at the bottom?" not in answer
     assert "what color is the circle?" not in answer
+
+
+@pytest.mark.parametrize(("second", "told"), [(45.1, "a red circle and a blue circle"), (35.0, None)])
+def test_a_caption_needs_an_order_that_anybody_would_tell(second: float, told: str | None):
+    """Of 192 pixels centres must lie 0.08, or 15.36 pixels, apart from left to right."""
+    first, other = two_shapes().shapes
+    shapes = (first, replace(other, centre=(second, 50.0)))
+    turn = sc.ask_caption(np.random.default_rng(0), sc.Scene((192, 64), (255, 255, 255), shapes))
+    assert (turn and turn[1]) == told
 
 
 def test_every_scene_gets_a_question_even_two_shapes_that_no_words_tell_apart():

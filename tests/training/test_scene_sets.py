@@ -1,5 +1,7 @@
 """Sets whose answers don't follow their questions' index, and sets with answers that stand in the text."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -71,16 +73,31 @@ def test_one_picture_is_answered_about_truly():
 
 def test_places_are_asked_once_a_side_and_the_caption_comes_last():
     examples = read_scene_set({"set": "places", "count": 120, "pictures": 24, "turns": 7, "seed": 2})
-    answers = set()
+    answers, with_caption = set(), 0
     for n in range(len(examples)):
         example = examples.make(n)
         texts = [(u.text, a.text) for u, a in zip(*[iter(example.conversation.messages)] * 2, strict=True)]
-        assert example.families[-1] == "caption"
-        assert set(example.families[:-1]) <= {"position"}
-        names = texts[-1][1].replace(" and ", ", ").split(", ")
-        assert len(texts) - 1 <= 2 * len(names)
-        answers |= {answer for _, answer in texts[:-1]}
+        told = list(example.families)
+        # Where the order from left to right is unclear there is no caption.
+        captions = [answer for (_, answer), family in zip(texts, told, strict=True) if family == "caption"]
+        assert told in (["position"] * (len(told) - 1) + ["caption"], ["position"] * len(told), ["count"])
+        if captions:
+            assert len(texts) - 1 <= 2 * len(captions[0].replace(" and ", ", ").split(", "))
+            with_caption += 1
+        answers |= {answer for (_, answer), family in zip(texts, told, strict=True) if family == "position"}
     assert answers == {"left", "right", "top", "bottom"}
+    assert with_caption > 80
+
+
+def test_captions_are_of_pictures_whose_order_is_clear_and_every_third_may_be_large():
+    examples = read_scene_set({"set": "captions", "count": 90, "pictures": 30, "large_every": 3, "seed": 2})
+    sizes = [scene.canvas for scene in examples.pool]
+    assert [size != (64, 64) for size in sizes] == [False, False, True] * 10
+    assert len({size for size in sizes if size != (64, 64)}) == 7
+    for scene in examples.pool:
+        places = [shape.centre[0] / scene.canvas[0] for shape in scene.shapes]
+        assert all(right - left >= 0.08 for left, right in pairwise(places))
+    assert {example.families for example in examples[:]} == {("caption",)}
 
 
 def test_one_shape_a_picture_is_one_tile_and_one_question_a_side():
@@ -106,3 +123,8 @@ def test_which_asks_after_several_images_of_a_prompt_each_once():
 def test_more_shapes_than_are_drawn_are_refused():
     with pytest.raises(InputError, match="shapes of a set of scenes is 4; it must be 1 to 3"):
         read_scene_set({"set": "single", "shapes": 4})
+
+
+def test_a_share_of_large_pictures_below_none_is_refused():
+    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be 0"):
+        read_scene_set({"set": "captions", "large_every": -1})
