@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from inspector.analysis.battery import MIN_ITEMS, Progress, format_battery, run_battery
+from inspector.analysis.battery import Progress, run_battery
 from inspector.analysis.battery_items import CELLS
+from inspector.analysis.battery_results import MIN_ITEMS, format_battery
 from inspector.analysis.case import open_case
 from inspector.analysis.command import write_which_image
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from inspector.analysis.case import Case
 from inspector.analysis.numerals import say
-from inspector.analysis.replay import PASS_POSITIONS, StatePatch, Variant
+from inspector.analysis.replay import PASS_POSITIONS
 from inspector.analysis.selection import Asked, Selection
+from inspector.analysis.variants import StatePatch, Variant
 
 EXPLANATION = (
     "A question about another image was asked beside the prompt's own, and before each layer its internal states were "

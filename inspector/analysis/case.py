@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.prompt import Prompt
-from inspector.analysis.replay import Replay, Variant
+from inspector.analysis.replay import Replay
 from inspector.analysis.structure import ImageBlock, Question, RowStructure, read_structure
+from inspector.analysis.variants import Variant
 from model import VLM, Cut, InputError
 from model.tokenizer import decode
 

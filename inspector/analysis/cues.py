@@ -16,9 +16,10 @@ from inspector.analysis.case import Case, image_keys
 from inspector.analysis.numerals import say
 from inspector.analysis.questions import find_pointer
 from inspector.analysis.removal import Removals
-from inspector.analysis.replay import Replay, Shift, Variant
+from inspector.analysis.replay import Replay
 from inspector.analysis.selection import Asked, Selection, changed_question
 from inspector.analysis.structure import ImageBlock
+from inspector.analysis.variants import Shift, Variant
 from model import Cut, InputError
 from model.tokenizer import decode
 

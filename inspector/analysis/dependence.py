@@ -18,7 +18,7 @@ import numpy as np
 
 from inspector.analysis.case import Case, Target, is_answered
 from inspector.analysis.removal import Removals
-from inspector.analysis.replay import Variant
+from inspector.analysis.variants import Variant
 from model import Cut
 
 EXACT_IMAGES = 5

@@ -26,9 +26,9 @@ import torch
 from inspector.analysis.case import Case, image_keys
 from inspector.analysis.dependence import STRONG
 from inspector.analysis.numerals import say
-from inspector.analysis.replay import Variant
 from inspector.analysis.selection import Selection
 from inspector.analysis.structure import ImageBlock
+from inspector.analysis.variants import Variant
 from model import Cut
 
 EXPLANATION = (

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from inspector.analysis.case import Case, image_keys
-from inspector.analysis.replay import Variant
 from inspector.analysis.structure import ImageBlock, Question, RowStructure
+from inspector.analysis.variants import Variant
 from model import Cut, InputError, VLMConfig
 
 EXPLANATION = (

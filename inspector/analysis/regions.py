@@ -35,9 +35,10 @@ from torch import Tensor
 from inspector.analysis.case import Case, image_keys
 from inspector.analysis.dependence import STRONG
 from inspector.analysis.numerals import say
-from inspector.analysis.replay import PASS_POSITIONS, Variant
+from inspector.analysis.replay import PASS_POSITIONS
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
+from inspector.analysis.variants import Variant
 from model import Box, Cut, InputError, OpenedImage
 
 EXPLANATION = (

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inspector.analysis.case import Case, Target, image_keys, is_answered, target_of
-from inspector.analysis.replay import Variant
 from inspector.analysis.structure import ImageBlock, Question
+from inspector.analysis.variants import Variant
 from model import Cut
 
 

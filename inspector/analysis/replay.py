@@ -13,11 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from inspector.analysis.variants import (
+    Outcome,
+    Shift,
+    StatePatch,
+    Variant,
+    count_positions,
+    gather_line,
+    gather_parents,
+    lay_out,
+    set_apart,
+)
 from model import VLM, AttentionReader, AttentionReading, Cut, InputError, Patch, Sample, Tap
 from model.language import KVCache, build_mask
 from model.layers import rotate
@@ -27,84 +38,6 @@ PASS_POSITIONS = 512
 to be kept is read in halves of it, for the fewer stand side by side, the less is masked only to be multiplied."""
 KEPT_ROWS = 2
 """What variants stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at least)."""
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Cached keys of the positions ``start`` to ``stop``, seen as if they stood ``by`` positions further on (rotary
-    positions only: what they hold and what can see them stays)."""
-
-    start: int
-    stop: int
-    by: int
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way for a row to go on: positions before ``start`` stay as they were read, ``ids`` stand from there on.
-
-    ``scored`` (start, stop) are the positions whose tokens' log-probabilities are wanted; the first may be its own
-    first, which what stands before it predicts. ``cuts`` take edges away, in
-    positions of the variant's own row; queries before ``start`` are beyond change and ignored. ``shifts`` move the
-    keys of positions before ``start``. Ids that differ from the row's belong to the sample that ``start`` lies in.
-    ``parent``: a variant that ends at or before ``start``; its positions are seen in place of the row's (and those of
-    its own parent). Positions between the two are the row's as it was read. ``features [image token lm_hidden_dim]``:
-    what its image tokens hold, in order, if not what they hold in the row.
-    """
-
-    start: int
-    ids: tuple[int, ...]
-    scored: tuple[int, int]
-    cuts: tuple[Cut, ...] = ()
-    shifts: tuple[Shift, ...] = ()
-    parent: Variant | None = None
-    features: Tensor | None = field(default=None, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.parent is not None and self.parent.stop > self.start:
-            raise ValueError(f"A variant from {self.start} can't stand behind one that ends at {self.parent.stop}.")
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.ids)
-
-    def cutting(self, *cuts: Cut) -> Variant:
-        """The same with more edges cut."""
-        return replace(self, cuts=(*self.cuts, *cuts))
-
-    @property
-    def line(self) -> tuple[Variant, ...]:
-        """Its parents, the farthest first, and itself."""
-        return (*(self.parent.line if self.parent is not None else ()), self)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a variant gave. ``logprobs`` (nats) and ``top_ids`` (the likeliest token) for every scored position, each
-    predicted from the position before it; ``next_id`` is the likeliest token after the last position and
-    ``next_logprob`` its log-probability."""
-
-    logprobs: tuple[float, ...]
-    top_ids: tuple[int, ...]
-    next_id: int
-    next_logprob: float
-
-    @property
-    def logprob(self) -> float:
-        """Of all scored tokens together, nats."""
-        return sum(self.logprobs)
-
-
-@dataclass(frozen=True)
-class StatePatch:
-    """Before ``layer`` variant ``target`` takes over the states that variant ``source`` holds at ``positions``
-    (numbered as in the row); both have these positions among their own. Variants are named by their place in what
-    :meth:`Replay.run` is given."""
-
-    layer: int
-    source: int
-    target: int
-    positions: tuple[int, ...]
 
 
 class Replay:
@@ -154,13 +87,13 @@ class Replay:
     def run(self, variants: Sequence[Variant], patches: Sequence[StatePatch] = ()) -> list[Outcome]:
         """Every variant's outcome, in order. ``patches`` name variants by their place in ``variants``; all of these
         then run in one pass."""
-        variants = _apart(variants)
+        variants = set_apart(variants)
         outcomes: dict[int, Outcome] = {}
         for group in [variants] if patches else self._groups(variants):
             self._keep(group)
             for chunk in [group] if patches else _chunks(group, {id(node) for node in self._kept}):
                 linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
-                hidden, starts = self._forward(self._new(_gather(chunk)), linked)
+                hidden, starts = self._forward(self._new(gather_line(chunk)), linked)
                 outcomes |= zip(map(id, chunk), self._outcomes(chunk, hidden, starts), strict=True)
         return [outcomes[id(variant)] for variant in variants]
 
@@ -189,14 +122,14 @@ class Replay:
     ) -> AttentionReading:
         """Attention of one position of each variant, ``rows[n]`` of variant n, over groups of the row's positions
         (``groups [pos]``, −1 for none). The variants must fit one pass. See :class:`model.AttentionReader`."""
-        variants = _apart(variants)
-        nodes = self._new(_gather(variants))
+        variants = set_apart(variants)
+        nodes = self._new(gather_line(variants))
         held = [*self._kept, *nodes]
-        starts = _starts(held)
+        starts = lay_out(held)
         kept = self._kept_positions
         positions = [starts[id(variant)] - kept + row - variant.start
                      for row, variant in zip(rows, variants, strict=True)]  # fmt: skip
-        own = torch.full((_count_positions(held),), -1, dtype=torch.long)
+        own = torch.full((count_positions(held),), -1, dtype=torch.long)
         for node in held:
             start, stop = starts[id(node)], min(node.stop, self._length)
             own[start : start + stop - node.start] = groups[node.start : stop]
@@ -213,7 +146,7 @@ class Replay:
 
     @property
     def _kept_positions(self) -> int:
-        return _count_positions(self._kept)
+        return count_positions(self._kept)
 
     @property
     def _room(self) -> int:
@@ -226,13 +159,13 @@ class Replay:
 
     def _groups(self, variants: list[Variant]) -> Iterator[list[Variant]]:
         """All at once if what they stand behind can be kept, else those side by side that share most of it."""
-        if _count_positions(_parents(variants)) <= self._room:
+        if count_positions(gather_parents(variants)) <= self._room:
             yield variants
             return
-        seen = {id(node): n for n, node in enumerate(_gather(variants))}
+        seen = {id(node): n for n, node in enumerate(gather_line(variants))}
         group: list[Variant] = []
         for variant in sorted(variants, key=lambda variant: [seen[id(node)] for node in variant.line[:-1]]):
-            if group and _count_positions(_parents([*group, variant])) > self._room:
+            if group and count_positions(gather_parents([*group, variant])) > self._room:
                 yield group
                 group = []
             group.append(variant)
@@ -241,14 +174,14 @@ class Replay:
     def _keep(self, variants: Sequence[Variant]) -> None:
         """Reads what the variants stand behind, unless that is done, and leaves it in the cache. Where there is no room
         what was kept before makes way; what doesn't fit at all is read with each pass."""
-        needed = _parents(variants)
+        needed = gather_parents(variants)
         # Keys that are moved are so for one pass.
         if not needed or any(node.shifts for variant in variants for node in variant.line):
             return
         new = self._new(needed)
-        if self._kept_positions + _count_positions(new) > self._room:
+        if self._kept_positions + count_positions(new) > self._room:
             self._kept, self._ends, new = [], {}, needed
-            if _count_positions(new) > self._room:
+            if count_positions(new) > self._room:
                 return
         for chunk in _packs(new):
             hidden, starts = self._forward(chunk, keep=True)
@@ -280,7 +213,7 @@ class Replay:
         """The decoder's output ``[pos width]`` for the variants side by side, and where each (by its ``id``) begins in
         it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values are stored behind
         what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
-        starts = _starts([*self._kept, *nodes])
+        starts = lay_out([*self._kept, *nodes])
         kept = self._kept_positions
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
         if (longest := max(node.stop for node in nodes)) > (limit := self._limit):
@@ -355,7 +288,7 @@ class Replay:
         """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone. ``starts``: where
         each, and what is kept, begins behind the row."""
         kept = self._kept_positions
-        total = _count_positions(nodes)
+        total = count_positions(nodes)
         held = [*self._kept, *nodes]
         dtype, device = self.embeds.dtype, self.embeds.device
         unseen = torch.finfo(dtype).min
@@ -446,43 +379,11 @@ class Replay:
         return outcomes
 
 
-def _apart(variants: Sequence[Variant]) -> list[Variant]:
-    """Copies, so that one that is named twice stands in the pass twice; parents stay shared."""
-    return [replace(variant) for variant in variants]
-
-
-def _gather(variants: Iterable[Variant]) -> list[Variant]:
-    """The variants and all their parents, each once, parents first."""
-    found: dict[int, Variant] = {}
-    for variant in variants:
-        for node in variant.line:
-            found.setdefault(id(node), node)
-    return list(found.values())
-
-
-def _count_positions(nodes: Iterable[Variant]) -> int:
-    return sum(len(node.ids) for node in nodes)
-
-
-def _parents(variants: Iterable[Variant]) -> list[Variant]:
-    """What the variants stand behind, each once, parents first."""
-    return _gather(variant.parent for variant in variants if variant.parent is not None)
-
-
-def _starts(nodes: Iterable[Variant]) -> dict[int, int]:
-    """By the ``id`` of each variant: where it begins in the pass."""
-    starts, total = {}, 0
-    for node in nodes:
-        starts[id(node)] = total
-        total += len(node.ids)
-    return starts
-
-
 def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
     """In order, so many at a time as fit half a pass."""
     pack: list[Variant] = []
     for node in nodes:
-        if pack and _count_positions(pack) + len(node.ids) > PASS_POSITIONS // 2:
+        if pack and count_positions(pack) + len(node.ids) > PASS_POSITIONS // 2:
             yield pack
             pack = []
         pack.append(node)
@@ -497,11 +398,11 @@ def _chunks(variants: Sequence[Variant], kept: set[int]) -> Iterator[list[Varian
     held = set(kept)
     size = 0
     for variant in variants:
-        new = _count_positions(node for node in variant.line if id(node) not in held)
+        new = count_positions(node for node in variant.line if id(node) not in held)
         if chunk and (size + new > PASS_POSITIONS or variant.shifts != chunk[0].shifts):
             yield chunk
             chunk, held, size = [], set(kept), 0
-            new = _count_positions(node for node in variant.line if id(node) not in held)
+            new = count_positions(node for node in variant.line if id(node) not in held)
         chunk.append(variant)
         held |= {id(node) for node in variant.line}
         size += new

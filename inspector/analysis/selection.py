@@ -15,8 +15,8 @@ from inspector.analysis.case import Case
 from inspector.analysis.prompt import Prompt, prepare_row
 from inspector.analysis.questions import find_pointer, find_pointers, point_at
 from inspector.analysis.removal import Removals
-from inspector.analysis.replay import Variant
 from inspector.analysis.structure import read_structure
+from inspector.analysis.variants import Variant
 
 Source = Literal["as asked", "ordinal edited", "image named", "another turn", "typed"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from inspector.analysis.battery import GATE, Battery, CellResult, Progress, Score, Share
+from inspector.analysis.battery import Progress
+from inspector.analysis.battery_results import GATE, Battery, CellResult, Score, Share
 from inspector.figures.charts import table
 
 INTRODUCTION = (

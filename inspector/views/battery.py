@@ -9,7 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.battery import MIN_ITEMS, Battery, read_battery, run_battery
+from inspector.analysis.battery import run_battery
+from inspector.analysis.battery_results import MIN_ITEMS, Battery, read_battery
 from inspector.figures.battery import INTRODUCTION, show_battery, show_progress
 from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view

@@ -262,7 +262,11 @@ def wire_which_image(
 
     # Only once it is cancelled: what a run still has on the way would be drawn over what is said of its end.
     view.cancel.click(None, cancels=runs, api_name="which_cancel").then(
-        stop, [view.study, view.running], view.outputs, api_name="which_stopped", concurrency_limit=None,
+        stop,
+        [view.study, view.running],
+        view.outputs,
+        api_name="which_stopped",
+        concurrency_limit=None,
         show_progress="hidden",
     )
     # A new question makes what is still running about the old one pointless, and it would have to wait for it.

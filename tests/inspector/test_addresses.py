@@ -10,8 +10,8 @@ from inspector.analysis.addresses import AddressCurve, patch_addresses, patch_be
 from inspector.analysis.case import open_case
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect
 from inspector.analysis.prompt import Prompt, Turn
-from inspector.analysis.replay import Variant
 from inspector.analysis.selection import measure_selection
+from inspector.analysis.variants import Variant
 from model import OpenedImage
 from model.language import Pass, build_mask
 from model.training.examples import EXAMPLES

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from inspector.__main__ import main
-from inspector.analysis.battery import Share, format_battery, read_battery, run_battery, try_item
+from inspector.analysis.battery import run_battery, try_item
 from inspector.analysis.battery_items import build_items
+from inspector.analysis.battery_results import Share, format_battery, read_battery
 from inspector.figures.battery import show_battery, show_progress
 from model import InputError, load_vlm
 

@@ -7,7 +7,8 @@ import torch
 
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect
 from inspector.analysis.prompt import Prompt, Turn
-from inspector.analysis.replay import Replay, Shift, StatePatch, Variant
+from inspector.analysis.replay import Replay
+from inspector.analysis.variants import Shift, StatePatch, Variant
 from model import AttentionReader, Cut, InputError, OpenedImage, Patch, Tap
 from model.language import build_mask
 from model.layers import rotate

@@ -28,8 +28,11 @@ def write_run(folder, trained, losses, seconds):
     folder.mkdir()
     sizes = [{"module": name, "parameters": 5, "trainable": 5} for name in trained]
     start = {"event": "start", "stage": "s", "kind": "instruction", "steps": 2, "resumed_at": 0, "trainable": sizes}
-    events = [start, *({"event": "step", "stage": "s", "step": n, "loss": 1.0, "seconds": n * seconds} for n in (1, 2)),
-              *({"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in enumerate(losses, start=1))]
+    events = [
+        start,
+        *({"event": "step", "stage": "s", "step": n, "loss": 1.0, "seconds": n * seconds} for n in (1, 2)),
+        *({"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in enumerate(losses, start=1)),
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (folder / "run.json").write_text(json.dumps({"format": 1, "command": f"train {folder.name}"}))
 
