@@ -118,6 +118,31 @@ def measure_start(browser: Browser, repeats: int) -> None:
     page.close()
 
 
+def measure_beside_job(browser: Browser, repeats: int) -> None:
+    """The same example asked while nothing else happens, then while a training job runs, started on the page."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with _running_app() as (address, *_):
+        page.goto(address)
+        page.wait_for_selector("#strip button.tok", timeout=WAIT_MS)
+        _answer(page)
+        idle = [_answer(page) for _ in range(repeats)]
+        page.get_by_role("tab", name="Train").click()
+        page.fill("#train-steps input", "5000")
+        page.click("#train-start")
+        # Its first loss: until then the job only loads.
+        page.wait_for_selector("#train-chart canvas:visible", timeout=WAIT_MS)
+        busy = [_answer(page) for _ in range(repeats)]
+        page.click("#train-stop")
+        page.wait_for_selector(
+            "#train-status .tr-done, #train-status .tr-stopped",
+            timeout=WAIT_MS,
+        )
+    page.close()
+    one, other = statistics.median(idle), statistics.median(busy)
+    print(f"the first example asked again: {one:.2f} s idle, {other:.2f} s while a training job runs, medians of "
+          f"{repeats}: {other / one:.2f} × as long", flush=True)  # fmt: skip
+
+
 def measure_strip(browser: Browser, vlm: VLM, repeats: int) -> None:
     """From an answer's last message to the strip on the screen, 3,000 tokens in five images: asked on the page, with a
     checkpoint of its own."""
@@ -163,5 +188,6 @@ def main(repeats: int) -> None:
     with sync_playwright() as playwright:
         browser = launch_chromium(playwright)
         measure_start(browser, repeats)
+        measure_beside_job(browser, repeats)
         measure_strip(browser, vlm, repeats)
         browser.close()
