@@ -1,7 +1,8 @@
 """``python -m benchmarks training``: a training step of ours against a plain loop, same weights, same precision.
 
 The plain loop is what a tutorial writes: the whole model forward for every step, the frozen encoder and the logits of
-every position included. Random weights: only shapes matter. Both run in turn in this process; ratios are what counts.
+every position included, and torch's AdamW as it comes. Random weights: only shapes matter. Both run in turn in this
+process; ratios are what counts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def steps(vlm: VLM, rates: dict[str, float], batch: Batch, precision: str = "fp3
     cache, good = FeatureCache(vlm), GoodWeights(module)
     cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
-    def finish(loss: torch.Tensor) -> None:
+    plain_optimizer = torch.optim.AdamW([{**group, "fused": None} for group in optimizer.param_groups])
+
+    def finish(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), stage.clip)
         optimizer.step()
@@ -80,13 +83,13 @@ def steps(vlm: VLM, rates: dict[str, float], batch: Batch, precision: str = "fp3
     def ours() -> None:
         loss = our_loss()
         good.keep()
-        finish(loss)
+        finish(loss, optimizer)
 
     with torch.no_grad():
         both = our_loss().item(), plain_loss().item()
     if abs(both[0] - both[1]) > 1e-3 * both[1]:
         raise SystemExit(f"The two don't train the same model: their first losses are {both}.")
-    return ours, lambda: finish(plain_loss())
+    return ours, lambda: finish(plain_loss(), plain_optimizer)
 
 
 def compare(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> tuple[Measured, Measured]:

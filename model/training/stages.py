@@ -115,6 +115,7 @@ def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
         [{"params": parameters, "lr": stage.learning_rates[part], "name": part} for part, parameters in groups.items()],
         betas=stage.betas,
         weight_decay=stage.weight_decay,
+        fused=True,  # one walk over the weights instead of a dozen
     )
 
 
