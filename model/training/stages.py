@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint import copy_vlm
@@ -111,12 +112,17 @@ def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(part_of(name), []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": stage.learning_rates[part], "name": part} for part, parameters in groups.items()],
         betas=stage.betas,
         weight_decay=stage.weight_decay,
         fused=True,  # one walk over the weights instead of a dozen
     )
+    # The fused kernel doesn't say that it wrote into the weights, and a fingerprint is taken anew only where they did.
+    optimizer.register_step_post_hook(
+        lambda *_: increment_version([parameter for parameters in groups.values() for parameter in parameters])
+    )
+    return optimizer
 
 
 def rate_factor(stage: Stage, step: int) -> float:
