@@ -225,12 +225,20 @@ def test_every_kind_of_cue_is_there_once_or_for_both_rows(three):
 
 
 def test_the_ordinal_and_the_numbers_of_the_images_work_together(three):
+    """The numbers of one set of weights can be read without; what is said if they can't is told from made-up shares."""
     case, _, found = three
     said = compare_cues(case, found)
     assert said.startswith("Image 3 has a share of 1.00 in the effects of all images. ")
     assert "diting the ordinal to image 1, 2 moved it to 0.00" in said
+    assert "the ordinal in the question" in said.partition("the evidence favours")[2]
+    hidden = "hid the `<image: k>` texts from everything behind them"
+    changed = [replace(cue, share_after=0.0) if cue.change == hidden else cue for cue in found]
+    assert [cue.change for cue in changed].count(hidden) == 1
+    said = compare_cues(case, changed)
     assert "iding the `<image: k>` texts from everything behind them moved it to 0.00" in said
-    assert "the evidence favours the `<image: k>` texts and the ordinal in the question" in said
+    favoured = said.partition("the evidence favours")[2]
+    assert "the `<image: k>` texts" in favoured
+    assert "the ordinal in the question" in favoured
     assert said.endswith("Lower bounds: other paths may compensate.")
     assert "because" not in said
 
@@ -274,7 +282,7 @@ def test_an_image_out_of_reach_has_no_effect(embedded):
 
 
 def test_one_image_and_none(embedded):
-    case, selection = opened(embedded, "single")
+    case, selection = opened(embedded, "tiles")
     found = list(measure_cues(case, selection))
     assert {cue.not_done for cue in found[:2]} == {
         "No other image can be named in the question.", "The question does not name one image.",
