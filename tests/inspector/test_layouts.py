@@ -128,7 +128,7 @@ def test_one_turn_is_the_same_row_in_every_layout(embedded):
         "The row has no `<image: k>` text to leave out.",
     ]  # fmt: skip
     assert found[0].leaders == (1,)
-    assert tell_layouts(found) == ("Turn 1 is answered “teal” in every row.",)
+    assert tell_layouts(found) == ("Turn 1 is answered “blue” in every row.",)
 
 
 def test_text_alone_hostile_text_and_a_checkpoint_without_region_marks(embedded, golden):
