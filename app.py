@@ -20,7 +20,7 @@ import gradio as gr  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
-from model import InputError, load_vlm  # noqa: E402
+from model import InputError  # noqa: E402
 
 
 def name_models(sources: list[str]) -> dict[str, str]:
@@ -30,14 +30,19 @@ def name_models(sources: list[str]) -> dict[str, str]:
     }
 
 
-def build_demo(sources: list[str], public: bool = False) -> gr.Blocks:
-    """The app, with its models loaded so that the first question doesn't wait. InputError if one is broken.
-    ``public`` bounds what training runs may take; they are kept in the folder VLM_INSPECTOR_RUNS, if that is set."""
-    # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
+def open_models(sources: list[str]) -> ModelStore:
+    """The models, loaded so that the first question doesn't wait. InputError if one is broken."""
     store = ModelStore(name_models(sources))
     for name in store.names:
         store.get(name)
+    return store
+
+
+def build_demo(store: ModelStore, public: bool = False) -> gr.Blocks:
+    """The app over the models of ``store``. ``public`` bounds what training runs may take; they are kept in the folder
+    VLM_INSPECTOR_RUNS, if that is set."""
+    # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     return build_ui(store, jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public))
 
 
@@ -52,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        demo = build_demo(options.model, options.public)
+        store = open_models(options.model)
+        demo = build_demo(store, options.public)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -60,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.enable()
     name = "0.0.0.0" if options.public else "127.0.0.1"
     demo.launch(server_port=options.port, server_name=name, prevent_thread_lock=True, **launch_options())
-    warm_up(load_vlm("embedded"))  # while the first browser is still reading the page
+    warm_up(store.get(store.names[0]))  # while the first browser is still reading the page
     demo.block_thread()
     return 0
 

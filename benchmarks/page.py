@@ -133,10 +133,7 @@ def measure_beside_job(browser: Browser, repeats: int) -> None:
         page.wait_for_selector("#train-chart canvas:visible", timeout=WAIT_MS)
         busy = [_answer(page) for _ in range(repeats)]
         page.click("#train-stop")
-        page.wait_for_selector(
-            "#train-status .tr-done, #train-status .tr-stopped",
-            timeout=WAIT_MS,
-        )
+        page.wait_for_selector("#train-status .tr-done, #train-status .tr-stopped", timeout=WAIT_MS)
     page.close()
     one, other = statistics.median(idle), statistics.median(busy)
     print(f"the first example asked again: {one:.2f} s idle, {other:.2f} s while a training job runs, medians of "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from app import build_demo
+from app import build_demo, open_models
 from inspector.ui import launch_options
 from scripts.chromium import launch_chromium
 
@@ -110,7 +110,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     demo, url = None, options.url
     if url is None:
-        demo = build_demo([])
+        demo = build_demo(open_models([]))
         _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = launch_chromium(playwright)

@@ -6,7 +6,7 @@ import argparse
 
 from playwright.sync_api import sync_playwright
 
-from app import build_demo
+from app import build_demo, open_models
 from inspector.ui import launch_options
 from scripts.chromium import launch_chromium
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1440)
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args()
-    demo = build_demo([])
+    demo = build_demo(open_models([]))
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = launch_chromium(playwright)

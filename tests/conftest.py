@@ -97,10 +97,10 @@ def page(new_page: "Callable[..., Page]") -> "Page":
 @pytest.fixture(scope="module")
 def app_url() -> Iterator[str]:
     """Address of the running app on the embedded model."""
-    from app import build_demo
+    from app import build_demo, open_models
     from inspector.ui import launch_options
 
-    demo = build_demo([])
+    demo = build_demo(open_models([]))
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url
     demo.close()

@@ -114,7 +114,7 @@ def scene_questions(n_each: int, seed: int) -> Iterator[Asked]:
         for place in ("one tile", "several tiles"):
             found = 0
             while found < n_each:
-                canvas = sc.SINGLE_TILE if place == "one tile" else sc.CANVAS_SIZES[1 + found % 7]
+                canvas = sc.SINGLE_TILE if place == "one tile" else sc.large_canvas(found)
                 scene = sc.random_scene(rng, canvas)
                 turn = asker(rng, scene)
                 if turn is not None:

@@ -32,11 +32,10 @@ class SceneSetSpec:
     question), "cued" (2 to 5 pictures, named by ordinal words, as the last, by what they show), "unrouted" (one
     picture or several; which of them an answer is about is drawn apart from which the question names: whoever learns
     this learns to ignore the question's index), "places" (one picture; where its shapes lie, and its caption, which
-    tells them from left to right), "which" (2 to 5 pictures; which
-    of them has a shape). ``turns``: questions per example, at most. ``images``: how many pictures, at least and at
-    most. ``shapes``: in a picture of "places", "single", "captions" and "text", at most; of these pictures
-    every ``large_every``-th is of several tiles (none if 0). ``dense``: in "several", every
-    picture is asked about, then all are listed."""
+    tells them from left to right), "which" (2 to 5 pictures; which of them has a shape). ``turns``: questions per
+    example, at most. ``images``: how many pictures, at least and at most. ``shapes``: in a picture of "places",
+    "single", "captions" and "text", at most; of these pictures every ``large_every``-th is of several tiles (none if
+    0). ``dense``: in "several", every picture is asked about, then all are listed."""
 
     source: str = "scenes"
     set: str = "single"
@@ -64,11 +63,11 @@ class SceneSet(ExampleSet):
                 colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
                 self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
             elif spec.set == "large":
-                self.pool.append(sc.random_scene(rng, sc.CANVAS_SIZES[1 + index % (len(sc.CANVAS_SIZES) - 1)]))
+                self.pool.append(sc.random_scene(rng, sc.large_canvas(index)))
             else:
                 every = spec.large_every
                 large = every > 0 and index % every == every - 1
-                canvas = sc.CANVAS_SIZES[1 + index // every % (len(sc.CANVAS_SIZES) - 1)] if large else sc.SINGLE_TILE
+                canvas = sc.large_canvas(index // every) if large else sc.SINGLE_TILE
                 self.pool.append(self._draw_scene(rng, canvas, 1 + index % spec.shapes))
 
     def _draw_scene(self, rng: np.random.Generator, canvas: tuple[int, int], n_shapes: int) -> sc.Scene:

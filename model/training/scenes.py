@@ -77,6 +77,11 @@ class Scene:
     shapes: tuple[Shape, ...]
 
 
+def large_canvas(number: int) -> tuple[int, int]:
+    """The canvases of several tiles in turn."""
+    return CANVAS_SIZES[1 + number % (len(CANVAS_SIZES) - 1)]
+
+
 def random_shape(
     rng: np.random.Generator,
     canvas: tuple[int, int],

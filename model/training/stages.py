@@ -120,7 +120,7 @@ def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
     )
     # The fused kernel doesn't say that it wrote into the weights, and a fingerprint is taken anew only where they did.
     optimizer.register_step_post_hook(
-        lambda *_: increment_version([parameter for parameters in groups.values() for parameter in parameters])
+        lambda stepped, *_: increment_version([one for group in stepped.param_groups for one in group["params"]])
     )
     return optimizer
 
