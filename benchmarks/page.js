@@ -1,6 +1,7 @@
-// Marks when an answer's last message is there, however Gradio listens to its queue, and when the strip is painted.
+// Marks when the message that brings the finished row is there, however Gradio listens to its queue, and when the strip
+// is painted. The row comes twice: while the event goes on, and once more when it is over.
 (() => {
-  const arrived = (text) => { if (text.includes("process_completed")) performance.mark("answered"); };
+  const arrived = (text) => { if (text.includes("spans")) performance.mark("answered"); };
   const plain = window.EventSource, fetched = window.fetch;
   window.EventSource = class extends plain {
     constructor(...rest) { super(...rest); this.addEventListener("message", (event) => arrived(event.data)); }

@@ -35,6 +35,7 @@ from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
 from inspector.views.results import ResultsView, build_results
+from inspector.widgets import encode
 from model import VLM, InputError, open_image
 from model.training.examples import EXAMPLES
 
@@ -110,7 +111,7 @@ def warm_up(vlm: VLM) -> None:
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
-    attention_view.draw(inspection, attend(vlm, inspection, row), own_scale=False)
+    attention_view.draw(attend(vlm, inspection, row), own_scale=False)
 
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
@@ -185,9 +186,7 @@ def _wire_results(
     folder: Path,
 ) -> None:
     answered: list[Any] = [prompt.note, results.answer, header.provenance, shown, results.viewer, results.strip,
-                           attention.layer, attention.head, *attention.outputs, *which.fresh,
-                           *batch.outputs]  # fmt: skip
-    controls: list[Any] = [*attention.controls, batch.arrangement]
+                           attention.summary, attention.layer, attention.head, *which.fresh]  # fmt: skip
     settings_count = len(prompt.settings)
 
     def on_ask(
@@ -222,7 +221,7 @@ def _wire_results(
     def _finish(
         vlm: Any, model: str, inspection: Inspection, names: list[str], settings: GenerationSettings, options: tuple
     ) -> list[Any]:
-        layer, head, own_row, exclude_sinks, own_scale, arrangement = options
+        layer, head, own_row, exclude_sinks, own_scale = options
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
         found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
@@ -236,23 +235,42 @@ def _wire_results(
             show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns]),
             show_provenance(vlm, inspection, model),
             Shown(model, inspection, selected, found, tuple(names), settings),
-            gr.update(data=viewer),
-            gr.update(data=strip, heat=heat),
+            gr.update(data=encode(viewer)),
+            gr.update(data=encode(strip), heat=encode(heat)),
+            attention_view.summarise(inspection, found),
             *attention_view.choices(found),
-            *attention_view.draw(inspection, found, own_scale),
             *which_view.begin(which, store, model, inspection),
-            *batch_view.draw(vlm, inspection, arrangement),
         ]
 
-    ask_inputs = [*prompt.inputs, *controls]
+    def on_plots(page: Shown | None, own_scale: bool) -> list[Any]:
+        return [gr.skip()] * len(attention.plots) if page is None else attention_view.draw(page.attention, own_scale)
+
+    def on_arrangement(page: Shown | None, arrangement: str) -> list[Any]:
+        if page is None:
+            return [gr.skip()] * len(batch.outputs)
+        try:
+            return batch_view.draw(store.get(page.model), page.inspection, arrangement)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def draw_after(event: Any, *, fresh: bool) -> None:
+        """The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see
+        the tokens. ``fresh``: there is a new row, so the batch is drawn as well."""
+        free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "undocumented"}
+        event.success(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **free)
+        if fresh:
+            event.success(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name="draw_batch", **free)
+
+    ask_inputs = [*prompt.inputs, *attention.controls]
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
-    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES, "arrangement"))
+    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
     asked = gr.on(
         [prompt.ask.click, *(question.submit for question in prompt.questions)],
         on_ask, ask_inputs, answered, api_name="ask", concurrency_id=MODEL_QUEUE, concurrency_limit=1,
         show_progress="minimal", show_progress_on=[results.answer],
     )  # fmt: skip
     prompt.stop.click(None, cancels=[asked], api_name="stop")
+    draw_after(asked, fresh=True)
 
     def loader(index: int) -> Any:
         def load(model: str, history: list) -> list[Any]:
@@ -265,17 +283,19 @@ def _wire_results(
     # The same as /ask, so described once: what describes the API is sent with every page.
     again: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "api_visibility": "undocumented"}
     for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
-        button.click(
+        shown_example = button.click(
             loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{example.name.replace('-', '_')}",
             concurrency_limit=None, show_progress="hidden",
         ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}", **again,
                   show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
+        draw_after(shown_example, fresh=True)
     # Something real as soon as the page is open.
-    demo.load(
+    opened = demo.load(
         loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
     ).success(on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
+    draw_after(opened, fresh=True)
 
-    looked: list[Any] = [shown, results.strip, *attention.outputs]
+    looked: list[Any] = [shown, results.strip, attention.summary]
 
     def look(page: Shown | None, position: int, *options: Any) -> list[Any]:
         layer, head, own_row, exclude_sinks, own_scale = options
@@ -287,8 +307,8 @@ def _wire_results(
         found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, position, layer, head, own_scale)
         # Viewer and readout take row and heat from the strip, in the browser.
-        return [replace(page, selected=position, attention=found), gr.update(heat=heat),
-                *attention_view.draw(page.inspection, found, own_scale)]  # fmt: skip
+        return [replace(page, selected=position, attention=found), gr.update(heat=encode(heat)),
+                attention_view.summarise(page.inspection, found)]  # fmt: skip
 
     def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,
                   event: gr.EventData) -> list[Any]:  # fmt: skip
@@ -297,20 +317,17 @@ def _wire_results(
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
         return look(page, 0 if page is None else page.selected, *options)
 
-    results.strip.select(on_select, [shown, *attention.controls], looked, api_name="select_token",
-                         concurrency_id=MODEL_QUEUE, show_progress="hidden", trigger_mode="always_last")  # fmt: skip
-    gr.on([control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
-          api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden")  # fmt: skip
-
-    def on_arrangement(page: Shown | None, arrangement: str) -> list[Any]:
-        if page is None:
-            return [gr.skip()] * len(batch.outputs)
-        try:
-            return batch_view.draw(store.get(page.model), page.inspection, arrangement)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    batch.arrangement.input(on_arrangement, [shown, batch.arrangement], list(batch.outputs), api_name="arrange_batch")
+    selected = results.strip.select(
+        on_select, [shown, *attention.controls], looked, api_name="select_token", concurrency_id=MODEL_QUEUE,
+        show_progress="hidden", trigger_mode="always_last",
+    )  # fmt: skip
+    changed = gr.on(
+        [control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
+        api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden",
+    )  # fmt: skip
+    draw_after(selected, fresh=False)
+    draw_after(changed, fresh=False)
+    batch.arrangement.input(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name="arrange_batch")
 
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:

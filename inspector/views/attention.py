@@ -41,8 +41,9 @@ class AttentionView:
         return [self.layer, self.head, self.own_row, self.exclude_sinks, self.own_scale]
 
     @property
-    def outputs(self) -> list[Any]:
-        return [self.summary, self.share, self.images, self.kinds]
+    def plots(self) -> list[Any]:
+        """What :func:`draw` fills."""
+        return [self.share, self.images, self.kinds]
 
 
 def build_attention() -> AttentionView:
@@ -124,10 +125,9 @@ def summarise(inspection: Inspection, attention: AttentionMap) -> str:
     return "".join(parts)
 
 
-def draw(inspection: Inspection, attention: AttentionMap, own_scale: bool) -> list[Any]:
-    """Values for :attr:`AttentionView.outputs`."""
+def draw(attention: AttentionMap, own_scale: bool) -> list[Any]:
+    """Values for :attr:`AttentionView.plots`."""
     return [
-        summarise(inspection, attention),
         plot_image_share(attention, shared_scale=not own_scale),
         plot_images_by_layer(attention, shared_scale=not own_scale),
         plot_kinds_by_layer(attention),

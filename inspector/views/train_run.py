@@ -20,7 +20,7 @@ from inspector.jobs import JobState, JobTable
 from inspector.presets import describe_recipe
 from inspector.progress import Progress
 from inspector.views.train_refusal import refuse
-from inspector.widgets import LossChart
+from inspector.widgets import LossChart, encode
 from model import InputError
 
 REMEMBERED = 30
@@ -127,7 +127,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
     if not job:
         quiet = [gr.update(interactive=False)] * (3 + AFTER)
         fresh = chart_payload("", Progress(), 0, 0)
-        return [Followed(), gr.update(active=False), show_status(None, Progress()), gr.update(data=fresh),
+        return [Followed(), gr.update(active=False), show_status(None, Progress()), gr.update(data=encode(fresh)),
                 show_evaluation(Progress()), *quiet]  # fmt: skip
     state = jobs.read(job)
     progress = jobs.progress(job)
@@ -145,7 +145,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
         Followed(job, progress.generation, *counts, state.status),
         gr.update(active=state.live),
         show_status(state, progress),
-        gr.update(data=chart_payload(job, progress, followed.train, followed.held_out)) if grown else gr.skip(),
+        gr.update(data=encode(chart_payload(job, progress, followed.train, followed.held_out))) if grown else gr.skip(),
         show_evaluation(progress) if answered else gr.skip(),
         *buttons,
     ]
@@ -210,6 +210,6 @@ def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.Bro
             runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in chosen[:6]]
         except InputError as error:
             raise refuse(error) from error
-        return gr.update(data=overlay_payload(runs), visible=bool(runs))
+        return gr.update(data=encode(overlay_payload(runs)), visible=bool(runs))
 
     view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", **free)

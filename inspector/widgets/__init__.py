@@ -1,7 +1,7 @@
 """Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
 
-from inspector.widgets.components import ImageViewer, Readout, TokenStrip
+from inspector.widgets.components import ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
 
-__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "TokenStrip"]
+__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "TokenStrip", "encode"]

@@ -4,8 +4,8 @@ Use::
 
     strip, viewer, readout = TokenStrip(elem_id="strip"), ImageViewer(elem_id="viewer"), Readout(elem_id="readout")
     strip.select(explain, outputs=[strip, viewer])     # explain(event: gr.EventData): event.position is an int
-    return TokenStrip(data=…, heat=…)                  # or gr.update(data=…, heat=…)
-    return gr.update(heat=…)                           # only the heat travels, the tokens stay as they are
+    return gr.update(data=encode(…), heat=encode(…))   # or TokenStrip(data=encode(…), …)
+    return gr.update(heat=encode(…))                   # only the heat travels, the tokens stay as they are
     return TokenStrip(heat=None)                       # takes the heat away; gr.update drops None, so it can't
 
 The shapes of ``data`` and ``heat`` are documented where they are made, in :mod:`inspector.figures.payload`.
@@ -31,6 +31,14 @@ import gradio as gr
 _FOLDER = Path(__file__).parent
 
 
+def encode(value: Any) -> str | None:
+    """JSON text of a widget's ``data`` or ``heat``, as it lies in the page; None stays None. ValueError for NaN.
+
+    As an object, Gradio's framework would put every list and number in it under observation and compare all of them at
+    every change of any property: a third of the time until 3,000 tokens are on the screen."""
+    return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
 @cache
 def _script(name: str) -> str:
     # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
@@ -42,14 +50,14 @@ def _script(name: str) -> str:
 
 
 class _Widget(gr.HTML):
-    """A shell and a script. ``data`` and ``heat`` are JSON values or None."""
+    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns."""
 
     _name: str
 
     def __init__(
         self,
-        data: dict[str, Any] | None = None,
-        heat: dict[str, Any] | None = None,
+        data: str | None = None,
+        heat: str | None = None,
         *,
         elem_id: str | None = None,
         elem_classes: list[str] | str | None = None,
@@ -89,17 +97,7 @@ class ImageViewer(_Widget):
 
 
 class Readout(_Widget):
-    """All that is known of the selected token. Without ``data``, ``heat`` and ``cells`` of its own it reads those of
-    the page's strip and viewer, so that nothing is sent twice. ``cells`` is the viewer's list of images."""
+    """All that is known of the selected token. Without ``data`` and ``heat`` of its own it reads those of the page's
+    strip and viewer, so that nothing is sent twice."""
 
     _name = "readout"
-
-    def __init__(
-        self,
-        data: dict[str, Any] | None = None,
-        heat: dict[str, Any] | None = None,
-        *,
-        cells: list[dict[str, Any]] | None = None,
-        **others: Any,
-    ) -> None:
-        super().__init__(data, heat, **(others | {"cells": cells}))

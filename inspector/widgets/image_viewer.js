@@ -216,7 +216,8 @@ listen("vlm:hover", ({ position, origin }) => {
 listen("vlm:data", paintAll);
 
 function take() {
-  state.images = (props.data && props.data.images) || [];
+  const data = decode(props.data);
+  state.images = data ? data.images : [];
   bus.images = state.images;
   if (!state.images.some((image) => image.index === state.shown)) state.shown = null;
   state.heat = readHeat(props.heat);

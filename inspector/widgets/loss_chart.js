@@ -23,9 +23,11 @@ async function copyLink() {
   const url = window.location.origin + window.location.pathname + (shown.link || "");
   try { await navigator.clipboard.writeText(url); reading.textContent = "link copied"; } catch { reading.textContent = url; }
 }
-function take(message) {
-  if (!message || message === last) return;
-  last = message;
+function take(text) {
+  // The same points must not be appended twice.
+  if (!text || text === last) return;
+  last = text;
+  const message = decode(text);
   if (message.fresh || message.key !== shown.key) { shown = blank(); cursor = null; }
   shown.key = message.key;
   if (message.runs) {

@@ -24,7 +24,7 @@ const piece = (row, p, css) => {
 };
 
 function draw() {
-  const row = own.row || bus.row, heat = own.heat || bus.heat, images = props.cells || bus.images, p = bus.position;
+  const row = own.row || bus.row, heat = own.heat || bus.heat, images = bus.images, p = bus.position;
   if (!row || p === null || p < 0 || p >= row.n) {
     body.replaceChildren(el("p", { class: "vlm-empty" }, row ? "Select a token in the strip or a cell on an image. What the model was given there, what it had to predict and how much attention it got appears here." : "Once something is asked, this names whatever you select: its id, its pixels, its label, its loss."));
     return;
@@ -73,10 +73,11 @@ function draw() {
   body.replaceChildren(...parts);
 }
 function take() {
-  own = { row: props.data ? readRow(props.data) : null, heat: readHeat(props.heat) };
+  const data = decode(props.data);
+  own = { row: data && readRow(data), heat: readHeat(props.heat) };
   draw();
 }
 listen("vlm:select", draw);
 listen("vlm:data", draw);
-watch(Object.keys({ data: 0, heat: 0, cells: 0 }), take);
+watch(Object.keys({ data: 0, heat: 0 }), take);
 take();

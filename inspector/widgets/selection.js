@@ -45,6 +45,9 @@ function el(tag, attributes, ...children) {
 const visibleText = (text) => (text || "").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "·") || "∅";
 const grouped = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 
+// Data lies in the page as JSON text.
+const decode = (text) => (text ? JSON.parse(text) : null);
+
 // The run-length coded row, unfolded once.
 function readRow(data) {
   const n = data.n, row = { n, key: data.key, texts: data.texts, spans: data.spans, ids: new Int32Array(n), trained: new Uint8Array(n), masked: new Uint8Array(n), loss: new Float32Array(n).fill(NaN), span: new Int32Array(n), topLoss: 0 };
@@ -60,7 +63,8 @@ function readRow(data) {
 }
 
 // Shares arrive as half-precision numbers: two bytes each, exact to three digits.
-function readHeat(heat) {
+function readHeat(text) {
+  const heat = decode(text);
   if (!heat) return null;
   const bytes = atob(heat.values), values = new Float32Array(bytes.length >> 1);
   let top = 0;

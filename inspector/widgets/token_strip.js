@@ -367,7 +367,7 @@ listen("vlm:select", ({ position, origin }) => {
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();
-  drawMap();
+  if (origin !== "server") drawMap();
   if (node && origin !== "strip") reveal(node);
 });
 listen("vlm:hover", ({ position, origin }) => {
@@ -378,9 +378,9 @@ listen("vlm:hover", ({ position, origin }) => {
 new ResizeObserver(drawMap).observe(map);
 new MutationObserver(drawMap).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-let key;
+let key, heatText;
 function take() {
-  const data = props.data, began = performance.now();
+  const data = decode(props.data), began = performance.now();
   if (!data) { state.row = null; key = undefined; }
   else if (!state.row || data.key !== key || data.n !== state.row.n) {
     key = data.key;
@@ -402,7 +402,8 @@ function take() {
   if (fresh) selectPosition(bus.position, "server");
 }
 function takeHeat(fresh) {
-  state.heat = readHeat(props.heat);
+  heatText = props.heat;
+  state.heat = readHeat(heatText);
   if (state.heat && state.row && state.heat.values.length !== state.row.n) state.heat = null;
   bus.heat = state.heat;
   // Only a new row moves the selection: heat that comes late must not take back what has been picked meanwhile.
@@ -410,5 +411,6 @@ function takeHeat(fresh) {
 }
 const [DATA, HEAT] = Object.keys({ data: 0, heat: 0 });
 watch(DATA, take);
-watch(HEAT, () => { takeHeat(false); if (state.row) paintAll(); tellData(); });
+// Heat that came together with the row has been taken with it.
+watch(HEAT, () => { if (props.heat === heatText) return; takeHeat(false); if (state.row) paintAll(); tellData(); });
 take();

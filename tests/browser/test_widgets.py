@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from inspector.widgets import ImageViewer, Readout, TokenStrip
+from inspector.widgets import ImageViewer, Readout, TokenStrip, encode
 
 # Gradio leaves its port probe to the garbage collector and sets a pandas option that pandas has deprecated.
 pytestmark = [
@@ -132,11 +132,17 @@ def url():
         viewer = ImageViewer(elem_id="viewer")
         Readout(elem_id="readout")
         strip = TokenStrip(elem_id="strip")
-        fill.click(lambda: (gr.update(data=DATA, heat=heat_of(ANSWER)), gr.update(data=VIEWER)), None, [strip, viewer])
-        component.click(
-            lambda: (TokenStrip(data=DATA, heat=heat_of(ANSWER)), ImageViewer(data=VIEWER)), None, [strip, viewer]
+        fill.click(
+            lambda: (gr.update(data=encode(DATA), heat=encode(heat_of(ANSWER))), gr.update(data=encode(VIEWER))),
+            None,
+            [strip, viewer],
         )
-        again.click(lambda: gr.update(heat=heat_of(ANSWER + 1, FIRST[0]["start"])), None, strip)
+        component.click(
+            lambda: (TokenStrip(data=encode(DATA), heat=encode(heat_of(ANSWER))), ImageViewer(data=encode(VIEWER))),
+            None,
+            [strip, viewer],
+        )
+        again.click(lambda: gr.update(heat=encode(heat_of(ANSWER + 1, FIRST[0]["start"]))), None, strip)
         clear.click(lambda: TokenStrip(heat=None), None, strip)
 
         def chosen(event: gr.EventData) -> str:
@@ -184,10 +190,17 @@ def test_payload_is_what_the_target_names():
     assert len(json.dumps(DATA)) < 25_000
 
 
+def test_data_lies_in_the_page_as_text():
+    assert encode({"n": 1, "text": "é\u2028"}) == '{"n":1,"text":"\\u00e9\\u2028"}'
+    assert encode(None) is None
+    with pytest.raises(ValueError, match="JSON"):
+        encode({"loss": float("nan")})
+
+
 def test_property_names_are_no_events():
     # Gradio takes a quoted word in the script for an event, and would send a function for the property's value.
     for widget in (TokenStrip(render=False), ImageViewer(render=False), Readout(render=False)):
-        assert not any(hasattr(widget, name) for name in ("data", "heat", "cells"))
+        assert not any(hasattr(widget, name) for name in ("data", "heat"))
         assert widget.api_info()["type"] == "object"
 
 
