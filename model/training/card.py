@@ -172,12 +172,12 @@ def compare_freezing(frozen: Path, trained: Path) -> str:
     """A section of the card on two runs of the recipe “freezing”, their folders given: the encoder frozen, and trained
     too. InputError if these are no two such runs."""
     rows, commands, losses, seconds = [], [], [], []
-    for folder, name in ((frozen, "frozen"), (trained, "trained too")):
+    for folder, name, shown in ((frozen, "frozen", "FROZEN"), (trained, "trained too", "TRAINED")):
         curves = read_curves(folder / METRICS)
         if len(curves) != 1 or not curves[0].held_out or ("vision_encoder" in curves[0].trained) != (folder == trained):
             raise InputError(f"{folder} is no finished run of the recipe “freezing” with the encoder {name}.")
         (curve,) = curves
-        commands.append(RunFolder(folder).read_run()["command"])
+        commands.append(RunFolder(folder).read_run()["command"].replace(str(folder), shown))
         losses.append(curve.held_out[-1][1])
         seconds.append(curve.seconds / curve.steps)
         rows.append(f"| {name} | {curve.trained} | {curve.steps} | {seconds[-1]:.2f} | {curve.held_out[0][1]:.4f} → "

@@ -34,14 +34,14 @@ def write_run(folder, trained, losses, seconds):
         *({"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in enumerate(losses, start=1)),
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (folder / "run.json").write_text(json.dumps({"format": 1, "command": f"train {folder.name}"}))
+    (folder / "run.json").write_text(json.dumps({"format": 1, "command": f"train --out {folder}"}))
 
 
 def test_what_freezing_costs_is_told_from_two_runs(tmp_path):
     write_run(tmp_path / "frozen", ["MP"], (0.5, 0.4), 1.5)
     write_run(tmp_path / "whole", ["vision_encoder", "MP"], (0.45, 0.3), 3.0)
     text = compare_freezing(tmp_path / "frozen", tmp_path / "whole")
-    assert "train frozen\ntrain whole" in text
+    assert "train --out FROZEN\ntrain --out TRAINED\n" in text  # whoever reads it has other folders
     assert "| frozen | MP 5 | 2 | 1.50 | 0.5000 → 0.4000 |" in text
     assert "2.0 times as long a step, and after the same steps the held-out loss is 0.75 times" in text
     with pytest.raises(InputError, match="with the encoder frozen"):
