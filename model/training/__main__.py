@@ -159,11 +159,14 @@ def make_card(options: argparse.Namespace) -> None:
     curves = read_curves(options.run / METRICS)
     freezing = compare_freezing(*options.freezing) if options.freezing else ""
     measured = measure(vlm, easy_limit=options.easy_limit, n_each=options.each)
-    command = str(RunFolder(options.run).read_run()["command"])
+    made = f"python -m model.training card RUN --into model/embedded --each {options.each}"
+    made += f" --easy-limit {options.easy_limit}" if options.easy_limit else ""
+    made += " --freezing FROZEN TRAINED" if options.freezing else ""
+    commands = (str(RunFolder(options.run).read_run()["command"]), made)
     save_vlm(vlm, options.into)
     write_text(options.into / "curves.svg", draw_curves(curves))
     write_text(options.into / CURVES, curves_json(curves))
-    write_text(options.into / "README.md", write_card(vlm, recipe, command, curves, measured, freezing, options.note))
+    write_text(options.into / "README.md", write_card(vlm, recipe, commands, curves, measured, freezing, options.note))
     for goal, reached in measured.goals():
         print(f"{goal.name:40} {reached:.3f}  wanted {goal.accuracy:.2f}")
 

@@ -96,10 +96,10 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
 
 
 def write_card(
-    vlm: VLM, recipe: Recipe, command: str, curves: Sequence[StageCurve], measured: Measurement,
+    vlm: VLM, recipe: Recipe, commands: Sequence[str], curves: Sequence[StageCurve], measured: Measurement,
     freezing: str = "", notes: Iterable[str] = (),
 ) -> str:  # fmt: skip
-    """The card of the embedded model, in Markdown. ``freezing``: what :func:`compare_freezing` wrote; ``notes`` are
+    """The card of the embedded model, in Markdown. ``commands``: what made model and card; ``freezing``: what :func:`compare_freezing` wrote; ``notes`` are
     paragraphs of their own."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     minutes = sum(curve.seconds for curve in curves) / 60
@@ -113,8 +113,7 @@ def write_card(
         "## How it was made",
         "",
         "```",
-        command,
-        "python -m model.training card RUN --into model/embedded",
+        *commands,
         "```",
         "",
         ("Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
