@@ -99,8 +99,8 @@ def write_card(
     vlm: VLM, recipe: Recipe, commands: Sequence[str], curves: Sequence[StageCurve], measured: Measurement,
     freezing: str = "", notes: Iterable[str] = (),
 ) -> str:  # fmt: skip
-    """The card of the embedded model, in Markdown. ``commands``: what made model and card; ``freezing``: what :func:`compare_freezing` wrote; ``notes`` are
-    paragraphs of their own."""
+    """The card of the embedded model, in Markdown. ``commands``: what made model and card; ``freezing``: what
+    :func:`compare_freezing` wrote; ``notes`` are paragraphs of their own."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     minutes = sum(curve.seconds for curve in curves) / 60
     lines = [

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,8 +67,10 @@ def test_a_cell_is_the_prompt_asked_in_that_layout(embedded, cells, place, layou
 
 
 def test_a_document_mask_stops_every_leak(cells):
-    assert cells[6].leakage < 1e-5
-    assert cells[4].leakage > 1e-5 > cells[6].leakage
+    # The embedded model has learned to leave other samples alone; the control checkpoint has not.
+    leaky = list(compare_layouts(load_vlm(Path(__file__).parents[1] / "control"), prompt_of("packed")))
+    assert leaky[4].leakage > 0.01
+    assert leaky[6].leakage == cells[6].leakage == 0
     assert cells[6].matrix.reachable == ((True, False, False), (False, True, False), (False, False, True))
 
 
