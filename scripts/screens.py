@@ -70,7 +70,8 @@ def shoot_panels(page: Page, folder: Path, name: str) -> int:
 def run_tests(page: Page, *, every: bool) -> None:
     """“Which image?” with its results in it."""
     page.click("#which-all" if every else "#which-start")
-    page.wait_for_selector("#which-panel-checks table", state="attached", timeout=RUN_MS)
+    last = "layouts" if every else "checks"
+    page.wait_for_selector(f"#which-panel-{last} table", state="attached", timeout=RUN_MS)
     page.wait_for_function(
         "![...document.querySelectorAll('.wi-busy')].some(one => one.textContent.trim())", timeout=RUN_MS
     )

@@ -75,6 +75,14 @@ class Selection:
         return sum(other.effects[self.image - 1] for other in others) / len(others)
 
     @property
+    def same_answer_effect_otherwise(self) -> float | None:
+        """The same on the answer under study, whatever is then said."""
+        others = self.others
+        if self.image is None or not others:
+            return None
+        return sum(other.same_answer_effects[self.image - 1] for other in others) / len(others)
+
+    @property
     def others(self) -> tuple[Asked, ...]:
         """Questions about another image than :attr:`image`."""
         return tuple(other for other in self.asked[1:] if other.image != self.image)

@@ -146,8 +146,8 @@ def _judge_leader(
         )
     if selection is None:
         return Verdict("dependent", k, (k,), base + ".", tuple(reasons), False)
-    otherwise = selection.effect_otherwise
-    if selection.contrast is None or otherwise is None:
+    otherwise, same = selection.effect_otherwise, selection.same_answer_effect_otherwise
+    if selection.contrast is None or otherwise is None or same is None:
         return Verdict("dependent", k, (k,), base + ". Whether the question selects it can't be said: no question "
                        "about another image was tried.", tuple(reasons), final)  # fmt: skip
     own = selection.asked[0].effects[k - 1]
@@ -160,8 +160,9 @@ def _judge_leader(
         return Verdict("selected", k, (k,), base + f", and the question selects it: asked about another image, its "
                        f"effect is {say(otherwise)} nats (contrast at least {say(selection.contrast)})." + pointed,
                        tuple(reasons), final)  # fmt: skip
-    sentence = (base + f", whatever is asked: with the question about another image its effect is "
-                f"{say(otherwise)} nats (contrast {say(selection.contrast)})." + pointed)  # fmt: skip
+    sentence = (base + f", whatever is asked: with the question about another image its effect is {say(otherwise)} "
+                f"nats on the answer then given and {say(same)} on this one (contrast {say(selection.contrast)}, and "
+                f"{say(max(bar, 0.5 * own))} would show that the question selects it)." + pointed)  # fmt: skip
     return Verdict("dependent", k, (k,), sentence, tuple(reasons), final)
 
 

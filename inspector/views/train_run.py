@@ -66,7 +66,7 @@ def build_run() -> RunView:
         pause = gr.Button("Pause", size="sm", min_width=80, interactive=False, elem_id="train-pause")
         resume = gr.Button("Resume", size="sm", min_width=80, interactive=False, elem_id="train-resume")
         stop = gr.Button("Stop and keep", size="sm", min_width=100, interactive=False, elem_id="train-stop")
-        job = gr.Textbox("", label="Run", show_label=False, placeholder="paste a run's id here to follow it",
+        job = gr.Textbox("", label="Run", show_label=False, placeholder="a run's id, to follow it",
                          max_lines=1, min_width=200, container=False, elem_id="train-job")  # fmt: skip
     chart = LossChart(elem_id="train-chart")
     answers = gr.HTML(show_evaluation(Progress()), elem_id="train-answers")

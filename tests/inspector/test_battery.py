@@ -72,6 +72,12 @@ def test_results_are_kept_as_json_and_drawn(steps):
     assert "No battery has been run" in show_battery(None)
 
 
+def test_bfloat16_is_tried_on_every_cell(steps):
+    assert [progress.cell for progress in steps].count("in bfloat16") == 4  # two items of each of the two cells
+    (halved,) = [score for score in steps[-1].battery.scores if score.name == "the same verdict in bfloat16"]
+    assert halved.share.total == 4
+
+
 def test_two_items_are_too_few_to_reach_or_miss_a_target(steps):
     assert {score.ok for score in steps[-1].battery.scores if score.share.total < 24} == {None}
 

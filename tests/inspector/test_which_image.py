@@ -257,7 +257,13 @@ def test_without_a_contrast_the_question_is_not_said_to_select(three):
         replace(asked, effects=selection.asked[0].effects) for asked in selection.asked))  # fmt: skip
     verdict = judge(case, dependence, flat, three[-1].swaps)
     assert (verdict.kind, verdict.image) == ("dependent", 3)
-    assert "whatever is asked" in verdict.sentence
+    # Both measures: the effect on the answers that the other questions get, and on the answer under study.
+    same = sum(asked.same_answer_effects[2] for asked in flat.asked[1:]) / 2
+    as_asked = selection.asked[0].effects[2]
+    assert (
+        f"whatever is asked: with the question about another image its effect is {as_asked:.2f} nats on the answer "
+        f"then given and {same:.2f} on this one (contrast 0.30, and {as_asked / 2:.2f} would show" in verdict.sentence
+    )
 
 
 def test_random_weights_give_no_verdict_of_dependence():
