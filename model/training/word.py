@@ -43,6 +43,8 @@ _NEAREST_KNOWN = 60.0
 _NEAREST_BACKGROUND = 60.0
 """Distances in RGB: a colour nearer to one that the model knows, or to the pale backgrounds, can't be told apart."""
 _BACKGROUND = (228, 255)
+_RIVAL_SHARE = 0.3
+"""So often the rival is drawn into a picture of a new colour's data, or into the pictures that are shown with one."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ class WordSpec:
     def colours(self) -> Mapping[str, RGB]:
         """All colours by name, the new one among them."""
         return sc.COLOURS if self.rgb is None else {**sc.COLOURS, self.word: self.rgb}
+
+    @property
+    def rival(self) -> str | None:
+        """The known colour nearest to the new one; None for a shape."""
+        rgb = self.rgb
+        return None if rgb is None else min(sc.COLOURS, key=lambda name: _distance(rgb, sc.COLOURS[name]))
 
     @property
     def outlines(self) -> Mapping[str, Outline]:
@@ -177,7 +185,8 @@ class WordSetSpec:
 
 class WordSet(ExampleSet):
     """The examples of one :class:`WordSetSpec`; example i is always the same one. Two thirds of the pictures show the
-    word; the others don't, and are asked about it too."""
+    word; the others don't, and are asked about it too. Of what is drawn beside a new colour much has its *rival*, the
+    known colour nearest to it: the two are what gets confused."""
 
     def __init__(self, spec: WordSetSpec) -> None:
         self.spec = spec
@@ -196,12 +205,21 @@ class WordSet(ExampleSet):
                     self.without[colour].append(scene)
             else:
                 scene = sc.random_scene(rng, n_shapes=1 + int(rng.choice(sc.MAX_SHAPES, p=(0.5, 0.25, 0.25))))
-                if rng.random() < 0.7:
-                    scene = self._marked(scene, int(rng.integers(len(scene.shapes))))
-                self.pool.append(scene)
+                marked = int(rng.integers(len(scene.shapes))) if rng.random() < 0.7 else None
+                if rng.random() < _RIVAL_SHARE:
+                    scene = self._with_rival(scene, int(rng.integers(len(scene.shapes))))
+                self.pool.append(scene if marked is None else self._marked(scene, marked))
 
     def _marked(self, scene: sc.Scene, which: int) -> sc.Scene:
         shapes = [self.spec.word.marked(shape) if n == which else shape for n, shape in enumerate(scene.shapes)]
+        return replace(scene, shapes=tuple(shapes))
+
+    def _with_rival(self, scene: sc.Scene, which: int) -> sc.Scene:
+        """The scene with one shape in the rival's colour, unless there is no rival or two shapes would be alike."""
+        rival = self.spec.word.rival
+        if rival is None or any(shape.colour == rival for shape in scene.shapes):
+            return scene
+        shapes = [replace(shape, colour=rival) if n == which else shape for n, shape in enumerate(scene.shapes)]
         return replace(scene, shapes=tuple(shapes))
 
     def __len__(self) -> int:
@@ -230,8 +248,11 @@ class WordSet(ExampleSet):
         low, high = self.spec.images
         count = int(rng.integers(low, high + 1))
         colours = [str(colour) for colour in rng.permutation(sc.COLOUR_NAMES)[:count]]
-        group = [self.without[colour][int(rng.integers(len(self.without[colour])))] for colour in colours]
         place = int(rng.integers(count))
+        rival = self.spec.word.rival
+        if rival is not None and rival not in colours and rng.random() < _RIVAL_SHARE:
+            colours[(place + 1) % count] = rival  # asked about below
+        group = [self.without[colour][int(rng.integers(len(self.without[colour])))] for colour in colours]
         if rng.random() < 0.85:
             shown = self.with_word[int(rng.integers(len(self.with_word)))]
             # All colours stay different, so that each question has one answer.

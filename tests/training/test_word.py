@@ -134,6 +134,16 @@ def test_answers_about_a_colour_are_true():
     assert seen == {"index", "which", "count", (True, False), (True, True), (False, False), (False, True)}
 
 
+def test_what_the_word_may_be_confused_with_is_drawn_beside_it():
+    assert [WordSpec(word).rival for word in ("purple", "cyan", "navy")] == ["brown", "teal", "black"]
+    assert STAR.rival is None
+    examples = read_word_set({**PURPLE.table(), "pictures": 400, "count": 300, "seed": 8})
+    shown = {name: sum(any((image == rgb).all(-1).any() for image in _images(example)) for example in examples)
+             for name, rgb in sc.COLOURS.items()}  # fmt: skip
+    assert min(shown.values()) > 20
+    assert shown["brown"] > 1.3 * max(count for name, count in shown.items() if name != "brown")
+
+
 def test_families_say_where_the_word_is_in_play():
     examples = read_word_set({**STAR.table(), "pictures": 200, "count": 300, "seed": 6})
     for example in examples:
