@@ -75,6 +75,24 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
     assert page.errors == []
 
 
+def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
+    """They are drawn by events of their own, after the tokens."""
+    page = open_page()
+    plots = "[...document.querySelectorAll('.js-plotly-plot')]"
+    numbers = f"{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.z || trace.y)))"
+    changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
+    page.wait_for_function(changed, arg=["", "", ""], timeout=60_000)
+    answer = page.evaluate(numbers)
+    page.locator("#strip .tok >> nth=0").click()
+    page.wait_for_function(changed, arg=answer, timeout=60_000)
+    first = page.evaluate(numbers)
+    page.fill("#question-1 textarea, #question-1 input", "In image 2, what shape is it?")
+    ask(page)
+    page.wait_for_function(changed, arg=first, timeout=60_000)
+    assert page.evaluate(numbers) != answer
+    assert page.errors == []
+
+
 def test_selecting_works_without_the_server(open_page):
     page = open_page()
     page.context.set_offline(True)
