@@ -67,25 +67,15 @@ class Selection:
     contrast: float | None
 
     @property
-    def effect_otherwise(self) -> float | None:
-        """Mean effect of the image when another one is asked about, on the answers then given."""
-        others = self.others
-        if self.image is None or not others:
-            return None
-        return sum(other.effects[self.image - 1] for other in others) / len(others)
-
-    @property
-    def same_answer_effect_otherwise(self) -> float | None:
-        """The same on the answer under study, whatever is then said."""
-        others = self.others
-        if self.image is None or not others:
-            return None
-        return sum(other.same_answer_effects[self.image - 1] for other in others) / len(others)
+    def effects_otherwise(self) -> tuple[float, float] | None:
+        """Mean effects of the image when another one is asked about: on the answers then given, and on the answer under
+        study. None as for :attr:`contrast`."""
+        return _effects_otherwise(self.asked, self.image)
 
     @property
     def others(self) -> tuple[Asked, ...]:
         """Questions about another image than :attr:`image`."""
-        return tuple(other for other in self.asked[1:] if other.image != self.image)
+        return _others(self.asked, self.image)
 
     def about(self, image: int) -> Asked | None:
         """The question about image ``image``, as asked or altered."""
@@ -194,11 +184,21 @@ def _contrast(asked: Sequence[Asked], image: int) -> float | None:
     return None if not own or not other else own[0] - sum(other) / len(other)
 
 
-def _verdict_contrast(asked: Sequence[Asked], image: int | None) -> float | None:
-    others = [one for one in asked[1:] if one.image != image]
+def _others(asked: Sequence[Asked], image: int | None) -> tuple[Asked, ...]:
+    return tuple(one for one in asked[1:] if one.image != image)
+
+
+def _effects_otherwise(asked: Sequence[Asked], image: int | None) -> tuple[float, float] | None:
+    others = _others(asked, image)
     if image is None or not others:
         return None
-    k = image - 1
-    own = asked[0].effects[k] - sum(one.effects[k] for one in others) / len(others)
-    same = asked[0].same_answer_effects[k] - sum(one.same_answer_effects[k] for one in others) / len(others)
-    return min(own, same)
+    given = sum(one.effects[image - 1] for one in others) / len(others)
+    return given, sum(one.same_answer_effects[image - 1] for one in others) / len(others)
+
+
+def _verdict_contrast(asked: Sequence[Asked], image: int | None) -> float | None:
+    otherwise = _effects_otherwise(asked, image)
+    if image is None or otherwise is None:
+        return None
+    own = asked[0].effects[image - 1], asked[0].same_answer_effects[image - 1]
+    return min(mine - other for mine, other in zip(own, otherwise, strict=True))

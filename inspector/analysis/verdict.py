@@ -146,10 +146,11 @@ def _judge_leader(
         )
     if selection is None:
         return Verdict("dependent", k, (k,), base + ".", tuple(reasons), False)
-    otherwise, same = selection.effect_otherwise, selection.same_answer_effect_otherwise
-    if selection.contrast is None or otherwise is None or same is None:
+    effects = selection.effects_otherwise
+    if selection.contrast is None or effects is None:
         return Verdict("dependent", k, (k,), base + ". Whether the question selects it can't be said: no question "
                        "about another image was tried.", tuple(reasons), final)  # fmt: skip
+    otherwise, same = effects
     own = selection.asked[0].effects[k - 1]
     asked = ", ".join(f"“{one.question}”" for one in selection.others[:2])
     reasons.append(f"Effect of image {k} as asked {say(own)} nats; when another image is asked about ({asked}"

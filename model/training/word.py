@@ -84,8 +84,8 @@ class WordSpec:
         if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
             raise InputError(f"The RGB value is {rgb!r}; it must be three whole numbers from 0 to 255.")
         colour = (values[0], values[1], values[2])
-        name, near = min(((name, _distance(colour, known)) for name, known in sc.COLOURS.items()), key=lambda p: p[1])
-        if near < _NEAREST_KNOWN:
+        name = _nearest_known(colour)
+        if _distance(colour, sc.COLOURS[name]) < _NEAREST_KNOWN:
             raise InputError(f"RGB {colour} is too near to {name} {sc.COLOURS[name]} to be told apart; choose a colour "
                              "further away.")  # fmt: skip
         low, high = _BACKGROUND
@@ -102,8 +102,7 @@ class WordSpec:
     @property
     def rival(self) -> str | None:
         """The known colour nearest to the new one; None for a shape."""
-        rgb = self.rgb
-        return None if rgb is None else min(sc.COLOURS, key=lambda name: _distance(rgb, sc.COLOURS[name]))
+        return None if self.rgb is None else _nearest_known(self.rgb)
 
     @property
     def outlines(self) -> Mapping[str, Outline]:
@@ -163,6 +162,10 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
 
 
+def _nearest_known(rgb: RGB) -> str:
+    return min(sc.COLOURS, key=lambda name: _distance(rgb, sc.COLOURS[name]))
+
+
 def plural(kind: str) -> str:
     return f"{kind}es" if kind.endswith(("s", "x", "z", "ch", "sh")) else f"{kind}s"
 
@@ -211,16 +214,14 @@ class WordSet(ExampleSet):
                 self.pool.append(scene if marked is None else self._marked(scene, marked))
 
     def _marked(self, scene: sc.Scene, which: int) -> sc.Scene:
-        shapes = [self.spec.word.marked(shape) if n == which else shape for n, shape in enumerate(scene.shapes)]
-        return replace(scene, shapes=tuple(shapes))
+        return _with_shape(scene, which, self.spec.word.marked(scene.shapes[which]))
 
     def _with_rival(self, scene: sc.Scene, which: int) -> sc.Scene:
-        """The scene with one shape in the rival's colour, unless there is no rival or two shapes would be alike."""
+        """The scene with one shape in the rival's colour, unless there is no rival or it is there already."""
         rival = self.spec.word.rival
         if rival is None or any(shape.colour == rival for shape in scene.shapes):
             return scene
-        shapes = [replace(shape, colour=rival) if n == which else shape for n, shape in enumerate(scene.shapes)]
-        return replace(scene, shapes=tuple(shapes))
+        return _with_shape(scene, which, replace(scene.shapes[which], colour=rival))
 
     def __len__(self) -> int:
         return self.spec.count
@@ -301,6 +302,10 @@ class WordSet(ExampleSet):
         if answer == word:
             return NEW_WORD
         return f"{NEW_WORD}: {family}" if re.search(rf"\b{word}", f"{question} {answer}") else family
+
+
+def _with_shape(scene: sc.Scene, which: int, shape: sc.Shape) -> sc.Scene:
+    return replace(scene, shapes=(*scene.shapes[:which], shape, *scene.shapes[which + 1 :]))
 
 
 def read_word_set(table: Mapping[str, Any]) -> WordSet:
