@@ -38,7 +38,7 @@ def wait_for_names(page, wanted):
         "wanted => JSON.stringify([...document.querySelectorAll('#plans li b:first-of-type')].map(node => node.textContent))"
         " === JSON.stringify(wanted)",
         arg=wanted,
-        timeout=30_000,
+        timeout=60_000,
     )
 
 
@@ -58,7 +58,7 @@ def asks(page):
 
 def said(page, where, words):
     """The sentences in a place, once one of them has these words."""
-    page.wait_for_selector(f"{where} li:has-text('{words}')", timeout=30_000)
+    page.wait_for_selector(f"{where} li:has-text('{words}')", timeout=60_000)
     return page.locator(f"{where} li").all_inner_texts()
 
 
@@ -138,7 +138,7 @@ def test_odd_pictures_are_taken_and_what_was_done_to_them_is_said(opened, tmp_pa
         assert all(word in row for word in words), row
     assert page.input_value(QUESTION) == TYPED
     assert asks(page)
-    page.wait_for_function("document.querySelectorAll('#viewer figure').length === 10", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('#viewer figure').length === 10", timeout=60_000)
     assert "first of 2 frames" in page.inner_text("#viewer")
     assert page.locator("#rejected-files li, #refused-files li, .toast-body").count() == 0
     assert page.errors == []
@@ -207,7 +207,7 @@ def test_a_picture_dropped_anywhere_joins_the_prompt_and_the_page_stays(opened):
             [place, name, list(encode(Image.new("RGB", (64, 64), "red")))],
         )
         page.wait_for_function(
-            "name => document.querySelector('#plans').innerText.includes(name)", arg=name, timeout=15_000
+            "name => document.querySelector('#plans').innerText.includes(name)", arg=name, timeout=60_000
         )
         assert said(page, "#refused-files", "words.txt")
     wait_for_names(page, [*THREE, "dropped.png", "second.png"])

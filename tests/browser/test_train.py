@@ -42,7 +42,7 @@ def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, tra
     page.wait_for_selector(ENDED, timeout=300_000)
     assert "done" in page.inner_text("#train-status")
     job = page.input_value("#train-job textarea, #train-job input")
-    page.wait_for_selector("#train-chart canvas:visible", timeout=30_000)
+    page.wait_for_selector("#train-chart canvas:visible", timeout=60_000)
     page.locator("#train-chart .vlm-chart").focus()
     page.keyboard.press("End")
     assert "step 4: loss" in page.inner_text("#train-chart .vlm-read")
