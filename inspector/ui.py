@@ -253,13 +253,12 @@ def _wire_results(
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def draw_after(event: Any, *, fresh: bool) -> None:
-        """The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see
-        the tokens. ``fresh``: there is a new row, so the batch is drawn as well."""
-        free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "undocumented"}
-        event.success(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **free)
-        if fresh:
-            event.success(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name="draw_batch", **free)
+    # The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see the
+    # tokens, or for a tab that isn't open.
+    late: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
+    attention.sight.seen(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **late)
+    for event, name in ((batch.sight.seen, "draw_batch"), (batch.arrangement.input, "arrange_batch")):
+        event(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name=name, **late)
 
     ask_inputs = [*prompt.inputs, *attention.controls]
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
@@ -270,7 +269,6 @@ def _wire_results(
         show_progress="minimal", show_progress_on=[results.answer],
     )  # fmt: skip
     prompt.stop.click(None, cancels=[asked], api_name="stop")
-    draw_after(asked, fresh=True)
 
     def loader(index: int) -> Any:
         def load(model: str, history: list) -> list[Any]:
@@ -283,17 +281,15 @@ def _wire_results(
     # The same as /ask, so described once: what describes the API is sent with every page.
     again: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "api_visibility": "undocumented"}
     for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
-        shown_example = button.click(
+        button.click(
             loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{example.name.replace('-', '_')}",
             concurrency_limit=None, show_progress="hidden",
         ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}", **again,
                   show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
-        draw_after(shown_example, fresh=True)
     # Something real as soon as the page is open.
-    opened = demo.load(
+    demo.load(
         loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
     ).success(on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
-    draw_after(opened, fresh=True)
 
     looked: list[Any] = [shown, results.strip, attention.summary]
 
@@ -317,17 +313,14 @@ def _wire_results(
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
         return look(page, 0 if page is None else page.selected, *options)
 
-    selected = results.strip.select(
+    results.strip.select(
         on_select, [shown, *attention.controls], looked, api_name="select_token", concurrency_id=MODEL_QUEUE,
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
-    changed = gr.on(
+    gr.on(
         [control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
         api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden",
     )  # fmt: skip
-    draw_after(selected, fresh=False)
-    draw_after(changed, fresh=False)
-    batch.arrangement.input(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name="arrange_batch")
 
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:

@@ -59,12 +59,20 @@ def shoot_panels(page: Page, folder: Path, name: str) -> int:
     page.check("#strip input[value=kind]", force=True)
     for title in TABS:
         pick_tab(page, title)
+        if title == "Attention":
+            see_plots(page)
         if title == "Which image?":
             run_tests(page, every=name.endswith(f"-{FULLY}"))
         page.wait_for_timeout(1200)
         shoot(f"tab-{title.lower().strip('?').replace(' ', '-')}", TAB)
     pick_tab(page, TABS[0])
     return made + 1
+
+
+def see_plots(page: Page) -> None:
+    """They are drawn once somebody looks at them."""
+    page.locator("#attention-plots").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('#attention-plots .js-plotly-plot').length === 3", timeout=RUN_MS)
 
 
 def run_tests(page: Page, *, every: bool) -> None:

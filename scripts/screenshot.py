@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 from app import build_demo, open_models
 from inspector.ui import launch_options
 from scripts.chromium import launch_chromium
+from scripts.screens import open_example, see_plots
 
 
 def main() -> None:
@@ -25,8 +26,10 @@ def main() -> None:
         page = browser.new_page(viewport={"width": options.width, "height": 900})
         page.goto(f"{url}?__theme={'dark' if options.dark else 'light'}")
         page.wait_for_selector("#strip button.tok")
-        page.click(f"#example-{options.example}")
-        page.wait_for_timeout(4000)
+        open_example(page, options.example)
+        see_plots(page)
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(1500)
         page.screenshot(path=options.out, full_page=True)
         browser.close()
     demo.close()

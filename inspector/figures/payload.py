@@ -181,5 +181,7 @@ def heat_payload(
         "selected": attention.position if selected is None else selected,
         "label": label,
         "max": max(top, 1e-6),
+        # Both scales can come to the same number; what else follows the heat must still see that the choice was made.
+        "shared": shared_scale,
         "values": base64.b64encode(values.astype("<f2").tobytes()).decode(),
     }

@@ -12,6 +12,7 @@ from inspector.analysis.inspection import Inspection
 from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
 from inspector.figures.markup import badge, describe_token, show_info, show_share
 from inspector.figures.payload import heat_payload
+from inspector.widgets import Sight
 
 MEAN = "mean"
 EXPLAIN = (
@@ -31,6 +32,7 @@ class AttentionView:
     own_row: gr.Checkbox
     exclude_sinks: gr.Checkbox
     own_scale: gr.Checkbox
+    sight: Sight
     share: gr.Plot
     images: gr.Plot
     kinds: gr.Plot
@@ -61,11 +63,13 @@ def build_attention() -> AttentionView:
         exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", min_width=220,
                                     elem_id="exclude-sinks")  # fmt: skip
         own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
-    with gr.Row():
+    sight = Sight("heat")
+    with gr.Row(elem_id="attention-plots"):
         share = gr.Plot(label="layer × head", show_label=False, min_width=270)
         images = gr.Plot(label="per image", show_label=False, min_width=270)
         kinds = gr.Plot(label="per kind", show_label=False, min_width=270)
-    return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, share, images, kinds)
+    return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, sight, share, images,
+                         kinds)  # fmt: skip
 
 
 def choices(attention: AttentionMap) -> tuple[Any, Any]:

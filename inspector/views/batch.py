@@ -9,6 +9,7 @@ import gradio as gr
 
 from inspector.analysis.inspection import Inspection, lint, training_batch
 from inspector.figures.markup import show_findings, show_info, show_rows, show_tensors
+from inspector.widgets import Sight
 from model import VLM
 
 ABOUT = (
@@ -26,6 +27,7 @@ EXPLAIN = (
 @dataclass(frozen=True)
 class BatchView:
     arrangement: gr.Radio
+    sight: Sight
     lint: gr.HTML
     tensors: gr.HTML
     rows: gr.HTML
@@ -53,12 +55,13 @@ def build_batch() -> BatchView:
         label="Arrangement",
         elem_id="arrangement",
     )
+    sight = Sight("row")
     findings = gr.HTML(elem_id="lint")
     tensors = gr.HTML(elem_id="tensors")
     rows = gr.HTML('<p class="vi-empty">Ask first: the batch of your prompt appears here.</p>', elem_id="batch-rows")
     make = gr.Button("Make files (JSON, safetensors)", size="sm", elem_id="make-files")
     files = gr.File(label="Files", file_count="multiple", interactive=False, visible=False, elem_id="batch-files")
-    return BatchView(arrangement, findings, tensors, rows, make, files)
+    return BatchView(arrangement, sight, findings, tensors, rows, make, files)
 
 
 def draw(vlm: VLM, inspection: Inspection, arrangement: str) -> list[Any]:

@@ -3,5 +3,6 @@
 from inspector.widgets.components import ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
+from inspector.widgets.sight import Sight
 
-__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "TokenStrip", "encode"]
+__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip", "encode"]

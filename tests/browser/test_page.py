@@ -76,20 +76,52 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
 
 
 def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
-    """They are drawn by events of their own, after the tokens."""
     page = open_page()
     plots = "[...document.querySelectorAll('.js-plotly-plot')]"
     numbers = f"{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.z || trace.y)))"
     changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
-    page.wait_for_function(changed, arg=["", "", ""], timeout=60_000)
-    answer = page.evaluate(numbers)
+
+    def look_until_changed(known):
+        page.locator("#attention-plots").scroll_into_view_if_needed()
+        page.wait_for_function(changed, arg=known, timeout=60_000)
+        return page.evaluate(numbers)
+
+    answer = look_until_changed(["", "", ""])
     page.locator("#strip .tok >> nth=0").click()
-    page.wait_for_function(changed, arg=answer, timeout=60_000)
-    first = page.evaluate(numbers)
+    first = look_until_changed(answer)
     page.fill("#question-1 textarea, #question-1 input", "In image 2, what shape is it?")
     ask(page)
-    page.wait_for_function(changed, arg=first, timeout=60_000)
-    assert page.evaluate(numbers) != answer
+    assert look_until_changed(first) != answer
+    assert page.errors == []
+
+
+def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(open_page):
+    page = open_page()
+    page.wait_for_timeout(1500)
+    drawn = []
+    page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
+    page.locator("#strip .tok >> nth=0").click()
+    page.wait_for_function("document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000)
+    page.wait_for_timeout(500)
+    assert len(drawn) == 1
+    with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
+        page.locator("#attention-plots").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=60_000)
+    assert len(drawn) == 2
+    # The first token sees nothing but itself: no layer and no head gives an image anything.
+    assert set(page.evaluate("atob(document.querySelector('.js-plotly-plot').data[0].z.bdata)")) == {"\0"}
+    page.get_by_role("tab", name="Batch").click()
+    page.wait_for_selector("#batch-rows .vi-scroll", timeout=60_000)
+    assert len(drawn) == 3
+    # Back on the tab nothing is newer.
+    page.get_by_role("tab", name="Attention").click()
+    page.wait_for_timeout(500)
+    assert len(drawn) == 3
+    # Another scale is drawn though it may come to the same numbers for the heat.
+    before = page.evaluate("window.before = vlmBus.heat")
+    with page.expect_request(lambda request: "/queue/join" in request.url and len(drawn) == 5, timeout=60_000):
+        page.check("#own-scale input")
+    assert page.evaluate("vlmBus.heat !== before && vlmBus.heat.max") == before["max"]
     assert page.errors == []
 
 

@@ -1,0 +1,18 @@
+"""What is slow to draw waits until somebody looks at it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from inspector.widgets.components import _Widget
+
+
+class Sight(_Widget):
+    """An empty line above something that is slow to draw. Triggers ``seen``, without data, when that comes near the
+    window's visible part and the page has had a newer ``follows`` since the last time: the token strip's ``row``, or
+    its ``heat`` (which is newer with every row, too)."""
+
+    _name = "sight"
+
+    def __init__(self, follows: Literal["row", "heat"], **others: Any) -> None:
+        super().__init__(follows=follows, **others)
