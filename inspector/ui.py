@@ -116,6 +116,8 @@ def warm_up(vlm: VLM) -> None:
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    # Two clicks in quick succession are two; by default gradio drops those that come while one is on its way.
+    in_turn: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "hidden", "trigger_mode": "multiple"}
 
     def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, str, list]:
         kept, plans, rejected = prompt_view.plan_images(store, model, gallery)
@@ -146,7 +148,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     def refuse(event: gr.EventData) -> str:
         return prompt_view.refuse_files(event.files)
 
-    view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **free)
+    view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **in_turn)
 
     view.clear.click(lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]), view.history, images,
                      api_name="clear_images", **free)  # fmt: skip
@@ -168,7 +170,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
         return change
 
     for button, step, name in ((view.add_turn, 1, "add_turn"), (view.drop_turn, -1, "drop_turn")):
-        button.click(resize(step), view.shown_turns, [view.shown_turns, *view.rows], api_name=name, **free)
+        button.click(resize(step), view.shown_turns, [view.shown_turns, *view.rows], api_name=name, **in_turn)
     view.layout.change(lambda layout: gr.update(visible=layout == "packed"), view.layout, view.document_mask,
                        api_name="pick_layout", **free)  # fmt: skip
 
@@ -313,13 +315,14 @@ def _wire_results(
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
         return look(page, 0 if page is None else page.selected, *options)
 
+    # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.
     results.strip.select(
         on_select, [shown, *attention.controls], looked, api_name="select_token", concurrency_id=MODEL_QUEUE,
-        show_progress="hidden", trigger_mode="always_last",
+        show_progress="hidden", trigger_mode="multiple",
     )  # fmt: skip
     gr.on(
         [control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
-        api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden",
+        api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
 
     def on_make(page: Shown | None, arrangement: str) -> Any:

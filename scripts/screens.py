@@ -71,8 +71,8 @@ def shoot_panels(page: Page, folder: Path, name: str) -> int:
 
 def see_plots(page: Page) -> None:
     """They are drawn once somebody looks at them."""
-    page.locator("#attention-plots").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('#attention-plots .js-plotly-plot').length === 3", timeout=RUN_MS)
+    page.locator("#own-scale").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=RUN_MS)
 
 
 def run_tests(page: Page, *, every: bool) -> None:

@@ -64,10 +64,10 @@ def build_attention() -> AttentionView:
                                     elem_id="exclude-sinks")  # fmt: skip
         own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
     sight = Sight("heat")
-    with gr.Row(elem_id="attention-plots"):
-        share = gr.Plot(label="layer × head", show_label=False, min_width=270)
-        images = gr.Plot(label="per image", show_label=False, min_width=270)
-        kinds = gr.Plot(label="per kind", show_label=False, min_width=270)
+    # Unseen until they are drawn: the label of an empty plot is one that screen readers may not be given.
+    plot: dict[str, Any] = {"show_label": False, "min_width": 270, "visible": False}
+    with gr.Row():
+        share, images, kinds = (gr.Plot(label=label, **plot) for label in ("layer × head", "per image", "per kind"))
     return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, sight, share, images,
                          kinds)  # fmt: skip
 
@@ -131,8 +131,9 @@ def summarise(inspection: Inspection, attention: AttentionMap) -> str:
 
 def draw(attention: AttentionMap, own_scale: bool) -> list[Any]:
     """Values for :attr:`AttentionView.plots`."""
-    return [
+    plots = (
         plot_image_share(attention, shared_scale=not own_scale),
         plot_images_by_layer(attention, shared_scale=not own_scale),
         plot_kinds_by_layer(attention),
-    ]
+    )
+    return [gr.update(value=plot, visible=True) for plot in plots]

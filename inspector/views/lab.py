@@ -111,9 +111,11 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         things = [str(thing) for thing in event.things][:200]
         return things, compose(page, things, rows, layers, heads)
 
-    view.board.choose(choose, [shown, *limits], [view.things, view.line], api_name="lab_choose", **free)
+    # None of several quick choices may be dropped, as gradio does while one is on its way.
+    view.board.choose(choose, [shown, *limits], [view.things, view.line], api_name="lab_choose", concurrency_limit=1,
+                      show_progress="hidden", trigger_mode="multiple")  # fmt: skip
     gr.on([control.input for control in limits], compose, [shown, view.things, *limits], view.line,
-          api_name="lab_limits", **free)  # fmt: skip
+          api_name="lab_limits", trigger_mode="always_last", **free)  # fmt: skip
 
     def add(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
         if page is None:

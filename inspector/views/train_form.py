@@ -147,8 +147,10 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         filled = [values.get(name, gr.skip()) for name in plain]
         return [_why(preset), *filled, *(_ask_for(values["data"]) if "data" in values else [gr.skip()] * 3)]
 
-    form.preset.input(fill, form.preset, [form.why, *plain.values(), *where], api_name="train_preset", **free)
-    form.fields["data"].input(_ask_for, form.fields["data"], where, api_name="train_data", **free)
+    # Arrow keys change a choice faster than the form follows; the last one counts.
+    last: dict[str, Any] = {**free, "trigger_mode": "always_last"}
+    form.preset.input(fill, form.preset, [form.why, *plain.values(), *where], api_name="train_preset", **last)
+    form.fields["data"].input(_ask_for, form.fields["data"], where, api_name="train_data", **last)
 
     def uploaded(path: str | None) -> tuple[Upload | None, Any]:
         if path is None:

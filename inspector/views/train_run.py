@@ -212,4 +212,4 @@ def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.Bro
             raise refuse(error) from error
         return gr.update(data=encode(overlay_payload(runs)), visible=bool(runs))
 
-    view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", **free)
+    view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", trigger_mode="always_last", **free)

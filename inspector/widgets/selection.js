@@ -74,7 +74,7 @@ function readHeat(text) {
     top = Math.max(top, values[i]);
   }
   // Half precision may round the largest share up; only a real excess counts as beyond the scale.
-  return { values, max: heat.max, label: heat.label, from: heat.from, selected: heat.selected === undefined ? heat.from : heat.selected, clipped: top > heat.max * 1.002 };
+  return { values, max: heat.max, shared: heat.shared, label: heat.label, from: heat.from, selected: heat.selected === undefined ? heat.from : heat.selected, clipped: top > heat.max * 1.002 };
 }
 // Whose attention it is, in words: a token of the answer was chosen by the output of the row before it.
 const whoseRow = (heat) => `token ${heat.from}` + (heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");

@@ -1,10 +1,13 @@
 """What a person does with the page, in a real Chromium."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from inspector import ui
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -82,7 +85,7 @@ def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
     changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
 
     def look_until_changed(known):
-        page.locator("#attention-plots").scroll_into_view_if_needed()
+        page.locator("#own-scale").scroll_into_view_if_needed()
         page.wait_for_function(changed, arg=known, timeout=60_000)
         return page.evaluate(numbers)
 
@@ -105,7 +108,7 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     page.wait_for_timeout(500)
     assert len(drawn) == 1
     with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
-        page.locator("#attention-plots").scroll_into_view_if_needed()
+        page.locator("#own-scale").scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=60_000)
     assert len(drawn) == 2
     # The first token sees nothing but itself: no layer and no head gives an image anything.
@@ -122,6 +125,47 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     with page.expect_request(lambda request: "/queue/join" in request.url and len(drawn) == 5, timeout=60_000):
         page.check("#own-scale input")
     assert page.evaluate("vlmBus.heat !== before && vlmBus.heat.max") == before["max"]
+    assert page.errors == []
+
+
+@pytest.fixture
+def slow_attend(monkeypatch):
+    """Reading attention takes a while, so that a person is faster."""
+    attend = ui.attend
+
+    def slowly(*arguments, **options):
+        time.sleep(0.7)
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(ui, "attend", slowly)
+
+
+def test_the_last_of_several_quick_selections_and_choices_is_the_one_that_is_shown(open_page, slow_attend):
+    page = open_page()
+    for token in ("#strip .tok >> nth=0", "#strip .tok >> nth=1", "#strip .tok.trained >> nth=1"):
+        page.locator(token).click()
+        # Longer than the strip waits for the next one.
+        page.wait_for_timeout(200)
+    answer = page.evaluate("vlmBus.position")
+    page.wait_for_function("answer => vlmBus.heat.selected === answer", arg=answer, timeout=60_000)
+    summary = "said => document.querySelector('#attention-summary').innerText.includes(said)"
+    page.wait_for_function(summary, arg=f"token {answer - 1} ", timeout=60_000)
+    for change, box in ((page.check, "exclude-sinks"), (page.check, "own-scale"), (page.check, "own-row"),
+                        (page.uncheck, "exclude-sinks")):  # fmt: skip
+        change(f"#{box} input")
+    page.wait_for_function("answer => vlmBus.heat.from === answer", arg=answer, timeout=60_000)
+    page.wait_for_function(summary, arg="Sinks (included)", timeout=60_000)
+    assert page.evaluate("vlmBus.heat.shared") is False
+    assert page.errors == []
+
+
+def test_a_turn_is_added_by_every_click_and_taken_away_again(open_page):
+    page = open_page()
+    turns = "count => [...document.querySelectorAll('[id^=question-]')].filter(one => one.checkVisibility()).length === count"
+    page.dblclick("#add-turn")
+    page.wait_for_function(turns, arg=3, timeout=60_000)
+    page.dblclick("#drop-turn")
+    page.wait_for_function(turns, arg=1, timeout=60_000)
     assert page.errors == []
 
 

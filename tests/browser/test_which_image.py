@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from inspector.analysis import routes
+from inspector.views import lab
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -211,6 +212,26 @@ def test_cutting_by_hand_and_taking_it_back(open_tab):
     page.fill("#lab-line textarea, #lab-line input", "image 7 -> question")
     page.click("#lab-cut")
     page.wait_for_selector("#lab-note >> text=There is no image 7", timeout=60_000)
+    assert page.errors == []
+
+
+def test_of_quick_choices_none_is_dropped(open_tab, monkeypatch):
+    compose = lab.compose_cut
+
+    def slowly(*arguments):
+        time.sleep(0.5)
+        return compose(*arguments)
+
+    monkeypatch.setattr(lab, "compose_cut", slowly)
+    page = open_tab()
+    page.check("#lab-switch input")
+    for number in (1, 2, 3):
+        page.click(f'#lab-board .wi-tile[data-thing="image {number}"]')
+    line = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
+    page.wait_for_function(line, arg="image 1, image 2, image 3 -> question", timeout=60_000)
+    for layer in (0, 1, 3):
+        page.get_by_label(str(layer), exact=True).and_(page.locator("#lab-layers input")).check()
+    page.wait_for_function(line, arg="image 1, image 2, image 3 -> question @layers 0-1,3", timeout=60_000)
     assert page.errors == []
 
 
