@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspector.analysis.attention import AttentionMap
-from inspector.analysis.inspection import GenerationSettings, Inspection
+from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
+from inspector.analysis.prompt import Prompt
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
@@ -31,6 +32,17 @@ class Shown:
     attention: AttentionMap
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """An answer on its way, so that it can be stopped and looked at as far as it came: ``tokens`` per turn."""
+
+    model: str
+    prompt: Prompt
+    names: tuple[str, ...]
+    settings: GenerationSettings
+    tokens: tuple[tuple[AnswerToken, ...], ...]
 
 
 class ModelStore:

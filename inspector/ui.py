@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,12 @@ import gradio as gr
 
 from inspector.analysis.command import write_inspect
 from inspector.analysis.export import write_facts, write_files
-from inspector.analysis.inspection import (
-    AnswerToken,
-    GenerationSettings,
-    Inspection,
-    ask,
-    ask_and_inspect,
-    attend,
-    describe,
-)
+from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import Prompt, Turn
-from inspector.figures.markup import show_answer, show_notes, show_plans, show_provenance
-from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.figures.markup import show_notes, show_plans
 from inspector.jobs import JobTable
 from inspector.session import ModelStore, Shown
+from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
@@ -42,8 +32,6 @@ from model.training.examples import EXAMPLES
 TITLE = "VLM Inspector"
 CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
 JS = Path(__file__).with_name("page.js")
-OPENING_EXAMPLE = 1
-"""Three images, one asked about."""
 MODEL_QUEUE = "model"
 """All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
 
@@ -77,7 +65,9 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
                     with gr.Tab("Train"):
                         train = train_view.build_train(store, jobs)
         _wire_prompt(store, prompt)
-        _wire_results(store, demo, header, prompt, results, attention, which, batch, shown, folder)
+        page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
+        asking_view.wire_asking(page, store, demo, folder, MODEL_QUEUE)
+        _wire_results(store, results, attention, batch, shown)
         _wire_header(store, header, shown)
         which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
         battery_view.wire_battery(battery, store, demo, prompt)
@@ -107,7 +97,7 @@ def launch_options() -> dict[str, Any]:
 def warm_up(vlm: VLM) -> None:
     """Asks the question that every page opens with once, unseen: the library of the figures and torch's kernels load at
     their first use, and nobody should wait for that."""
-    example = EXAMPLES[OPENING_EXAMPLE]
+    example = EXAMPLES[asking_view.OPENING_EXAMPLE]
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
@@ -177,73 +167,11 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
 def _wire_results(
     store: ModelStore,
-    demo: gr.Blocks,
-    header: header_view.HeaderView,
-    prompt: prompt_view.PromptView,
     results: ResultsView,
     attention: attention_view.AttentionView,
-    which: which_view.WhichImageView,
     batch: batch_view.BatchView,
     shown: gr.State,
-    folder: Path,
 ) -> None:
-    answered: list[Any] = [prompt.note, results.answer, header.provenance, shown, results.viewer, results.strip,
-                           attention.summary, attention.layer, attention.head, *which.fresh]  # fmt: skip
-    settings_count = len(prompt.settings)
-
-    def on_ask(
-        model: str, gallery: Any, turns: int, layout: str, document_mask: bool, *rest: Any
-    ) -> Iterator[list[Any]]:
-        settings_values, rest = rest[:settings_count], rest[settings_count:]
-        texts, options = rest[: 2 * prompt_view.MAX_TURNS], rest[2 * prompt_view.MAX_TURNS :]
-        try:
-            settings = prompt_view.read_settings(settings_values)
-            asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts)
-            yield from _stream(model, asked, names, settings, options)
-        except InputError as error:
-            yield [show_notes([str(error)]), *[gr.skip()] * (len(answered) - 1)]
-            # A program gets the sentence as an error; on the page it stands under the button that was pressed.
-            raise gr.Error(str(error), visible=False, print_exception=False) from error
-
-    def _stream(
-        model: str, asked: Prompt, names: list[str], settings: GenerationSettings, options: tuple
-    ) -> Iterator[list[Any]]:
-        vlm = store.get(model)
-        wait = [gr.skip()] * (len(answered) - 2)
-        tokens: list[list[AnswerToken]] = [[] for _ in asked.turns]
-        for event in ask(vlm, asked, settings):
-            if isinstance(event, Inspection):
-                yield _finish(vlm, model, event, names, settings, options)
-                return
-            turn, token = event
-            tokens[turn].append(token)
-            parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
-            yield ["", show_answer(parts, running=True), *wait]
-
-    def _finish(
-        vlm: Any, model: str, inspection: Inspection, names: list[str], settings: GenerationSettings, options: tuple
-    ) -> list[Any]:
-        layer, head, own_row, exclude_sinks, own_scale = options
-        selected = inspection.first_answer_position
-        row = selected if own_row else inspection.row_that_chose(selected)
-        found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
-        key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
-        strip = strip_payload(inspection, key)
-        viewer = viewer_payload(vlm, inspection, names, key)
-        heat = attention_view.heat_of(found, selected, layer, head, own_scale)
-        turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
-        return [
-            "",
-            show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns]),
-            show_provenance(vlm, inspection, model),
-            Shown(model, inspection, selected, found, tuple(names), settings),
-            gr.update(data=encode(viewer)),
-            gr.update(data=encode(strip), heat=encode(heat)),
-            attention_view.summarise(inspection, found),
-            *attention_view.choices(found),
-            *which_view.begin(which, store, model, inspection),
-        ]
-
     def on_plots(page: Shown | None, own_scale: bool) -> list[Any]:
         return [gr.skip()] * len(attention.plots) if page is None else attention_view.draw(page.attention, own_scale)
 
@@ -261,37 +189,6 @@ def _wire_results(
     attention.sight.seen(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **late)
     for event, name in ((batch.sight.seen, "draw_batch"), (batch.arrangement.input, "arrange_batch")):
         event(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name=name, **late)
-
-    ask_inputs = [*prompt.inputs, *attention.controls]
-    # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
-    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
-    asked = gr.on(
-        [prompt.ask.click, *(question.submit for question in prompt.questions)],
-        on_ask, ask_inputs, answered, api_name="ask", concurrency_id=MODEL_QUEUE, concurrency_limit=1,
-        show_progress="minimal", show_progress_on=[results.answer],
-    )  # fmt: skip
-    prompt.stop.click(None, cancels=[asked], api_name="stop")
-
-    def loader(index: int) -> Any:
-        def load(model: str, history: list) -> list[Any]:
-            values = prompt_view.load_example(store, model, index, folder)
-            return [*values, [*history[-19:], values[0]]]
-
-        return load
-
-    filled: list[Any] = [*prompt.contents, prompt.history]
-    # The same as /ask, so described once: what describes the API is sent with every page.
-    again: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "api_visibility": "undocumented"}
-    for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
-        button.click(
-            loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{example.name.replace('-', '_')}",
-            concurrency_limit=None, show_progress="hidden",
-        ).success(on_ask, ask_inputs, answered, api_name=f"ask_example_{example.name.replace('-', '_')}", **again,
-                  show_progress="minimal", show_progress_on=[results.answer])  # fmt: skip
-    # Something real as soon as the page is open.
-    demo.load(
-        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
-    ).success(on_ask, ask_inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
 
     looked: list[Any] = [shown, results.strip, attention.summary]
 
@@ -341,11 +238,6 @@ def _wire_results(
     tokens = gr.JSON(visible=False)
     reader = gr.Button(visible=False)
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
-
-
-def _name_parameters(handler: Callable[..., Any], names: Sequence[str]) -> None:
-    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    handler.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
 
 
 def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from inspector.analysis.attention import AttentionMap, read_attention
-from inspector.analysis.prompt import Prompt, prepare_row, prepare_samples
+from inspector.analysis.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.analysis.tokens import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
 from model import VLM, Batch, InputError, Sample
 
@@ -93,14 +93,18 @@ class Inspection:
         return tuple(found)
 
 
-def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tuple[int, AnswerToken] | Inspection]:
-    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, token) for each
-    generated token and the :class:`Inspection` last. InputError before anything runs if the prompt doesn't fit."""
+def ask(
+    vlm: VLM, prompt: Prompt, settings: GenerationSettings
+) -> Iterator[tuple[int, AnswerToken | None] | Inspection]:
+    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, None) once it is
+    known that the turn fits, (turn, token) for each generated token and the :class:`Inspection` last. InputError
+    before anything runs if the prompt doesn't fit."""
     generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
     for turn, given in enumerate(prompt.turns):
         if given.assistant:
             continue
         row = prepare_row(vlm, prompt, answering=turn)
+        yield turn, None
         text = ""
         for step in vlm.generate(
             row,
@@ -117,6 +121,18 @@ def ask(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[tupl
             yield turn, token
         prompt = prompt.with_answer(turn, text)
     yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated))
+
+
+def inspect_unfinished(vlm: VLM, prompt: Prompt, tokens: Sequence[Sequence[AnswerToken]]) -> Inspection:
+    """What :func:`ask` had told when it was stopped, looked at: the turns up to the last one that has ``tokens``, its
+    answer as far as it came. InputError if there is no token."""
+    begun = [turn for turn, answer in enumerate(tokens) if answer]
+    if not begun:
+        raise InputError("Stopped before the first token; what is shown is the answer before.")
+    for turn in begun:
+        prompt = prompt.with_answer(turn, "".join(token.text for token in tokens[turn]))
+    count = begun[-1] + 1
+    return inspect(vlm, first_turns(prompt, count), tuple(tuple(answer) for answer in tokens[:count]))
 
 
 def ask_and_inspect(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Inspection:

@@ -85,17 +85,16 @@ def prepare_samples(vlm: VLM, prompt: Prompt) -> tuple[Sample, ...]:
     return tuple(vlm.prepare(conversation) for conversation in conversations(prompt))
 
 
+def first_turns(prompt: Prompt, count: int) -> Prompt:
+    """The first ``count`` turns, with the images that they bring."""
+    brought = images_of_turns(prompt)[:count]
+    return replace(prompt, turns=prompt.turns[:count], images=tuple(image for images in brought for image in images))
+
+
 def prepare_row(vlm: VLM, prompt: Prompt, *, answering: int | None = None) -> Sample:
     """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
     the turns after it left out. InputError if the row is longer than the model reads."""
-    if answering is not None:
-        turns = [*prompt.turns[:answering], Turn(prompt.turns[answering].user)]
-        # Images stay with the turns that bring them; those of later turns have not been shown yet.
-        brought = images_of_turns(prompt)[: answering + 1]
-        images = tuple(image for images in brought for image in images)
-        shown = replace(prompt, turns=tuple(turns), images=images)
-    else:
-        shown = prompt
+    shown = prompt if answering is None else first_turns(prompt, answering + 1).with_answer(answering, "")
     parts = conversations(shown)
     samples = [
         vlm.prepare(part, add_generation_prompt=answering is not None and index == len(parts) - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
     return found
 
 
-def viewer_payload(vlm: VLM, inspection: Inspection, names: list[str], key: str) -> dict[str, Any]:
+def viewer_payload(vlm: VLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
     """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
     starts = {(span.image, span.tile): span.start for span in inspection.row.spans if span.kind == "image"}
     images = []

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from inspector import ui
+from model import VLM
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -156,6 +157,64 @@ def test_the_last_of_several_quick_selections_and_choices_is_the_one_that_is_sho
     page.wait_for_function("answer => vlmBus.heat.from === answer", arg=answer, timeout=60_000)
     page.wait_for_function(summary, arg="Sinks (included)", timeout=60_000)
     assert page.evaluate("vlmBus.heat.shared") is False
+    assert page.errors == []
+
+
+@pytest.fixture
+def slow_generate(monkeypatch):
+    """A second between tokens, and before the first."""
+    generate = VLM.generate
+
+    def slowly(*arguments, **options):
+        for step in generate(*arguments, **options):
+            time.sleep(1)
+            yield step
+
+    monkeypatch.setattr(VLM, "generate", slowly)
+
+
+def stop(page):
+    """Until it has come to the server: a step that is being computed can't be broken off."""
+    with page.expect_response(lambda response: "/cancel" in response.url, timeout=60_000):
+        page.click("#stop")
+
+
+def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow_generate):
+    page = open_page()
+    assert "yellow" in page.inner_text("#answer .vi-last .vi-answer")
+    question = "#question-1 textarea, #question-1 input"
+    page.fill(question, "Describe the shapes in image 1.")
+    page.click("#ask")
+    # The question is there at once, with nothing said yet.
+    page.wait_for_function("document.querySelector('#answer .vi-answer').innerText === '…'", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('#answer .vi-token').length === 2", timeout=60_000)
+    stop(page)
+    page.wait_for_selector("#ask-note >> text=/^Stopped after [23] tokens; this is the answer as far as it came.$/",
+                           timeout=60_000)  # fmt: skip
+    said = page.inner_text("#answer .vi-last .vi-answer")
+    count = page.locator("#answer button.vi-token").count()
+    assert count in (2, 3)
+    assert "p of each token" in said
+    # The tokens are those of this answer, and each of its tokens has its place among them.
+    page.wait_for_function("vlmBus.row.texts && [...document.querySelectorAll('#strip .tok')]"
+                           ".some(one => one.textContent.includes('Describe'))", timeout=60_000)  # fmt: skip
+    words = page.eval_on_selector_all("#answer button.vi-token", "all => all.map(one => [Number(one.dataset.vlmPosition), one.textContent])")
+    for position, word in words:
+        assert page.evaluate("place => vlmBus.row.text(place)", position) == word
+    # Stopped before its first token: what was there stays, and it can be asked again.
+    page.fill(question, "In image 2, what shape is it?")
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#answer .vi-answer').innerText === '…'", timeout=60_000)
+    stop(page)
+    page.wait_for_selector("#ask-note >> text=Stopped before the first token", timeout=60_000)
+    assert "Describe the shapes in image 1." in page.inner_text("#answer")
+    # An example can be stopped as well.
+    page.click("#example-five")
+    page.wait_for_function("document.querySelectorAll('#answer .vi-token').length === 1", timeout=60_000)
+    stop(page)
+    page.wait_for_function("document.querySelectorAll('#viewer figure').length === 5", timeout=60_000)
+    assert "Stopped after" in page.inner_text("#ask-note")
+    ask(page)
     assert page.errors == []
 
 

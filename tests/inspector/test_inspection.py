@@ -6,7 +6,16 @@ import torch
 from PIL import Image
 
 from inspector.analysis.attention import summarise_pattern
-from inspector.analysis.inspection import GenerationSettings, Inspection, ask, attend, describe, inspect, training_batch
+from inspector.analysis.inspection import (
+    GenerationSettings,
+    Inspection,
+    ask,
+    attend,
+    describe,
+    inspect,
+    inspect_unfinished,
+    training_batch,
+)
 from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, images_of_turns, prepare_row
 from inspector.analysis.tokens import lint_batch, locate_cell, position_of_cell, token_losses
 from inspector.figures.payload import heat_payload
@@ -182,7 +191,42 @@ def test_answers_stream_and_are_in_the_row(embedded):
 def test_sampling_repeats_with_its_seed(embedded):
     prompt = Prompt(THREE, (Turn("Describe the image."),))
     once, again = (run(embedded, prompt, temperature=2.0, seed=5, max_new_tokens=8)[0] for _ in range(2))
-    assert [step.token_id for _, step in once] == [step.token_id for _, step in again]
+    assert once[0] == again[0] == (0, None)
+    assert [step.token_id for _, step in once[1:]] == [step.token_id for _, step in again[1:]]
+
+
+def test_an_answer_that_was_stopped_is_looked_at_as_far_as_it_came(embedded):
+    questions = tuple(Turn(f"In image {number}, what colour is the shape?") for number in (1, 2, 3))
+    prompt = Prompt(THREE, questions, "per-turn")
+    tokens = [[], [], []]
+    for turn, token in ask(embedded, prompt, GenerationSettings()):
+        if token is not None:
+            tokens[turn].append(token)
+        if turn == 1 and token is not None:
+            break
+    found = inspect_unfinished(embedded, prompt, tokens)
+    # What came after the stop was never shown to the model: neither the third question nor its image.
+    assert len(found.prompt.turns) == len(found.prompt.images) == len(found.answers) == 2
+    assert found.prompt.turns[1].assistant == tokens[1][0].text != ""
+    assert [len(answer) for answer in found.answers] == [len(tokens[0]), 1]
+    # The answer that was stopped is where its token says, and the one before it is whole.
+    assert [len(places) for places in found.answer_positions] == [len(tokens[0]), 1]
+    assert len(found.row.images) == 2
+    assert "image 3" not in embedded.tokenizer.decode(found.row.input_ids)
+
+
+def test_stopping_before_the_first_token_leaves_nothing_to_look_at(embedded):
+    with pytest.raises(InputError, match="Stopped before the first token"):
+        inspect_unfinished(embedded, Prompt(THREE, TURNS), [[], [], []])
+
+
+def test_it_is_told_when_a_turn_fits_and_not_before(embedded):
+    long = "0 1 2 3 4 " * 1900
+    events = ask(embedded, Prompt((), (Turn("What?"), Turn(long))), GenerationSettings(max_new_tokens=1))
+    assert next(events) == (0, None)
+    assert next(events)[0] == 0
+    with pytest.raises(InputError, match="tokens long and this model reads at most"):
+        list(events)
 
 
 def test_description_is_plain_json(embedded):

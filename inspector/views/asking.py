@@ -1,0 +1,168 @@
+"""Asking: the answer streams, can be stopped, and fills everything on the page that shows what the model saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from inspector.analysis.inspection import Inspection, ask, attend, inspect_unfinished
+from inspector.figures.markup import show_answer, show_notes, show_provenance
+from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.session import Answering, ModelStore, Shown
+from inspector.views import attention as attention_view
+from inspector.views import prompt as prompt_view
+from inspector.views import which_image as which_view
+from inspector.views.header import HeaderView
+from inspector.views.results import ResultsView
+from inspector.widgets import encode
+from model import InputError
+from model.training.examples import EXAMPLES
+
+OPENING_EXAMPLE = 1
+"""Three images, one asked about."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The views that an answer fills. ``shown`` holds what they show (a :class:`inspector.session.Shown`),
+    ``answering`` what is on its way (an :class:`inspector.session.Answering`)."""
+
+    header: HeaderView
+    prompt: prompt_view.PromptView
+    results: ResultsView
+    attention: attention_view.AttentionView
+    which: which_view.WhichImageView
+    shown: gr.State
+    answering: gr.State
+
+    @property
+    def answered(self) -> list[Any]:
+        """What every event that asks fills: note, answer and ``answering`` while tokens come, all at the end."""
+        return [self.prompt.note, self.results.answer, self.answering, self.header.provenance, self.shown,
+                self.results.viewer, self.results.strip, self.attention.summary, self.attention.layer,
+                self.attention.head, *self.which.fresh]  # fmt: skip
+
+
+def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, queue: str) -> None:
+    """``folder`` is for the examples' pictures; ``queue`` the place that all uses of a model share."""
+    prompt, attention, answered = page.prompt, page.attention, page.answered
+    rest: list[Any] = [gr.skip()] * (len(answered) - 3)
+    settings_count = len(prompt.settings)
+
+    def on_ask(
+        model: str, gallery: Any, turns: int, layout: str, document_mask: bool, *values: Any
+    ) -> Iterator[list[Any]]:
+        settings_values, values = values[:settings_count], values[settings_count:]
+        texts, options = values[: 2 * prompt_view.MAX_TURNS], values[2 * prompt_view.MAX_TURNS :]
+        try:
+            settings = prompt_view.read_settings(settings_values)
+            asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts)
+            yield from stream(Answering(model, asked, tuple(names), settings, ((),) * len(asked.turns)), options)
+        except InputError as error:
+            yield [show_notes([str(error)]), gr.skip(), None, *rest]
+            # A program gets the sentence as an error; on the page it stands under the button that was pressed.
+            raise gr.Error(str(error), visible=False, print_exception=False) from error
+
+    def stream(on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
+        asked, tokens = on_its_way.prompt, list(on_its_way.tokens)
+        for event in ask(store.get(on_its_way.model), asked, on_its_way.settings):
+            if isinstance(event, Inspection):
+                yield finish(on_its_way, event, options)
+                return
+            turn, token = event
+            if token is not None:
+                tokens[turn] += (token,)
+            on_its_way = replace(on_its_way, tokens=tuple(tokens))
+            parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
+            yield ["", show_answer(parts, running=True), on_its_way, *rest]
+
+    def finish(asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
+        vlm = store.get(asked.model)
+        layer, head, own_row, exclude_sinks, own_scale = options
+        selected = inspection.first_answer_position
+        row = selected if own_row else inspection.row_that_chose(selected)
+        found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
+        key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
+        strip = strip_payload(inspection, key)
+        viewer = viewer_payload(vlm, inspection, asked.names, key)
+        heat = attention_view.heat_of(found, selected, layer, head, own_scale)
+        return [
+            note,
+            show_turns(inspection),
+            None,
+            show_provenance(vlm, inspection, asked.model),
+            Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
+            gr.update(data=encode(viewer)),
+            gr.update(data=encode(strip), heat=encode(heat)),
+            attention_view.summarise(inspection, found),
+            *attention_view.choices(found),
+            *which_view.begin(page.which, store, asked.model, inspection),
+        ]
+
+    inputs = [*prompt.inputs, *attention.controls]
+    # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
+    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
+    asks: list[Any] = [
+        gr.on(
+            [prompt.ask.click, *(question.submit for question in prompt.questions)],
+            on_ask, inputs, answered, api_name="ask", concurrency_id=queue, concurrency_limit=1,
+            show_progress="minimal", show_progress_on=[page.results.answer],
+        )
+    ]  # fmt: skip
+
+    def loader(index: int) -> Any:
+        def load(model: str, history: list) -> list[Any]:
+            values = prompt_view.load_example(store, model, index, folder)
+            return [*values, [*history[-19:], values[0]]]
+
+        return load
+
+    filled: list[Any] = [*prompt.contents, prompt.history]
+    # The same as /ask, so described once: what describes the API is sent with every page.
+    again: dict[str, Any] = {"concurrency_id": queue, "api_visibility": "undocumented"}
+    for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
+        name = example.name.replace("-", "_")
+        loaded = button.click(loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{name}",
+                              concurrency_limit=None, show_progress="hidden")  # fmt: skip
+        asks.append(loaded.success(on_ask, inputs, answered, api_name=f"ask_example_{name}", show_progress="minimal",
+                                   show_progress_on=[page.results.answer], **again))  # fmt: skip
+    # Something real as soon as the page is open.
+    loaded = demo.load(loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load",
+                       show_progress="hidden")  # fmt: skip
+    asks.append(loaded.success(on_ask, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
+
+    def on_stop(before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
+        if stopped is None:
+            return [gr.skip()] * len(answered)
+        try:
+            inspection = inspect_unfinished(store.get(stopped.model), stopped.prompt, stopped.tokens)
+        except InputError as error:
+            answer = show_answer([]) if before is None else show_turns(before.inspection)
+            return [show_notes([str(error)]), answer, None, *rest]
+        count, left = len(inspection.answers[-1]), len(stopped.prompt.turns) - len(inspection.answers)
+        note = f"Stopped after {count} {'token' if count == 1 else 'tokens'}; this is the answer as far as it came."
+        if left:
+            note += f" {left} later {'turn was' if left == 1 else 'turns were'} not asked."
+        return finish(stopped, inspection, options, show_notes([note]))
+
+    # Only once it is cancelled: a token that is still on the way would be drawn over what is said of the end.
+    prompt.stop.click(None, cancels=asks, api_name="stop").then(
+        on_stop, [page.shown, page.answering, *attention.controls], answered, api_name="stopped",
+        show_progress="hidden", **again,
+    )  # fmt: skip
+
+
+def show_turns(inspection: Inspection) -> str:
+    """All questions and answers of what is shown."""
+    turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
+    return show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns])
+
+
+def _name_parameters(handler: Callable[..., Any], names: Sequence[str]) -> None:
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    handler.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
