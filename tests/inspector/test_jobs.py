@@ -12,6 +12,7 @@ import pytest
 
 from inspector.jobs import JobTable, Limits, public_limits
 from inspector.presets import PRESETS, read_form, write_recipe
+from inspector.processes import kill_process
 from inspector.progress import Progress
 from inspector.uploads import take_in
 from model import InputError
@@ -82,7 +83,7 @@ def make(tmp_path):
     for table in tables:
         table.close()  # or those that wait would be started in the place of those that end
         for process in list(table._running.values()):
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_process(process)
             process.wait()
 
 
