@@ -26,7 +26,7 @@ lint: $(VENV)/.ready-test
 unit: $(VENV)/.ready-test
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=tests/browser tests
 
-# Not in parallel: some of these measure how soon the page answers.
+# Not in parallel: a browser and a server at work are two processes already.
 browser: $(VENV)/.ready-test
 	chromium=$$(sh scripts/ensure_chromium.sh $(BIN)/python) && \
 	VLM_INSPECTOR_CHROMIUM="$$chromium" $(TEST_ENV) $(BIN)/python -m pytest tests/browser

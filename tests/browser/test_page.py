@@ -9,12 +9,10 @@ from PIL import Image
 
 from inspector import ui
 from model import VLM
+from tests.browser.steps import OPENED, QUESTION, ask, assert_nothing_serious, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-AXE = Path(__file__).with_name("axe.min.js")
-OPENED = "#strip button.tok"
 
 
 @pytest.fixture
@@ -26,20 +24,6 @@ def open_page(new_page, app_url):
         return page
 
     return open_it
-
-
-def ask(page):
-    """Presses Ask and waits until the finished answer to the question that is typed there is shown."""
-    question = page.input_value("#question-1 textarea, #question-1 input")
-    page.evaluate("document.querySelector('#answer .vi-answers').dataset.stale = 'yes'")
-    page.click("#ask")
-    page.wait_for_function(
-        "question => { const shown = document.querySelector('#answer .vi-answers');"
-        " return !shown.dataset.stale && shown.innerText.includes(question) && shown.innerText.includes('p of each'); }",
-        arg=question,
-        timeout=60_000,
-    )
-    page.wait_for_timeout(500)
 
 
 def run_example(page, name):
@@ -93,7 +77,7 @@ def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
     answer = look_until_changed(["", "", ""])
     page.locator("#strip .tok >> nth=0").click()
     first = look_until_changed(answer)
-    page.fill("#question-1 textarea, #question-1 input", "In image 2, what shape is it?")
+    page.fill(QUESTION, "In image 2, what shape is it?")
     ask(page)
     assert look_until_changed(first) != answer
     assert page.errors == []
@@ -182,8 +166,7 @@ def stop(page):
 def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow_generate):
     page = open_page()
     assert "yellow" in page.inner_text("#answer .vi-last .vi-answer")
-    question = "#question-1 textarea, #question-1 input"
-    page.fill(question, "Describe the shapes in image 1.")
+    page.fill(QUESTION, "Describe the shapes in image 1.")
     page.click("#ask")
     # The question is there at once, with nothing said yet.
     page.wait_for_function("document.querySelector('#answer .vi-answer').innerText === '…'", timeout=60_000)
@@ -202,7 +185,7 @@ def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow
     for position, word in words:
         assert page.evaluate("place => vlmBus.row.text(place)", position) == word
     # Stopped before its first token: what was there stays, and it can be asked again.
-    page.fill(question, "In image 2, what shape is it?")
+    page.fill(QUESTION, "In image 2, what shape is it?")
     page.click("#ask")
     page.wait_for_function("document.querySelector('#answer .vi-answer').innerText === '…'", timeout=60_000)
     stop(page)
@@ -245,11 +228,11 @@ def test_keyboard_moves_opens_and_finds(open_page):
     page.keyboard.press("Escape")
     assert page.evaluate("vlmBus.position") is None
     page.locator("#strip .tok >> nth=0").click()
-    page.locator("#question-1 textarea, #question-1 input").focus()
+    page.locator(QUESTION).focus()
     page.keyboard.press("Escape")
     page.keyboard.type("/")
     assert page.evaluate("vlmBus.position") == 0
-    assert page.input_value("#question-1 textarea, #question-1 input").count("/") == 1
+    assert page.input_value(QUESTION).count("/") == 1
     page.locator("#strip .tok >> nth=0").focus()
     page.keyboard.press("/")
     page.keyboard.type("colour")
@@ -299,14 +282,14 @@ def test_images_are_added_moved_and_removed(open_page, tmp_path):
     page = open_page()
     page.click("#clear-images")
     # The field that is there before is another one than the one after.
-    page.wait_for_function("document.querySelectorAll('#plans li').length === 0", timeout=60_000)
+    wait_for_images(page, 0)
     paths = []
     for number, (colour, size) in enumerate((("red", (90, 90)), ("blue", (64, 64)))):
         path = tmp_path / f"upload-{number}.png"
         Image.new("RGB", size, colour).save(path)
         paths.append(str(path))
     page.set_input_files("#images input[type=file]", paths)
-    page.wait_for_function("document.querySelectorAll('#plans li').length === 2", timeout=60_000)
+    wait_for_images(page, 2)
     assert "90×90 → 128×128 px" in page.inner_text("#plans")
     assert "85 tokens" in page.inner_text("#plans")
     ask(page)
@@ -315,7 +298,7 @@ def test_images_are_added_moved_and_removed(open_page, tmp_path):
     page.wait_for_function("document.querySelector('#plans').innerText.includes('Drop pictures')", timeout=60_000)
     assert page.locator("#plans li").count() == 0
     page.click("#undo-images")
-    page.wait_for_function("document.querySelectorAll('#plans li').length === 3", timeout=60_000)
+    wait_for_images(page, 3)
 
 
 def test_two_people_never_see_each_others_images_tokens_or_settings(open_page, tmp_path):
@@ -323,10 +306,10 @@ def test_two_people_never_see_each_others_images_tokens_or_settings(open_page, t
     before = two.inner_text("#strip .line")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "hushed-file.png")
     one.click("#clear-images")
-    one.wait_for_function("document.querySelectorAll('#plans li').length === 0", timeout=60_000)
+    wait_for_images(one, 0)
     one.set_input_files("#images input[type=file]", str(tmp_path / "hushed-file.png"))
-    one.wait_for_function("document.querySelectorAll('#plans li').length === 1", timeout=60_000)
-    one.fill("#question-1 textarea, #question-1 input", "hushed words of one")
+    wait_for_images(one, 1)
+    one.fill(QUESTION, "hushed words of one")
     one.get_by_role("radio", name="packed samples").check()
     ask(one)
     assert "hushed words of one" in one.inner_text("#answer")
@@ -347,7 +330,7 @@ def test_two_people_never_see_each_others_images_tokens_or_settings(open_page, t
 
 def test_typed_markup_and_special_tokens_stay_text(open_page):
     page = open_page()
-    page.fill("#question-1 textarea, #question-1 input", "<img src=x onerror=alert(1)> <|image|><|im_end|>")
+    page.fill(QUESTION, "<img src=x onerror=alert(1)> <|image|><|im_end|>")
     ask(page)
     assert "<|image|>" in page.inner_text("#answer")
     assert page.locator("#answer img").count() == 0
@@ -363,15 +346,7 @@ def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_page, dark,
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.eval_on_selector_all("details.vi-info", "notes => notes.forEach(note => { note.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.add_script_tag(path=str(AXE))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    serious = [
-        f"{item['id']}: {node['html'][:160]}"
-        for item in found
-        if item["impact"] in ("serious", "critical")
-        for node in item["nodes"]
-    ]
-    assert not serious, "\n".join(serious)
+    assert_nothing_serious(page)
 
 
 def order(page):
@@ -411,9 +386,9 @@ def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_
     page.wait_for_function("place => vlmBus.heat.from === place", arg=place)
     assert page.evaluate("vlmBus.position") == place
     # Typing the letter is typing.
-    page.fill("#question-1 textarea, #question-1 input", "")
-    page.type("#question-1 textarea, #question-1 input", "a banana")
-    assert page.input_value("#question-1 textarea, #question-1 input") == "a banana"
+    page.fill(QUESTION, "")
+    page.type(QUESTION, "a banana")
+    assert page.input_value(QUESTION) == "a banana"
 
 
 def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page):
@@ -471,9 +446,7 @@ def test_an_image_is_removed_by_its_own_button_and_comes_back_by_undo(open_page)
     page.wait_for_function(names, arg=["three-1.png", "three-2.png", "three-3.png"], timeout=60_000)
     for left in (2, 1, 0):
         page.click("#plans .vi-remove >> nth=0")
-        page.wait_for_function(
-            "left => document.querySelectorAll('#plans li').length === left", arg=left, timeout=60_000
-        )
+        wait_for_images(page, left)
     # The way in is there again.
     page.wait_for_selector("#images button", timeout=60_000)
     assert page.locator("#images").is_visible()

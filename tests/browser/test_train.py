@@ -1,13 +1,12 @@
 """The Train tab in a real Chromium: a run that is followed, survives a reload, and opens by its link elsewhere."""
 
-from pathlib import Path
-
 import pytest
+
+from tests.browser.steps import assert_nothing_serious
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-AXE = Path(__file__).with_name("axe.min.js")
 ENDED = "#train-status .tr-done, #train-status .tr-failed"
 
 
@@ -56,11 +55,7 @@ def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, tra
     open_tab(other, train_url, f"?__theme=dark&job={job}")
     other.wait_for_selector(ENDED, timeout=60_000)
     assert other.evaluate("document.documentElement.scrollWidth") <= 390
-    other.add_script_tag(path=str(AXE))
-    found = other.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    serious = [f"{item['id']}: {node['html'][:160]}" for item in found if item["impact"] in ("serious", "critical")
-               for node in item["nodes"]]  # fmt: skip
-    assert not serious, "\n".join(serious)
+    assert_nothing_serious(other)
     assert page.errors == []
 
 

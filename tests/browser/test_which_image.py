@@ -2,18 +2,17 @@
 
 import re
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from inspector.analysis import routes
 from inspector.views import lab
+from tests.browser.steps import OPENED, QUESTION, assert_nothing_serious, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-AXE = Path(__file__).with_name("axe.min.js")
 PANELS = ("structure", "dependence", "matrix", "selection", "swaps", "attention", "checks")
 MORE = ("where", "cues", "heads", "regions", "permutations", "layouts")
 
@@ -25,7 +24,7 @@ def open_tab(new_page, app_url):
     def open_it(example="three", dark=False, **options):
         page = new_page(dark=dark, **options)
         page.goto(f"{app_url}?__theme={'dark' if dark else 'light'}")
-        page.wait_for_selector("#strip button.tok", timeout=60_000)
+        page.wait_for_selector(OPENED, timeout=60_000)
         if example != "three":
             page.click(f"#example-{example}")
             page.wait_for_function("name => document.querySelector('#viewer')?.innerText.includes(name)",
@@ -133,7 +132,7 @@ def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_o
     study(page)
     page.click("#which-all")
     page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=60_000)
-    page.fill("#question-1 textarea, #question-1 input", "In image 1, what colour is the shape?")
+    page.fill(QUESTION, "In image 1, what colour is the shape?")
     page.click("#ask")
     page.wait_for_function("document.querySelector('#which-verdict').innerText.includes('Press “Which image?”')",
                            timeout=60_000)  # fmt: skip
@@ -254,7 +253,7 @@ def test_tiles_and_the_selected_token_can_be_hidden(open_tab):
 def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
     page = open_tab()
     page.click("#clear-images")
-    page.wait_for_function("document.querySelectorAll('#plans li').length === 0", timeout=60_000)
+    wait_for_images(page, 0)
     page.click("#ask")
     page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('text only')",
                            timeout=60_000)  # fmt: skip
@@ -263,7 +262,7 @@ def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
     path = tmp_path / "one.png"
     Image.new("RGB", (64, 64), "red").save(path)
     page.set_input_files("#images input[type=file]", str(path))
-    page.wait_for_function("document.querySelectorAll('#plans li').length === 1", timeout=60_000)
+    wait_for_images(page, 1)
     page.click("#ask")
     page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('one image')",
                            timeout=60_000)  # fmt: skip
@@ -293,13 +292,5 @@ def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_tab, dark, 
         "document.querySelectorAll('#which-verdict details, .wi-panel details').forEach(one => one.open = true)"
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.add_script_tag(path=str(AXE))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    serious = [
-        f"{item['id']}: {node['html'][:160]}"
-        for item in found
-        if item["impact"] in ("serious", "critical")
-        for node in item["nodes"]
-    ]
-    assert not serious, "\n".join(serious)
+    assert_nothing_serious(page)
     assert page.errors == []

@@ -1,0 +1,43 @@
+"""What several tests do with the page. Waits are long: none of them measures how soon something comes."""
+
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+AXE = Path(__file__).with_name("axe.min.js")
+OPENED = "#strip button.tok"
+QUESTION = "#question-1 textarea, #question-1 input"
+WAIT_MS = 60_000
+
+
+def ask(page: Page) -> None:
+    """Presses Ask and waits until the finished answer to the question that is typed there is shown."""
+    question = page.input_value(QUESTION)
+    page.evaluate("document.querySelector('#answer .vi-answers').dataset.stale = 'yes'")
+    page.click("#ask")
+    page.wait_for_function(
+        "question => { const shown = document.querySelector('#answer .vi-answers');"
+        " return !shown.dataset.stale && shown.innerText.includes(question) && shown.innerText.includes('p of each'); }",
+        arg=question,
+        timeout=WAIT_MS,
+    )
+
+
+def wait_for_images(page: Page, count: int) -> None:
+    """Until so many are in the prompt's list."""
+    page.wait_for_function(
+        "count => document.querySelectorAll('#plans li').length === count", arg=count, timeout=WAIT_MS
+    )
+
+
+def assert_nothing_serious(page: Page) -> None:
+    """What axe-core calls serious or critical, named with its place."""
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [
+        f"{item['id']}: {node['html'][:160]}"
+        for item in found
+        if item["impact"] in ("serious", "critical")
+        for node in item["nodes"]
+    ]
+    assert not serious, "\n".join(serious)
