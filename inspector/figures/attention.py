@@ -11,6 +11,7 @@ from inspector.figures.colours import IMAGE_COLOURS, KIND_COLOURS, KIND_PATTERNS
 HEIGHT_PX = 340
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 """Of an image's points, beside its colour."""
+_TOOLS = ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]
 _MARGIN = {"l": 44, "r": 8, "t": 36, "b": 40}
 
 
@@ -24,6 +25,10 @@ def _style(figure: go.Figure, title: str, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7b8190", "size": 12},
         legend={"orientation": "h", "y": -0.3, "yanchor": "top", "traceorder": "normal"},
+        # A finger on a plot scrolls the page, and the one tool that is left, saving a picture, doesn't hide the title.
+        dragmode=False,
+        hoverlabel={"bgcolor": "#1e293b", "bordercolor": "#94a3b8", "font": {"color": "#ffffff"}},
+        modebar={"remove": _TOOLS, "bgcolor": "rgba(0,0,0,0)", "color": "#7b8190", "activecolor": "#7b8190"},
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
