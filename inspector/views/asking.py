@@ -70,16 +70,23 @@ def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, qu
 
     def stream(on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
         asked, tokens = on_its_way.prompt, list(on_its_way.tokens)
-        for event in ask(store.get(on_its_way.model), asked, on_its_way.settings):
-            if isinstance(event, Inspection):
-                yield finish(on_its_way, event, options)
-                return
-            turn, token = event
-            if token is not None:
-                tokens[turn] += (token,)
-            on_its_way = replace(on_its_way, tokens=tuple(tokens))
-            parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
-            yield ["", show_answer(parts, running=True), on_its_way, *rest]
+        vlm = store.get(on_its_way.model)
+        try:
+            for event in ask(vlm, asked, on_its_way.settings):
+                if isinstance(event, Inspection):
+                    yield finish(on_its_way, event, options)
+                    return
+                turn, token = event
+                if token is not None:
+                    tokens[turn] += (token,)
+                on_its_way = replace(on_its_way, tokens=tuple(tokens))
+                parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
+                yield ["", show_answer(parts, running=True), on_its_way, *rest]
+        except InputError:
+            # A later turn that doesn't fit takes nothing away from the answers before it.
+            if any(tokens):
+                yield finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
+            raise
 
     def finish(asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
         vlm = store.get(asked.model)
@@ -150,7 +157,7 @@ def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, qu
             note += f" {left} later {'turn was' if left == 1 else 'turns were'} not asked."
         return finish(stopped, inspection, options, show_notes([note]))
 
-    # Only once it is cancelled: a token that is still on the way would be drawn over what is said of the end.
+    # In the same queue, so after the step that is being computed: none can be broken off.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
         on_stop, [page.shown, page.answering, *attention.controls], answered, api_name="stopped",
         show_progress="hidden", **again,

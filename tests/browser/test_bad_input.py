@@ -176,6 +176,22 @@ def test_questions_that_cannot_be_asked_get_a_sentence_and_stay_as_they_were_typ
     assert page.errors == []
 
 
+def test_a_later_turn_that_does_not_fit_leaves_the_answers_before_it(opened):
+    page = opened
+    long = "0 1 2 3 4 " * 1900
+    page.click("#add-turn")
+    page.fill("#question-2 textarea, #question-2 input", long)
+    page.click("#ask")
+    said(page, "#ask-note", "tokens long and this model reads at most")
+    # The answer to the first turn stands over its own tokens.
+    assert TYPED in page.inner_text("#answer")
+    assert "p of each token" in page.inner_text("#answer .vi-last")
+    page.click("#answer button.vi-token >> nth=0")
+    assert page.evaluate("vlmBus.row.text(vlmBus.position)") == page.inner_text("#answer button.vi-token >> nth=0")
+    assert page.input_value("#question-2 textarea, #question-2 input") == long
+    assert page.errors == []
+
+
 def test_a_picture_dropped_anywhere_joins_the_prompt_and_the_page_stays(opened):
     page = opened
     for place, name in (("#answer", "dropped.png"), ("#images", "second.png")):
