@@ -105,8 +105,11 @@ def show_answer(
     for index, (question, answer, tokens, places) in enumerate(turns):
         last = index == len(turns) - 1
         if tokens:
+            # A run of line breaks is named token by token and breaks the line once, where words go on.
+            words = [bool(token.text.strip()) for token in tokens[1:]]
             body = "".join(
-                _answer_token(token, places[n] if n < len(places) else None) for n, token in enumerate(tokens)
+                _answer_token(token, places[n] if n < len(places) else None, goes_on=n < len(words) and words[n])
+                for n, token in enumerate(tokens)
             )
             odds = " · ".join(
                 f"<code>{escape(visible(token.text)) or 'end'}</code> <span data-copy>{token.probability:.3f}</span>"
@@ -123,9 +126,12 @@ def show_answer(
     return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
 
 
-def _answer_token(token: AnswerToken, position: int | None) -> str:
+def _answer_token(token: AnswerToken, position: int | None, *, goes_on: bool) -> str:
     title = f"p = {token.probability:.4f}, id {token.token_id}"
     text = escape(token.text) or END
+    if token.text and not token.text.strip():
+        line = "\n" if goes_on and "\n" in token.text else ""
+        text = f'<span class="vi-note">{visible(token.text)}</span>{line}'
     if position is None:
         return f'<span class="vi-token" title="{title}">{text}</span>'
     return (
