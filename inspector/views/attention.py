@@ -12,7 +12,7 @@ from inspector.analysis.inspection import Inspection
 from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
 from inspector.figures.markup import badge, describe_token, show_info, show_share
 from inspector.figures.payload import heat_payload
-from inspector.widgets import Sight
+from inspector.widgets import Sight, answer_sight
 
 MEAN = "mean"
 EXPLAIN = (
@@ -45,7 +45,7 @@ class AttentionView:
     @property
     def plots(self) -> list[Any]:
         """What :func:`draw` fills."""
-        return [self.share, self.images, self.kinds]
+        return [self.sight, self.share, self.images, self.kinds]
 
 
 def build_attention() -> AttentionView:
@@ -136,4 +136,4 @@ def draw(attention: AttentionMap, own_scale: bool) -> list[Any]:
         plot_images_by_layer(attention, shared_scale=not own_scale),
         plot_kinds_by_layer(attention),
     )
-    return [gr.update(value=plot, visible=True) for plot in plots]
+    return [answer_sight(), *(gr.update(value=plot, visible=True) for plot in plots)]

@@ -9,7 +9,7 @@ import gradio as gr
 
 from inspector.analysis.inspection import Inspection, lint, training_batch
 from inspector.figures.markup import show_findings, show_info, show_rows, show_tensors
-from inspector.widgets import Sight
+from inspector.widgets import Sight, answer_sight
 from model import VLM
 
 ABOUT = (
@@ -36,7 +36,7 @@ class BatchView:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.lint, self.tensors, self.rows]
+        return [self.sight, self.lint, self.tensors, self.rows]
 
 
 def build_batch() -> BatchView:
@@ -68,4 +68,4 @@ def draw(vlm: VLM, inspection: Inspection, arrangement: str) -> list[Any]:
     """Values for :attr:`BatchView.outputs`."""
     batch, _ = training_batch(vlm, inspection, arrangement)
     texts = {**inspection.table.texts, vlm.pad_token_id: vlm.tokenizer.pad_token}
-    return [show_findings(lint(vlm, inspection)), show_tensors(batch), show_rows(batch, texts)]
+    return [answer_sight(), show_findings(lint(vlm, inspection)), show_tensors(batch), show_rows(batch, texts)]

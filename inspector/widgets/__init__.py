@@ -3,6 +3,8 @@
 from inspector.widgets.components import ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
-from inspector.widgets.sight import Sight
+from inspector.widgets.sight import Sight, answer_sight
 
-__all__ = ["ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip", "encode"]
+__all__ = [
+    "ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip", "answer_sight", "encode",
+]  # fmt: skip

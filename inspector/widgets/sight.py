@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
+
+import gradio as gr
 
 from inspector.widgets.components import _Widget
 
@@ -10,9 +13,15 @@ from inspector.widgets.components import _Widget
 class Sight(_Widget):
     """An empty line above something that is slow to draw. Triggers ``seen``, without data, when that comes near the
     window's visible part and the page has had a newer ``follows`` since the last time: the token strip's ``row``, or
-    its ``heat`` (which is newer with every row, too)."""
+    its ``heat`` (which is newer with every row, too). What was drawn before is dimmed until the event that draws sends
+    :func:`answer_sight` to this component."""
 
     _name = "sight"
 
     def __init__(self, follows: Literal["row", "heat"], **others: Any) -> None:
         super().__init__(follows=follows, **others)
+
+
+def answer_sight() -> Any:
+    """An update that tells a :class:`Sight` that what stands below it is drawn."""
+    return gr.update(data=str(time.monotonic_ns()))

@@ -105,9 +105,19 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     page.get_by_role("tab", name="Attention").click()
     page.wait_for_timeout(500)
     assert len(drawn) == 3
+    # What is older than the selection steps back until it is looked at again.
+    look = "getComputedStyle(document.querySelector('.js-plotly-plot').closest('.row')).opacity"
+    assert page.evaluate(look) == "1"
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(500)
+    page.locator("#strip .tok >> nth=1").click()
+    page.wait_for_function(f"{look} === '0.35'", timeout=60_000)
+    page.locator("#own-scale").scroll_into_view_if_needed()
+    page.wait_for_function(f"{look} === '1'", timeout=60_000)
+    assert len(drawn) == 5
     # Another scale is drawn though it may come to the same numbers for the heat.
     before = page.evaluate("window.before = vlmBus.heat")
-    with page.expect_request(lambda request: "/queue/join" in request.url and len(drawn) == 5, timeout=60_000):
+    with page.expect_request(lambda request: "/queue/join" in request.url and len(drawn) == 7, timeout=60_000):
         page.check("#own-scale input")
     assert page.evaluate("vlmBus.heat !== before && vlmBus.heat.max") == before["max"]
     assert page.errors == []
