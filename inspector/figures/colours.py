@@ -1,7 +1,8 @@
 """One colour per image and per kind of span, the same everywhere."""
 
-IMAGE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07AA1", "#8C6D1F")
-"""Tell-apart colours for colour-blind eyes too (after Okabe & Ito); beyond six they repeat with a pattern."""
+IMAGE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#A23E8C")
+"""Told apart by colour-blind eyes too: the first four are Okabe & Ito's, the others are as far from them as two colours
+can be that stand out from the light and the dark page. Beyond six they repeat with a pattern."""
 
 KIND_COLOURS = {
     "padding": "#9aa0aa",

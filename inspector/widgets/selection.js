@@ -1,7 +1,7 @@
 // Shared by the widgets: the selection, colours, and how a row and its images are read.
 // Every widget gets its own copy of these functions; what is selected lives once, on the window.
 // Property names are never written in quotes here: Gradio takes a quoted word for the name of an event.
-const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07AA1", "#8C6D1F"];
+const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#A23E8C"];
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
 
