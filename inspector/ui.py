@@ -186,9 +186,12 @@ def _wire_results(
     # The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see the
     # tokens, or for a tab that isn't open.
     late: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-    attention.sight.seen(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **late)
-    for event, name in ((batch.sight.seen, "draw_batch"), (batch.arrangement.input, "arrange_batch")):
-        event(on_arrangement, [shown, batch.arrangement], batch.outputs, api_name=name, **late)
+    # A program asks for what it wants; what describes the API is sent with every page.
+    unseen: dict[str, Any] = {**late, "api_visibility": "undocumented"}
+    inputs: list[Any] = [shown, batch.arrangement]
+    attention.sight.seen(on_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **unseen)
+    batch.sight.seen(on_arrangement, inputs, batch.outputs, api_name="draw_batch", **unseen)
+    batch.arrangement.input(on_arrangement, inputs, batch.outputs, api_name="arrange_batch", **late)
 
     looked: list[Any] = [shown, results.strip, attention.summary]
 

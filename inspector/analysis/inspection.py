@@ -128,7 +128,7 @@ def inspect_unfinished(vlm: VLM, prompt: Prompt, tokens: Sequence[Sequence[Answe
     answer as far as it came. InputError if there is no token."""
     begun = [turn for turn, answer in enumerate(tokens) if answer]
     if not begun:
-        raise InputError("Stopped before the first token; what is shown is the answer before.")
+        raise InputError("Stopped before the first token; there is nothing new to look at.")
     for turn in begun:
         prompt = prompt.with_answer(turn, "".join(token.text for token in tokens[turn]))
     count = begun[-1] + 1

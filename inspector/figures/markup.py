@@ -106,9 +106,9 @@ def show_answer(
         last = index == len(turns) - 1
         if tokens:
             # A run of line breaks is named token by token and breaks the line once, where words go on.
-            words = [bool(token.text.strip()) for token in tokens[1:]]
+            goes_on = [*(bool(token.text.strip()) for token in tokens[1:]), False]
             body = "".join(
-                _answer_token(token, places[n] if n < len(places) else None, goes_on=n < len(words) and words[n])
+                _answer_token(token, places[n] if n < len(places) else None, goes_on=goes_on[n])
                 for n, token in enumerate(tokens)
             )
             odds = " · ".join(
