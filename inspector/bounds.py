@@ -1,0 +1,111 @@
+"""What this server gives: one table for images, prompts, queues, uploads, runs and memory. No gradio here.
+
+``python -m inspector bounds`` prints it as the README shows it. Sizes are in bytes unless a name says otherwise; None is
+no bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def _bound(public: Any, private: Any, unit: str, what: str) -> Any:
+    return field(default=private, metadata={"public": public, "unit": unit, "what": what})
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Each field's default is the bound of a private server; :func:`public_bounds` has those of a public one. The
+    metadata of a field say what is bounded, and in which unit."""
+
+    # One prompt. What a person can't ask on the page no program can ask either.
+    images: int = _bound(12, 12, "", "images in a prompt")
+    turns: int = _bound(6, 6, "", "turns in a prompt")
+    text: int = _bound(20_000, 20_000, "characters", "text of one question or answer")
+    answer_tokens: int = _bound(128, 512, "tokens", "longest answer that is generated")
+    file_bytes: int = _bound(40 * MIB, 40 * MIB, "bytes", "one uploaded file")
+    prompt_pixels: int = _bound(300_000_000, 600_000_000, "pixels", "all images of a prompt together")
+    decoding_pixels: int = _bound(100_000_000, 200_000_000, "pixels", "decoded at the same time, everybody's together")
+
+    # Memory that stays between requests.
+    preview_px: int = _bound(768, 768, "px", "long side of the preview that is kept of an image")
+    sessions: int = _bound(200, 200, "", "open pages whose state is kept")
+    session_bytes: int = _bound(64 * MIB, 512 * MIB, "bytes", "state of one page")
+    sessions_bytes: int = _bound(2 * GIB, 4 * GIB, "bytes", "state of all pages together")
+    session_idle_s: float = _bound(3600, 86_400, "s", "state of an open page that isn't used is kept")
+    closed_session_s: float = _bound(120, 120, "s", "state of a closed page is kept, for a reload")
+    private_model_bytes: int = _bound(1 * GIB, 8 * GIB, "bytes", "weights of runs that were opened for use")
+
+    # Turns.
+    queue: int = _bound(200, 400, "events", "waiting, everybody's together")
+    queue_per_page: int = _bound(12, 48, "events", "waiting or running of one page")
+    queue_per_address: int = _bound(60, 400, "events", "waiting or running of one address")
+    ask_wait_s: float = _bound(60, 600, "s", "longest wait of a question for its turn")
+    study_s: float = _bound(300, 7200, "s", "one “Which image?”, “Run all” or comparison")
+    battery_s: float = _bound(900, 36_000, "s", "one run of the battery")
+
+    # Disk.
+    upload_bytes_per_person: int = _bound(200 * MIB, 4 * GIB, "bytes", "uploads of one person that are kept")
+    upload_bytes: int = _bound(2 * GIB, 16 * GIB, "bytes", "uploads that are kept, everybody's together")
+    unpacked_bytes: int = _bound(500 * MIB, 500 * MIB, "bytes", "an archive, unpacked")
+    unpacked_files: int = _bound(20_000, 20_000, "files", "in an archive")
+    runs_bytes: int | None = _bound(8 * GIB, None, "bytes", "folders of all runs together")
+    cache_hours: float = _bound(2, 24, "h", "uploaded images and made files are kept")
+    sweep_s: float = _bound(60, 60, "s", "between two sweeps of what is too old")
+
+    # Data of strangers, parsed in a process of their own.
+    parse_s: float = _bound(60, 600, "s", "reading or checking one data file")
+    parse_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "memory of the process that reads a data file")
+    parsers: int = _bound(1, 2, "", "data files read at the same time")
+
+    # Runs.
+    runs_at_once: int = _bound(1, 1, "", "training processes at the same time")
+    runs_per_person: int | None = _bound(1, None, "", "runs of one person that wait or train")
+    runs_waiting: int = _bound(8, 20, "", "runs that wait, everybody's together")
+    run_steps: int = _bound(600, 1_000_000, "steps", "of one run, all stages together")
+    run_minutes: float | None = _bound(10, None, "min", "of one run, over its whole life")
+    run_rows: int = _bound(64, 4096, "rows", "of a micro-batch")
+    run_tokens: int = _bound(65_536, 4_194_304, "tokens", "of a micro-batch: rows × the longest row")
+    run_accumulate: int = _bound(16, 1024, "", "micro-batches in a step")
+    run_bytes: int | None = _bound(4 * GIB, None, "bytes", "memory of a training process")
+    run_hours: float | None = _bound(24, None, "h", "a run that has ended is kept")
+    keep_uploads: bool = _bound(False, True, "", "a run's uploads are kept when it has ended")
+    hub_data: bool = _bound(False, True, "", "data sets of the hub may be named")
+
+
+def private_bounds(**changes: Any) -> Bounds:
+    """For a server on one's own machine; ``changes`` replace single bounds."""
+    return replace(Bounds(), **changes)
+
+
+def public_bounds(**changes: Any) -> Bounds:
+    """For a server that anybody can reach; ``changes`` replace single bounds."""
+    return replace(Bounds(**{f.name: f.metadata["public"] for f in fields(Bounds)}), **changes)
+
+
+def format_bounds() -> str:
+    """The table of both servers, in Markdown."""
+    lines = ["| bound | `--public` | private | what |", "| --- | --- | --- | --- |"]
+    for f in fields(Bounds):
+        public, private = (format_bound(value, f.metadata["unit"]) for value in (f.metadata["public"], f.default))
+        lines.append(f"| `{f.name}` | {public} | {private} | {f.metadata['what']} |")
+    return "\n".join(lines)
+
+
+def format_bound(value: float | None, unit: str) -> str:
+    """A bound with its unit, as people read it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if unit == "bytes":
+        for size, name in ((GIB, "GiB"), (MIB, "MiB")):
+            if value >= size:
+                return f"{value / size:g} {name}"
+    if unit == "pixels":
+        return f"{value / 1e6:g} million pixels"
+    return f"{value:,g} {unit}".strip()
