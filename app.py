@@ -17,6 +17,7 @@ write_no_stubs()  # before anything below imports gradio
 
 import gradio as gr  # noqa: E402
 
+from inspector.bounds import private_bounds, public_bounds  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
@@ -43,7 +44,8 @@ def build_demo(store: ModelStore, public: bool = False) -> gr.Blocks:
     VLM_INSPECTOR_RUNS, if that is set."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
-    return build_ui(store, jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public))
+    bounds = public_bounds() if public else private_bounds()
+    return build_ui(store, jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public), bounds, open_to_all=public)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """What this server gives: one table for images, prompts, queues, uploads, runs and memory. No gradio here.
 
-``python -m inspector bounds`` prints it as the README shows it. Sizes are in bytes unless a name says otherwise; None is
-no bound.
+``python -m inspector bounds`` prints it as the README shows it. None is no bound.
 """
 
 from __future__ import annotations
@@ -44,7 +43,9 @@ class Bounds:
     queue: int = _bound(200, 400, "events", "waiting, everybody's together")
     queue_per_page: int = _bound(12, 48, "events", "waiting or running of one page")
     queue_per_address: int = _bound(60, 400, "events", "waiting or running of one address")
+    streams_per_address: int = _bound(400, 2000, "", "open connections of one address (two for a page at work)")
     ask_wait_s: float = _bound(60, 600, "s", "longest wait of a question for its turn")
+    test_wait_s: float = _bound(600, 36_000, "s", "longest wait of a test, an experiment or the battery for its turn")
     study_s: float = _bound(300, 7200, "s", "one “Which image?”, “Run all” or comparison")
     battery_s: float = _bound(900, 36_000, "s", "one run of the battery")
 
@@ -91,7 +92,8 @@ def format_bounds() -> str:
     """The table of both servers, in Markdown."""
     lines = ["| bound | `--public` | private | what |", "| --- | --- | --- | --- |"]
     for f in fields(Bounds):
-        public, private = (format_bound(value, f.metadata["unit"]) for value in (f.metadata["public"], f.default))
+        values = (getattr(bounds, f.name) for bounds in (public_bounds(), private_bounds()))
+        public, private = (format_bound(value, f.metadata["unit"]) for value in values)
         lines.append(f"| `{f.name}` | {public} | {private} | {f.metadata['what']} |")
     return "\n".join(lines)
 

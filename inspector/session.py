@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class ModelStore:
         self._loaded: dict[str, VLM] = {}
         self._admitted: dict[str, str] = {}
         self._private: OrderedDict[str, VLM] = OrderedDict()
+        self._watchers: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     @property
@@ -68,8 +70,22 @@ class ModelStore:
             raise InputError(f"There is no model “{name[:60]}”; choose one of {', '.join(self._sources)}.")
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load_vlm(self._sources[name])
+                self._loaded[name] = self._load(self._sources[name])
             return self._loaded[name]
+
+    def watch(self, before_block: Callable[[], None]) -> None:
+        """Has ``before_block`` called before every block of every model here, in the thread that computes; what it
+        raises ends that pass."""
+        with self._lock:
+            self._watchers.append(before_block)
+            for vlm in (*self._loaded.values(), *self._private.values()):
+                _hook(vlm, before_block)
+
+    def _load(self, source: str) -> VLM:
+        vlm = load_vlm(source)
+        for before_block in self._watchers:
+            _hook(vlm, before_block)
+        return vlm
 
     def admit(self, name: str, folder: Path) -> None:
         """Lets ``get(name)`` load the checkpoint in ``folder``. The name is told to one person only, so it must be one
@@ -95,8 +111,13 @@ class ModelStore:
         key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
         with self._lock:
             if key not in self._private:
-                self._private[key] = load_vlm(source)
+                self._private[key] = self._load(source)
             self._private.move_to_end(key)
             while len(self._private) > MAX_PRIVATE:
                 self._private.popitem(last=False)
             return self._private[key]
+
+
+def _hook(vlm: VLM, before_block: Callable[[], None]) -> None:
+    for block in (*vlm.vision_encoder.blocks, *vlm.decoder.blocks):
+        block.register_forward_pre_hook(lambda *_: before_block())

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from inspector.analysis.command import write_inspect
 from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import Prompt, Turn
+from inspector.bounds import Bounds, private_bounds
 from inspector.figures.markup import show_notes, show_plans
 from inspector.jobs import JobTable
+from inspector.server.blocks import GuardedBlocks, keep_swept
+from inspector.server.gate import Gate
+from inspector.server.turns import Rank, Turns
 from inspector.session import ModelStore, Shown
 from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
@@ -32,16 +37,21 @@ from model.training.examples import EXAMPLES
 TITLE = "VLM Inspector"
 CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
 JS = Path(__file__).with_name("page.js")
-MODEL_QUEUE = "model"
-"""All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
 
-
-def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
+def build_ui(
+    store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | None = None, open_to_all: bool = False
+) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
-    runs are kept (a temporary folder if None)."""
-    jobs = jobs or JobTable()
+    runs are kept (a temporary folder if None). ``bounds``: those of a private server if None. ``open_to_all``: whether
+    it may be asked under any host name."""
+    jobs, bounds = jobs or JobTable(), bounds or private_bounds()
     folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
+    kept = (int(bounds.sweep_s), int(3600 * bounds.cache_hours))
+    with GuardedBlocks(
+        title=TITLE, analytics_enabled=False, delete_cache=kept, fill_width=True, bounds=bounds, open_to_all=open_to_all
+    ) as demo:
+        turns = demo.turns
+        store.watch(turns.before_block)
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
@@ -66,13 +76,13 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
                         train = train_view.build_train(store, jobs)
         _wire_prompt(store, prompt)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
-        asking_view.wire_asking(page, store, demo, folder, MODEL_QUEUE)
-        _wire_results(store, results, attention, batch, shown)
+        asking_view.wire_asking(page, store, demo, folder)
+        _wire_results(store, turns, results, attention, batch, shown)
         _wire_header(store, header, shown)
-        which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
+        which_view.wire_which_image(which, store, shown, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
-        train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
-        gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
+        train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
+        gr.api(turns.run(Rank.ASK, _inspect_api(store)), api_name="inspect", concurrency_id=Rank.ASK.place)
     return demo
 
 
@@ -89,6 +99,9 @@ def launch_options() -> dict[str, Any]:
         "theme": theme,
         "max_file_size": f"{prompt_view.MAX_UPLOAD_MB}mb",
         "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(Gate)], "lifespan": keep_swept},
         "footer_links": ["api"],
         "show_error": True,
     }
@@ -167,6 +180,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
 def _wire_results(
     store: ModelStore,
+    turns: Turns,
     results: ResultsView,
     attention: attention_view.AttentionView,
     batch: batch_view.BatchView,
@@ -216,13 +230,14 @@ def _wire_results(
         return look(page, 0 if page is None else page.selected, *options)
 
     # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.
+    place: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, "show_progress": "hidden"}
     results.strip.select(
-        on_select, [shown, *attention.controls], looked, api_name="select_token", concurrency_id=MODEL_QUEUE,
-        show_progress="hidden", trigger_mode="multiple",
+        turns.run(Rank.LOOK, on_select), [shown, *attention.controls], looked, api_name="select_token",
+        trigger_mode="multiple", **place,
     )  # fmt: skip
     gr.on(
-        [control.input for control in attention.controls], on_control, [shown, *attention.controls], looked,
-        api_name="attention_controls", concurrency_id=MODEL_QUEUE, show_progress="hidden", trigger_mode="always_last",
+        [control.input for control in attention.controls], turns.run(Rank.LOOK, on_control),
+        [shown, *attention.controls], looked, api_name="attention_controls", trigger_mode="always_last", **place,
     )  # fmt: skip
 
     def on_make(page: Shown | None, arrangement: str) -> Any:

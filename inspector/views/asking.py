@@ -13,6 +13,8 @@ import gradio as gr
 from inspector.analysis.inspection import Inspection, ask, attend, inspect_unfinished
 from inspector.figures.markup import show_answer, show_notes, show_provenance
 from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import attention as attention_view
 from inspector.views import prompt as prompt_view
@@ -48,9 +50,10 @@ class Page:
                 self.attention.head, *self.which.fresh]  # fmt: skip
 
 
-def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, queue: str) -> None:
-    """``folder`` is for the examples' pictures; ``queue`` the place that all uses of a model share."""
+def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> None:
+    """``folder`` is for the examples' pictures."""
     prompt, attention, answered = page.prompt, page.attention, page.answered
+    place = Rank.ASK.place
     rest: list[Any] = [gr.skip()] * (len(answered) - 3)
     settings_count = len(prompt.settings)
 
@@ -114,10 +117,11 @@ def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, qu
     inputs = [*prompt.inputs, *attention.controls]
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
     _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
+    in_turn = demo.turns.run(Rank.ASK, on_ask)
     asks: list[Any] = [
         gr.on(
             [prompt.ask.click, *(question.submit for question in prompt.questions)],
-            on_ask, inputs, answered, api_name="ask", concurrency_id=queue, concurrency_limit=1,
+            in_turn, inputs, answered, api_name="ask", concurrency_id=place, concurrency_limit=1,
             show_progress="minimal", show_progress_on=[page.results.answer],
         )
     ]  # fmt: skip
@@ -131,17 +135,17 @@ def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, qu
 
     filled: list[Any] = [*prompt.contents, prompt.history]
     # The same as /ask, so described once: what describes the API is sent with every page.
-    again: dict[str, Any] = {"concurrency_id": queue, "api_visibility": "undocumented"}
+    again: dict[str, Any] = {"concurrency_id": place, "api_visibility": "undocumented"}
     for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
         name = example.name.replace("-", "_")
         loaded = button.click(loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{name}",
                               concurrency_limit=None, show_progress="hidden")  # fmt: skip
-        asks.append(loaded.success(on_ask, inputs, answered, api_name=f"ask_example_{name}", show_progress="minimal",
+        asks.append(loaded.success(in_turn, inputs, answered, api_name=f"ask_example_{name}", show_progress="minimal",
                                    show_progress_on=[page.results.answer], **again))  # fmt: skip
     # Something real as soon as the page is open.
     loaded = demo.load(loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load",
                        show_progress="hidden")  # fmt: skip
-    asks.append(loaded.success(on_ask, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
+    asks.append(loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
 
     def on_stop(before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
         if stopped is None:
@@ -157,10 +161,10 @@ def wire_asking(page: Page, store: ModelStore, demo: gr.Blocks, folder: Path, qu
             note += f" {left} later {'turn was' if left == 1 else 'turns were'} not asked."
         return finish(stopped, inspection, options, show_notes([note]))
 
-    # In the same queue, so after the step that is being computed: none can be broken off.
+    # In the same place, so after what is being computed has ended: at its model's next block.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
-        on_stop, [page.shown, page.answering, *attention.controls], answered, api_name="stopped",
-        show_progress="hidden", **again,
+        demo.turns.run(Rank.ASK, on_stop), [page.shown, page.answering, *attention.controls], answered,
+        api_name="stopped", show_progress="hidden", **again,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import gradio as gr
 from inspector.analysis.battery import run_battery
 from inspector.analysis.battery_results import MIN_ITEMS, Battery, read_battery
 from inspector.figures.battery import INTRODUCTION, show_battery, show_progress
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.turns import Rank
 from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view
 from inspector.widgets import Panel
@@ -49,7 +51,7 @@ def read_shipped(fingerprint: str) -> Battery | None:
     return battery if battery is not None and battery.fingerprint == fingerprint else None
 
 
-def wire_battery(view: BatteryView, store: ModelStore, demo: gr.Blocks, prompt: prompt_view.PromptView) -> None:
+def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prompt: prompt_view.PromptView) -> None:
     outputs: list[Any] = [view.card, view.facts]
 
     def show(model: str) -> list[Any]:
@@ -69,8 +71,9 @@ def wire_battery(view: BatteryView, store: ModelStore, demo: gr.Blocks, prompt: 
             raise gr.Error(str(error), print_exception=False) from error
 
     # Minutes long: in a queue of its own, one at a time, so that nobody's question waits for it.
-    running = view.start.click(run, [prompt.model, view.size], outputs, api_name="battery", concurrency_id="battery",
-                               concurrency_limit=1, show_progress="hidden")  # fmt: skip
+    running = view.start.click(demo.turns.run(Rank.BATTERY, run, demo.bounds.battery_s), [prompt.model, view.size],
+                               outputs, api_name="battery", concurrency_id=Rank.BATTERY.place, concurrency_limit=1,
+                               show_progress="hidden")  # fmt: skip
     view.stop.click(lambda: gr.update(busy=""), None, view.card, cancels=[running], api_name="battery_stop",
                     show_progress="hidden")  # fmt: skip
     gr.on(

@@ -15,6 +15,8 @@ from inspector.analysis.lab import EXAMPLE, ROWS, compose_cut, name_position, ru
 from inspector.analysis.structure import RowStructure
 from inspector.figures.lab import show_board, show_lab
 from inspector.figures.markup import show_notes
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.widgets import ChoiceBoard
 from model import InputError
@@ -95,7 +97,7 @@ def _read(store: ModelStore, model: str, inspection: Inspection) -> RowStructure
     return read_row(store.get(model), inspection, apart)
 
 
-def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, queue: str) -> None:
+def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, demo: GuardedBlocks) -> None:
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
 
@@ -147,7 +149,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
                 yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
                 raise gr.Error(str(error), visible=False, print_exception=False) from error
 
-        return run
+        return demo.turns.run(Rank.TEST, run, demo.bounds.study_s)
 
     def more(cuts: list[str], line: str) -> list[str]:
         if not line.strip():
@@ -161,8 +163,11 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
             raise InputError("There is no cut to undo.")
         return cuts[:-1]
 
-    model: dict[str, Any] = {"concurrency_id": queue, "show_progress": "minimal", "show_progress_on": [view.result]}
+    place: dict[str, Any] = {
+        "concurrency_id": Rank.TEST.place, "concurrency_limit": 1, "show_progress": "minimal",
+        "show_progress_on": [view.result],
+    }  # fmt: skip
     inputs: list[Any] = [shown, view.cuts, view.line, turn]
-    gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **model)
-    view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **model)
-    view.clear.click(rerun(lambda *_: []), inputs, outputs, api_name="lab_clear", **model)
+    gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **place)
+    view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **place)
+    view.clear.click(rerun(lambda *_: []), inputs, outputs, api_name="lab_clear", **place)

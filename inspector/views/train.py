@@ -12,6 +12,7 @@ from inspector.delivery import COMMAND
 from inspector.figures.training import show_modules
 from inspector.jobs import JobTable, public_limits
 from inspector.presets import UPLOAD
+from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore
 from inspector.uploads import Upload
 from inspector.views import prompt as prompt_view
@@ -76,11 +77,10 @@ def wire_train(
     view: TrainView,
     store: ModelStore,
     jobs: JobTable,
-    demo: gr.Blocks,
+    demo: GuardedBlocks,
     prompt: prompt_view.PromptView,
     person: gr.BrowserState,
     timer: gr.Timer,
-    model_queue: str,
 ) -> None:
     """``person`` and ``timer`` must be declared at the top level of the Blocks, or nothing comes back after a reload
     while another tab is open."""
@@ -90,7 +90,7 @@ def wire_train(
     wire_form(form, reader, jobs)
     wire_run(run, jobs, timer, seen)
     wire_history(view.history, run, jobs, person)
-    wire_result(result, store, jobs, prompt, run.job, form.fields["base"], model_queue)
+    wire_result(result, store, jobs, prompt, run.job, form.fields["base"], demo)
     started: list[Any] = [run.job, person, view.history.history, view.history.overlay, *seen]
 
     def follow_new(known: dict[str, Any], job: str) -> list[Any]:

@@ -14,6 +14,8 @@ from inspector.delivery import pack_run, push_run
 from inspector.figures.before_after import show_comparison
 from inspector.jobs import JobTable
 from inspector.presets import NEW
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.turns import Rank
 from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view
 from inspector.views.train_refusal import refuse
@@ -65,7 +67,7 @@ def wire_result(
     prompt: prompt_view.PromptView,
     job: gr.Textbox,
     base: gr.Dropdown,
-    model_queue: str,
+    demo: GuardedBlocks,
 ) -> None:
     """``job`` names the run; ``base`` is the form's list of models to begin from."""
 
@@ -89,8 +91,10 @@ def wire_result(
         except InputError as error:
             raise refuse(error) from error
 
-    compared = view.compare.click(compare, [job, *prompt.inputs], view.result, api_name="train_compare",
-                                  concurrency_id=model_queue, show_progress="hidden")  # fmt: skip
+    compared = view.compare.click(
+        demo.turns.run(Rank.EXPERIMENT, compare, demo.bounds.study_s), [job, *prompt.inputs], view.result,
+        api_name="train_compare", concurrency_id=Rank.EXPERIMENT.place, concurrency_limit=1, show_progress="hidden",
+    )  # fmt: skip
     # What was found of one run must not stand below another.
     job.change(lambda: (EMPTY, gr.update(value=None, visible=False)), None, [view.result, view.files],
                api_name="train_another", concurrency_limit=None, show_progress="hidden",

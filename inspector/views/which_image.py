@@ -25,9 +25,10 @@ from inspector.figures.which_image import (
     show_waiting,
 )
 from inspector.report import Study, report, study
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
-from inspector.views import prompt as prompt_view
 from inspector.widgets import Panel
 from model import InputError
 
@@ -159,13 +160,12 @@ def read_contrasts(typed: str) -> list[str]:
     return [typed.strip()] if typed.strip() else []
 
 
-def wire_which_image(
-    view: WhichImageView, store: ModelStore, shown: gr.State, prompt: prompt_view.PromptView, queue: str
-) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`; ``queue`` is the place that all uses of a model share."""
+def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, demo: GuardedBlocks) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`. A question of the same page ends what runs here."""
 
-    def guarded(run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
+    def guarded(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """A broken request is said where it happened, and a program gets the sentence as an error."""
+        run = demo.turns.run(rank, run, demo.bounds.study_s)
 
         def stream(
             page: Shown | None, kept: Study | None, turn: int | None = None, contrast: str = "", reference: str = ""
@@ -235,16 +235,18 @@ def wire_which_image(
         return run
 
     asked: list[Any] = [shown, view.study, view.turn, view.contrast, view.reference]
-    place: dict[str, Any] = {"concurrency_id": queue, "show_progress": "minimal", "show_progress_on": [view.verdict]}
+    waiting: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "minimal", "show_progress_on": [view.verdict]}
+    test: dict[str, Any] = {"concurrency_id": Rank.TEST.place, **waiting}
+    experiment: dict[str, Any] = {"concurrency_id": Rank.EXPERIMENT.place, **waiting}
     runs = [
-        gr.on([view.start.click, view.contrast.submit, view.reference.submit], guarded(run_study), asked, view.outputs,
-              api_name="which_image", **place)
+        gr.on([view.start.click, view.contrast.submit, view.reference.submit], guarded(Rank.TEST, run_study), asked,
+              view.outputs, api_name="which_image", **test)
     ]  # fmt: skip
     for one in EXPERIMENTS:
-        runs.append(view.more[one.key].click(guarded(experiments((one,))), asked, view.outputs,
-                                             api_name=f"which_{one.key}", **place))  # fmt: skip
-    runs.append(view.everything.click(guarded(experiments(EXPERIMENTS)), asked, view.outputs, api_name="which_all",
-                                      **place))  # fmt: skip
+        runs.append(view.more[one.key].click(guarded(Rank.EXPERIMENT, experiments((one,))), asked, view.outputs,
+                                             api_name=f"which_{one.key}", **experiment))  # fmt: skip
+    runs.append(view.everything.click(guarded(Rank.EXPERIMENT, experiments(EXPERIMENTS)), asked, view.outputs,
+                                      api_name="which_all", **experiment))  # fmt: skip
 
     def stop(kept: Study | None, running: str) -> Updates:
         """What was not run is said to be so: an older result would pass for one of this run."""
@@ -269,10 +271,6 @@ def wire_which_image(
         concurrency_limit=None,
         show_progress="hidden",
     )
-    # A new question makes what is still running about the old one pointless, and it would have to wait for it.
-    gr.on([prompt.ask.click, *(question.submit for question in prompt.questions),
-           *(example.click for example in prompt.examples)], None, cancels=runs, api_name="which_give_way")  # fmt: skip
-
     def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
@@ -282,4 +280,4 @@ def wire_which_image(
         return gr.update(value=str(path), visible=True)
 
     view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")
-    lab_view.wire_lab(view.lab, store, shown, view.turn, queue)
+    lab_view.wire_lab(view.lab, store, shown, view.turn, demo)

@@ -1,0 +1,112 @@
+"""Gradio's queue with bounds for each page and address, and with turns that are fair among them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import PredictBodyInternal
+from gradio.queueing import Event, Queue
+from gradio.server_messages import ProcessCompletedMessage
+from gradio.utils import error_payload
+
+from inspector.bounds import Bounds
+from inspector.persons import identify
+from inspector.server.turns import read_patience
+
+REMEMBERED = 4096
+"""So many pages and addresses are remembered as served; those served longest ago are as good as never."""
+
+
+class FairQueue(Queue):
+    """Of each place it takes the event of the address that was served longest ago, and of that address's pages the one
+    that was served longest ago: who sends two hundred events waits for them alone.
+
+    ``bounds``: how many may wait, and how long; None until the page's Blocks set it."""
+
+    bounds: Bounds | None = None
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._served: OrderedDict[tuple[str, ...], int] = OrderedDict()
+        self._turn = 0
+
+    async def push(self, body: PredictBodyInternal, request: Any, username: str | None) -> Any:
+        """As gradio's; an event that is one too many gets a sentence in the place of an id."""
+        if self.bounds is not None and (refusal := self._refuse(body.session_hash, request, username)):
+            return False, refusal, "error"
+        return await super().push(body, request, username)
+
+    def _refuse(self, page: str | None, request: Any, username: str | None) -> str | None:
+        assert self.bounds is not None
+        person = f"login {username}" if username else identify(request)
+        events = list(self.event_ids_to_events.values())
+        if len(self) >= self.bounds.queue:
+            return f"{len(self)} requests are waiting on this server; try again in a minute."
+        of_page = sum(event.session_hash == page for event in events)
+        if page is not None and of_page >= self.bounds.queue_per_page:
+            return f"{of_page} requests of this page are waiting; wait until some of them are answered."
+        of_person = sum(_person(event) == person for event in events)
+        if of_person >= self.bounds.queue_per_address:
+            return f"{of_person} requests from your address are waiting; try again in a minute."
+        return None
+
+    def get_events(self) -> tuple[list[Event], bool, str] | None:
+        """The next event of a place that is free; fair, as the class says."""
+        free = []
+        for place, waiting in list(self.event_queue_per_concurrency_id.items()):
+            self._drop_late(place)
+            if waiting.queue and (
+                waiting.concurrency_limit is None or waiting.current_concurrency < waiting.concurrency_limit
+            ):
+                free.append(place)
+        if not free:
+            return None
+        # Places take turns as well, by who has waited longest.
+        place = min(free, key=lambda name: self.event_queue_per_concurrency_id[name].queue[0].enqueue_time)
+        queue = self.event_queue_per_concurrency_id[place].queue
+        event = min(queue, key=lambda event: tuple(self._served.get(key, 0) for key in _keys(place, event)))
+        queue.remove(event)
+        self._turn += 1
+        for key in _keys(place, event):
+            self._served[key] = self._turn
+            self._served.move_to_end(key)
+        while len(self._served) > REMEMBERED:
+            self._served.popitem(last=False)
+        return [event], False, place
+
+    def _drop_late(self, place: str) -> None:
+        if self.bounds is None or (patience := read_patience(self.bounds).get(place)) is None:
+            return
+        queue = self.event_queue_per_concurrency_id[place].queue
+        for event in [event for event in queue if time.monotonic() - event.enqueue_time > patience]:
+            queue.remove(event)
+            sentence = f"Nobody's turn came within {patience:g} s, so many are asking; try again in a minute."
+            content = error_payload(gr.Error(sentence), True)
+            self.send_message(event, ProcessCompletedMessage(output=content, title="Error", success=False))
+            self.event_ids_to_events.pop(event._id, None)
+
+    def abandon(self, event_id: str) -> None:
+        """Nobody waits for the event any more: what runs for it ends at the next block of its model."""
+        if (event := self.event_ids_to_events.get(event_id)) is not None:
+            event.alive = False
+
+    def count_by_page(self) -> dict[str, int]:
+        """How many events each page has that wait or run."""
+        counts: defaultdict[str, int] = defaultdict(int)
+        for event in list(self.event_ids_to_events.values()):
+            counts[event.session_hash] += 1
+        return dict(counts)
+
+
+def _person(event: Event) -> str:
+    return f"login {event.username}" if event.username else identify(event.request)
+
+
+def _keys(place: str, event: Event) -> tuple[tuple[str, ...], ...]:
+    # A program that names no page gets a page of its own for every call; all of an address's are one.
+    person = _person(event)
+    page = "" if event.session_hash == event._id else event.session_hash
+    return (place, person), (place, person, page)

@@ -1,0 +1,90 @@
+"""What the server keeps of its pages, and for how long.
+
+Gradio keeps a page's state for an hour after it was closed, and of a client that never says goodbye for ever; messages
+that nobody fetched stay as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import datetime
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
+    """Sweeps every ``bounds.sweep_s`` seconds until the block is left. ``blocks``: a
+    :class:`inspector.server.blocks.GuardedBlocks`."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(blocks.bounds.sweep_s)
+            if sweep_pages(blocks):
+                await asyncio.to_thread(return_memory)
+
+    sweeping = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sweeping
+
+
+def sweep_pages(blocks: Any) -> int:
+    """Forgets pages that were closed or left alone for too long, and those used longest ago where there are too many or
+    they hold too much; how many. In the server's event loop, where gradio changes the same tables."""
+    bounds, holder = blocks.bounds, blocks.state_holder
+    at_work = blocks._queue.count_by_page()
+    sizes = {page: measure_state(state) for page, state in holder.session_data.items()}
+    stale = [page for page in sizes if page not in at_work and _is_stale(blocks, page)]
+    # Oldest first: gradio moves a page to the end whenever it is used. An open page goes last.
+    others = [page for page in sizes if page not in at_work and page not in stale]
+    others.sort(key=blocks.open_pages.is_open)
+    left, held = len(sizes) - len(stale), sum(sizes.values()) - sum(sizes[page] for page in stale)
+    for page in others:
+        if left <= bounds.sessions and held <= bounds.sessions_bytes and sizes[page] <= bounds.session_bytes:
+            continue
+        stale.append(page)
+        left, held = left - 1, held - sizes[page]
+    for page in stale:
+        holder.session_data.pop(page, None)
+        holder.time_last_used.pop(page, None)
+        blocks.open_pages.forget(page)
+    queue = blocks._queue
+    for page in list(queue.pending_messages_per_session):
+        if page in stale or (page not in holder.session_data and page not in at_work):
+            queue.pending_messages_per_session.pop(page, None)
+    for page in list(queue.pending_event_ids_session):
+        if page not in queue.pending_messages_per_session:
+            queue.pending_event_ids_session.pop(page, None)
+    return len(stale)
+
+
+def _is_stale(blocks: Any, page: str) -> bool:
+    last = blocks.state_holder.time_last_used.get(page)
+    idle = 0.0 if last is None else (datetime.datetime.now() - last).total_seconds()
+    if blocks.open_pages.is_open(page):
+        return idle > blocks.bounds.session_idle_s
+    closed = blocks.open_pages.closed_for(page)
+    # A program that holds no connection open counts as closed since it asked last.
+    return min(idle, closed if closed is not None else idle) > blocks.bounds.closed_session_s
+
+
+def measure_state(state: Any) -> int:
+    """Bytes of what a page keeps, as far as its values say (``nbytes``)."""
+    return sum(int(getattr(value, "nbytes", 0)) for value in state.state_data.values())
+
+
+def return_memory() -> None:
+    """Gives freed memory back to the system: glibc keeps it, spread over the arenas of many threads."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another C library, which does so by itself or can't
