@@ -20,6 +20,7 @@ from inspector.analysis.lab import EXAMPLE, run_lab
 from inspector.analysis.layouts import compare_layouts, tell_layouts
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from inspector.analysis.which_image import study_answer
+from inspector.bounds import format_bounds
 from inspector.report import report, study_whole
 from model import InputError, load_vlm, open_image
 
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
+    commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
     return parser
 
 
@@ -200,6 +202,9 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     options = build_parser().parse_args(arguments)
+    if options.command == "bounds":
+        print(format_bounds())
+        return 0
     try:
         found = RUNS[options.command](options)
         text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, indent=None)

@@ -110,4 +110,5 @@ def format_bound(value: float | None, unit: str) -> str:
                 return f"{value / size:g} {name}"
     if unit == "pixels":
         return f"{value / 1e6:g} million pixels"
-    return f"{value:,g} {unit}".strip()
+    number = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{number} {unit}".strip()

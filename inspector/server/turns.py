@@ -138,14 +138,15 @@ class Turns:
         self._check(event_id, work)
         if work.rank is Rank.ASK:
             return
-        began = time.monotonic()
-        while (now := time.monotonic()) - began < GIVE_WAY_S:
+        began = last = time.monotonic()
+        while last - began < GIVE_WAY_S:
             with self._changed:
                 if not any(other.rank < work.rank for other in self._works.values()):
-                    break
+                    return
                 self._changed.wait(POLL_S)
+            now = time.monotonic()
+            work.paused, last = work.paused + now - last, now
             self._check(event_id, work)
-        work.paused += now - began
 
     def _check(self, event_id: str, work: _Work) -> None:
         event = _event(event_id)

@@ -1,0 +1,128 @@
+"""Turns that are fair among pages and addresses, and bounds for each of them."""
+
+import asyncio
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from gradio.data_classes import PredictBodyInternal
+from starlette.datastructures import Headers
+
+from inspector.bounds import Bounds, private_bounds
+from inspector.server.queue import FairQueue
+
+
+def _request(address: str) -> SimpleNamespace:
+    return SimpleNamespace(client=SimpleNamespace(host=address), headers=Headers())
+
+
+@pytest.fixture
+def make(monkeypatch):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    monkeypatch.delenv("VLM_INSPECTOR_PROXIES", raising=False)
+    with gr.Blocks(analytics_enabled=False) as demo:
+        button = gr.Button()
+        button.click(lambda: None, api_name="ask", concurrency_id="model", concurrency_limit=1)
+        button.click(lambda: None, api_name="light", concurrency_limit=None)
+
+    def make(bounds: Bounds | None = None) -> FairQueue:
+        queue = FairQueue(True, 40, 1, None, demo)
+        queue.bounds = bounds
+        return queue
+
+    return make
+
+
+def push(queue: FairQueue, page: str | None, address: str = "1.1.1.1", fn: int = 0, username: str | None = None):
+    """The event's id, or the sentence that refuses it."""
+    # What gradio asks of a request's class, a stand-in can't say: it only travels.
+    said = {"data": [], "fn_index": fn, "session_hash": page, "event_id": None, "event_data": None, "trigger_id": None}
+    body = PredictBodyInternal.model_construct(**said, request=None)
+    ok, answer, _ = asyncio.run(queue.push(body, _request(address), username))
+    return ok, answer
+
+
+def take(queue: FairQueue) -> str | None:
+    """The page of the next event; its place is free again at once."""
+    found = queue.get_events()
+    return None if found is None else found[0][0].session_hash
+
+
+def test_who_sends_many_waits_for_them_alone(make):
+    queue = make()
+    for _ in range(5):
+        push(queue, "many")
+    push(queue, "one")
+    push(queue, "other", "2.2.2.2")
+    assert [take(queue) for _ in range(8)] == ["many", "other", "one", "many", "many", "many", "many", None]
+
+
+def test_addresses_come_before_pages(make):
+    queue = make()
+    for page in ("a", "b", "c", "d"):
+        push(queue, page, "1.1.1.1")
+    for page in ("x", "x"):
+        push(queue, page, "2.2.2.2")
+    assert [take(queue) for _ in range(6)] == ["a", "x", "b", "x", "c", "d"]
+
+
+def test_a_login_is_a_person_wherever_it_comes_from(make):
+    queue = make()
+    for address in ("1.1.1.1", "2.2.2.2", "3.3.3.3"):
+        push(queue, address, address, username="ada")
+    push(queue, "page", "4.4.4.4")
+    assert [take(queue) for _ in range(4)] == ["1.1.1.1", "page", "2.2.2.2", "3.3.3.3"]
+
+
+def test_calls_without_a_page_share_one(make):
+    queue = make()
+    for _ in range(4):
+        push(queue, None)
+    push(queue, "page")
+    order = [take(queue) for _ in range(5)]
+    assert order.index("page") == 1
+
+
+def test_a_place_that_is_taken_keeps_its_events(make):
+    queue = make()
+    push(queue, "one")
+    push(queue, "two", fn=1)
+    queue.event_queue_per_concurrency_id["model"].current_concurrency = 1
+    assert [take(queue), take(queue)] == ["two", None]
+
+
+def test_bounds(make):
+    queue = make(private_bounds(queue=5, queue_per_page=2, queue_per_address=3))
+    assert [push(queue, "one")[0] for _ in range(2)] == [True, True]
+    assert push(queue, "one") == (
+        False, "2 requests of this page are waiting; wait until some of them are answered."
+    )  # fmt: skip
+    assert push(queue, "two")[0]
+    assert push(queue, "three") == (False, "3 requests from your address are waiting; try again in a minute.")
+    assert push(queue, "four", "2.2.2.2")[0]
+    assert push(queue, "five", "3.3.3.3")[0]
+    assert push(queue, "six", "4.4.4.4") == (
+        False, "5 requests are waiting on this server; try again in a minute."
+    )  # fmt: skip
+
+
+def test_what_waits_too_long_is_told_so(make):
+    queue = make(private_bounds(ask_wait_s=0.0))
+    _, event_id = push(queue, "one")
+    assert take(queue) is None
+    messages = queue.pending_messages_per_session["one"]
+    told = [messages.get_nowait() for _ in range(messages.qsize())][-1]
+    assert (told.success, told.output["error"]) == (
+        False, "Nobody's turn came within 0 s, so many are asking; try again in a minute."
+    )  # fmt: skip
+    assert event_id not in queue.event_ids_to_events
+
+
+def test_an_event_given_up_is_no_longer_alive(make):
+    queue = make()
+    _, event_id = push(queue, "one")
+    event = queue.event_ids_to_events[event_id]
+    queue.abandon("another")
+    assert event.alive
+    queue.abandon(event_id)
+    assert not event.alive

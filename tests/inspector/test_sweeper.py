@@ -1,0 +1,101 @@
+"""What is kept of pages that have gone, been left alone, or hold too much."""
+
+import datetime
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+
+from inspector.bounds import private_bounds
+from inspector.server.pages import Pages
+from inspector.server.sweeper import sweep_pages
+
+
+class Server:
+    """Stands in for the running Blocks."""
+
+    def __init__(self, **bounds) -> None:
+        self.bounds = private_bounds(**bounds)
+        self.open_pages = Pages()
+        self.at_work: dict[str, int] = {}
+        self.state_holder = SimpleNamespace(session_data=OrderedDict(), time_last_used={})
+        self._queue = SimpleNamespace(count_by_page=lambda: self.at_work, pending_messages_per_session={},
+                                      pending_event_ids_session={})  # fmt: skip
+
+    def add(self, page: str, idle: float = 0.0, size: int = 0, is_open: bool = False) -> None:
+        self.state_holder.session_data[page] = SimpleNamespace(state_data={1: SimpleNamespace(nbytes=size), 2: "text"})
+        self.state_holder.time_last_used[page] = datetime.datetime.now() - datetime.timedelta(seconds=idle)
+        self._queue.pending_messages_per_session[page] = []
+        self._queue.pending_event_ids_session[page] = set()
+        if is_open:
+            self.open_pages.open(page)
+
+    @property
+    def left(self) -> list[str]:
+        assert set(self.state_holder.time_last_used) == set(self.state_holder.session_data)
+        assert set(self._queue.pending_messages_per_session) == set(self._queue.pending_event_ids_session)
+        return list(self.state_holder.session_data)
+
+
+def test_pages_of_different_age():
+    server = Server(closed_session_s=100, session_idle_s=1000)
+    server.add("open", idle=900, is_open=True)
+    server.add("left alone", idle=1001, is_open=True)
+    server.add("program", idle=99)
+    server.add("old program", idle=101)
+    server.add("at work", idle=5000)
+    server.at_work = {"at work": 1}
+    assert sweep_pages(server) == 2
+    assert server.left == ["open", "program", "at work"]
+
+
+def test_a_closed_page_is_kept_for_a_reload(monkeypatch):
+    server, clock = Server(closed_session_s=100), [0.0]
+    monkeypatch.setattr("inspector.server.pages.time.monotonic", lambda: clock[0])
+    server.add("page", idle=5000, is_open=True)
+    server.open_pages.close("page")
+    clock[0] = 99.0
+    assert sweep_pages(server) == 0
+    clock[0] = 101.0
+    assert sweep_pages(server) == 1
+    assert server.left == []
+
+
+def test_too_many_pages():
+    server = Server(sessions=2)
+    for page in ("one", "two", "three", "four"):
+        server.add(page, is_open=page == "one")
+    assert sweep_pages(server) == 2
+    assert server.left == ["one", "four"]  # who looks at a page comes last, then whoever used theirs longest ago
+
+
+def test_pages_that_hold_too_much():
+    server = Server(session_bytes=50, sessions_bytes=100)
+    for page, size in (("a", 40), ("greedy", 51), ("b", 40), ("c", 40), ("d", 20)):
+        server.add(page, size=size)
+    assert sweep_pages(server) == 2
+    assert server.left == ["b", "c", "d"]
+
+
+def test_messages_that_nobody_fetches():
+    server = Server()
+    server.add("page")
+    server._queue.pending_messages_per_session |= {"gone": [], "working": []}
+    server._queue.pending_event_ids_session |= {"gone": {"e"}, "working": {"f"}, "page": set()}
+    server.at_work = {"working": 1}
+    assert sweep_pages(server) == 0
+    assert set(server._queue.pending_messages_per_session) == {"page", "working"}
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_a_page_with_two_connections_is_open_until_both_end(opened):
+    pages = Pages()
+    for _ in range(opened):
+        pages.open("page")
+    for _ in range(opened - 1):
+        pages.close("page")
+    assert pages.is_open("page")
+    assert pages.closed_for("page") is None
+    pages.close("page")
+    assert not pages.is_open("page")
+    assert pages.closed_for("page") >= 0
