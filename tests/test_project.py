@@ -9,6 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.pin_space import pin_space
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -48,10 +50,14 @@ def test_torch_is_the_version_that_the_numbers_were_made_with():
     assert _pins("constraints.txt")["torch"] == "2.13.0"
 
 
-def test_requirements_for_spaces_are_the_run_time_dependencies_with_their_pins(project):
-    pins = _pins("constraints.txt")
-    run_time = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]} - {"gradio"}
-    assert _pins("requirements.txt") == {name: pins[name] for name in run_time}
+def test_a_space_installs_all_that_the_app_needs_at_the_tested_versions(project):
+    pins, space = _pins("constraints.txt"), _pins("requirements.txt")
+    direct = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]} - {"gradio"}
+    assert direct <= set(space)
+    assert {"starlette", "uvicorn", "python-multipart", "tokenizers"} <= set(space)  # what our dependencies depend on
+    assert "gradio" not in space
+    assert space == {name: pins[name] for name in space}
+    assert (ROOT / "requirements.txt").read_text() == pin_space()
 
 
 def test_front_matter_names_the_pinned_gradio_and_the_app(front_matter):

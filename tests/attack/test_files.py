@@ -61,8 +61,8 @@ def test_the_clock_of_reading_works(secret: Path):
 
 @pytest.mark.parametrize("path", [
     "/dev/zero", "/dev/ptmx", "/dev/stdin", "/proc/self/environ", "/", "", ".", "..", "../../etc/hostname", "\0",
-    "a\0b", "x" * 5000, "http://127.0.0.1:1/x.png", "file:///etc/hostname", "~/.ssh/id_rsa", "C:\\x.png", "/etc/hostname\n",
-    7, None, [], {}, True,
+    "a\0b", "x" * 5000, "http://127.0.0.1:1/x.png", "file:///etc/hostname", "~/.ssh/id_rsa", "C:\\x.png",
+    "/etc/hostname\n", 7, None, [], {}, True,
 ])  # fmt: skip
 def test_odd_paths_get_the_same_sentence(stranger: Stranger, path: Any):
     answer = stranger.call("plan_images", ["embedded", [{"image": {"path": path}}], []])

@@ -27,7 +27,8 @@ def test_changes_replace_single_bounds():
 
 @pytest.mark.parametrize(("value", "unit", "text"), [
     (None, "s", "none"), (True, "", "yes"), (False, "", "no"), (40 << 20, "bytes", "40 MiB"),
-    (2 << 30, "bytes", "2 GiB"), (1536 << 20, "bytes", "1.5 GiB"), (300_000_000, "pixels", "300 million pixels"), (20_000, "files", "20,000 files"),
+    (2 << 30, "bytes", "2 GiB"), (1536 << 20, "bytes", "1.5 GiB"), (300_000_000, "pixels", "300 million pixels"),
+    (20_000, "files", "20,000 files"),
     (12, "", "12"), (60.0, "s", "60 s"), (1_000_000, "steps", "1,000,000 steps"),
 ])  # fmt: skip
 def test_a_bound_in_words(value, unit, text):

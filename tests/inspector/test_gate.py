@@ -12,7 +12,6 @@ from inspector.server import gate as module
 from inspector.server.gate import HOSTS, Gate
 from inspector.server.pages import Pages
 
-
 STREAMS = ("heartbeat", "queue", "call")
 
 
