@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread per test process: two processes with two threads each only fight over two cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False
 
-.PHONY: app test lint unit browser bench clean
+.PHONY: app test lint unit browser bench soak clean
 
 app: $(VENV)/.ready-app
 	$(BIN)/python app.py $(ARGS)
@@ -44,6 +44,10 @@ $(VENV)/.ready-app: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.ready-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[test]'
 	touch $@ $(VENV)/.ready-app
+
+# Twenty people and two training jobs at a public server, half an hour; not part of the tests.
+soak: $(VENV)/.ready-test
+	$(BIN)/python -m benchmarks soak
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -4,24 +4,30 @@ model        prefill and decode against transformers' modules; a read-out of att
 which-image  the dependence of an answer against one whole hooked forward per intervention
 training     a training step against a plain loop
 page         how soon the page is usable and answers
+soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page")
+PARTS = ("model", "which-image", "training", "page", "soak")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=PARTS, default="model")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
+    parser.add_argument("--clients", type=int, default=20, help="of the soak")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if options.part == "soak":
+        sys.exit(0 if importlib.import_module("benchmarks.soak").soak(options.minutes, options.clients) else 1)
     importlib.import_module(f"benchmarks.{options.part.replace('-', '_')}").main(options.repeats)
 
 

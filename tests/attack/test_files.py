@@ -9,7 +9,7 @@ from PIL import Image
 
 from inspector.server.admission import admit_file, admit_files
 from model import InputError
-from tests.attack.stranger import Stranger
+from scripts.stranger import Stranger
 
 
 def shapes_of(path: str) -> list[Any]:

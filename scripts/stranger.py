@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+FIRST_QUESTION = 10
+"""Among the inputs of /ask: behind model, gallery, turns, layout, mask and five settings."""
 
 
 class Stranger:
@@ -24,6 +28,10 @@ class Stranger:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Everything that is open breaks off, as where a tab is closed."""
         self.http.close()
 
     @functools.cached_property
@@ -46,6 +54,21 @@ class Stranger:
         answer = self.http.post("/gradio_api/upload", files={"files": (file.name, file.read_bytes())})
         answer.raise_for_status()
         return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}, "orig_name": file.name}
+
+    def prepare(self, question: str, images: Sequence[dict[str, Any]] = ()) -> list[Any]:
+        """What /ask takes: the question with images that :meth:`upload` gave."""
+        data = self.defaults("ask")
+        gallery = [{"image": image, "caption": None} for image in images]
+        data[:4] = ["embedded", gallery, None, "images-first"]
+        data[FIRST_QUESTION] = question
+        return data
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The page stands in a browser: its connection is held open."""
+        with self.http.stream("GET", f"/gradio_api/heartbeat/{self.page}") as beat:
+            next(beat.iter_lines())
+            yield
 
     def join(self, event: str, data: list[Any], event_data: Any = None, page: str | None = None) -> httpx.Response:
         body = {"data": data, "fn_index": self.events[event]["id"], "session_hash": page or self.page,
