@@ -198,8 +198,9 @@ def _answer_alone(server: PublicServer, folder: Path) -> float:
 
 
 def _print_sample(sample: Sample) -> None:
-    print(f"{sample.seconds / 60:5.1f} min   server {sample.server >> 20:6,} MiB   "
-          f"workers {sample.workers >> 20:6,} MiB   temporary {sample.files:5} files {sample.bytes >> 20:5,} MiB   runs {sample.runs >> 20:5,} MiB",
+    mib = {name: getattr(sample, name) >> 20 for name in ("server", "workers", "bytes", "runs")}
+    print(f"{sample.seconds / 60:5.1f} min   server {mib['server']:6,} MiB   workers {mib['workers']:6,} MiB   "
+          f"temporary {sample.files:5} files {mib['bytes']:5,} MiB   runs {mib['runs']:5,} MiB",
           flush=True)  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import Prompt, Turn
 from inspector.bounds import Bounds, private_bounds
+from inspector.figures.bounds import show_bounds
 from inspector.figures.markup import show_notes, show_plans
 from inspector.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
@@ -74,6 +75,7 @@ def build_ui(
                         batch = batch_view.build_batch()
                     with gr.Tab("Train"):
                         train = train_view.build_train(store, jobs)
+        gr.HTML(show_bounds(bounds), elem_id="bounds")
         _wire_prompt(store, prompt)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
         asking_view.wire_asking(page, store, demo, folder)

@@ -1,4 +1,4 @@
-"""``python -m scripts.pin_space > requirements.txt``: all that a Space installs, at the versions that the tests pass with.
+"""``python -m scripts.pin_space > requirements.txt``: all that a Space installs, at the versions that are tested.
 
 A Space reads requirements.txt alone, no constraints file beside it, so what our dependencies depend on stands there as
 well. Gradio is left out: a Space installs it by ``sdk_version`` in README.md.
