@@ -29,10 +29,10 @@ def admit_file(path: object, folder: Path) -> Path:
     raise refusal
 
 
-def admit_files(values: Any, folder: Path) -> None:
-    """Looks at every file that ``values`` (JSON's types, nested) name: an object with ``path`` or ``url`` is one.
-    InputError as for :func:`admit_file`, and for an address in a file's place: this server fetches nothing."""
-    waiting = [values]
+def admit_files(values: Any, folder: Path) -> tuple[Path, ...]:
+    """Every file that ``values`` (JSON's types, nested) name: an object with ``path`` or ``url`` is one. InputError as
+    for :func:`admit_file`, and for an address in a file's place: this server fetches nothing."""
+    admitted, waiting = [], [values]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list | tuple):
@@ -40,8 +40,9 @@ def admit_files(values: Any, folder: Path) -> None:
         elif isinstance(value, dict):
             if "path" in value or "url" in value:
                 # What the page sends back of its own has an address beside the path; without one there is no file.
-                admit_file(value.get("path"), folder)
+                admitted.append(admit_file(value.get("path"), folder))
             waiting.extend(value.values())
+    return tuple(admitted)
 
 
 def _name(path: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,9 +58,12 @@ class GuardedBlocks(gr.Blocks):
         """As gradio's, after a look at every file that the event names."""
         if not explicit_call:
             try:
-                admit_files(inputs, Path(get_upload_folder()))
+                admitted = admit_files(inputs, Path(get_upload_folder()))
             except InputError as error:
                 raise gr.Error(str(error), print_exception=False) from error
+            for path in admitted:
+                with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
+                    os.utime(path)  # gradio deletes files by how long ago they changed; this one is in use
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
 

@@ -11,9 +11,15 @@ import contextlib
 import ctypes
 import datetime
 import gc
+import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+
+EMPTY_S = 60.0
+"""A folder that was emptied, or made for an upload that is still coming, stays so long."""
 
 
 @asynccontextmanager
@@ -26,6 +32,8 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             await asyncio.sleep(blocks.bounds.sweep_s)
             if sweep_pages(blocks):
                 await asyncio.to_thread(return_memory)
+            if folder := os.environ.get("GRADIO_TEMP_DIR"):
+                await asyncio.to_thread(sweep_files, Path(folder), 3600 * blocks.bounds.cache_hours)
 
     sweeping = asyncio.create_task(repeat())
     try:
@@ -79,6 +87,24 @@ def _is_stale(blocks: Any, page: str) -> bool:
 def measure_state(state: Any) -> int:
     """Bytes of what a page keeps, as far as its values say (``nbytes``)."""
     return sum(int(getattr(value, "nbytes", 0)) for value in state.state_data.values())
+
+
+def sweep_files(folder: Path, seconds: float) -> int:
+    """Deletes what has not changed for so long, and folders that are empty by then; how many files. Gradio deletes what
+    it knows of, and forgets uploads that broke off."""
+    deleted = 0
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            path = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError):  # gradio was quicker
+                if time.time() - path.lstat().st_ctime > seconds:
+                    path.unlink()
+                    deleted += 1
+        for name in folders:
+            with contextlib.suppress(OSError):  # it isn't empty
+                if time.time() - Path(parent, name).lstat().st_mtime > EMPTY_S:
+                    Path(parent, name).rmdir()
+    return deleted
 
 
 def return_memory() -> None:

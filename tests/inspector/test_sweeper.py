@@ -8,7 +8,7 @@ import pytest
 
 from inspector.bounds import private_bounds
 from inspector.server.pages import Pages
-from inspector.server.sweeper import sweep_pages
+from inspector.server.sweeper import sweep_files, sweep_pages
 
 
 class Server:
@@ -99,3 +99,19 @@ def test_a_page_with_two_connections_is_open_until_both_end(opened):
     pages.close("page")
     assert not pages.is_open("page")
     assert pages.closed_for("page") >= 0
+
+
+def test_files_that_nobody_used_for_long(tmp_path, monkeypatch):
+    for name in ("hash/old.png", "other/new.png", "broken-off"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    assert sweep_files(tmp_path, 1000) == 0
+    assert (tmp_path / "empty").exists()  # a file may be on its way
+    monkeypatch.setattr("inspector.server.sweeper.EMPTY_S", -1.0)
+    assert sweep_files(tmp_path, 1000) == 0
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["broken-off", "hash", "new.png", "old.png", "other"]
+    assert sweep_files(tmp_path, -1) == 3
+    assert list(tmp_path.iterdir()) == []
+    assert sweep_files(tmp_path / "gone", -1) == 0
