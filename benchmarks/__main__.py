@@ -4,6 +4,7 @@ model        prefill and decode against transformers' modules; a read-out of att
 which-image  the dependence of an answer against one whole hooked forward per intervention
 training     a training step against a plain loop
 page         how soon the page is usable and answers
+turns        how long one person waits for others on a public server
 soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
 
@@ -15,7 +16,7 @@ import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page", "soak")
+PARTS = ("model", "which-image", "training", "page", "turns", "soak")
 
 
 def main() -> None:
