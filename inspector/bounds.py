@@ -32,7 +32,8 @@ class Bounds:
 
     # Memory that stays between requests.
     preview_px: int = _bound(768, 768, "px", "long side of the preview that is kept of an image")
-    sessions: int = _bound(200, 200, "", "open pages whose state is kept")
+    sessions: int = _bound(400, 400, "", "pages whose state is kept")
+    pages_per_address: int = _bound(200, 400, "", "pages of one address whose state is kept")
     session_bytes: int = _bound(64 * MIB, 512 * MIB, "bytes", "state of one page")
     sessions_bytes: int = _bound(2 * GIB, 4 * GIB, "bytes", "state of all pages together")
     session_idle_s: float = _bound(3600, 86_400, "s", "state of an open page that isn't used is kept")

@@ -52,6 +52,10 @@ class GuardedBlocks(gr.Blocks):
         self._queue.bounds = self.bounds
         return self
 
+    def launch(self, *args: Any, **named: Any) -> Any:
+        """As gradio's, with so many pages as the bounds say."""
+        return super().launch(*args, **{"state_session_capacity": self.bounds.sessions, **named})
+
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:

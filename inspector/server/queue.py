@@ -32,12 +32,19 @@ class FairQueue(Queue):
         super().__init__(*args, **named)
         self._served: OrderedDict[tuple[str, ...], int] = OrderedDict()
         self._turn = 0
+        self._pages: dict[str, set[str]] = {}
+        self.single: set[str] = set()
+        """Pages that were made for one call of a program that named none; nobody comes back to them."""
 
     async def push(self, body: PredictBodyInternal, request: Any, username: str | None) -> Any:
         """As gradio's; an event that is one too many gets a sentence in the place of an id."""
         if self.bounds is not None and (refusal := self._refuse(body.session_hash, request, username)):
             return False, refusal, "error"
-        return await super().push(body, request, username)
+        page = body.session_hash
+        pushed = await super().push(body, request, username)
+        if page is None and pushed[0]:
+            self.single.add(str(pushed[1]))
+        return pushed
 
     def _refuse(self, page: str | None, request: Any, username: str | None) -> str | None:
         assert self.bounds is not None
@@ -51,6 +58,21 @@ class FairQueue(Queue):
         of_person = sum(_person(event) == person for event in events)
         if of_person >= self.bounds.queue_per_address:
             return f"{of_person} requests from your address are waiting; try again in a minute."
+        return None if page is None else self._refuse_page(person, page, self.bounds.pages_per_address)
+
+    def _refuse_page(self, person: str, page: str, most: int) -> str | None:
+        """Every page has a state, whoever made it up: so many of one address, or they would push out all others."""
+        kept = self.blocks.state_holder.session_data if hasattr(self.blocks, "state_holder") else {}
+        if len(self._pages) > REMEMBERED:
+            self._pages = {who: left for who, pages in self._pages.items() if (left := pages & kept.keys())}
+        mine = self._pages.setdefault(person, set())
+        if page in mine:
+            return None
+        if len(mine) >= most:
+            mine &= kept.keys()
+        if len(mine) >= most:
+            return f"{len(mine)} pages of your address are kept here; close some of them and wait two minutes."
+        mine.add(page)
         return None
 
     def get_events(self) -> tuple[list[Event], bool, str] | None:

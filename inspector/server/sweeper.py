@@ -50,7 +50,8 @@ def sweep_pages(blocks: Any) -> int:
     bounds, holder = blocks.bounds, blocks.state_holder
     at_work = blocks._queue.count_by_page()
     sizes = {page: measure_state(state) for page, state in holder.session_data.items()}
-    stale = [page for page in sizes if page not in at_work and _is_stale(blocks, page)]
+    single = blocks._queue.single
+    stale = [page for page in sizes if page not in at_work and (page in single or _is_stale(blocks, page))]
     # Oldest first: gradio moves a page to the end whenever it is used. An open page goes last.
     others = [page for page in sizes if page not in at_work and page not in stale]
     others.sort(key=blocks.open_pages.is_open)
@@ -64,6 +65,7 @@ def sweep_pages(blocks: Any) -> int:
         holder.session_data.pop(page, None)
         holder.time_last_used.pop(page, None)
         blocks.open_pages.forget(page)
+        single.discard(page)
     queue = blocks._queue
     for page in list(queue.pending_messages_per_session):
         if page in stale or (page not in holder.session_data and page not in at_work):

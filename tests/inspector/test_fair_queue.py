@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 from gradio.data_classes import PredictBodyInternal
+from gradio.state_holder import StateHolder
 from starlette.datastructures import Headers
 
 from inspector.bounds import Bounds, private_bounds
@@ -126,3 +127,23 @@ def test_an_event_given_up_is_no_longer_alive(make):
     assert event.alive
     queue.abandon(event_id)
     assert not event.alive
+
+
+def test_one_address_has_so_many_pages(make):
+    queue = make(private_bounds(pages_per_address=2))
+    holder = StateHolder()
+    holder.set_blocks(queue.blocks)
+    assert [push(queue, page)[0] for page in ("one", "two", "one")] == [True, True, True]
+    assert push(queue, "three") == (
+        False, "2 pages of your address are kept here; close some of them and wait two minutes."
+    )  # fmt: skip
+    assert push(queue, "three", "2.2.2.2")[0]
+    del holder.session_data["one"]
+    assert push(queue, "three")[0]
+
+
+def test_calls_that_name_no_page_are_remembered_as_such(make):
+    queue = make(private_bounds())
+    _, event_id = push(queue, None)
+    push(queue, "page")
+    assert queue.single == {event_id}

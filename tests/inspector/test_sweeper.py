@@ -20,7 +20,7 @@ class Server:
         self.at_work: dict[str, int] = {}
         self.state_holder = SimpleNamespace(session_data=OrderedDict(), time_last_used={})
         self._queue = SimpleNamespace(count_by_page=lambda: self.at_work, pending_messages_per_session={},
-                                      pending_event_ids_session={})  # fmt: skip
+                                      pending_event_ids_session={}, single=set())  # fmt: skip
 
     def add(self, page: str, idle: float = 0.0, size: int = 0, is_open: bool = False) -> None:
         self.state_holder.session_data[page] = SimpleNamespace(state_data={1: SimpleNamespace(nbytes=size), 2: "text"})
@@ -47,6 +47,17 @@ def test_pages_of_different_age():
     server.at_work = {"at work": 1}
     assert sweep_pages(server) == 2
     assert server.left == ["open", "program", "at work"]
+
+
+def test_what_one_call_left_goes_at_once():
+    server = Server()
+    for page in ("call", "running", "page"):
+        server.add(page)
+    server._queue.single = {"call", "running"}
+    server.at_work = {"running": 1}
+    assert sweep_pages(server) == 1
+    assert server.left == ["running", "page"]
+    assert server._queue.single == {"running"}
 
 
 def test_a_closed_page_is_kept_for_a_reload(monkeypatch):
