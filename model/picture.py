@@ -78,7 +78,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
     """Any picture as upright RGB: EXIF rotation applied, transparency laid over white, first frame of an animation,
     16-bit and float values scaled to 8 bits. InputError if it is no image or none of :data:`FORMATS`, is cut off, has
     over MAX_PIXELS or lies in a file of over MAX_FILE_BYTES."""
-    name = _name_source(source)
+    name = name_source(source)
     image = source if isinstance(source, Image.Image) else _open_header(source, name)
     _check_pixels(image, name)
     notes: list[str] = []
@@ -92,12 +92,16 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
             image = ImageOps.exif_transpose(image)  # a copy: the caller's stays as it is
         else:
             ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError as error:
+        raise InputError(_say_no_memory(name)) from error
     except Exception as error:
         raise InputError(
             f"{name} is damaged or cut off ({_shorten(error)}); save it again and upload the new file."
         ) from error
     try:
         pixels, note = _to_rgb(image)
+    except MemoryError as error:
+        raise InputError(_say_no_memory(name)) from error
     except Exception as error:
         raise InputError(f"{name} has colours of a kind ({image.mode}) that can't be read; save it as RGB.") from error
     return OpenedImage(pixels, (*notes, *note))
@@ -105,7 +109,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
 
 def read_header(source: str | os.PathLike[str] | bytes) -> Header:
     """InputError as in :func:`open_image`, but for what only decoding shows."""
-    name = _name_source(source)
+    name = name_source(source)
     image = _open_header(source, name)
     _check_pixels(image, name)
     return Header(image.size, 1 if _is_plain(image) else 2)
@@ -114,7 +118,7 @@ def read_header(source: str | os.PathLike[str] | bytes) -> Header:
 def check_file(path: str | os.PathLike[str]) -> os.stat_result:
     """What the system knows of a regular file. InputError for anything else (devices, pipes and folders are not even
     opened), for one of over MAX_FILE_BYTES, and if there is none."""
-    name = _name_source(path)
+    name = name_source(path)
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
@@ -125,7 +129,7 @@ def check_file(path: str | os.PathLike[str]) -> os.stat_result:
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file. InputError as in :func:`check_file`, and if it can't be read."""
-    name = _name_source(path)
+    name = name_source(path)
     check_file(path)
     try:
         # Whatever was put in its place since can't keep anybody waiting either.
@@ -155,8 +159,8 @@ def _unreadable(name: str, error: OSError | ValueError) -> InputError:
     return InputError(f"{name} can't be read ({why}); choose another file.")
 
 
-def _name_source(source: object) -> str:
-    """How a sentence begins that speaks of ``source``."""
+def name_source(source: object) -> str:
+    """What a sentence calls ``source``: a file by its name alone, for where it lies is nobody's business."""
     if not isinstance(source, str | os.PathLike):
         return "The image"
     # A name can be long, and hold what no text can.
@@ -177,6 +181,8 @@ def _open_header(source: str | os.PathLike[str] | bytes, name: str) -> Image.Ima
     _check_bytes(len(data), name)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError as error:
+        raise InputError(_say_no_memory(name)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(_say_too_large(name)) from error
     except Exception as error:  # each decoder fails in its own way
@@ -190,6 +196,10 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 def _say_too_large(name: str) -> str:
     return f"{name} is too large; at most {MAX_PIXELS / 1e6:.0f} million pixels are allowed, scale it down first."
+
+
+def _say_no_memory(name: str) -> str:
+    return f"{name} needs more memory to open than an image may take; scale it down or save it again as PNG or JPEG."
 
 
 def _count_frames(image: Image.Image) -> int:
