@@ -38,7 +38,7 @@ from inspector.analysis.replay import PASS_POSITIONS
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
 from inspector.analysis.variants import Variant
-from inspector.full_size import Rectangle, find_median, paint_over
+from inspector.full_size import find_median, paint_over
 from inspector.image_file import run_at_full_size
 from model import Box, Cut, InputError, ProcessedImage
 from model.image import cut_image, geometry_of
@@ -286,7 +286,8 @@ def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) ->
 def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
     image = case.prompt.images[block.number - 1]
     paint = run_at_full_size(image, find_median)
-    covers = [_pixels_of(box) for box, _ in parts]
+    covers = [(across.start, down.start, across.stop, down.stop)
+              for down, across in (_pixels_of(box) for box, _ in parts)]  # fmt: skip
     states = _name_own(case, block)
     start = block.tokens[0]
     base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
@@ -309,10 +310,10 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
     return score
 
 
-def _pixels_of(box: Box) -> Rectangle:
+def _pixels_of(box: Box) -> tuple[slice, slice]:
     """The pixels whose centres lie in a box: every pixel of a picture is in one of the boxes that tile it."""
     left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (box.left, box.top, box.right, box.bottom))
-    return left, top, right, bottom
+    return slice(top, bottom), slice(left, right)
 
 
 def _name_own(case: Case, block: ImageBlock) -> dict[bytes, Tensor]:
