@@ -29,9 +29,14 @@ class Bounds:
     file_bytes: int = _bound(40 * MIB, 40 * MIB, "bytes", "one uploaded file")
     prompt_pixels: int = _bound(300_000_000, 600_000_000, "pixels", "all images of a prompt together")
     decoding_pixels: int = _bound(100_000_000, 200_000_000, "pixels", "decoded at the same time, everybody's together")
+    decoders: int = _bound(2, 4, "processes", "that decode images")
+    decode_bytes: int = _bound(2 * GIB, 2 * GIB, "bytes", "memory of a process that decodes images")
+    decode_s: float = _bound(30, 60, "s", "of the processor for opening one image")
+    decode_wait_s: float = _bound(60, 300, "s", "longest wait for an image to be opened")
 
     # Memory that stays between requests.
     preview_px: int = _bound(768, 768, "px", "long side of the preview that is kept of an image")
+    previews_bytes: int = _bound(64 * MIB, 256 * MIB, "bytes", "previews of images that were opened, everybody's")
     sessions: int = _bound(400, 400, "", "pages whose state is kept")
     pages_per_address: int = _bound(200, 400, "", "pages of one address whose state is kept")
     session_bytes: int = _bound(64 * MIB, 512 * MIB, "bytes", "state of one page")

@@ -15,6 +15,7 @@ from pathlib import Path
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
 from inspector.analysis.prompt import Prompt
+from inspector.state_size import count_bytes
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
@@ -34,6 +35,11 @@ class Shown:
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
 
+    @property
+    def nbytes(self) -> int:
+        """See :func:`inspector.state_size.count_bytes`."""
+        return count_bytes(self)
+
 
 @dataclass(frozen=True)
 class Answering:
@@ -44,6 +50,11 @@ class Answering:
     names: tuple[str, ...]
     settings: GenerationSettings
     tokens: tuple[tuple[AnswerToken, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """See :func:`inspector.state_size.count_bytes`."""
+        return count_bytes(self)
 
 
 class ModelStore:

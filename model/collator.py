@@ -69,7 +69,7 @@ def collate(
         attention_mask[row, start:] = sample.attention_mask
         segment_ids[row, start:] = sample.segment_ids
     tiles = [image.tiles for sample in kept for image in sample.images]
-    owners = [row for row, sample in enumerate(kept) for image in sample.images for _ in range(len(image.tiles))]
+    owners = [row for row, sample in enumerate(kept) for image in sample.images for _ in image.boxes]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,

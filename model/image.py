@@ -1,6 +1,6 @@
 """From an uploaded picture to the tiles that the image encoder sees.
 
-    open_image → OpenedImage → process_image → ProcessedImage
+    open_image (model.picture) → OpenedImage → process_image → ProcessedImage
     plan_image: what an image of a given size will become, before any pixel is touched
 
 The sizes and pixels are upstream's exactly (nanoVLM, ``data/custom_transforms.py``): the long side becomes a multiple
@@ -10,23 +10,18 @@ of the tile, the short side is rounded *up* to one (so the aspect ratio changes)
 
 from __future__ import annotations
 
-import io
-import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from model.config import VLMConfig
 from model.errors import InputError
-
-MAX_PIXELS = 89_478_485
-"""Largest picture that is opened: Pillow's own limit against decompression bombs, a quarter of a GiB at 3 bytes."""
+from model.picture import MAX_PIXELS as MAX_PIXELS
+from model.picture import Geometry, OpenedImage, open_image, resize, resized_size
 
 
 @dataclass(frozen=True)
@@ -54,22 +49,14 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
-class OpenedImage:
-    """An upright 8-bit RGB picture and what was done to make it one."""
-
-    pixels: Image.Image
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class ProcessedImage:
     """An image as the encoder sees it.
 
-    ``tiles [tile 3 tile_px tile_px]`` float32 in [0, 1]; tile 0 is the thumbnail if ``has_thumbnail``, then row by
-    row. ``boxes`` has one :class:`Box` per tile (the whole image for the thumbnail). Sizes are (width, height).
+    ``resized [height width 3]`` uint8 is all that is kept of the pixels, a quarter of what the tiles take.
+    ``boxes`` has one :class:`Box` per tile (the whole image for the thumbnail). Sizes are (width, height).
     """
 
-    tiles: Tensor
+    resized: Tensor
     grid: tuple[int, int]
     boxes: tuple[Box, ...]
     has_thumbnail: bool
@@ -77,92 +64,24 @@ class ProcessedImage:
     resized_size: tuple[int, int]
     notes: tuple[str, ...] = ()
 
-
-def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedImage:
-    """Any picture as upright RGB: EXIF rotation applied, transparency laid over white, first frame of an animation,
-    16-bit and float values scaled to 8 bits. InputError if it is no image, is cut off, or has over MAX_PIXELS."""
-    name = "The image" if isinstance(source, bytes | Image.Image) else f"“{Path(source).name}”"
-    if not isinstance(source, Image.Image):
-        try:
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        except OSError as error:
-            raise InputError(f"{name} can't be read ({error.strerror}); choose another file.") from error
-        if not data:
-            raise InputError(f"{name} is empty (0 bytes); choose a PNG, JPEG, WebP, GIF, BMP or TIFF picture.")
-        try:
-            source = Image.open(io.BytesIO(data))
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise InputError(_too_large(name)) from error
-        except Exception as error:  # each decoder fails in its own way
-            raise InputError(
-                f"{name} is not an image that can be opened; choose a PNG, JPEG, WebP, GIF, BMP or TIFF picture."
-            ) from error
-    if source.width * source.height > MAX_PIXELS:
-        raise InputError(_too_large(f"{name} ({source.width} × {source.height})"))
-    notes: list[str] = []
-    try:
-        frames = getattr(source, "n_frames", 1)
-        if frames > 1:
-            source.seek(0)
-            notes.append(f"first of {frames} frames")
-        source.load()
-        upright = ImageOps.exif_transpose(source)
-    except Exception as error:
-        raise InputError(f"{name} is damaged or cut off ({error}); save it again and upload the new file.") from error
-    if source.getexif().get(0x0112, 1) != 1:
-        notes.append("turned upright by its EXIF tag")
-    try:
-        pixels, note = _to_rgb(upright)
-    except Exception as error:
-        raise InputError(
-            f"{name} has colours of a kind ({upright.mode}) that can't be read; save it as RGB."
-        ) from error
-    return OpenedImage(pixels, (*notes, *note))
+    @property
+    def tiles(self) -> Tensor:
+        """``[tile 3 tile_px tile_px]`` float32 in [0, 1], made anew each time; tile 0 is the thumbnail if
+        ``has_thumbnail``, then row by row. ``len(boxes)`` counts them without making any."""
+        rows, cols = self.grid
+        height, width = self.resized.shape[0] // rows, self.resized.shape[1] // cols
+        pixels = self.resized.permute(2, 0, 1).float().div_(255.0)
+        tiles = pixels.view(3, rows, height, cols, width).permute(1, 3, 0, 2, 4).reshape(-1, 3, height, width)
+        if self.has_thumbnail:
+            size = (height, width)
+            thumbnail = F.interpolate(pixels[None], size, mode="bilinear", antialias=True, align_corners=False)
+            tiles = torch.cat((thumbnail, tiles))
+        return tiles.contiguous()
 
 
-def _too_large(name: str) -> str:
-    return f"{name} is too large; at most {MAX_PIXELS / 1e6:.0f} million pixels are allowed, scale it down first."
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    mode = image.mode
-    if mode == "RGB":
-        return image.copy(), ()
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] == 255:
-            return rgba.convert("RGB"), ()
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB"), ("transparency laid over white",)
-    if mode.startswith("I") or mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        top = values.max(initial=0.0)
-        # Whole numbers are 16-bit values however dark the picture; floats say their scale by their largest.
-        full_scale = max(top, 65535.0)
-        if mode == "F":
-            full_scale = 1.0 if top <= 1 else 255.0 if top <= 255 else full_scale
-        grey = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB"), (
-            f"{'float' if mode == 'F' else '16-bit'} values scaled to 8 bits",
-        )
-    note = (f"{mode} colours turned into RGB",) if mode in ("CMYK", "YCbCr", "LAB", "HSV") else ()
-    return image.convert("RGB"), note
-
-
-def _resized_size(size: tuple[int, int], config: VLMConfig) -> tuple[int, int]:
-    width, height = size
-    tile = config.vit_img_size
-    if not config.splits_images:
-        return tile, tile
-    long, short = (width, height) if width >= height else (height, width)
-    # Upstream's float arithmetic on purpose, odd cases too: 1092 × 1092 becomes 1536 × 2048, not square.
-    target = config.max_img_size if config.resize_to_max_side_len else min(
-        config.max_img_size, math.ceil(long / tile) * tile
-    )  # fmt: skip
-    scale = target / long
-    other = max(math.ceil(short * scale / tile) * tile, tile)
-    return (target, other) if width >= height else (other, target)
+def geometry_of(config: VLMConfig) -> Geometry:
+    """What of ``config`` the resizing needs."""
+    return Geometry(config.vit_img_size, config.max_img_size, config.resize_to_max_side_len, config.splits_images)
 
 
 def plan_image(size: tuple[int, int], config: VLMConfig) -> ImagePlan:
@@ -170,7 +89,7 @@ def plan_image(size: tuple[int, int], config: VLMConfig) -> ImagePlan:
     needs tile markers that the checkpoint lacks."""
     if min(size) < 1:
         raise InputError(f"An image of {size[0]} × {size[1]} px has no pixels; each side must be at least 1.")
-    resized = _resized_size(size, config)
+    resized = resized_size(size, geometry_of(config))
     cols, rows = resized[0] // config.vit_img_size, resized[1] // config.vit_img_size
     split = (rows, cols) != (1, 1)
     has_thumbnail = split and config.global_image_token is not None
@@ -184,44 +103,38 @@ def plan_image(size: tuple[int, int], config: VLMConfig) -> ImagePlan:
 
 def resize_image(image: Image.Image, config: VLMConfig) -> Image.Image:
     """The whole image at the size that is cut into tiles: what the model sees, before the cutting."""
-    size = _resized_size(image.size, config)
-    if size == image.size:
-        return image
-    method = Image.Resampling.BICUBIC if config.splits_images else Image.Resampling.BILINEAR
-    # Pillow rounds to 8 bits between its two passes, so their order shows. Version 13 begins with the rows where that
-    # drops many of them; earlier versions never do. Two explicit passes give the same pixels with either.
-    (width, height), (new_width, new_height) = image.size, size
-    rows_first = height - new_height > 2 * max(width - new_width, 0)
-    between = (width, new_height) if rows_first else (new_width, height)
-    return image.resize(between, method).resize(size, method)
+    return resize(image, geometry_of(config))
 
 
 def process_image(image: Image.Image | OpenedImage, config: VLMConfig) -> ProcessedImage:
     """Resizes, cuts into tiles and puts the thumbnail first. A PIL image that isn't upright RGB goes through
     :func:`open_image`. InputError as there, and as in :func:`plan_image`."""
     opened = image if isinstance(image, OpenedImage) else open_image(image)
-    plan = plan_image(opened.pixels.size, config)
-    resized = resize_image(opened.pixels, config)
-    tile = config.vit_img_size
+    plan_image(opened.pixels.size, config)
+    resized = np.array(resize_image(opened.pixels, config), dtype=np.uint8)
+    return cut_image(resized, opened.pixels.size, config, opened.notes)
+
+
+def cut_image(
+    resized: np.ndarray, original_size: tuple[int, int], config: VLMConfig, notes: tuple[str, ...] = ()
+) -> ProcessedImage:
+    """The tiles of an image that is at the model's size already: ``resized [height width 3]``, uint8. InputError as in
+    :func:`plan_image`."""
+    plan = plan_image(original_size, config)
     rows, cols = plan.grid
-    pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1).float().div_(255.0)
-    tiles = pixels.view(3, rows, tile, cols, tile).permute(1, 3, 0, 2, 4).reshape(rows * cols, 3, tile, tile)
-    if plan.has_thumbnail:
-        thumbnail = F.interpolate(pixels[None], (tile, tile), mode="bilinear", antialias=True, align_corners=False)
-        tiles = torch.cat((thumbnail, tiles))
     width, height = plan.original_size
     whole = Box(0.0, 0.0, float(width), float(height))
     boxes = tuple(
         _part(whole, rows, cols, row, col) for row in range(rows) for col in range(cols)
     )  # fmt: skip
     return ProcessedImage(
-        tiles=tiles.contiguous(),
+        resized=torch.from_numpy(resized),
         grid=plan.grid,
         boxes=(whole, *boxes) if plan.has_thumbnail else boxes,
         has_thumbnail=plan.has_thumbnail,
         original_size=plan.original_size,
         resized_size=plan.resized_size,
-        notes=opened.notes,
+        notes=notes,
     )
 
 

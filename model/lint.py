@@ -56,7 +56,7 @@ def lint_batch(vlm: VLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple
                         f"{after} is missing or has no label, so the model won't learn to stop.",
                     )
                 )
-        expected = sum(len(image.tiles) for image in sample.images) * vlm.config.tokens_per_tile
+        expected = sum(len(image.boxes) for image in sample.images) * vlm.config.tokens_per_tile
         tokens = int((sample.input_ids == vlm.image_token_id).sum())
         if tokens != expected:
             found.append(

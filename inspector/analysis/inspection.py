@@ -12,7 +12,7 @@ import torch
 from inspector.analysis.attention import AttentionMap, read_attention
 from inspector.analysis.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.analysis.tokens import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
-from model import VLM, Batch, InputError, Sample
+from model import VLM, Batch, InputError, Sample, collate
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AnswerToken:
 class Inspection:
     """Everything that one teacher-forced pass over the finished row showed.
 
-    ``row`` is what the model read, ``samples`` the same as separate training samples, ``batch`` the row as a batch.
+    ``row`` is what the model read, ``samples`` the same as separate training samples.
     ``answers`` per turn: the generated tokens, empty for a turn whose answer the person gave. ``faithful``: the
     generated ids are in the row exactly (text that is encoded again may split otherwise).
     """
@@ -61,11 +61,16 @@ class Inspection:
     prompt: Prompt
     row: Sample
     samples: tuple[Sample, ...]
-    batch: Batch
     table: TokenTable
     answers: tuple[tuple[AnswerToken, ...], ...]
     faithful: bool
     fingerprint: str
+
+    @property
+    def batch(self) -> Batch:
+        """The row as a batch on the processor, made anew each time: most of it are pixels that the row has anyway."""
+        # A single row is never padded, so it doesn't matter with what.
+        return collate([self.row], pad_token_id=0, document_mask=self.prompt.document_mask)
 
     @property
     def first_answer_position(self) -> int:
@@ -152,7 +157,7 @@ def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ..
     ids = row.input_ids.tolist()
     faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)
     return Inspection(
-        prompt, row, samples, batch, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint
+        prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint
     )
 
 
@@ -162,7 +167,7 @@ def _contains(row: list[int], part: list[int]) -> bool:
 
 def attend(vlm: VLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
     """See :func:`inspector.analysis.attention.read_attention`."""
-    return read_attention(vlm, inspection.batch, inspection.row, position, exclude_sinks=exclude_sinks)
+    return read_attention(vlm, inspection.batch.to(vlm.device), inspection.row, position, exclude_sinks=exclude_sinks)
 
 
 def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
@@ -202,7 +207,7 @@ def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[
                   for turn, tokens in zip(inspection.prompt.turns, inspection.answers, strict=True)],
         "faithful": inspection.faithful,
         "images": [{"original_size": image.original_size, "resized_size": image.resized_size, "grid": image.grid,
-                    "has_thumbnail": image.has_thumbnail, "tiles": len(image.tiles), "notes": image.notes,
+                    "has_thumbnail": image.has_thumbnail, "tiles": len(image.boxes), "notes": image.notes,
                     "boxes": [[box.left, box.top, box.right, box.bottom] for box in image.boxes]}
                    for image in inspection.row.images],
         "sequence": inspection.table.to_json(),

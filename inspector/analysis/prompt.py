@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
-from model import VLM, Conversation, InputError, Message, OpenedImage, Sample, pack_samples
+from inspector.bounds import Bounds
+from inspector.image_file import ImageFile, PromptImage, process_prompt_image
+from model import VLM, Conversation, InputError, Message, ProcessedImage, Sample, pack_samples
+
+T = TypeVar("T")
 
 Layout = Literal["images-first", "per-turn", "packed"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -29,7 +34,7 @@ class Prompt:
     i to turn i; *packed* makes a sample of each image with its turn and puts them into one row. What is left over
     (images or turns) joins the last. ``document_mask`` keeps packed samples from seeing one another."""
 
-    images: tuple[OpenedImage, ...]
+    images: tuple[PromptImage, ...]
     turns: tuple[Turn, ...]
     layout: Layout = "images-first"
     document_mask: bool = False
@@ -56,20 +61,35 @@ class Prompt:
         return replace(self, turns=tuple(turns))
 
 
-def images_of_turns(prompt: Prompt) -> tuple[tuple[OpenedImage, ...], ...]:
+def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
+    """InputError if the images together have more pixels than one prompt may; none is decoded for that."""
+    total = sum(image.count_pixels() if isinstance(image, ImageFile) else image.size[0] * image.size[1]
+                for image in images)  # fmt: skip
+    if total > bounds.prompt_pixels:
+        raise InputError(f"The images have {total / 1e6:,.0f} million pixels together; at most "
+                         f"{bounds.prompt_pixels / 1e6:,.0f} million fit one prompt, scale them down or remove some."
+                         )  # fmt: skip
+
+
+def images_of_turns(prompt: Prompt) -> tuple[tuple[PromptImage, ...], ...]:
     """The images that each turn brings."""
+    return _deal(prompt, prompt.images)
+
+
+def _deal(prompt: Prompt, images: Sequence[T]) -> tuple[tuple[T, ...], ...]:
+    """To each turn those of ``images`` (one for each of the prompt's) that it brings."""
     turns = len(prompt.turns)
-    brought: list[list[OpenedImage]] = [[] for _ in range(turns)]
-    for index, image in enumerate(prompt.images):
+    brought: list[list[T]] = [[] for _ in range(turns)]
+    for index, image in enumerate(images):
         brought[0 if prompt.layout == "images-first" else min(index, turns - 1)].append(image)
     return tuple(tuple(images) for images in brought)
 
 
-def conversations(prompt: Prompt) -> tuple[Conversation, ...]:
+def conversations(prompt: Prompt, processed: Sequence[ProcessedImage]) -> tuple[Conversation, ...]:
     """One conversation per sample: all turns in one, or one turn in each if packed. A turn without an answer ends
-    with its question."""
+    with its question. ``processed``: what a model sees of each image."""
     parts: list[list[Message]] = []
-    for turn, images in zip(prompt.turns, images_of_turns(prompt), strict=True):
+    for turn, images in zip(prompt.turns, _deal(prompt, processed), strict=True):
         messages = [Message("user", turn.user, images)]
         if turn.assistant:
             messages.append(Message("assistant", turn.assistant))
@@ -82,7 +102,7 @@ def conversations(prompt: Prompt) -> tuple[Conversation, ...]:
 
 def prepare_samples(vlm: VLM, prompt: Prompt) -> tuple[Sample, ...]:
     """Every sample of the prompt on its own, as the training code would get it."""
-    return tuple(vlm.prepare(conversation) for conversation in conversations(prompt))
+    return tuple(vlm.prepare(conversation) for conversation in conversations(prompt, process_images(vlm, prompt)))
 
 
 def first_turns(prompt: Prompt, count: int) -> Prompt:
@@ -91,11 +111,23 @@ def first_turns(prompt: Prompt, count: int) -> Prompt:
     return replace(prompt, turns=prompt.turns[:count], images=tuple(image for images in brought for image in images))
 
 
-def prepare_row(vlm: VLM, prompt: Prompt, *, answering: int | None = None) -> Sample:
+def process_images(
+    vlm: VLM, prompt: Prompt, replaced: Mapping[int, ProcessedImage] | None = None
+) -> tuple[ProcessedImage, ...]:
+    """What the model sees of each image; ``replaced``: what it sees instead, by index."""
+    others = replaced or {}
+    return tuple(others[index] if index in others else process_prompt_image(image, vlm.config)
+                 for index, image in enumerate(prompt.images))  # fmt: skip
+
+
+def prepare_row(
+    vlm: VLM, prompt: Prompt, *, answering: int | None = None, replaced: Mapping[int, ProcessedImage] | None = None
+) -> Sample:
     """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
-    the turns after it left out. InputError if the row is longer than the model reads."""
+    the turns after it left out. ``replaced``: see :func:`process_images`. InputError if the row is longer than the
+    model reads."""
     shown = prompt if answering is None else first_turns(prompt, answering + 1).with_answer(answering, "")
-    parts = conversations(shown)
+    parts = conversations(shown, process_images(vlm, shown, replaced))
     samples = [
         vlm.prepare(part, add_generation_prompt=answering is not None and index == len(parts) - 1)
         for index, part in enumerate(parts)

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from inspector.analysis.case import Case, image_keys
@@ -39,7 +38,10 @@ from inspector.analysis.replay import PASS_POSITIONS
 from inspector.analysis.structure import ImageBlock
 from inspector.analysis.tokens import locate_cell
 from inspector.analysis.variants import Variant
-from model import Box, Cut, InputError, OpenedImage
+from inspector.full_size import find_median, paint_over
+from inspector.image_file import run_at_full_size
+from model import Box, Cut, InputError, ProcessedImage
+from model.image import cut_image, geometry_of
 
 EXPLANATION = (
     "Part by part, the picture was painted over and read again, and in a second test the part's tokens were hidden "
@@ -282,9 +284,11 @@ def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) ->
 
 
 def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
-    pixels = np.asarray(case.prompt.images[block.number - 1].pixels.convert("RGB"))
-    paint = np.median(pixels.reshape(-1, 3), axis=0).round().astype(np.uint8)
-    covers = [_pixels_of(box) for box, _ in parts]
+    image = case.prompt.images[block.number - 1]
+    paint = run_at_full_size(image, find_median)
+    covers = [(across.start, down.start, across.stop, down.stop)
+              for down, across in (_pixels_of(box) for box, _ in parts)]  # fmt: skip
+    states = _name_own(case, block)
     start = block.tokens[0]
     base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
     # Other images behind this one keep what they hold.
@@ -292,16 +296,12 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
     others = others[len(block.tokens) :]
     at_once = max(1, PASS_POSITIONS // len(base.ids))
 
-    def painted(gone: frozenset[int]) -> OpenedImage:
-        picture = pixels.copy()
-        for n in gone:
-            picture[covers[n]] = paint
-        return OpenedImage(Image.fromarray(picture))
-
     def score(sets: Sequence[frozenset[int]]) -> list[float]:
         found: list[float] = []
         for first in range(0, len(sets), at_once):
-            features = _encode(case, block, [painted(gone) for gone in sets[first : first + at_once]])
+            painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
+            resized = run_at_full_size(image, paint_over, painted, paint, geometry_of(case.vlm.config))
+            features = _encode(case, [cut_image(one, image.size, case.vlm.config) for one in resized], states)
             kept = case.replay.embeds[others]
             variants = [replace(base, features=torch.cat((own, kept))) for own in features]
             found += [outcome.logprob for outcome in case.replay.run(variants)]
@@ -316,18 +316,21 @@ def _pixels_of(box: Box) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
-@torch.no_grad()
-def _encode(case: Case, block: ImageBlock, pictures: Sequence[OpenedImage]) -> list[Tensor]:
-    """Per picture, ``[image token lm_hidden_dim]``. Tiles that are the image's own, or alike, are encoded once."""
-    vlm = case.vlm
+def _name_own(case: Case, block: ImageBlock) -> dict[bytes, Tensor]:
+    """What the row holds of each of the image's own tiles, by the tile's name."""
     own = case.replay.row.images[block.number - 1].tiles
-    states: dict[bytes, Tensor] = {
-        _name(tile): case.replay.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)
-    }
+    return {_name(tile): case.replay.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)}
+
+
+@torch.no_grad()
+def _encode(case: Case, pictures: Sequence[ProcessedImage], known: Mapping[bytes, Tensor]) -> list[Tensor]:
+    """Per picture, ``[image token lm_hidden_dim]``. Tiles that are ``known``, or alike, are encoded once."""
+    vlm = case.vlm
+    states = dict(known)
     names: list[list[bytes]] = []
     new: dict[bytes, Tensor] = {}
     for picture in pictures:
-        tiles = vlm.process_image(picture).tiles
+        tiles = picture.tiles
         names.append([_name(tile) for tile in tiles])
         new |= {name: tile for name, tile in zip(names[-1], tiles, strict=True) if name not in states}
     waiting = list(new)

@@ -17,7 +17,7 @@ from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_share
 from inspector.figures.payload import data_uri
 from inspector.figures.which_image import headline
-from model import OpenedImage
+from inspector.image_file import PromptImage
 
 MAP_PX = 120
 """Longest side of a picture of attention."""
@@ -163,9 +163,9 @@ def _show_maps(comparison: Comparison) -> str:
     )
 
 
-def _look(image: OpenedImage, side: Side, index: int, top: float) -> str:
+def _look(image: PromptImage, side: Side, index: int, top: float) -> str:
     share = show_share(side.image_shares[index])
-    source = data_uri(light_up(image.pixels, side.image_maps[index], top))
+    source = data_uri(light_up(image.preview, side.image_maps[index], top))
     alt = f"image {index + 1}, {share} of the attention"
     return f'<td><img class="wi-thumb" src="{source}" alt="{escape(alt, quote=True)}"> {share}</td>'
 

@@ -12,7 +12,7 @@ from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
 from inspector.figures.which_image import PanelText, say_with_code, show_panel
-from model import OpenedImage
+from inspector.image_file import PromptImage
 
 TEXTS: dict[str, PanelText] = {
     "where": PanelText("Where it goes through", "closing one way after another", routes.EXPLANATION),
@@ -59,7 +59,7 @@ def _window(layers: routes.Layers) -> str:
     return f"layer {start}" if stop - start == 1 else f"{start}–{stop - 1}"
 
 
-def show_permutations(tried: Sequence[permutations.Permuted], images: Sequence[OpenedImage]) -> str:
+def show_permutations(tried: Sequence[permutations.Permuted], images: Sequence[PromptImage]) -> str:
     """One card for each order: the pictures as they stood, the answer that was predicted and the one that came."""
     summary = permutations.summarise_orders(tried).sentence if tried else ""
     cards = "".join(_order_card(one, images) for one in tried)
@@ -70,9 +70,9 @@ def show_permutations(tried: Sequence[permutations.Permuted], images: Sequence[O
     )
 
 
-def _order_card(one: permutations.Permuted, images: Sequence[OpenedImage]) -> str:
+def _order_card(one: permutations.Permuted, images: Sequence[PromptImage]) -> str:
     pictures = "".join(
-        f"<span>{badge(number - 1)}{thumbnail(images[number - 1].pixels, f'image {number}', 56)}</span>"
+        f"<span>{badge(number - 1)}{thumbnail(images[number - 1].preview, f'image {number}', 56)}</span>"
         for number in one.order
     )
     mark = {True: "✓", False: "✗", None: ""}[one.right]
@@ -186,7 +186,7 @@ def show_heads(found: heads.Heads) -> str:
     return show_panel("heads", body, TEXTS["heads"])
 
 
-def show_regions(found: regions.Regions, images: Sequence[OpenedImage]) -> str:
+def show_regions(found: regions.Regions, images: Sequence[PromptImage]) -> str:
     """Heat on the picture of both maps, each with its deletion curve against random orders; effects of whole tiles."""
     body = f'<p class="wi-lead">{escape(found.sentence)}</p>'
     for region_map in (found.pixels, found.tokens):
@@ -202,9 +202,9 @@ def show_regions(found: regions.Regions, images: Sequence[OpenedImage]) -> str:
 _DONE = {"painted over": "Painted over in the picture", "hidden": "Tokens hidden from the rest of the row"}
 
 
-def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: OpenedImage) -> str:
-    picture = image.pixels.convert("RGB")
-    width, height = picture.size
+def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: PromptImage) -> str:
+    picture = image.preview
+    width, height = image.size
     picture.thumbnail((420, 420))
     # Below the noise floor nothing is to look like a finding.
     top = max([found.noise_floor, *(abs(region.effect) for region in region_map.regions)]) or 1.0

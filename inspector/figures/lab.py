@@ -36,9 +36,9 @@ def show_board(inspection: Inspection, structure: RowStructure) -> str:
 
 def _picture(inspection: Inspection, image: ImageBlock) -> str:
     opened, processed = inspection.prompt.images[image.number - 1], inspection.row.images[image.number - 1]
-    small = opened.pixels.convert("RGB")
+    small = opened.preview
     small.thumbnail((BOARD_PX, BOARD_PX))
-    width, height = opened.pixels.size
+    width, height = opened.size
     whole = f"image {image.number}"
     tiles = []
     for tile, box in zip(image.tiles, processed.boxes, strict=True):

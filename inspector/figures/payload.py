@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from PIL import Image
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.inspection import Inspection
 from inspector.analysis.tokens import tile_name
-from model import VLM, OpenedImage
-from model.image import resize_image
+from inspector.full_size import encode_picture
+from inspector.image_file import ImageFile, PromptImage
+from model import VLM
 
-PREVIEW_PX = 768
-"""Longest side of the picture that is sent to the browser as “original”; boxes stay in real pixels."""
 THUMBNAIL_PX = 96
 
 
@@ -112,8 +110,8 @@ def viewer_payload(vlm: VLM, inspection: Inspection, names: Sequence[str], key: 
                 "index": index,
                 "name": names[index] if index < len(names) else f"image {index + 1}",
                 "notes": list(processed.notes),
-                "original": data_uri(_preview(opened)),
-                "resized": data_uri(resize_image(opened.pixels, vlm.config)),
+                "original": preview_uri(opened),  # small; boxes stay in real pixels
+                "resized": data_uri(Image.fromarray(processed.resized.numpy())),
                 "thumbnail": data_uri(_tile_picture(processed.tiles[0].numpy())) if processed.has_thumbnail else None,
                 "original_size": list(processed.original_size),
                 "resized_size": list(processed.resized_size),
@@ -127,17 +125,16 @@ def viewer_payload(vlm: VLM, inspection: Inspection, names: Sequence[str], key: 
     return {"key": key, "images": images}
 
 
-def thumbnail_uri(opened: OpenedImage) -> str:
+def thumbnail_uri(image: PromptImage) -> str:
     """A picture small enough for a list."""
-    picture = opened.pixels.copy()
+    picture = image.preview
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     return data_uri(picture)
 
 
-def _preview(opened: OpenedImage) -> Image.Image:
-    picture = opened.pixels.copy()
-    picture.thumbnail((PREVIEW_PX, PREVIEW_PX))
-    return picture
+def preview_uri(image: PromptImage) -> str:
+    """An image's preview for the browser."""
+    return _write_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
 
 
 def _tile_picture(tile: np.ndarray) -> Image.Image:
@@ -146,11 +143,12 @@ def _tile_picture(tile: np.ndarray) -> Image.Image:
 
 def data_uri(picture: Image.Image) -> str:
     """Small pictures exactly, as PNG; large ones as JPEG."""
-    small = picture.width * picture.height <= 256 * 256
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG" if small else "JPEG", quality=88)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _write_uri(encode_picture(picture))
+
+
+def _write_uri(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def heat_payload(

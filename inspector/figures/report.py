@@ -57,8 +57,8 @@ def write_report(
     asked = inspection.prompt.turns[turn - 1].user
     styles = "\n".join(path.read_text("utf-8") for path in _STYLES)
     pictures = "".join(
-        f"<figure>{thumbnail(image.pixels, f'image {n + 1}', 240)}<figcaption>{badge(n)} {escape(name)}, "
-        f"{image.pixels.width}×{image.pixels.height}</figcaption></figure>"
+        f"<figure>{thumbnail(image.preview, f'image {n + 1}', 240)}<figcaption>{badge(n)} {escape(name)}, "
+        f"{image.size[0]}×{image.size[1]}</figcaption></figure>"
         for n, (image, name) in enumerate(zip(inspection.prompt.images, names, strict=True))
     )
     turns = zip(inspection.prompt.turns, inspection.answers, strict=True)

@@ -34,7 +34,7 @@ from inspector.figures.charts import (
 )
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
-from model import OpenedImage
+from inspector.image_file import PromptImage
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def headline(verdict: Verdict) -> str:
     return words.format(images=images)
 
 
-def draw_panels(found: WhichImage, images: Sequence[OpenedImage], gaze: Gaze | None = None) -> dict[str, str]:
+def draw_panels(found: WhichImage, images: Sequence[PromptImage], gaze: Gaze | None = None) -> dict[str, str]:
     """The panels of all steps that are done, by their keys. ``gaze`` comes with the step “attention”."""
     drawn = {"structure": show_structure(found.structure, found.turn)}
     if found.dependence is not None:
@@ -351,7 +351,7 @@ def show_selection(selection: Selection) -> str:
 # --- swaps ---
 
 
-def show_swaps(swaps: Sequence[Swap], images: Sequence[OpenedImage], verdict: Verdict | None) -> str:
+def show_swaps(swaps: Sequence[Swap], images: Sequence[PromptImage], verdict: Verdict | None) -> str:
     """One card for each image: the picture before and after, what should come, what came."""
     if not swaps:
         return show_waiting("swaps", "The question can see no image, so there is none to replace.")
@@ -372,14 +372,14 @@ def _as_predicted(swap: Swap, named: bool) -> tuple[str, bool | None]:
     return "another answer", swap.flipped
 
 
-def _swap_card(swap: Swap, before: OpenedImage, named: bool) -> str:
+def _swap_card(swap: Swap, before: PromptImage, named: bool) -> str:
     predicted, right = _as_predicted(swap, named)
     mark = {True: "✓", False: "✗", None: ""}[right]
     css = {True: "wi-right", False: "wi-wrong", None: ""}[right]
     return (
         f'<li class="{css}" style="--image:{image_colour(swap.image - 1)}"><div class="wi-pictures">'
-        f"{badge(swap.image - 1)}{thumbnail(before.pixels, f'image {swap.image}')}<span aria-label=becomes>→</span>"
-        f"{thumbnail(swap.picture.pixels, swap.partner)}</div><p>Image {swap.image} replaced by "
+        f"{badge(swap.image - 1)}{thumbnail(before.preview, f'image {swap.image}')}<span aria-label=becomes>→</span>"
+        f"{thumbnail(swap.picture, swap.partner)}</div><p>Image {swap.image} replaced by "
         f"{escape(swap.partner)}. Predicted: {escape(predicted)}. Said: <b>“{escape(swap.answer)}”</b> {mark}</p>"
         f'<p class="vi-caption">log p of the old answer falls by {copied(swap.fall)} nats</p></li>'
     )

@@ -10,12 +10,14 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.inspection import GenerationSettings
-from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn
+from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, check_pixels
+from inspector.bounds import Bounds
 from inspector.figures.markup import show_info, show_notes, show_plans
 from inspector.figures.payload import thumbnail_uri
+from inspector.image_file import SHELF
 from inspector.session import ModelStore
 from inspector.widgets.image_list import ImageList
-from model import ImagePlan, InputError, open_image, plan_image
+from model import ImagePlan, InputError, plan_image
 from model.training.examples import EXAMPLES
 
 MAX_TURNS = 6
@@ -176,16 +178,21 @@ def paths_of(gallery: GalleryValue) -> list[str]:
 
 
 def read_prompt(
-    gallery: GalleryValue, shown: int, layout: str, document_mask: bool, texts: Sequence[str]
+    gallery: GalleryValue,
+    shown: int,
+    layout: str,
+    document_mask: bool,
+    texts: Sequence[str],
+    bounds: Bounds = Bounds(),  # noqa: B008 (it never changes)
 ) -> tuple[Prompt, list[str]]:
     """The prompt and its images' names. InputError names what can't be used."""
     questions, answers = texts[:MAX_TURNS], texts[MAX_TURNS:]
     paths = paths_of(gallery)
     turns = tuple(Turn(questions[n] or "", (answers[n] or "").strip()) for n in range(int(shown)))
-    return (
-        Prompt(tuple(open_image(path) for path in paths), turns, layout, bool(document_mask)),  # type: ignore[arg-type]
-        [Path(path).name for path in paths],
-    )
+    images = tuple(SHELF.find(path) for path in paths)
+    prompt = Prompt(images, turns, layout, bool(document_mask))  # type: ignore[arg-type]
+    check_pixels(images, bounds)
+    return prompt, [Path(path).name for path in paths]
 
 
 def read_settings(values: Sequence[Any]) -> GenerationSettings:
@@ -207,15 +214,15 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
             beyond.append(f"“{Path(path).name}”")
             continue
         try:
-            opened = open_image(path)
-            plan = plan_image(opened.pixels.size, config)
+            image = SHELF.find(path)
+            plan = plan_image(image.size, config)
         except InputError as error:
             sentences.append(str(error))
             continue
         kept.append((path, None))
         plans.append(plan)
-        notes.append(opened.notes)
-        pictures.append(thumbnail_uri(opened))
+        notes.append(image.notes)
+        pictures.append(thumbnail_uri(image))
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
         sentences.append(f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} "

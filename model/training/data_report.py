@@ -184,7 +184,7 @@ def report_data(
         families.update(example.families)
         n_images += len(rendered.images)
         per_sample[len(rendered.images)] += 1
-        per_image.update(len(image.tiles) for image in rendered.images)
+        per_image.update(len(image.boxes) for image in rendered.images)
         if order in looked and len(looks) < SHOWN:
             looks.append(Look(where, example.conversation, rendered))
     return DataReport(
