@@ -1,7 +1,7 @@
 """What this server gives: one table for images, prompts, queues, uploads, runs and memory. No gradio here.
 
-``python -m inspector bounds`` prints it as the README shows it. Sizes are in bytes unless a name says otherwise; None is
-no bound.
+``python -m inspector bounds`` prints it as the README shows it. Sizes are in bytes unless a name says otherwise; None
+is no bound.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Bounds:
     images: int = _bound(12, 12, "", "images in a prompt")
     turns: int = _bound(6, 6, "", "turns in a prompt")
     text: int = _bound(20_000, 20_000, "characters", "text of one question or answer")
+    field_text: int = _bound(200_000, 200_000, "characters", "text of any field, before it is looked at")
     answer_tokens: int = _bound(128, 512, "tokens", "longest answer that is generated")
     file_bytes: int = _bound(40 * MIB, 40 * MIB, "bytes", "one uploaded file")
     prompt_pixels: int = _bound(300_000_000, 600_000_000, "pixels", "all images of a prompt together")

@@ -12,8 +12,10 @@ import gradio as gr
 from inspector.analysis.command import write_inspect
 from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
-from inspector.analysis.prompt import Prompt, Turn
+from inspector.analysis.prompt import Prompt, Turn, check_count
+from inspector.bounds import Bounds
 from inspector.figures.markup import show_notes, show_plans
+from inspector.intake import StrictBlocks, read_event
 from inspector.jobs import JobTable
 from inspector.session import ModelStore, Shown
 from inspector.views import asking as asking_view
@@ -36,12 +38,14 @@ MODEL_QUEUE = "model"
 """All events that run a model share one place in the queue: on two cores, two at once are slower than in turn."""
 
 
-def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
+def build_ui(store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | None = None) -> gr.Blocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
-    runs are kept (a temporary folder if None)."""
+    runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None)."""
     jobs = jobs or JobTable()
+    bounds = bounds or Bounds()
     folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
+    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 86400), "fill_width": True}
+    with StrictBlocks(bounds, title=TITLE, **options) as demo:
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
@@ -51,7 +55,7 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
         examples = prompt_view.build_examples()
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
-                prompt = prompt_view.build_prompt(store, examples)
+                prompt = prompt_view.build_prompt(store, examples, bounds)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
                 results = build_results()
                 with gr.Tabs():
@@ -72,7 +76,7 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
         which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
         battery_view.wire_battery(battery, store, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
-        gr.api(_inspect_api(store), api_name="inspect", concurrency_id=MODEL_QUEUE)
+        gr.api(_inspect_api(store, bounds), api_name="inspect", concurrency_id=MODEL_QUEUE)
     return demo
 
 
@@ -119,24 +123,25 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     def added(
         model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list
     ) -> tuple[Any, str, str, list]:
-        return changed(model, [*(gallery or []), *((path, None) for path in files)], history)
+        return changed(model, [*(gallery or []), *((path, None) for path in files or [])], history)
 
     view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
 
     def place(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         try:
-            return changed(model, prompt_view.place_image(gallery, int(event.start), int(event.stop)), history)
+            return changed(model, prompt_view.place_image(gallery, read_event(event, "start", int),
+                           read_event(event, "stop", int)), history)  # fmt: skip
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     def remove(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
-        return changed(model, prompt_view.remove_image(gallery, int(event.index)), history)
+        return changed(model, prompt_view.remove_image(gallery, read_event(event, "index", int)), history)
 
     for event, change, name in ((view.plans.move, place, "place_image"), (view.plans.remove, remove, "remove_image")):
         event(change, [view.model, view.gallery, view.history], images, api_name=name, **free)
 
     def refuse(event: gr.EventData) -> str:
-        return prompt_view.refuse_files(event.files)
+        return prompt_view.refuse_files(read_event(event, "files", list))
 
     view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **in_turn)
 
@@ -210,7 +215,7 @@ def _wire_results(
 
     def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,
                   event: gr.EventData) -> list[Any]:  # fmt: skip
-        return look(page, int(event.position), layer, head, own_row, exclude_sinks, own_scale)
+        return look(page, read_event(event, "position", int), layer, head, own_row, exclude_sinks, own_scale)
 
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
         return look(page, 0 if page is None else page.selected, *options)
@@ -271,7 +276,7 @@ def _path_of(image: Any) -> str:
     return str(image["path"] if isinstance(image, dict) else image.path)
 
 
-def _inspect_api(store: ModelStore) -> Any:
+def _inspect_api(store: ModelStore, bounds: Bounds) -> Any:
     def inspect(
         images: list[gr.FileData],
         questions: list[str],
@@ -284,9 +289,11 @@ def _inspect_api(store: ModelStore) -> Any:
         images-first, per-turn, packed."""
         try:
             vlm = store.get(model or store.names[0])
+            settings = GenerationSettings(max_new_tokens, bounds=bounds)
+            check_count(len(images), bounds)
             opened = tuple(open_image(_path_of(image)) for image in images)
-            asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask)  # type: ignore[arg-type]
-            inspection = ask_and_inspect(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens))
+            asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask, bounds)  # type: ignore[arg-type]
+            inspection = ask_and_inspect(vlm, asked, settings)
             row = inspection.row_that_chose(inspection.first_answer_position)
             return describe(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:
