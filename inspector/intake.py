@@ -57,8 +57,10 @@ class StrictBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
-        except (gr.Error, OSError):
+        except OSError:
             raise
+        except gr.Error as error:  # a component's own words
+            raise InputError(f"{str(error.message).rstrip('.')}.") from error
         except Exception as error:  # pydantic's, gradio's and those of wrong types within files and galleries
             logger.info("The event “%s” was sent what it can't read: %s", block_fn.api_name, error)
             raise InputError(UNUSABLE) from error

@@ -15,6 +15,7 @@ from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, a
 from inspector.analysis.prompt import Prompt, Turn, check_count
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_notes, show_plans
+from inspector.files import handed_over, open_cache, own_folder
 from inspector.intake import StrictBlocks, read_event
 from inspector.jobs import JobTable
 from inspector.session import ModelStore, Shown
@@ -43,8 +44,10 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | N
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None)."""
     jobs = jobs or JobTable()
     bounds = bounds or Bounds()
-    folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
-    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 86400), "fill_width": True}
+    open_cache()
+    folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
+    kept = int(bounds.sweep_s), int(bounds.cache_hours * 3600)
+    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": kept, "fill_width": True}
     with StrictBlocks(bounds, title=TITLE, **options) as demo:
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
@@ -71,8 +74,8 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | N
         _wire_prompt(store, prompt)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
         asking_view.wire_asking(page, store, demo, folder, MODEL_QUEUE)
-        _wire_results(store, results, attention, batch, shown)
-        _wire_header(store, header, shown)
+        _wire_results(store, results, attention, batch, shown, bounds)
+        _wire_header(store, header, shown, bounds)
         which_view.wire_which_image(which, store, shown, prompt, MODEL_QUEUE)
         battery_view.wire_battery(battery, store, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer, MODEL_QUEUE)
@@ -176,6 +179,7 @@ def _wire_results(
     attention: attention_view.AttentionView,
     batch: batch_view.BatchView,
     shown: gr.State,
+    bounds: Bounds,
 ) -> None:
     def on_plots(page: Shown | None, own_scale: bool) -> list[Any]:
         return [gr.skip()] * len(attention.plots) if page is None else attention_view.draw(page.attention, own_scale)
@@ -233,7 +237,9 @@ def _wire_results(
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:
             raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
-        return gr.update(value=write_files(store.get(page.model), page.inspection, arrangement), visible=True)
+        with handed_over(bounds) as folder:
+            files = write_files(store.get(page.model), page.inspection, arrangement, folder)
+        return gr.update(value=files, visible=True)
 
     batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
 
@@ -248,13 +254,17 @@ def _wire_results(
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
 
 
-def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State) -> None:
+def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State, bounds: Bounds) -> None:
     nothing = show_notes(["There is nothing to take away yet; ask something first."])
 
     def export(page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), nothing
-        return write_facts(store.get(page.model), page.inspection, page.attention), ""
+        try:
+            with handed_over(bounds) as folder:
+                return write_facts(store.get(page.model), page.inspection, page.attention, folder), ""
+        except InputError as error:
+            return gr.skip(), show_notes([str(error)])
 
     def share(page: Shown | None) -> tuple[Any, str]:
         if page is None:

@@ -48,7 +48,7 @@ class Prompt:
                              "some.")  # fmt: skip
         for number, turn in enumerate(self.turns, start=1):
             for text in (turn.user, turn.assistant):
-                _check_text(text, number, bounds.text)
+                _check_text(text, number, bounds)
         if not any(turn.user.strip() for turn in self.turns):
             raise InputError("There is no question; write one and press Ask.")
         for number, turn in enumerate(self.turns, start=1):
@@ -67,11 +67,16 @@ def check_count(images: int, bounds: Bounds) -> None:
         raise InputError(f"There are {images:,} images; at most {bounds.images} fit one prompt, remove some.")
 
 
-def _check_text(text: object, turn: int, longest: int) -> None:
+def check_length(text: str, what: str, bounds: Bounds) -> None:
+    """InputError, about ``what``, for more text than a question or an answer may have."""
+    if len(text) > bounds.text:
+        raise InputError(f"{what} has {len(text):,} characters of text; at most {bounds.text:,} are allowed.")
+
+
+def _check_text(text: object, turn: int, bounds: Bounds) -> None:
     if not isinstance(text, str):
         raise InputError(f"Turn {turn} has {name_value(text)} for a text; write its question and answer as text.")
-    if len(text) > longest:
-        raise InputError(f"Turn {turn} has {len(text):,} characters of text; at most {longest:,} are allowed.")
+    check_length(text, f"Turn {turn}", bounds)
     # JSON can hold half of a pair of UTF-16; nothing that is sent or written in UTF-8 can.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"Turn {turn} holds half a character (a lone surrogate), which is no text; remove it.")

@@ -15,6 +15,7 @@ from inspector.bounds import Bounds
 from inspector.figures.markup import show_info, show_notes, show_plans
 from inspector.figures.payload import thumbnail_uri
 from inspector.session import ModelStore
+from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, open_image, plan_image
 from model.training.examples import EXAMPLES
@@ -49,7 +50,7 @@ class PromptView:
     model: gr.Dropdown
     gallery: gr.Gallery
     plans: ImageList
-    add: gr.UploadButton
+    add: FilesButton
     clear: gr.Button
     undo: gr.Button
     refused: gr.HTML
@@ -112,7 +113,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
             elem_id="images",
         )
         with gr.Row(elem_classes="vi-image-buttons"):
-            add = gr.UploadButton(
+            add = FilesButton(
                 "Add images", file_types=["image"], file_count="multiple", size="sm", min_width=90, elem_id="add-images"
             )
             clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
@@ -199,7 +200,8 @@ def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
     :class:`inspector.analysis.inspection.GenerationSettings`."""
     # A slider sends 32 as 32.0 now and then.
     numbers = [int(value) if isinstance(value, float) and value.is_integer() else value or 0 for value in values]
-    return GenerationSettings(*numbers, bounds=bounds)
+    max_new_tokens, temperature, top_k, top_p, seed = numbers
+    return GenerationSettings(max_new_tokens, temperature, top_k, top_p, seed, bounds)
 
 
 def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str, str]:
@@ -238,7 +240,7 @@ def refuse_files(files: list[Any]) -> str:
     sentences = []
     for file in files[:MAX_REFUSED]:
         name, size = (file.get("name"), file.get("size")) if isinstance(file, dict) else (None, None)
-        if not isinstance(name, str) or not is_number(size):
+        if not isinstance(name, str) or not isinstance(size, int | float) or not is_number(size):
             raise InputError(f"A file is described by {name_value(file)}; give its name and its size in bytes.")
         shown = name if len(name) <= 80 else f"{name[:80]}…"
         if size > MAX_UPLOAD_MB << 20:

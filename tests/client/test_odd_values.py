@@ -3,6 +3,7 @@ is refused in one sentence. Nothing prints a traceback and nothing answers with 
 
 import asyncio
 import re
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -16,20 +17,28 @@ from model import InputError
 
 NAN, INFINITY = float("nan"), float("inf")
 FILE = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
+PLAIN = [None, True, "x", 10**30, NAN, "\ud800", [None], {"a": 1}]
+"""For inputs that take one value; tests/inspector/test_intake.py has more of them."""
 ODD = [
-    None, True, False, "x", -1, 3, {}, 1e-300, 1e308, [None], NAN, INFINITY, 10**30, 1.5, 0, -(2**63), "", "3", "\ud800",
-    "x" * 300_000, [], [None], [[]], ["x"], ["0", "0"], [1, 2], [{}], {}, {"a": 1}, {"path": 5}, {"path": "/etc/hostname"}, FILE,
-    [FILE], [{"image": {"path": "/etc/hostname"}}], [{"image": FILE, "caption": 5}], [{"video": FILE}],
-    {"image": FILE, "caption": None}, [["/etc/hostname", None]], {"owner": 5, "jobs": {"a": 1}}, {"owner": "x" * 20, "jobs": [[], 5]},
+    *PLAIN, False, -1, 1.5, 1e-300, INFINITY, "", "x" * 300_000, [], [[]], ["x"], [1, 2], [{}], {}, {"path": 5},
+    {"path": "/etc/hostname"}, FILE, [FILE], [{"image": {"path": "/etc/hostname"}}], [{"image": FILE, "caption": 5}],
+    [{"video": FILE}], {"image": FILE, "caption": None}, [["/etc/hostname", None]], {"owner": 5, "jobs": {"a": 1}},
+    {"owner": "x" * 20, "jobs": [[], 5]},
 ]  # fmt: skip
+SINGLE = (gr.Textbox, gr.Checkbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.CheckboxGroup)
 ODD_EVENTS = [
-    None, [], "position", 5, True, {}, {"position": None}, *(
+    None, [], "position", 5, True, {}, *(
         {name: value} for name in ("position", "index", "start", "files", "things")
-        for value in (None, True, "3", 1.5, -1, 10**30, NAN, [], [1], ["x"], {}, [{"name": 5}], [{"name": "a", "size": NAN}],
+        for value in (None, True, "3", 1.5, -1, 10**30, NAN, [], [1], {}, [{"name": 5}], [{"name": "a", "size": NAN}],
                       [{"name": "a" * 10**6, "size": 10**30}], ["image 1"] * 1000, [[]] * 5)
     ),
-    {"start": 0, "stop": None}, {"start": 0, "stop": "1"}, {"start": 10**30, "stop": 0}, {"start": -1, "stop": -(10**30)},
+    {"start": 0, "stop": None}, {"start": 0, "stop": "1"}, {"start": 10**30, "stop": 0},
+    {"start": -1, "stop": -(10**18)},
 ]  # fmt: skip
+REQUEST = SimpleNamespace(query_params={"job": "<b>"}, headers={}, username=None, client=None)
+
+# Outside a server's event gradio makes a Python warning of what it would show.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +94,15 @@ def call(runner, demo, function, inputs, state, data=None):
     """What is said, or "" where it works. Of a stream the first step is run."""
 
     async def run():
-        output = await demo.process_api(function, inputs, state, event_data=EventData(None, data))
+        event = EventData(None, data)
+        output = await demo.process_api(function, inputs, state, request=REQUEST, event_data=event)
         if (iterator := output["iterator"]) is not None:
             await iterator.aclose()
 
     try:
         runner.run(run())
     except gr.Error as error:
-        assert not error.print_exception
-        return error.message
+        return error.message if not error.print_exception else "a traceback is printed"
     return ""
 
 
@@ -103,9 +112,8 @@ def fault_in(said):
         return "the server failed"
     if re.search(r"<class|Traceback|object at 0x|\w+Error\b|NoneType|validation error", said):
         return "Python speaks"
-    if said and ((not said[0].isupper() and said[0] not in "“-") or said[-1] not in ".”" or "\n" in said or len(said) > 500):
-        return "no sentence"
-    return ""
+    sentence = re.fullmatch(r"[A-Z“-].{5,500}[.”]", said)
+    return "" if sentence or not said else "no sentence"
 
 
 
@@ -119,7 +127,8 @@ def odd_calls(runner, demo, session, functions, odd):
     data = dict(session.state_data)
     for function in functions:
         for place, block in enumerate(function.inputs):
-            for value in odd if not block.stateful else ():
+            values = PLAIN if isinstance(block, SINGLE) else odd
+            for value in values if not block.stateful else ():
                 session.state_data = dict(data)
                 inputs = usual(function)
                 inputs[place] = value
@@ -154,26 +163,27 @@ def test_odd_data_of_events(runner, demo, asked, before, capfd):
             if fault := fault_in(said):
                 faults.append(f"{function.api_name}, {data!r:.60}: {fault}: {said:.200}")
             if function.api_name in readers and not isinstance(data, dict):
-                assert re.fullmatch(r"This event needs event_data with “\w+”, a (list|whole number); what came lacks it.",
-                                    said)  # fmt: skip
+                sentence = r"This event needs event_data with “\w+”, a (list|whole number); what came lacks it\."
+                assert re.fullmatch(sentence, said)
     assert faults == []
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("came", [[], [None], [None] * 200])
 def test_too_few_and_too_many_inputs(runner, demo, came):
+    session = SessionState(demo)
     for function in events(demo):
-        said = call(runner, demo, function, list(came), SessionState(demo))
+        said = call(runner, demo, function, list(came), session)
         assert fault_in(said) == ""
-        if len(came) < len(function.inputs):
-            assert said == (f"“{function.api_name}” takes {len(function.inputs)} values and {len(came)} came; compare it "
-                            "with the API's description.")  # fmt: skip
+        if len(came) < len(function.inputs) and function.fn is not None:
+            assert said.startswith(f"“{function.api_name}” takes {len(function.inputs)} values and {len(came)} came; ")
 
 
 def test_what_happens_in_the_browser_alone(runner, demo):
+    session = SessionState(demo)
     for function in events(demo):
         if function.fn is None:
-            said = call(runner, demo, function, usual(function), SessionState(demo))
+            said = call(runner, demo, function, usual(function), session)
             assert said == f"“{function.api_name}” happens in the browser alone; a program can't call it."
 
 
