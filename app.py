@@ -6,7 +6,6 @@ import argparse
 import gc
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from inspector.lean_gradio import write_no_stubs
@@ -59,17 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="listen on every interface, not on this machine alone, and bound training runs",
     )
     options = parser.parse_args(arguments)
-    # Uploads lie in a folder of this server's own, which goes when it ends; gradio's is everybody's on a machine.
-    with tempfile.TemporaryDirectory(prefix="vlm-inspector-", ignore_cleanup_errors=True) as folder:
-        os.environ.setdefault("GRADIO_TEMP_DIR", folder)
-        # Who stands behind a proxy is told in one place, inspector.persons, and not also by the web server, which
-        # would believe whatever a client on this machine writes.
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-        return serve(options)
-
-
-def serve(options: argparse.Namespace) -> int:
-    """Until it is ended. Exit status 2 where a model is broken."""
+    # Who stands behind a proxy is told in one place, inspector.persons, and not also by the web server, which would
+    # believe whatever a client on this machine writes.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     try:
         store = open_models(options.model)
         demo = build_demo(store, options.public)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from inspector.analysis.layouts import compare_layouts, tell_layouts
 from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
 from inspector.analysis.which_image import study_answer
 from inspector.bounds import format_bounds
+from inspector.facts import write_json
 from inspector.report import report, study_whole
 from model import InputError, load_vlm, open_image
 
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         found = RUNS[options.command](options)
-        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, indent=None)
+        text = found if isinstance(found, str) else write_json(found)
         if options.json in (None, "-"):
             print(text)
         else:

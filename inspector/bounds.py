@@ -25,6 +25,7 @@ class Bounds:
     images: int = _bound(12, 12, "", "images in a prompt")
     turns: int = _bound(6, 6, "", "turns in a prompt")
     text: int = _bound(20_000, 20_000, "characters", "text of one question or answer")
+    field_text: int = _bound(200_000, 200_000, "characters", "text of any field, before it is looked at")
     answer_tokens: int = _bound(128, 512, "tokens", "longest answer that is generated")
     file_bytes: int = _bound(40 * MIB, 40 * MIB, "bytes", "one uploaded file")
     prompt_pixels: int = _bound(300_000_000, 600_000_000, "pixels", "all images of a prompt together")
@@ -62,6 +63,7 @@ class Bounds:
     unpacked_files: int = _bound(20_000, 20_000, "files", "in an archive")
     runs_bytes: int | None = _bound(8 * GIB, None, "bytes", "folders of all runs together")
     cache_hours: float = _bound(2, 24, "h", "uploaded images and made files are kept")
+    made_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "exports, batches and reports that were made and not fetched")
     sweep_s: float = _bound(60, 60, "s", "between two sweeps of what is too old")
 
     # Data of strangers, parsed in a process of their own.

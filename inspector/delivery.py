@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from inspector.files import new_folder
 from model import InputError
 from model.training.runs import ADAPTER, METRICS, MODEL, RECIPE
 
@@ -23,7 +23,7 @@ def pack_run(folder: Path, run: dict[str, Any]) -> Path:
     to run it again. InputError if there is no checkpoint yet."""
     if not (folder / MODEL / "model.safetensors").is_file():
         raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
-    path = Path(tempfile.mkdtemp(prefix="vlm-inspector-run-")) / "run.zip"
+    path = new_folder() / "run.zip"
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for part in (MODEL, ADAPTER):

@@ -13,13 +13,16 @@ from starlette.middleware import Middleware
 from inspector.analysis.command import write_inspect
 from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
-from inspector.analysis.prompt import Prompt, Turn
-from inspector.bounds import Bounds, private_bounds
+from inspector.analysis.prompt import Prompt, Turn, check_count, check_pixels
+from inspector.bounds import Bounds
 from inspector.figures.bounds import show_bounds
 from inspector.figures.markup import show_notes, show_plans
+from inspector.files import handed_over, open_cache, own_folder
+from inspector.image_file import SHELF
 from inspector.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.gate import Gate
+from inspector.server.inputs import read_event
 from inspector.server.turns import Rank, Turns
 from inspector.session import ModelStore, Shown
 from inspector.views import asking as asking_view
@@ -39,18 +42,19 @@ TITLE = "VLM Inspector"
 CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
 JS = Path(__file__).with_name("page.js")
 
+
 def build_ui(
     store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | None = None, open_to_all: bool = False
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
-    runs are kept (a temporary folder if None). ``bounds``: those of a private server if None. ``open_to_all``: whether
-    it may be asked under any host name."""
-    jobs, bounds = jobs or JobTable(), bounds or private_bounds()
-    folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
-    kept = (int(bounds.sweep_s), int(3600 * bounds.cache_hours))
-    with GuardedBlocks(
-        title=TITLE, analytics_enabled=False, delete_cache=kept, fill_width=True, bounds=bounds, open_to_all=open_to_all
-    ) as demo:
+    runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
+    ``open_to_all``: whether it may be asked under any host name."""
+    jobs, bounds = jobs or JobTable(), bounds or Bounds()
+    open_cache()
+    folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
+    kept = int(bounds.sweep_s), int(bounds.cache_hours * 3600)
+    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": kept, "fill_width": True}
+    with GuardedBlocks(bounds, open_to_all, title=TITLE, **options) as demo:
         turns = demo.turns
         store.watch(turns.before_block)
         header = header_view.build_header(TITLE)
@@ -62,7 +66,7 @@ def build_ui(
         examples = prompt_view.build_examples()
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
-                prompt = prompt_view.build_prompt(store, examples)
+                prompt = prompt_view.build_prompt(store, examples, bounds)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
                 results = build_results()
                 with gr.Tabs():
@@ -79,12 +83,12 @@ def build_ui(
         _wire_prompt(store, prompt)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
         asking_view.wire_asking(page, store, demo, folder)
-        _wire_results(store, turns, results, attention, batch, shown)
-        _wire_header(store, header, shown)
+        _wire_results(store, turns, results, attention, batch, shown, bounds)
+        _wire_header(store, header, shown, bounds)
         which_view.wire_which_image(which, store, shown, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
-        gr.api(turns.run(Rank.ASK, _inspect_api(store)), api_name="inspect", concurrency_id=Rank.ASK.place)
+        gr.api(turns.run(Rank.ASK, _inspect_api(store, bounds)), api_name="inspect", concurrency_id=Rank.ASK.place)
     return demo
 
 
@@ -134,24 +138,25 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     def added(
         model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list
     ) -> tuple[Any, str, str, list]:
-        return changed(model, [*(gallery or []), *((path, None) for path in files)], history)
+        return changed(model, [*(gallery or []), *((path, None) for path in files or [])], history)
 
     view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
 
     def place(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         try:
-            return changed(model, prompt_view.place_image(gallery, int(event.start), int(event.stop)), history)
+            return changed(model, prompt_view.place_image(gallery, read_event(event, "start", int),
+                           read_event(event, "stop", int)), history)  # fmt: skip
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     def remove(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
-        return changed(model, prompt_view.remove_image(gallery, int(event.index)), history)
+        return changed(model, prompt_view.remove_image(gallery, read_event(event, "index", int)), history)
 
     for event, change, name in ((view.plans.move, place, "place_image"), (view.plans.remove, remove, "remove_image")):
         event(change, [view.model, view.gallery, view.history], images, api_name=name, **free)
 
     def refuse(event: gr.EventData) -> str:
-        return prompt_view.refuse_files(event.files)
+        return prompt_view.refuse_files(read_event(event, "files", list))
 
     view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **in_turn)
 
@@ -187,6 +192,7 @@ def _wire_results(
     attention: attention_view.AttentionView,
     batch: batch_view.BatchView,
     shown: gr.State,
+    bounds: Bounds,
 ) -> None:
     def on_plots(page: Shown | None, own_scale: bool) -> list[Any]:
         return [gr.skip()] * len(attention.plots) if page is None else attention_view.draw(page.attention, own_scale)
@@ -226,7 +232,7 @@ def _wire_results(
 
     def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,
                   event: gr.EventData) -> list[Any]:  # fmt: skip
-        return look(page, int(event.position), layer, head, own_row, exclude_sinks, own_scale)
+        return look(page, read_event(event, "position", int), layer, head, own_row, exclude_sinks, own_scale)
 
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
         return look(page, 0 if page is None else page.selected, *options)
@@ -245,7 +251,9 @@ def _wire_results(
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:
             raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
-        return gr.update(value=write_files(store.get(page.model), page.inspection, arrangement), visible=True)
+        with handed_over(bounds) as folder:
+            files = write_files(store.get(page.model), page.inspection, arrangement, folder)
+        return gr.update(value=files, visible=True)
 
     batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
 
@@ -260,13 +268,17 @@ def _wire_results(
     reader.click(read_tokens, shown, tokens, api_name="tokens", concurrency_limit=None)
 
 
-def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State) -> None:
+def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.State, bounds: Bounds) -> None:
     nothing = show_notes(["There is nothing to take away yet; ask something first."])
 
     def export(page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), nothing
-        return write_facts(store.get(page.model), page.inspection, page.attention), ""
+        try:
+            with handed_over(bounds) as folder:
+                return write_facts(store.get(page.model), page.inspection, page.attention, folder), ""
+        except InputError as error:
+            return gr.skip(), show_notes([str(error)])
 
     def share(page: Shown | None) -> tuple[Any, str]:
         if page is None:
@@ -288,7 +300,7 @@ def _path_of(image: Any) -> str:
     return str(image["path"] if isinstance(image, dict) else image.path)
 
 
-def _inspect_api(store: ModelStore) -> Any:
+def _inspect_api(store: ModelStore, bounds: Bounds) -> Any:
     def inspect(
         images: list[gr.FileData],
         questions: list[str],
@@ -301,9 +313,12 @@ def _inspect_api(store: ModelStore) -> Any:
         images-first, per-turn, packed."""
         try:
             vlm = store.get(model or store.names[0])
-            opened = tuple(open_image(_path_of(image)) for image in images)
-            asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask)  # type: ignore[arg-type]
-            inspection = ask_and_inspect(vlm, asked, GenerationSettings(max_new_tokens=max_new_tokens))
+            settings = GenerationSettings(max_new_tokens, bounds=bounds)
+            check_count(len(images), bounds)
+            opened = tuple(SHELF.find(_path_of(image)) for image in images)
+            check_pixels(opened, bounds)
+            asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask, bounds)  # type: ignore[arg-type]
+            inspection = ask_and_inspect(vlm, asked, settings)
             row = inspection.row_that_chose(inspection.first_answer_position)
             return describe(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:

@@ -30,6 +30,8 @@ from model.vlm import VLM
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HEAD, _EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
+_MOST_TOKENIZER_BYTES = 200 << 20
+"""Of a tokenizer.json; those of the largest vocabularies have 35 million."""
 
 
 def load_vlm(
@@ -43,7 +45,7 @@ def load_vlm(
 
     ``source``: ``"embedded"`` (the one that ships with the repo), a folder, or a hub id ``owner/name``. ``tokenizer``
     overrides where the tokenizer comes from; by default the folder's own, else one named ``lm_tokenizer`` beside it.
-    InputError if anything is missing, extra or of another shape; nothing is ever left at random.
+    InputError if anything is missing, extra, of another shape or no finite number; nothing is ever left at random.
     """
     folder, local = _find_folder(source)
     config = VLMConfig.read(folder / CONFIG)
@@ -56,12 +58,16 @@ def load_vlm(
             f"The tokenizer has {len(tokenizer)} tokens and lm_vocab_size is {config.lm_vocab_size}; "
             "it is not this checkpoint's tokenizer."
         )
+    _check_ids(config, tokenizer)
     state = _read_weights(folder, config)
     vlm = empty_vlm(config, tokenizer)
     _check_keys(vlm, state, folder)
-    _fill(vlm, {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+    angles = state["decoder.rotary_embd.inv_freq"].float()
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    _check_numbers(state, folder)
+    _fill(vlm, state)
     # Rotary angles need float32 whatever the weights are.
-    vlm.decoder.rotary_embd.inv_freq = state["decoder.rotary_embd.inv_freq"].float()
+    vlm.decoder.rotary_embd.inv_freq = angles
     return vlm.to(device).eval()
 
 
@@ -127,7 +133,11 @@ def _find_tokenizer(folder: Path, config: VLMConfig, local: bool) -> str | Path:
     # Only the last part of the name: a configuration must not point anywhere else on the disk.
     name = Path(config.lm_tokenizer).name
     for candidate in (folder, folder / name, folder.parent / name):
-        if (candidate / "tokenizer.json").is_file():
+        if (file := candidate / "tokenizer.json").is_file():
+            if (size := file.stat().st_size) > _MOST_TOKENIZER_BYTES:
+                raise InputError(
+                    f"{file} has {size:,} bytes; at most {_MOST_TOKENIZER_BYTES:,} are read, it is no tokenizer's."
+                )
             return candidate
     if local:
         raise InputError(
@@ -146,16 +156,41 @@ def _read_weights(folder: Path, config: VLMConfig) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # The last four: kinds of numbers that this torch doesn't know, and shapes that overflow.
         raise InputError(f"{path} can't be read ({error}); it may be cut off, fetch it again.") from error
     if config.lm_tie_weights:
         # nanoVLM drops one of the two names when saving; which one has changed between versions.
-        if _HEAD in state and _EMBEDDING in state and not torch.equal(state[_HEAD], state[_EMBEDDING]):
+        both = [torch.nan_to_num(state[name]) for name in (_HEAD, _EMBEDDING) if name in state]  # NaN is named later
+        if len(both) == 2 and not torch.equal(*both):
             raise InputError(f"{path} has different {_HEAD} and {_EMBEDDING}, but lm_tie_weights says they are one.")
         for name, twin in ((_EMBEDDING, _HEAD), (_HEAD, _EMBEDDING)):
             if name not in state and twin in state:
                 state[name] = state[twin]
     return state
+
+
+def _check_ids(config: VLMConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A vocabulary may leave out ids, so that its largest is beyond its size."""
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= config.lm_vocab_size}
+    if beyond:
+        token, number = max(beyond.items(), key=lambda item: item[1])
+        raise InputError(
+            f"The tokenizer gives “{token[:40]}” the id {number} and lm_vocab_size is {config.lm_vocab_size}; "
+            "it is not this checkpoint's tokenizer."
+        )
+
+
+def _check_numbers(state: Mapping[str, Tensor], folder: Path) -> None:
+    faults = []
+    for name, tensor in sorted(state.items()):
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            faults.append(f"{name} ({bad:,} of {tensor.numel():,})")
+    if faults:
+        raise InputError(
+            f"The weights in {folder} hold values that are no finite numbers (NaN or infinite): {_shorten(faults)}. "
+            "The training that made them diverged or the file is damaged; use another checkpoint."
+        )
 
 
 def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
@@ -165,8 +200,11 @@ def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
     extra = sorted(found.keys() - wanted.keys())
     shapes = [f"{name} is {found[name]} and should be {wanted[name]}"
               for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]  # fmt: skip
+    kinds = [f"{name} is {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in sorted(state.items())
+             if name in wanted and not tensor.is_floating_point()]  # fmt: skip
     faults = [f"{title}: {_shorten(names)}" for title, names in
-              (("missing", missing), ("not wanted", extra), ("of another shape", shapes)) if names]  # fmt: skip
+              (("missing", missing), ("not wanted", extra), ("of another shape", shapes),
+               ("no floating-point numbers", kinds)) if names]  # fmt: skip
     if faults:
         raise InputError(
             f"The weights in {folder} don't fit its config.json; {'; '.join(faults)}. "

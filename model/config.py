@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.errors import InputError
+from model.values import is_number, is_whole, name_value
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,18 @@ Generation = Literal["v0.1", "v0.2", "2025-07", "2025-08"]
 
 # Written by older versions and read by none of their code paths.
 _OBSOLETE_KEYS = frozenset({"lm_eos_token_id"})
+
+# Far beyond what any model of this kind has, and small enough that nothing of such a size has to be built, or drawn to
+# the end, before it can be compared with the weights.
+_LARGEST = {
+    "vit_hidden_dim": 65_536, "vit_inter_dim": 262_144, "vit_patch_size": 4_096, "vit_img_size": 8_192,
+    "vit_n_heads": 1_024, "vit_n_blocks": 1_024, "lm_hidden_dim": 65_536, "lm_inter_dim": 262_144,
+    "lm_n_heads": 1_024, "lm_n_kv_heads": 1_024, "lm_n_blocks": 1_024, "lm_vocab_size": 4_194_304,
+    "lm_max_position_embeddings": 16_777_216, "mp_pixel_shuffle_factor": 64, "max_img_size": 32_768,
+}  # fmt: skip
+_MOST_WEIGHTS = 200_000_000_000
+_MOST_BYTES = 4 << 20
+"""Of a config.json; the longest of nanoVLM's has 4,000."""
 
 
 def region_tokens(rows: int, cols: int) -> dict[str, str]:
@@ -102,35 +116,52 @@ class VLMConfig:
             if not ok:
                 raise InputError(f"The configuration contradicts itself: {sentence}. Correct config.json.")
 
-        for name in ("vit_hidden_dim", "vit_patch_size", "vit_img_size", "vit_n_heads", "vit_n_blocks", "vit_inter_dim",
-                     "lm_hidden_dim", "lm_inter_dim", "lm_n_heads", "lm_n_kv_heads", "lm_n_blocks", "lm_vocab_size",
-                     "lm_max_position_embeddings", "mp_pixel_shuffle_factor", "max_img_size"):  # fmt: skip
+        for name, most in _LARGEST.items():
             value = getattr(self, name)
-            need(isinstance(value, int) and value > 0, f"{name} is {value!r} and must be a positive integer")
-        for name in ("vit_ln_eps", "lm_rms_eps", "lm_re_base", "vit_dropout", "lm_dropout"):
+            need(is_whole(value) and value > 0, f"{name} is {name_value(value)} and must be a positive integer")
+            need(value <= most, f"{name} is {name_value(value)} and may be {most:,} at most")
+        for name in ("vit_ln_eps", "lm_rms_eps", "lm_re_base"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            need(number, f"{name} is {value!r} and must be a number")
+            need(is_number(value) and value > 0, f"{name} is {name_value(value)} and must be a number above 0")
+        for name in ("vit_dropout", "lm_dropout"):
+            value = getattr(self, name)
+            need(is_number(value) and 0 <= value < 1, f"{name} is {name_value(value)} and must be from 0 to below 1")
         for name in ("vit_cls_flag", "lm_tie_weights", "resize_to_max_side_len"):
-            need(isinstance(getattr(self, name), bool), f"{name} is {getattr(self, name)!r} and must be true or false")
+            value = getattr(self, name)
+            need(isinstance(value, bool), f"{name} is {name_value(value)} and must be true or false")
+        need(isinstance(self.lm_tokenizer, str), f"lm_tokenizer is {name_value(self.lm_tokenizer)} and must be text")
         template = self.lm_chat_template
-        need(template is None or isinstance(template, str), f"lm_chat_template is {template!r} and must be text")
+        need(template is None or isinstance(template, str), f"lm_chat_template is {name_value(template)} and must be "
+             "text")  # fmt: skip
+        for token in self.vlm_extra_tokens.items():
+            need(all(isinstance(part, str) and part for part in token), f"vlm_extra_tokens has the entry "
+                 f"{name_value(token)}; each must give a name its token, both text")  # fmt: skip
+        eos = self.extra.get("lm_eos_token_id")
+        need(eos is None or (is_whole(eos) and 0 <= eos < self.lm_vocab_size),
+             f"lm_eos_token_id is {name_value(eos)} and must be a token of the vocabulary")  # fmt: skip
         need(self.vit_hidden_dim % self.vit_n_heads == 0,
              f"vit_hidden_dim {self.vit_hidden_dim} is not a multiple of vit_n_heads {self.vit_n_heads}")  # fmt: skip
         need(self.lm_hidden_dim % self.lm_n_heads == 0,
              f"lm_hidden_dim {self.lm_hidden_dim} is not a multiple of lm_n_heads {self.lm_n_heads}")  # fmt: skip
+        need(self.head_dim % 2 == 0, f"a head of the language model is {self.head_dim} wide and must be even, for its "
+             "positions are turned in pairs")  # fmt: skip
         need(self.lm_n_heads % self.lm_n_kv_heads == 0,
              f"lm_n_heads {self.lm_n_heads} is not a multiple of lm_n_kv_heads {self.lm_n_kv_heads}")  # fmt: skip
         need(self.vit_img_size % (self.vit_patch_size * self.mp_pixel_shuffle_factor) == 0,
              f"a tile of {self.vit_img_size} px does not divide into patches of {self.vit_patch_size} px "
              f"shuffled by {self.mp_pixel_shuffle_factor}")  # fmt: skip
         need(self.mp_image_token_length == self.cells_per_side**2,
-             f"mp_image_token_length is {self.mp_image_token_length} where the tile gives "
+             f"mp_image_token_length is {name_value(self.mp_image_token_length)} where the tile gives "
              f"({self.vit_img_size} / {self.vit_patch_size} / {self.mp_pixel_shuffle_factor})² = "
              f"{self.cells_per_side**2} image tokens")  # fmt: skip
+        need(not self.splits_images or self.max_img_size % self.vit_img_size == 0,
+             f"max_img_size {self.max_img_size} is not a multiple of vit_img_size {self.vit_img_size}, so that an "
+             "image of that size can't be cut into tiles")  # fmt: skip
         need(not self.vit_cls_flag, "vit_cls_flag is true, but the projector has no place for a class token")
         need(self.generation == "v0.1" or "image_token" in self.vlm_extra_tokens,
              "vlm_extra_tokens names no image_token")  # fmt: skip
+        need(self.weights <= _MOST_WEIGHTS, f"its sizes make {self.weights:.1e} weights and {_MOST_WEIGHTS:.0e} are "
+             "the most that this code builds")  # fmt: skip
 
     @cached_property
     def cells_per_side(self) -> int:
@@ -153,6 +184,19 @@ class VLMConfig:
     def head_dim(self) -> int:
         """Width of one attention head of the language model."""
         return self.lm_hidden_dim // self.lm_n_heads
+
+    @property
+    def weights(self) -> int:
+        """How many weights the matrices have; vectors such as norms and biases are left out."""
+        vit, lm = self.vit_hidden_dim, self.lm_hidden_dim
+        patches = (self.vit_img_size // self.vit_patch_size) ** 2
+        encoder = vit * (3 * self.vit_patch_size**2 + patches) + self.vit_n_blocks * vit * (
+            4 * vit + 2 * self.vit_inter_dim
+        )
+        projector = vit * self.mp_pixel_shuffle_factor**2 * lm
+        attention = lm * 2 * (lm + self.head_dim * self.lm_n_kv_heads)
+        vocabularies = self.lm_vocab_size * (1 if self.lm_tie_weights else 2)
+        return encoder + projector + lm * vocabularies + self.lm_n_blocks * (attention + 3 * lm * self.lm_inter_dim)
 
     @property
     def splits_images(self) -> bool:
@@ -214,28 +258,40 @@ class VLMConfig:
         values.setdefault("resize_to_max_side_len", False)
         if "max_img_size" not in values:
             values["max_img_size"] = values["vit_img_size"]
-        try:
-            factor = values.setdefault("mp_pixel_shuffle_factor", 2)
+        for name, kind in (("vit_img_size", int), ("vit_patch_size", int), ("mp_pixel_shuffle_factor", int),
+                           ("lm_base_vocab_size", int), ("lm_vocab_size", int), ("extra_token_amount", int),
+                           ("vlm_extra_tokens", Mapping)):  # fmt: skip
+            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+                wanted = "a whole number" if kind is int else "an object of token names"
+                raise InputError(
+                    f"config.json has a value of the wrong type: {name} is {name_value(values[name])} and must be "
+                    f"{wanted}. Compare it with nanoVLM's."
+                )
+        factor = values.setdefault("mp_pixel_shuffle_factor", 2)
+        if min(values["vit_patch_size"], factor) > 0:
             side = values["vit_img_size"] // values["vit_patch_size"] // factor
             values.setdefault("mp_image_token_length", side * side)
-            extra_tokens = len(values["vlm_extra_tokens"])
-            values.setdefault("extra_token_amount", extra_tokens)
-            vocab_size = values.setdefault("lm_vocab_size", values.get("lm_base_vocab_size", 49152) + extra_tokens)
-            values.setdefault("lm_base_vocab_size", vocab_size - values["extra_token_amount"])
-            return cls(**values, generation=generation, extra=unknown)
-        except (TypeError, ZeroDivisionError, AttributeError) as error:
-            raise InputError(
-                f"config.json has a value of the wrong type ({error}); compare it with nanoVLM's."
-            ) from error
+        extra_tokens = len(values["vlm_extra_tokens"])
+        values.setdefault("extra_token_amount", extra_tokens)
+        vocab_size = values.setdefault("lm_vocab_size", values.get("lm_base_vocab_size", 49152) + extra_tokens)
+        values.setdefault("lm_base_vocab_size", vocab_size - values["extra_token_amount"])
+        return cls(**values, generation=generation, extra=unknown)
 
     @classmethod
     def read(cls, path: Path) -> VLMConfig:
         """From a ``config.json``. InputError if the file is missing or is no JSON object."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            if (size := path.stat().st_size) > _MOST_BYTES:
+                raise InputError(f"{path} has {size:,} bytes; a config.json of nanoVLM's is much smaller, fetch it.")
+            text = path.read_text(encoding="utf-8")
+            return cls.from_dict(json.loads(text, parse_constant=_refuse_number, parse_float=_read_float))
         except FileNotFoundError:
             raise InputError(f"{path.parent} has no {path.name}; a nanoVLM checkpoint folder holds one.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{path} can't be read ({error.strerror}); check the folder.") from error
+        except (ValueError, RecursionError) as error:  # no text, no JSON, a number of 5,000 digits, endless nesting
             raise InputError(f"{path} is not valid JSON ({error}); it may be cut off, fetch it again.") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,3 +311,14 @@ class VLMConfig:
         for name in dropped:
             del values[name]
         return {**values, **self.extra}
+
+
+def _refuse_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value

@@ -12,6 +12,7 @@ from torch import Tensor
 from model.errors import InputError
 from model.language import KVCache, build_mask
 from model.tap import Tap
+from model.values import is_number, is_whole, name_value
 
 if TYPE_CHECKING:
     from model.collator import Batch
@@ -43,6 +44,43 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
     return logits
 
 
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(``logits`` / ``temperature``) over the last dimension, for every temperature above 0."""
+    tempered = logits / temperature
+    if not bool(tempered.amax(dim=-1).isfinite().all()):
+        # Beyond what a float32 holds; only the distances to the largest matter, and those may go to infinity.
+        tempered = (logits - logits.amax(dim=-1, keepdim=True)).double() / temperature
+    return tempered.softmax(dim=-1).to(logits.dtype)
+
+
+def check_logits(logits: Tensor) -> None:
+    """InputError if any is NaN or infinite: nothing that is worked out from such logits means anything."""
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            "The model's output is no finite number any more (NaN or infinite), so its weights are too large or "
+            "damaged; use another checkpoint."
+        )
+
+
+def check_sampling(
+    temperature: float, top_k: int | None = None, top_p: float | None = None, seed: int | None = None
+) -> None:
+    """InputError for what nothing can be drawn with."""
+    checks = (
+        (is_number(temperature) and temperature >= 0,
+         f"The temperature is {name_value(temperature)}; it must be 0 (greedy) or more."),
+        (top_k is None or (is_whole(top_k) and top_k >= 0),
+         f"top-k is {name_value(top_k)}; it must be a whole number, 0 (off) or more."),
+        (top_p is None or (is_number(top_p) and 0 <= top_p <= 1),
+         f"top-p is {name_value(top_p)}; it must be above 0 and at most 1 (off)."),
+        (seed is None or (is_whole(seed) and 0 <= seed < 2**64),
+         f"The seed is {name_value(seed)}; it must be a whole number from 0 to 2⁶⁴ − 1."),
+    )  # fmt: skip
+    for ok, sentence in checks:
+        if not ok:
+            raise InputError(sentence)
+
+
 @torch.no_grad()
 def generate_batch(
     vlm: VLM,
@@ -61,10 +99,12 @@ def generate_batch(
     token, at ``max_new_tokens``, or at the model's length. A row that has ended repeats the end token with log-
     probability 0. ``temperature`` 0 is greedy; else tokens are drawn from softmax(filtered / temperature), the filter
     being applied before the temperature as upstream does. ``seed`` None draws a fresh one. ``use_cache=False``
-    recomputes everything each step; the answers agree. InputError if the prompt leaves no room.
+    recomputes everything each step; the answers agree. InputError if the prompt leaves no room, for numbers that
+    nothing can be drawn with, and if the model's own are no numbers any more.
     """
-    if temperature < 0:
-        raise InputError(f"The temperature is {temperature}; it must be 0 (greedy) or more.")
+    check_sampling(temperature, top_k, top_p, seed)
+    if not is_whole(max_new_tokens):
+        raise InputError(f"The answer may be {name_value(max_new_tokens)} tokens long; give a whole number.")
     if tap is not None and tap.reader is not None:
         raise ValueError("A reader reads one whole pass; read the finished row instead of every step.")
     limit = vlm.config.lm_max_position_embeddings
@@ -95,11 +135,12 @@ def generate_batch(
         positions = torch.arange(keys - queries, keys, device=embeds.device).expand(rows, -1)
         hidden = vlm.decoder(inputs, mask, positions, cache=cache, tap=tap)
         logits = vlm.decoder.head(hidden[:, -1]).float()
+        check_logits(logits)
         logprobs = logits.log_softmax(dim=-1)
         if temperature == 0:
             token_ids = logits.argmax(dim=-1)
         else:
-            probabilities = (filter_logits(logits, top_k, top_p) / temperature).softmax(dim=-1)
+            probabilities = temper(filter_logits(logits, top_k, top_p), temperature)
             token_ids = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
         chosen = logprobs.gather(-1, token_ids[:, None])[:, 0].masked_fill(ended, 0.0)
         token_ids = token_ids.masked_fill(ended, eos)

@@ -26,7 +26,7 @@ def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTr
             str(source), extra_special_tokens=dict(extra_tokens), local_files_only=Path(source).is_dir()
         )
     except Exception as error:  # the hub, the file system and the parser each raise their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"No tokenizer could be read from “{source}” ({reason}); put its tokenizer.json there."
         ) from error

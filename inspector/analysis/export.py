@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.inspection import Inspection, describe, training_batch
+from inspector.facts import write_json
 from model import VLM, Batch, Sample
 
 
-def write_files(vlm: VLM, inspection: Inspection, arrangement: str) -> list[str]:
-    """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too)."""
+def write_files(vlm: VLM, inspection: Inspection, arrangement: str, folder: Path) -> list[str]:
+    """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too) in ``folder``. OSError
+    if they can't be written."""
     batch, samples = training_batch(vlm, inspection, arrangement)
-    folder = Path(tempfile.mkdtemp(prefix="batch-"))
-    (folder / "batch.json").write_text(json.dumps(_facts(batch, samples), ensure_ascii=False), encoding="utf-8")
+    (folder / "batch.json").write_text(write_json(_facts(batch, samples)), encoding="utf-8")
     tensors = {name: value.contiguous() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    save_file(tensors, folder / "batch.safetensors")
+    try:
+        save_file(tensors, folder / "batch.safetensors")
+    except SafetensorError as error:
+        raise OSError(0, str(error).splitlines()[0]) from error
     return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
 
 
-def write_facts(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> str:
-    """inspection.json: what ``python -m inspector inspect`` prints, for the token whose attention is shown."""
-    path = Path(tempfile.mkdtemp(prefix="inspection-")) / "inspection.json"
-    path.write_text(json.dumps(describe(vlm, inspection, attention), ensure_ascii=False) + "\n", encoding="utf-8")
+def write_facts(vlm: VLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:
+    """inspection.json in ``folder``: what ``python -m inspector inspect`` prints, for the token whose attention is
+    shown. OSError if it can't be written."""
+    path = folder / "inspection.json"
+    path.write_text(write_json(describe(vlm, inspection, attention)) + "\n", encoding="utf-8")
     return str(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,32 +12,38 @@ import torch
 from inspector.analysis.attention import AttentionMap, read_attention
 from inspector.analysis.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.analysis.tokens import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
+from inspector.bounds import Bounds
 from model import VLM, Batch, InputError, Sample, collate
+from model.generate import check_logits, check_sampling
+from model.values import is_number, is_whole, name_value
+
+MAX_TEMPERATURE = 5
+"""Beyond it every answer is noise."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``seed`` matters only when sampling."""
+    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``seed`` matters only when sampling. InputError
+    for more than the server's ``bounds``, and for what is no such number."""
 
     max_new_tokens: int = 32
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    bounds: Bounds = field(default=Bounds(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks = (
-            (
-                1 <= self.max_new_tokens <= 512,
-                f"The answer may be {self.max_new_tokens} tokens long; allowed are 1 to 512.",
-            ),
-            (0 <= self.temperature <= 5, f"The temperature is {self.temperature}; allowed are 0 (greedy) to 5."),
-            (self.top_k >= 0, f"top-k is {self.top_k}; it must be 0 (off) or more."),
-            (0 < self.top_p <= 1, f"top-p is {self.top_p}; it must be above 0 and at most 1 (off)."),
-        )
-        for ok, sentence in checks:
-            if not ok:
-                raise InputError(sentence)
+        longest = self.bounds.answer_tokens
+        if not (is_whole(self.max_new_tokens) and 1 <= self.max_new_tokens <= longest):
+            raise InputError(f"The answer may be {name_value(self.max_new_tokens)} tokens long; allowed are 1 to "
+                             f"{longest}.")  # fmt: skip
+        if not (is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
+            raise InputError(f"The temperature is {name_value(self.temperature)}; allowed are 0 (greedy) to "
+                             f"{MAX_TEMPERATURE}.")  # fmt: skip
+        check_sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        if self.top_p == 0:
+            raise InputError("top-p is 0; it must be above 0 and at most 1 (off).")
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,9 @@ def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ..
     """One pass over the prompt as it stands, answers included."""
     row = prepare_row(vlm, prompt)
     batch = vlm.collate([row], document_mask=prompt.document_mask)
-    losses = token_losses(vlm(batch)[0], row)
+    logits = vlm(batch)[0]
+    check_logits(logits)
+    losses = token_losses(logits, row)
     samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
     ids = row.input_ids.tolist()
     faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)

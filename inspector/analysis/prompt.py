@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
 
 from inspector.bounds import Bounds
 from inspector.image_file import ImageFile, PromptImage, process_prompt_image
 from model import VLM, Conversation, InputError, Message, ProcessedImage, Sample, pack_samples
+from model.values import name_value
 
 T = TypeVar("T")
 
 Layout = Literal["images-first", "per-turn", "packed"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
-MAX_IMAGES = 12
-MAX_TEXT = 20_000
-"""Characters of one question or answer; more would only meet the model's length later."""
+MAX_IMAGES = Bounds().images
 
 
 @dataclass(frozen=True)
@@ -32,33 +31,44 @@ class Turn:
 class Prompt:
     """``layout``: *images-first* puts every image before the first question, as nanoVLM does; *per-turn* gives image
     i to turn i; *packed* makes a sample of each image with its turn and puts them into one row. What is left over
-    (images or turns) joins the last. ``document_mask`` keeps packed samples from seeing one another."""
+    (images or turns) joins the last. ``document_mask`` keeps packed samples from seeing one another. ``bounds`` are the
+    server's: a prompt that is made from this one stays within them."""
 
     images: tuple[PromptImage, ...]
     turns: tuple[Turn, ...]
     layout: Layout = "images-first"
     document_mask: bool = False
+    bounds: Bounds = field(default=Bounds(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        bounds = self.bounds
         if self.layout not in LAYOUTS:
-            raise InputError(f"The layout is “{self.layout}”; choose one of {', '.join(LAYOUTS)}.")
-        if len(self.images) > MAX_IMAGES:
-            raise InputError(f"There are {len(self.images)} images; at most {MAX_IMAGES} fit one prompt, remove some.")
-        if not self.turns or not any(turn.user.strip() for turn in self.turns):
+            raise InputError(f"The layout is {name_value(self.layout)}; choose one of {', '.join(LAYOUTS)}.")
+        if not isinstance(self.document_mask, bool):
+            raise InputError(f"The document mask is {name_value(self.document_mask)}; it must be true or false.")
+        check_count(len(self.images), bounds)
+        if len(self.turns) > bounds.turns:
+            raise InputError(f"There are {len(self.turns):,} turns; at most {bounds.turns} fit one prompt, remove "
+                             "some.")  # fmt: skip
+        for number, turn in enumerate(self.turns, start=1):
+            for text in (turn.user, turn.assistant):
+                _check_text(text, number, bounds)
+        if not any(turn.user.strip() for turn in self.turns):
             raise InputError("There is no question; write one and press Ask.")
         for number, turn in enumerate(self.turns, start=1):
             if not turn.user.strip():
                 raise InputError(f"Turn {number} has no question; write one or remove the turn.")
-            for text in (turn.user, turn.assistant):
-                if len(text) > MAX_TEXT:
-                    raise InputError(
-                        f"Turn {number} has {len(text):,} characters of text; at most {MAX_TEXT:,} are allowed."
-                    )
 
     def with_answer(self, index: int, answer: str) -> Prompt:
         turns = list(self.turns)
         turns[index] = replace(turns[index], assistant=answer)
         return replace(self, turns=tuple(turns))
+
+
+def check_count(images: int, bounds: Bounds) -> None:
+    """InputError for more images than a prompt holds; asked before any of them is opened, too."""
+    if images > bounds.images:
+        raise InputError(f"There are {images:,} images; at most {bounds.images} fit one prompt, remove some.")
 
 
 def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
@@ -69,6 +79,21 @@ def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
         raise InputError(f"The images have {total / 1e6:,.0f} million pixels together; at most "
                          f"{bounds.prompt_pixels / 1e6:,.0f} million fit one prompt, scale them down or remove some."
                          )  # fmt: skip
+
+
+def check_length(text: str, what: str, bounds: Bounds) -> None:
+    """InputError, about ``what``, for more text than a question or an answer may have."""
+    if len(text) > bounds.text:
+        raise InputError(f"{what} has {len(text):,} characters of text; at most {bounds.text:,} are allowed.")
+
+
+def _check_text(text: object, turn: int, bounds: Bounds) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"Turn {turn} has {name_value(text)} for a text; write its question and answer as text.")
+    check_length(text, f"Turn {turn}", bounds)
+    # JSON can hold half of a pair of UTF-16; nothing that is sent or written in UTF-8 can.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"Turn {turn} holds half a character (a lone surrogate), which is no text; remove it.")
 
 
 def images_of_turns(prompt: Prompt) -> tuple[tuple[PromptImage, ...], ...]:

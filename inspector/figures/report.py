@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from inspector.analysis.inspection import Inspection
+from inspector.facts import write_json
 from inspector.figures.charts import thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_answer, visible
@@ -80,7 +80,7 @@ def write_report(
 <h2>Tokens</h2>{show_row(inspection)}
 <h2>Tests</h2>{"".join(panels)}
 <h2>Numbers</h2><details><summary>Everything above as JSON</summary>
-<pre class="rp-json" tabindex="0">{escape(json.dumps(facts, ensure_ascii=False, indent=1))}</pre></details>
+<pre class="rp-json" tabindex="0">{escape(write_json(facts, indent=1))}</pre></details>
 </main></body></html>
 """
 

@@ -6,14 +6,14 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from inspector.bounds import Bounds
+from inspector.files import open_cache
 from inspector.server.admission import admit_files
+from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
 from inspector.server.queue import FairQueue
 from inspector.server.sweeper import sweep_for_ever
@@ -21,16 +21,15 @@ from inspector.server.turns import Turns
 from model import InputError
 
 
-class GuardedBlocks(gr.Blocks):
+class GuardedBlocks(StrictBlocks):
     """``bounds``: what this server gives. ``open_to_all``: whether it may be asked under any name, as a public server
     is; one for this machine alone answers to this machine's names."""
 
-    def __init__(self, *args: Any, bounds: Bounds, open_to_all: bool, **named: Any) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Bounds, open_to_all: bool, **options: Any) -> None:
         self.open_to_all = open_to_all
         self.open_pages = Pages()
         self.turns = Turns()
-        super().__init__(*args, **named)
+        super().__init__(bounds, **options)
 
     @classmethod
     def get_block_name(cls) -> str:
@@ -56,19 +55,17 @@ class GuardedBlocks(gr.Blocks):
         """As gradio's, with so many pages as the bounds say."""
         return super().launch(*args, **{"state_session_capacity": self.bounds.sessions, **named})
 
-    async def preprocess_data(
-        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
-    ) -> list[Any]:
-        """As gradio's, after a look at every file that the event names."""
-        if not explicit_call:
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
+        """As gradio's, after a look at every file that the event names. The later steps of a stream bring none."""
+        if options.get("iterator") is None and not options.get("explicit_call"):
             try:
-                admitted = admit_files(inputs, Path(get_upload_folder()))
+                admitted = admit_files(inputs, open_cache())
             except InputError as error:
                 raise gr.Error(str(error), print_exception=False) from error
             for path in admitted:
                 with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
                     os.utime(path)  # gradio deletes files by how long ago they changed; this one is in use
-        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        return await super().process_api(block_fn, inputs, *args, **options)
 
 
 @asynccontextmanager

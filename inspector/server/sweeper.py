@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from inspector.files import open_cache, own_folder
+
 EMPTY_S = 60.0
 """A folder that was emptied, or made for an upload that is still coming, stays so long."""
 
@@ -32,8 +34,8 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             await asyncio.sleep(blocks.bounds.sweep_s)
             if sweep_pages(blocks):
                 await asyncio.to_thread(return_memory)
-            if folder := os.environ.get("GRADIO_TEMP_DIR"):
-                await asyncio.to_thread(sweep_files, Path(folder), 3600 * blocks.bounds.cache_hours)
+            if open_cache().is_relative_to(own_folder()):  # elsewhere it is perhaps not ours alone
+                await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
 
     sweeping = asyncio.create_task(repeat())
     try:

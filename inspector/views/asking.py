@@ -63,8 +63,8 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
         settings_values, values = values[:settings_count], values[settings_count:]
         texts, options = values[: 2 * prompt_view.MAX_TURNS], values[2 * prompt_view.MAX_TURNS :]
         try:
-            settings = prompt_view.read_settings(settings_values)
-            asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts)
+            settings = prompt_view.read_settings(settings_values, prompt.bounds)
+            asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts, prompt.bounds)
             yield from stream(Answering(model, asked, tuple(names), settings, ((),) * len(asked.turns)), options)
         except InputError as error:
             yield [show_notes([str(error)]), gr.skip(), None, *rest]

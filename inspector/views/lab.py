@@ -16,6 +16,7 @@ from inspector.analysis.structure import RowStructure
 from inspector.figures.lab import show_board, show_lab
 from inspector.figures.markup import show_notes
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.inputs import read_event
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.widgets import ChoiceBoard
@@ -110,7 +111,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     limits: list[Any] = [view.rows, view.layers, view.heads]
 
     def choose(page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
-        things = [str(thing) for thing in event.things][:200]
+        things = [thing for thing in read_event(event, "things", list) if isinstance(thing, str)][:200]
         return things, compose(page, things, rows, layers, heads)
 
     # None of several quick choices may be dropped, as gradio does while one is on its way.

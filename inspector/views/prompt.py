@@ -10,19 +10,23 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.inspection import GenerationSettings
-from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, check_pixels
+from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_info, show_notes, show_plans
 from inspector.figures.payload import thumbnail_uri
 from inspector.image_file import SHELF
 from inspector.session import ModelStore
+from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, plan_image
 from model.training.examples import EXAMPLES
+from model.values import is_number, name_value
 
-MAX_TURNS = 6
-MAX_UPLOAD_MB = 40
+MAX_TURNS = Bounds().turns
+MAX_UPLOAD_MB = Bounds().file_bytes >> 20
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
+MAX_REFUSED = 12
+"""So many refused files are named; the rest is counted."""
 
 INPUT_NAMES = (
     "model", "gallery", "turns", "layout", "document_mask", "max_new_tokens", "temperature", "top_k", "top_p", "seed",
@@ -42,12 +46,12 @@ GalleryValue = list[tuple[str, str | None]] | None
 class PromptView:
     """The components; ``inputs`` is what :func:`read_prompt` takes, in order. What can't be used is said beside the
     images (``refused`` before a file is sent, ``rejected`` after it was looked into) and under the Ask button
-    (``note``)."""
+    (``note``). ``bounds`` are what the server gives one prompt."""
 
     model: gr.Dropdown
     gallery: gr.Gallery
     plans: ImageList
-    add: gr.UploadButton
+    add: FilesButton
     clear: gr.Button
     undo: gr.Button
     refused: gr.HTML
@@ -66,6 +70,7 @@ class PromptView:
     stop: gr.Button
     note: gr.HTML
     examples: tuple[gr.Button, ...]
+    bounds: Bounds
 
     @property
     def inputs(self) -> list[Any]:
@@ -91,7 +96,7 @@ def build_examples() -> tuple[gr.Button, ...]:
             )
 
 
-def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptView:
+def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds) -> PromptView:
     gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')
     model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
     # The list's script lets files in: it looks for their fields inside this column.
@@ -109,7 +114,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
             elem_id="images",
         )
         with gr.Row(elem_classes="vi-image-buttons"):
-            add = gr.UploadButton(
+            add = FilesButton(
                 "Add images", file_types=["image"], file_count="multiple", size="sm", min_width=90, elem_id="add-images"
             )
             clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
@@ -162,7 +167,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
     )  # fmt: skip
     with gr.Accordion("Generation settings", open=False):
         settings: tuple[gr.Component, ...] = (
-            gr.Slider(1, 128, 32, step=1, label="Longest answer (tokens)"),
+            gr.Slider(1, min(128, bounds.answer_tokens), 32, step=1, label="Longest answer (tokens)"),
             gr.Slider(0, 2, 0, step=0.05, label="Temperature (0 = greedy)"),
             gr.Slider(0, 100, 0, step=1, label="top-k (0 = off)"),
             gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
@@ -170,7 +175,7 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...]) -> PromptVi
         )
     return PromptView(model, gallery, plans, add, clear, undo, refused, rejected, history, tuple(questions),
                       tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
-                      ask, stop, note, examples)  # fmt: skip
+                      ask, stop, note, examples, bounds)  # fmt: skip
 
 
 def paths_of(gallery: GalleryValue) -> list[str]:
@@ -178,26 +183,26 @@ def paths_of(gallery: GalleryValue) -> list[str]:
 
 
 def read_prompt(
-    gallery: GalleryValue,
-    shown: int,
-    layout: str,
-    document_mask: bool,
-    texts: Sequence[str],
-    bounds: Bounds = Bounds(),  # noqa: B008 (it never changes)
+    gallery: GalleryValue, shown: int, layout: str, document_mask: bool, texts: Sequence[str], bounds: Bounds
 ) -> tuple[Prompt, list[str]]:
-    """The prompt and its images' names. InputError names what can't be used."""
+    """The prompt and its images' names. InputError names what can't be used or is beyond the server's ``bounds``."""
     questions, answers = texts[:MAX_TURNS], texts[MAX_TURNS:]
     paths = paths_of(gallery)
+    check_count(len(paths), bounds)
     turns = tuple(Turn(questions[n] or "", (answers[n] or "").strip()) for n in range(int(shown)))
     images = tuple(SHELF.find(path) for path in paths)
-    prompt = Prompt(images, turns, layout, bool(document_mask))  # type: ignore[arg-type]
+    prompt = Prompt(images, turns, layout, bool(document_mask), bounds)  # type: ignore[arg-type]
     check_pixels(images, bounds)
     return prompt, [Path(path).name for path in paths]
 
 
-def read_settings(values: Sequence[Any]) -> GenerationSettings:
-    numbers = [0 if value is None else value for value in values]
-    return GenerationSettings(int(numbers[0]), float(numbers[1]), int(numbers[2]), float(numbers[3]), int(numbers[4]))
+def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
+    """From the form's numbers, in order; a field that was emptied is 0. InputError as for
+    :class:`inspector.analysis.inspection.GenerationSettings`."""
+    # A slider sends 32 as 32.0 now and then.
+    numbers = [int(value) if isinstance(value, float) and value.is_integer() else value or 0 for value in values]
+    max_new_tokens, temperature, top_k, top_p, seed = numbers
+    return GenerationSettings(max_new_tokens, temperature, top_k, top_p, seed, bounds)
 
 
 def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str, str]:
@@ -230,16 +235,22 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
     return kept, show_plans([Path(path).name for path, _ in kept], plans, notes, pictures), show_notes(sentences)
 
 
-def refuse_files(files: Any) -> str:
-    """What is said of files that the page didn't send: each a dictionary of name and size in bytes."""
+def refuse_files(files: list[Any]) -> str:
+    """What is said of files that the page didn't send: each a dictionary of name and size in bytes. InputError if it
+    is none."""
     sentences = []
-    for file in files if isinstance(files, list) else []:
-        name, size = str(file["name"]), int(file["size"])
+    for file in files[:MAX_REFUSED]:
+        name, size = (file.get("name"), file.get("size")) if isinstance(file, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(size, int | float) or not is_number(size):
+            raise InputError(f"A file is described by {name_value(file)}; give its name and its size in bytes.")
+        shown = name if len(name) <= 80 else f"{name[:80]}…"
         if size > MAX_UPLOAD_MB << 20:
             # Decimals enough that a file just above the limit doesn't read as if it were at it.
-            sentences.append(f"“{name}” has {size / 2**20:,.2f} MiB; at most {MAX_UPLOAD_MB} are taken, scale it.")
+            sentences.append(f"“{shown}” has {size / 2**20:,.2f} MiB; at most {MAX_UPLOAD_MB} are taken, scale it.")
         else:
-            sentences.append(f"“{name}” is not an image; choose a PNG, JPEG, WebP, GIF, BMP or TIFF picture.")
+            sentences.append(f"“{shown}” is not an image; choose a PNG, JPEG, WebP, GIF, BMP or TIFF picture.")
+    if len(files) > MAX_REFUSED:
+        sentences.append(f"And {len(files) - MAX_REFUSED:,} more files can't be used either.")
     return show_notes(sentences)
 
 

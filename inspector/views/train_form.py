@@ -27,6 +27,7 @@ from inspector.presets import (
 from inspector.session import ModelStore
 from inspector.uploads import SUFFIXES, Upload, take_in
 from inspector.views.train_refusal import refuse
+from inspector.widgets import FileInput
 from model import InputError
 from model.training.events import ModuleSize
 from model.training.outlines import OUTLINES
@@ -79,7 +80,7 @@ def build_form(store: ModelStore) -> TrainForm:
                                      elem_id="train-data")  # fmt: skip
         fields["steps"] = gr.Number(values["steps"], label="Steps", precision=0, min_width=90, elem_id="train-steps")
     with gr.Row():
-        file = gr.File(label=f"Data file ({', '.join(SUFFIXES)})", file_types=list(SUFFIXES), height=110,
+        file = FileInput(label=f"Data file ({', '.join(SUFFIXES)})", file_types=list(SUFFIXES), height=110,
                        visible=False, elem_id="train-file")  # fmt: skip
         fields["path"] = gr.Textbox("", label="Data set on the hub: owner/name or owner/name:subset", visible=False,
                                     elem_id="train-hub")  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.before_after import Comparison, Measured, compare_answers, measure_change
+from inspector.bounds import Bounds
 from inspector.delivery import pack_run, push_run
 from inspector.figures.before_after import show_comparison
 from inspector.jobs import JobTable
@@ -80,7 +81,7 @@ def wire_result(
             before = store.get_base(recipe.base, recipe.seed)
             after = store.get(admit_run(store, jobs, job))
             yield show_comparison(None, None, "asking this page's prompt")
-            for comparison in _compare_prompt(before, after, values):
+            for comparison in _compare_prompt(before, after, values, prompt.bounds):
                 yield show_comparison(comparison, None, "taking images away from this page's prompt")
             for found in measure_change(before, after, recipe):
                 if isinstance(found, Measured):
@@ -149,13 +150,13 @@ def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:
     return name
 
 
-def _compare_prompt(before: Any, after: Any, values: Sequence[Any]) -> Iterator[Comparison]:
+def _compare_prompt(before: Any, after: Any, values: Sequence[Any], bounds: Bounds) -> Iterator[Comparison]:
     """The page's prompt to both; a prompt that can't be asked is said and left out."""
     _, gallery, turns, layout, document_mask, *rest = values
     count = len(rest) - 2 * prompt_view.MAX_TURNS
     try:
-        settings = prompt_view.read_settings(rest[:count])
-        asked, _ = prompt_view.read_prompt(gallery, turns, layout, document_mask, rest[count:])
+        settings = prompt_view.read_settings(rest[:count], bounds)
+        asked, _ = prompt_view.read_prompt(gallery, turns, layout, document_mask, rest[count:], bounds)
         yield from compare_answers(before, after, asked, settings)
     except InputError as error:
         gr.Warning(f"This page's prompt is left out: {error}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +12,7 @@ import gradio as gr
 from inspector.analysis.case import is_answered, open_case, read_row
 from inspector.analysis.command import write_which_image
 from inspector.analysis.inspection import Inspection
+from inspector.analysis.prompt import check_length
 from inspector.analysis.structure import RowStructure
 from inspector.analysis.which_image import STEPS
 from inspector.experiments import EXPERIMENTS, Experiment
@@ -24,6 +23,7 @@ from inspector.figures.which_image import (
     show_verdict,
     show_waiting,
 )
+from inspector.files import handed_over
 from inspector.report import Study, report, study
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.turns import Rank
@@ -173,6 +173,8 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
             try:
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
+                for text, what in ((contrast, "The question to contrast with"), (reference, "The reference answer")):
+                    check_length(text, what, demo.bounds)
                 yield from run(page, kept, turn, contrast, reference)
             except InputError as error:
                 quiet = {panel: gr.update(busy="") for panel in view.panels.values()}
@@ -274,9 +276,14 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
     def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
-        path = Path(tempfile.mkdtemp(prefix="which-image-")) / "report.html"
-        command = repeat(page, kept.found.turn, contrast, reference)
-        path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept, command), "utf-8")
+        try:
+            command = repeat(page, kept.found.turn, contrast, reference)
+            html = report(store.get(page.model), page.inspection, page.model, page.names, kept, command)
+            with handed_over(demo.bounds) as folder:
+                path = folder / "report.html"
+                path.write_text(html, "utf-8")
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
         return gr.update(value=str(path), visible=True)
 
     view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")

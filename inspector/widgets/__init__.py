@@ -1,10 +1,12 @@
 """Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
 
 from inspector.widgets.components import ImageViewer, Readout, TokenStrip, encode
+from inspector.widgets.file_inputs import FileInput, FilesButton
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
 from inspector.widgets.sight import Sight, answer_sight
 
 __all__ = [
-    "ChoiceBoard", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip", "answer_sight", "encode",
+    "ChoiceBoard", "FileInput", "FilesButton", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip",
+    "answer_sight", "encode",
 ]  # fmt: skip

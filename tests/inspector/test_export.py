@@ -63,9 +63,10 @@ def test_a_cut_by_hand_quotes_what_a_shell_would_read():
                      "--turn", "1", "--cut", "image 1 -> question", "--json", "-"]  # fmt: skip
 
 
-def test_facts_are_those_of_the_command_line(embedded):
+def test_facts_are_those_of_the_command_line(embedded, tmp_path):
     made = ask_and_inspect(embedded, Prompt((), (Turn("What?"),)), GenerationSettings())
-    facts = json.loads(Path(write_facts(embedded, made, attend(embedded, made, 1))).read_text(encoding="utf-8"))
+    path = write_facts(embedded, made, attend(embedded, made, 1), tmp_path)
+    facts = json.loads(Path(path).read_text(encoding="utf-8"))
     assert facts["model"]["fingerprint"] == embedded.fingerprint
     assert facts["attention"]["position"] == 1
     assert facts["sequence"]["length"] == len(made.row)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import Conversation, InputError, Message, load_vlm
+from model.generate import temper
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,78 @@ def test_wrong_settings_and_full_prompts(vlm, prompt):
     )  # fmt: skip
     with pytest.raises(InputError, match="no answer fits"):
         list(vlm.generate(full, max_new_tokens=1))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_the_smallest_temperatures_are_greedy(vlm, prompt, temperature):
+    greedy = [step.token_id for step in vlm.generate(prompt, max_new_tokens=6)]
+    found = list(vlm.generate(prompt, max_new_tokens=6, temperature=temperature, top_k=50, seed=3))
+    assert [step.token_id for step in found] == greedy
+    assert all(torch.isfinite(torch.tensor(step.logprob)) for step in found)
+
+
+def test_the_largest_temperature_draws_evenly(vlm, prompt):
+    logits = torch.tensor([[-3.0, 0.0, 80.0, -torch.inf]])
+    assert temper(logits, 1e300).tolist() == [[pytest.approx(1 / 3), pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0]]
+    assert len(list(vlm.generate(prompt, max_new_tokens=2, temperature=1e300, seed=0))) == 2
+
+
+def test_two_that_tie_stay_even_at_any_temperature():
+    logits = torch.tensor([[-5.0, -2.0, -2.0], [0.0, 0.0, 0.0]])
+    for temperature in (1e-3, 1e-40, 1e-300):
+        assert temper(logits, temperature).tolist() == [[0.0, 0.5, 0.5], [pytest.approx(1 / 3)] * 3]
+
+
+def test_usual_temperatures_are_plain_division():
+    logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)) * 10
+    for temperature in (0.05, 0.7, 1.0, 2.0, 5.0):
+        assert torch.equal(temper(logits, temperature), (logits / temperature).softmax(dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": float("nan")}, "The temperature is nan"),
+        ({"temperature": float("inf")}, "The temperature is inf"),
+        ({"temperature": -1}, "The temperature is -1"),
+        ({"temperature": "0.5"}, "The temperature is '0.5'"),
+        ({"temperature": True}, "The temperature is True"),
+        ({"temperature": 10**400}, "The temperature is a whole number of 1329 bits"),
+        ({"top_k": -1}, "top-k is -1"),
+        ({"top_k": 2.5}, "top-k is 2.5"),
+        ({"top_k": True}, "top-k is True"),
+        ({"top_p": float("nan")}, "top-p is nan"),
+        ({"top_p": 1.5}, "top-p is 1.5"),
+        ({"seed": 2**64}, "The seed is 18446744073709551616"),
+        ({"seed": -1}, "The seed is -1"),
+        ({"seed": 1.5}, "The seed is 1.5"),
+        ({"seed": 10**5000}, "The seed is a whole number of 16610 bits"),
+        ({"max_new_tokens": 2.0}, "may be 2.0 tokens long"),
+        ({"max_new_tokens": "5"}, "may be '5' tokens long"),
+        ({"max_new_tokens": True}, "may be True tokens long"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_that_nothing_can_be_drawn_with(vlm, prompt, options, words):
+    with pytest.raises(InputError, match=words):
+        next(vlm.generate(prompt, **{"max_new_tokens": 3, "temperature": 0.5, **options}))
+
+
+def test_the_largest_numbers_that_can_be_used(vlm, prompt):
+    options = {"temperature": 1.0, "top_k": 10**30, "top_p": 1, "seed": 2**64 - 1}
+    assert len(list(vlm.generate(prompt, max_new_tokens=3, **options))) == 3
+    plain = [step.token_id for step in vlm.generate(prompt, max_new_tokens=3, temperature=1.0, seed=2**64 - 1)]
+    assert [step.token_id for step in vlm.generate(prompt, max_new_tokens=3, **options)] == plain
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_model_whose_output_is_no_number_says_so(vlm, prompt, monkeypatch, value, temperature):
+    def head(hidden):
+        logits = torch.zeros(*hidden.shape[:-1], vlm.config.lm_vocab_size)
+        logits[..., 7] = value
+        return logits
+
+    monkeypatch.setattr(vlm.decoder.head, "forward", head)
+    with pytest.raises(InputError, match="no finite number any more"):
+        next(vlm.generate(prompt, max_new_tokens=3, temperature=temperature))
