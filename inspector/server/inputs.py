@@ -31,8 +31,8 @@ class StrictBlocks(gr.Blocks):
     client as a sentence: of what is no :class:`InputError` the server's log gets the whole and the client nothing."""
 
     def __init__(self, bounds: Bounds, **options: Any) -> None:
-        super().__init__(**options)
         self.bounds = bounds
+        super().__init__(**options)
 
     async def process_api(
         self, block_fn: Any, inputs: list[Any], state: Any = None, *args: Any, **options: Any
