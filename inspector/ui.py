@@ -16,6 +16,7 @@ from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.markup import show_notes, show_plans
 from inspector.jobs import JobTable
 from inspector.session import ModelStore, Shown
+from inspector.toasts import PlainToasts, inform, refuse
 from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
@@ -41,7 +42,7 @@ def build_ui(store: ModelStore, jobs: JobTable | None = None) -> gr.Blocks:
     runs are kept (a temporary folder if None)."""
     jobs = jobs or JobTable()
     folder = Path(tempfile.mkdtemp(prefix="vlm-inspector-examples-"))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
+    with PlainToasts(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as demo:
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
@@ -127,7 +128,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
         try:
             return changed(model, prompt_view.place_image(gallery, int(event.start), int(event.stop)), history)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     def remove(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         return changed(model, prompt_view.remove_image(gallery, int(event.index)), history)
@@ -145,7 +146,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     def undo(model: str, history: list) -> tuple[Any, str, str, list]:
         if len(history) < 2:
-            gr.Info("There is nothing to undo.")
+            inform("There is nothing to undo.")
             return gr.skip(), gr.skip(), gr.skip(), history
         return *prompt_view.plan_images(store, model, history[-2]), history[:-1]
 
@@ -181,7 +182,7 @@ def _wire_results(
         try:
             return batch_view.draw(store.get(page.model), page.inspection, arrangement)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     # The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see the
     # tokens, or for a tab that isn't open.
@@ -200,7 +201,7 @@ def _wire_results(
         if page is None:
             return [gr.skip()] * len(looked)
         if not 0 <= position < len(page.inspection.row):
-            raise gr.Error(f"The row has no position {position}.", print_exception=False)
+            raise refuse(f"The row has no position {position}.")
         row = position if own_row else page.inspection.row_that_chose(position)
         found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, position, layer, head, own_scale)
@@ -227,7 +228,7 @@ def _wire_results(
 
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:
-            raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
+            raise refuse("There is no batch yet; ask something first.")
         return gr.update(value=write_files(store.get(page.model), page.inspection, arrangement), visible=True)
 
     batch.make.click(on_make, [shown, batch.arrangement], batch.files, api_name="batch_files")
@@ -235,7 +236,7 @@ def _wire_results(
     def read_tokens(page: Shown | None) -> dict[str, Any]:
         """The row of tokens that this browser or client asked about last."""
         if page is None:
-            raise gr.Error("There are no tokens yet; ask something first.", print_exception=False)
+            raise refuse("There are no tokens yet; ask something first.")
         return page.inspection.table.to_json()
 
     tokens = gr.JSON(visible=False)
@@ -254,8 +255,8 @@ def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.Stat
     def share(page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), nothing
-        line = write_inspect(page.inspection.prompt, page.model, page.names, page.settings)
-        return gr.update(value=line, visible=True), ""
+        line = write_inspect(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings)
+        return header_view.show_line(line), ""
 
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.export.click(export, shown, [view.file, view.note], api_name="export", **free).success(
@@ -290,6 +291,6 @@ def _inspect_api(store: ModelStore) -> Any:
             row = inspection.row_that_chose(inspection.first_answer_position)
             return describe(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     return inspect

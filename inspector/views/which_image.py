@@ -26,6 +26,7 @@ from inspector.figures.which_image import (
 )
 from inspector.report import Study, report, study
 from inspector.session import ModelStore, Shown
+from inspector.toasts import refuse
 from inspector.views import lab as lab_view
 from inspector.views import prompt as prompt_view
 from inspector.widgets import Panel
@@ -177,13 +178,13 @@ def wire_which_image(
             except InputError as error:
                 quiet = {panel: gr.update(busy="") for panel in view.panels.values()}
                 yield {**quiet, view.note: show_notes([str(error)])}
-                raise gr.Error(str(error), visible=False, print_exception=False) from error
+                raise refuse(error, seen=False) from error
 
         return stream
 
     def repeat(page: Shown, turn: int, contrast: str, reference: str) -> str:
-        return write_which_image(page.inspection.prompt, page.model, page.names, page.settings, turn,
-                                 reference.strip(), read_contrasts(contrast))  # fmt: skip
+        return write_which_image(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings,
+                                 turn, reference.strip(), read_contrasts(contrast))  # fmt: skip
 
     def run_study(
         page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
@@ -275,10 +276,11 @@ def wire_which_image(
 
     def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
-            raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
+            raise refuse("There is no verdict yet; press “Which image?” first.")
         path = Path(tempfile.mkdtemp(prefix="which-image-")) / "report.html"
         command = repeat(page, kept.found.turn, contrast, reference)
-        path.write_text(report(store.get(page.model), page.inspection, page.model, page.names, kept, command), "utf-8")
+        title = store.title_of(page.model)
+        path.write_text(report(store.get(page.model), page.inspection, title, page.names, kept, command), "utf-8")
         return gr.update(value=str(path), visible=True)
 
     view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")

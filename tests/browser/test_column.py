@@ -64,7 +64,9 @@ def page(new_page, app_url):
 def resize(page, size):
     """Until the column has been fitted to the new window."""
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    page.evaluate("() => new Promise(done => { scrollTo(0, 0); requestAnimationFrame(() => requestAnimationFrame(done)); })")
+    page.evaluate(
+        "() => new Promise(done => { scrollTo(0, 0); requestAnimationFrame(() => requestAnimationFrame(done)); })"
+    )
 
 
 def open_settings(page, wanted):
@@ -142,4 +144,6 @@ def test_the_note_of_the_prompt_is_not_cut_off(page):
     assert box["width"] == 400
     for x in (box["x"] + 4, box["x"] + box["width"] - 4):
         for y in (box["y"] + 4, box["y"] + box["height"] - 4):
-            assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.vi-prompt .vi-info') !== null", [x, y])
+            assert page.evaluate(
+                "([x, y]) => document.elementFromPoint(x, y).closest('.vi-prompt .vi-info') !== null", [x, y]
+            )
