@@ -93,7 +93,7 @@ class ModelStore:
     def _unknown(self, name: str) -> InputError:
         common = f"choose one of {', '.join(self._sources)}."
         if name.startswith(SECRET):
-            return InputError(f"That run's model is not here any more; press “Use this model” at the run, or {common}")
+            return InputError(f"There is no model of that run here now; press “Use this model” at the run, or {common}")
         return InputError(f"There is no model “{name[:60]}”; {common}")
 
     def source_of(self, name: str) -> str:
