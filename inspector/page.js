@@ -1,4 +1,5 @@
 // Keys and clicks of the whole page. A asks, Escape closes a note or clears the selection; a click on a number copies it.
+// And the height of the prompt's column.
 () => {
   const typing = (node) => node.isContentEditable || /^(TEXTAREA|SELECT)$/.test(node.tagName) || (node.tagName === "INPUT" && !/^(radio|checkbox|range|button)$/.test(node.type));
   document.addEventListener("keydown", (event) => {
@@ -27,4 +28,14 @@
       setTimeout(() => number.classList.remove("vi-copied"), 1200);
     }, () => {});
   });
+  // The column ends at the window's foot, however much of the header and the examples still stands above it.
+  const fit = () => {
+    const column = document.querySelector(".vi-prompt");
+    if (!column) return;
+    const above = `${Math.max(8, Math.ceil(column.parentElement.getBoundingClientRect().top))}px`;
+    if (column.style.getPropertyValue("--vi-above") !== above) column.style.setProperty("--vi-above", above);
+  };
+  new ResizeObserver(fit).observe(document.body);
+  addEventListener("resize", fit);
+  addEventListener("scroll", fit, { passive: true });
 }

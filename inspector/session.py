@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspector.analysis.attention import AttentionMap
+from inspector.analysis.command import RUN_MODEL
 from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
 from inspector.analysis.prompt import Prompt
 from inspector.state_size import count_bytes
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
+SECRET = "run:"
+"""Names of single persons' models begin so; none of them is ever written into a sentence."""
+UNNAMED = "a run's model"
 MAX_PRIVATE = 4
 """So many models outside the common list stay in memory; the least used go first."""
 
@@ -65,6 +69,7 @@ class ModelStore:
         self._sources = dict(sources)
         self._loaded: dict[str, VLM] = {}
         self._admitted: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
         self._private: OrderedDict[str, VLM] = OrderedDict()
         self._watchers: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -78,7 +83,7 @@ class ModelStore:
         if name in self._admitted:
             return self._get_private(self._admitted[name])
         if name not in self._sources:
-            raise InputError(f"There is no model “{name[:60]}”; choose one of {', '.join(self._sources)}.")
+            raise self._unknown(name)
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = self._load(self._sources[name])
@@ -98,15 +103,30 @@ class ModelStore:
             _hook(vlm, before_block)
         return vlm
 
-    def admit(self, name: str, folder: Path) -> None:
+    def admit(self, name: str, folder: Path, title: str) -> None:
         """Lets ``get(name)`` load the checkpoint in ``folder``. The name is told to one person only, so it must be one
-        that can't be guessed."""
+        that can't be guessed; ``title`` is what others may read."""
         self._admitted[name] = str(folder)
+        self._titles[name] = title
+
+    def title_of(self, name: str) -> str:
+        """What a model is called on the page and in files that are shown around: never a name that opens it."""
+        return self._titles.get(name, name if name in self._sources else UNNAMED)
+
+    def argument_of(self, name: str) -> str:
+        """What a command line gives as ``--model``: for a run's model the folder in what Export gives."""
+        return name if name in self._sources else RUN_MODEL
+
+    def _unknown(self, name: str) -> InputError:
+        common = f"choose one of {', '.join(self._sources)}."
+        if name.startswith(SECRET):
+            return InputError(f"There is no model of that run here now; press “Use this model” at the run, or {common}")
+        return InputError(f"There is no model “{name[:60]}”; {common}")
 
     def source_of(self, name: str) -> str:
         """Where a model lies, as a recipe's ``base`` names it. InputError for an unknown name."""
         if (source := self._admitted.get(name) or self._sources.get(name)) is None:
-            raise InputError(f"There is no model “{name[:60]}”; choose one of {', '.join(self._sources)}.")
+            raise self._unknown(name)
         return source
 
     def get_base(self, source: str, seed: int) -> VLM:

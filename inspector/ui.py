@@ -25,6 +25,7 @@ from inspector.server.gate import Gate
 from inspector.server.inputs import read_event
 from inspector.server.turns import Rank, Turns
 from inspector.session import ModelStore, Shown
+from inspector.toasts import inform, refuse
 from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
@@ -147,7 +148,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
             return changed(model, prompt_view.place_image(gallery, read_event(event, "start", int),
                            read_event(event, "stop", int)), history)  # fmt: skip
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     def remove(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         return changed(model, prompt_view.remove_image(gallery, read_event(event, "index", int)), history)
@@ -165,7 +166,7 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     def undo(model: str, history: list) -> tuple[Any, str, str, list]:
         if len(history) < 2:
-            gr.Info("There is nothing to undo.")
+            inform("There is nothing to undo.")
             return gr.skip(), gr.skip(), gr.skip(), history
         return *prompt_view.plan_images(store, model, history[-2]), history[:-1]
 
@@ -203,7 +204,7 @@ def _wire_results(
         try:
             return batch_view.draw(store.get(page.model), page.inspection, arrangement)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     # The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see the
     # tokens, or for a tab that isn't open.
@@ -222,7 +223,7 @@ def _wire_results(
         if page is None:
             return [gr.skip()] * len(looked)
         if not 0 <= position < len(page.inspection.row):
-            raise gr.Error(f"The row has no position {position}.", print_exception=False)
+            raise refuse(f"The row has no position {position}.")
         row = position if own_row else page.inspection.row_that_chose(position)
         found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, position, layer, head, own_scale)
@@ -250,7 +251,7 @@ def _wire_results(
 
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:
-            raise gr.Error("There is no batch yet; ask something first.", print_exception=False)
+            raise refuse("There is no batch yet; ask something first.")
         with handed_over(bounds) as folder:
             files = write_files(store.get(page.model), page.inspection, arrangement, folder)
         return gr.update(value=files, visible=True)
@@ -260,7 +261,7 @@ def _wire_results(
     def read_tokens(page: Shown | None) -> dict[str, Any]:
         """The row of tokens that this browser or client asked about last."""
         if page is None:
-            raise gr.Error("There are no tokens yet; ask something first.", print_exception=False)
+            raise refuse("There are no tokens yet; ask something first.")
         return page.inspection.table.to_json()
 
     tokens = gr.JSON(visible=False)
@@ -283,8 +284,8 @@ def _wire_header(store: ModelStore, view: header_view.HeaderView, shown: gr.Stat
     def share(page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), nothing
-        line = write_inspect(page.inspection.prompt, page.model, page.names, page.settings)
-        return gr.update(value=line, visible=True), ""
+        line = write_inspect(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings)
+        return header_view.show_line(line), ""
 
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.export.click(export, shown, [view.file, view.note], api_name="export", **free).success(
@@ -322,6 +323,6 @@ def _inspect_api(store: ModelStore, bounds: Bounds) -> Any:
             row = inspection.row_that_chose(inspection.first_answer_position)
             return describe(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     return inspect

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from inspector.analysis.inspection import GenerationSettings
 from inspector.analysis.prompt import Prompt
 
+RUN_MODEL = "RUN/model"
+"""Stands for the model of a run: the folder ``model`` in RUN, where the run's export was unpacked. Where it lies on the
+server is nobody's business, and its name there is a secret."""
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import gradio as gr
-
 from inspector.bounds import Bounds
-from inspector.files import open_cache
-from inspector.server.admission import admit_files
 from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
 from inspector.server.queue import FairQueue
 from inspector.server.sweeper import sweep_for_ever
 from inspector.server.turns import Turns
-from model import InputError
+from inspector.toasts import PlainToasts
 
 
-class GuardedBlocks(StrictBlocks):
+class GuardedBlocks(PlainToasts, StrictBlocks):
     """``bounds``: what this server gives. ``open_to_all``: whether it may be asked under any name, as a public server
     is; one for this machine alone answers to this machine's names."""
 
@@ -30,11 +24,6 @@ class GuardedBlocks(StrictBlocks):
         self.open_pages = Pages()
         self.turns = Turns()
         super().__init__(bounds, **options)
-
-    @classmethod
-    def get_block_name(cls) -> str:
-        """Gradio's name: the browser knows no other."""
-        return "blocks"
 
     def queue(self, *args: Any, **named: Any) -> GuardedBlocks:
         """As gradio's, with our queue in the place of its own."""
@@ -54,18 +43,6 @@ class GuardedBlocks(StrictBlocks):
     def launch(self, *args: Any, **named: Any) -> Any:
         """As gradio's, with so many pages as the bounds say."""
         return super().launch(*args, **{"state_session_capacity": self.bounds.sessions, **named})
-
-    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
-        """As gradio's, after a look at every file that the event names. The later steps of a stream bring none."""
-        if options.get("iterator") is None and not options.get("explicit_call"):
-            try:
-                admitted = admit_files(inputs, open_cache())
-            except InputError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-            for path in admitted:
-                with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
-                    os.utime(path)  # gradio deletes files by how long ago they changed; this one is in use
-        return await super().process_api(block_fn, inputs, *args, **options)
 
 
 @asynccontextmanager

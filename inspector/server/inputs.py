@@ -6,8 +6,10 @@ at all. :class:`StrictBlocks` checks every input of every event by its component
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,9 @@ import gradio as gr
 from gradio.components.api_component import Api
 
 from inspector.bounds import Bounds
+from inspector.files import open_cache
+from inspector.server.admission import admit_files
+from inspector.toasts import refuse
 from model import InputError
 from model.values import is_number, is_whole, name_value
 
@@ -43,16 +48,18 @@ class StrictBlocks(gr.Blocks):
                 raise InputError(f"“{function.api_name}” happens in the browser alone; a program can't call it.")
             # The later steps of a stream bring nothing new.
             if options.get("iterator") is None:
+                if not options.get("explicit_call"):
+                    _admit(inputs)
                 inputs = self._check(function, inputs, state)
             return await super().process_api(block_fn, inputs, state, *args, **options)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
         except gr.Error as error:
             error.print_exception = False  # it is told to the one whom it concerns
             raise
         except Exception as error:
             logger.exception("The event “%s” failed.", function.api_name)
-            raise gr.Error(FAILED, print_exception=False) from error
+            raise refuse(FAILED) from error
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
         try:
@@ -81,6 +88,12 @@ class StrictBlocks(gr.Blocks):
         return checked
 
 
+def _admit(inputs: Sequence[Any]) -> None:
+    for path in admit_files(inputs, open_cache()):
+        with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
+            os.utime(path)  # gradio deletes files by how long ago they changed; this one is in use
+
+
 def read_event(event: gr.EventData, field: str, kind: type) -> Any:
     """What a widget sent along with its event: ``kind`` is ``int``, ``str`` or ``list``. gr.Error, as a sentence, if a
     program sent something else or nothing."""
@@ -89,9 +102,7 @@ def read_event(event: gr.EventData, field: str, kind: type) -> Any:
     fits = is_number(value) and is_whole(value) if kind is int else isinstance(value, kind)
     if not fits:
         came = f"has {name_value(value)} for it" if isinstance(data, Mapping) and field in data else "lacks it"
-        raise gr.Error(
-            f"This event needs event_data with “{field}”, {_KINDS[kind]}; what came {came}.", print_exception=False
-        )
+        raise refuse(f"This event needs event_data with “{field}”, {_KINDS[kind]}; what came {came}.")
     return value
 
 

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict, defaultdict
 from typing import Any
 
-import gradio as gr
 from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
 from gradio.server_messages import ProcessCompletedMessage
@@ -15,6 +14,7 @@ from gradio.utils import error_payload
 from inspector.bounds import Bounds
 from inspector.persons import identify
 from inspector.server.turns import read_patience
+from inspector.toasts import refuse
 
 REMEMBERED = 4096
 """So many pages and addresses are remembered as served; those served longest ago are as good as never."""
@@ -106,7 +106,7 @@ class FairQueue(Queue):
         for event in [event for event in queue if time.monotonic() - event.enqueue_time > patience]:
             queue.remove(event)
             sentence = f"Nobody's turn came within {patience:g} s, so many are asking; try again in a minute."
-            content = error_payload(gr.Error(sentence), True)
+            content = error_payload(refuse(sentence), True)
             self.send_message(event, ProcessCompletedMessage(output=content, title="Error", success=False))
             self.event_ids_to_events.pop(event._id, None)
 

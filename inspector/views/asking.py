@@ -16,6 +16,7 @@ from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
+from inspector.toasts import refuse
 from inspector.views import attention as attention_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
@@ -69,7 +70,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
         except InputError as error:
             yield [show_notes([str(error)]), gr.skip(), None, *rest]
             # A program gets the sentence as an error; on the page it stands under the button that was pressed.
-            raise gr.Error(str(error), visible=False, print_exception=False) from error
+            raise refuse(error, seen=False) from error
 
     def stream(on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
         asked, tokens = on_its_way.prompt, list(on_its_way.tokens)
@@ -105,7 +106,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
             note,
             show_turns(inspection),
             None,
-            show_provenance(vlm, inspection, asked.model),
+            show_provenance(vlm, inspection, store.title_of(asked.model)),
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),

@@ -15,6 +15,7 @@ from inspector.figures.battery import INTRODUCTION, show_battery, show_progress
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.turns import Rank
 from inspector.session import ModelStore
+from inspector.toasts import refuse
 from inspector.views import prompt as prompt_view
 from inspector.widgets import Panel
 from model import InputError
@@ -59,16 +60,17 @@ def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prom
             battery = read_shipped(store.get(model).fingerprint)
         except InputError:
             battery = None  # the prompt says what is wrong with the model
-        return [gr.update(value=show_battery(battery, model), busy=""), battery.to_json() if battery else None]
+        card = show_battery(battery, store.title_of(model))
+        return [gr.update(value=card, busy=""), battery.to_json() if battery else None]
 
     def run(model: str, size: str) -> Iterator[list[Any]]:
         try:
             steps = run_battery(store.get(model), n_each=SIZES.get(size, MIN_ITEMS))
             for progress in steps:
-                yield [gr.update(value=show_battery(progress.battery, model), busy=show_progress(progress)),
-                       progress.battery.to_json()]  # fmt: skip
+                card = show_battery(progress.battery, store.title_of(model))
+                yield [gr.update(value=card, busy=show_progress(progress)), progress.battery.to_json()]
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
 
     # Minutes long: in a queue of its own, one at a time, so that nobody's question waits for it.
     running = view.start.click(demo.turns.run(Rank.BATTERY, run, demo.bounds.battery_s), [prompt.model, view.size],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
+
+from inspector.analysis.command import RUN_MODEL
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ COPY = """(text) => {
 """After Share: the line is in the clipboard where the browser allows that, and selected in any case."""
 
 
+LINE = "Asks the same again without a browser, where the image files lie (answers that you gave are left to the model)"
+RUN = "RUN stands for the folder that the run's export was unpacked into"
+
+
+def show_line(line: str) -> Any:
+    """An update of ``command``: what Share gives, and what has to be put into it."""
+    return gr.update(value=line, label=f"{LINE}; {RUN}" if RUN_MODEL in line else LINE, visible=True)
+
+
 def build_header(title: str) -> HeaderView:
     with gr.Row(elem_classes="vi-header", equal_height=False):
         gr.HTML(
@@ -41,8 +53,6 @@ def build_header(title: str) -> HeaderView:
         file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
     note = gr.HTML(elem_id="header-note")
     command = gr.Textbox(
-        label="Asks the same again without a browser, where the image files lie (answers that you gave are left to "
-        "the model)",
-        lines=1, max_lines=4, interactive=False, buttons=["copy"], visible=False, elem_id="share-command",
+        label=LINE, lines=1, max_lines=4, interactive=False, buttons=["copy"], visible=False, elem_id="share-command",
     )  # fmt: skip
     return HeaderView(provenance, share, export, file, command, note)

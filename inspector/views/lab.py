@@ -19,6 +19,7 @@ from inspector.server.blocks import GuardedBlocks
 from inspector.server.inputs import read_event
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
+from inspector.toasts import refuse
 from inspector.widgets import ChoiceBoard
 from model import InputError
 
@@ -122,11 +123,11 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
 
     def add(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
         if page is None:
-            raise gr.Error(_EMPTY, print_exception=False)
+            raise refuse(_EMPTY)
         try:
             name = name_position(_read(store, page.model, page.inspection), page.selected)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
         things = things if name in things else [*things, name]
         return things, compose(page, things, rows, layers, heads)
 
@@ -143,12 +144,12 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
                 case = open_case(store.get(page.model), page.inspection, turn,
                                  max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
                 lab = run_lab(case, changed)
-                command = write_cut(page.inspection.prompt, page.model, page.names, page.settings, lab.turn,
-                                    changed)  # fmt: skip
+                command = write_cut(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings,
+                                    lab.turn, changed)  # fmt: skip
                 yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
             except InputError as error:
                 yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
-                raise gr.Error(str(error), visible=False, print_exception=False) from error
+                raise refuse(error, seen=False) from error
 
         return demo.turns.run(Rank.TEST, run, demo.bounds.study_s)
 

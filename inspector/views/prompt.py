@@ -97,82 +97,85 @@ def build_examples() -> tuple[gr.Button, ...]:
 
 
 def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds) -> PromptView:
+    # Above what scrolls, which would cut its note off.
     gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')
-    model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
-    # The list's script lets files in: it looks for their fields inside this column.
-    with gr.Column(elem_classes="vi-images"):
-        gallery = gr.Gallery(
-            label="Images",
-            show_label=False,
-            type="filepath",
-            file_types=["image"],
-            columns=4,
-            height=132,
-            object_fit="contain",
-            interactive=True,
-            buttons=[],
-            elem_id="images",
-        )
-        with gr.Row(elem_classes="vi-image-buttons"):
-            add = FilesButton(
-                "Add images", file_types=["image"], file_count="multiple", size="sm", min_width=90, elem_id="add-images"
+    with gr.Column(elem_classes="vi-prompt-body"):
+        model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
+        # The list's script lets files in: it looks for their fields inside this column.
+        with gr.Column(elem_classes="vi-images"):
+            gallery = gr.Gallery(
+                label="Images",
+                show_label=False,
+                type="filepath",
+                file_types=["image"],
+                columns=4,
+                height=132,
+                object_fit="contain",
+                interactive=True,
+                buttons=[],
+                elem_id="images",
             )
-            clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
-            undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
-        refused = gr.HTML(elem_id="refused-files")
-        rejected = gr.HTML(elem_id="rejected-files")
-        plans = ImageList(show_plans([], [], []), limit=MAX_UPLOAD_MB << 20, elem_id="plans")
-    history: gr.State = gr.State([])
-    shown_turns: gr.State = gr.State(1)
-    rows, questions, answers = [], [], []
-    for number in range(1, MAX_TURNS + 1):
-        with gr.Group(visible=number == 1) as row:
-            questions.append(
-                gr.Textbox(
-                    "",
-                    label=f"Turn {number}: question",
-                    lines=1,
-                    max_lines=4,
-                    elem_id=f"question-{number}",
-                    placeholder="What colour is the shape?",
+            with gr.Row(elem_classes="vi-image-buttons"):
+                add = FilesButton("Add images", file_types=["image"], file_count="multiple", size="sm",
+                                  min_width=90, elem_id="add-images")  # fmt: skip
+                clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
+                undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
+            refused = gr.HTML(elem_id="refused-files")
+            rejected = gr.HTML(elem_id="rejected-files")
+            plans = ImageList(show_plans([], [], []), limit=MAX_UPLOAD_MB << 20, elem_id="plans")
+        history: gr.State = gr.State([])
+        shown_turns: gr.State = gr.State(1)
+        rows, questions, answers = [], [], []
+        for number in range(1, MAX_TURNS + 1):
+            with gr.Group(visible=number == 1) as row:
+                questions.append(
+                    gr.Textbox(
+                        "",
+                        label=f"Turn {number}: question",
+                        lines=1,
+                        max_lines=4,
+                        elem_id=f"question-{number}",
+                        placeholder="What colour is the shape?",
+                    )
                 )
-            )
-            answers.append(
-                gr.Textbox(
-                    "",
-                    label="Answer",
-                    lines=1,
-                    max_lines=4,
-                    elem_id=f"answer-{number}",
-                    placeholder="left empty: the model answers",
+                answers.append(
+                    gr.Textbox(
+                        "",
+                        label="Answer",
+                        lines=1,
+                        max_lines=4,
+                        elem_id=f"answer-{number}",
+                        placeholder="left empty: the model answers",
+                    )
                 )
-            )
-        rows.append(row)
-    with gr.Row():
-        add_turn = gr.Button("Add turn", size="sm", min_width=80, elem_id="add-turn")
-        drop_turn = gr.Button("Remove last turn", size="sm", min_width=100, elem_id="drop-turn")
-    with gr.Row():
-        ask = gr.Button("Ask", variant="primary", elem_id="ask")
-        stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
-    note = gr.HTML(elem_id="ask-note")
-    layout = gr.Radio(
-        [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
-        value="images-first",
-        label="Layout",
-        elem_id="layout",
-    )
-    document_mask = gr.Checkbox(
-        False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
-        elem_id="document-mask",
-    )  # fmt: skip
-    with gr.Accordion("Generation settings", open=False):
-        settings: tuple[gr.Component, ...] = (
-            gr.Slider(1, min(128, bounds.answer_tokens), 32, step=1, label="Longest answer (tokens)"),
-            gr.Slider(0, 2, 0, step=0.05, label="Temperature (0 = greedy)"),
-            gr.Slider(0, 100, 0, step=1, label="top-k (0 = off)"),
-            gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
-            gr.Number(0, precision=0, label="Seed"),
+            rows.append(row)
+        with gr.Row():
+            add_turn = gr.Button("Add turn", size="sm", min_width=80, elem_id="add-turn")
+            drop_turn = gr.Button("Remove last turn", size="sm", min_width=100, elem_id="drop-turn")
+        layout = gr.Radio(
+            [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
+            value="images-first",
+            label="Layout",
+            elem_id="layout",
         )
+        document_mask = gr.Checkbox(
+            False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
+            elem_id="document-mask",
+        )  # fmt: skip
+        with gr.Accordion("Generation settings", open=False):
+            settings: tuple[gr.Component, ...] = (
+                gr.Slider(1, min(128, bounds.answer_tokens), 32, step=1, label="Longest answer (tokens)"),
+                gr.Slider(0, 2, 0, step=0.05, label="Temperature (0 = greedy)"),
+                gr.Slider(0, 100, 0, step=1, label="top-k (0 = off)"),
+                gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
+                gr.Number(0, precision=0, label="Seed"),
+            )
+    # Below what scrolls, so that it is always in sight.
+    with gr.Column(elem_classes="vi-prompt-foot"):
+        with gr.Row():
+            ask = gr.Button("Ask", variant="primary", elem_id="ask")
+            stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
+        note = gr.HTML(elem_id="ask-note")
     return PromptView(model, gallery, plans, add, clear, undo, refused, rejected, history, tuple(questions),
                       tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
                       ask, stop, note, examples, bounds)  # fmt: skip

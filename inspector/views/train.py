@@ -14,10 +14,10 @@ from inspector.jobs import JobTable, public_limits
 from inspector.presets import UPLOAD
 from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore
+from inspector.toasts import refuse, warn
 from inspector.uploads import Upload
 from inspector.views import prompt as prompt_view
 from inspector.views.train_form import RecipeReader, TrainForm, build_form, wire_form
-from inspector.views.train_refusal import refuse
 from inspector.views.train_result import ResultView, build_result, wire_result
 from inspector.views.train_run import (
     HistoryView,
@@ -105,7 +105,7 @@ def wire_train(
             shown = show_modules(reader.sizes(found, recipe))
             return [shown, *follow_new(known, jobs.start(known["owner"], recipe, mine))]
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
 
     form.start.click(start, [form.preset, form.upload, person, *form.fields.values()], [form.modules, *started],
                      api_name="train_start", concurrency_limit=1, show_progress="hidden")  # fmt: skip
@@ -116,7 +116,7 @@ def wire_train(
             spec = parse_word((word or "").strip().lower(), (rgb or "").strip() or None)
             return follow_new(known, jobs.start(known["owner"], teaching_recipe(spec)))
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
 
     form.teach.click(teach, [form.word, form.rgb, person], started, api_name="train_teach_word", concurrency_limit=1,
                      show_progress="hidden")  # fmt: skip
@@ -130,7 +130,7 @@ def wire_train(
         try:
             values = look(jobs, job, None)
         except InputError as error:
-            gr.Warning(str(error), duration=None)
+            warn(error, stays=True)
             job, values = "", look(jobs, "", None)
         if wanted and job and job not in known["jobs"]:
             known = remember(known, job)
@@ -146,7 +146,7 @@ def _describe_job(jobs: JobTable) -> Any:
         try:
             state, progress = jobs.read(job), jobs.progress(job)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
         return {
             "id": state.id, "title": state.title, "status": state.status, "position": state.position,
             "error": state.error, "fingerprint": state.run.get("fingerprint"),

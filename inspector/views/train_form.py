@@ -25,8 +25,8 @@ from inspector.presets import (
     write_recipe,
 )
 from inspector.session import ModelStore
+from inspector.toasts import inform, refuse
 from inspector.uploads import SUFFIXES, Upload, take_in
-from inspector.views.train_refusal import refuse
 from inspector.widgets import FileInput
 from model import InputError
 from model.training.events import ModuleSize
@@ -159,8 +159,8 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         try:
             found = take_in(path, jobs.uploads)
         except InputError as error:
-            raise refuse(error) from error
-        gr.Info(f"Read as “{found.source}”; press Check to see what is in it.")
+            raise refuse(error, stays=True) from error
+        inform(f"Read as “{found.source}”; press Check to see what is in it.")
         return found, found.source
 
     form.file.upload(uploaded, form.file, [form.upload, form.fields["source"]], api_name="train_upload",
@@ -172,7 +172,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
             reports = check_data(reader.base_of(found), recipe)
             return show_modules(reader.sizes(found, recipe)), show_reports(reports)
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
 
     form.check.click(check, [form.preset, form.upload, *form.fields.values()], [form.modules, form.reports],
                      api_name="train_check", show_progress_on=[form.reports], concurrency_limit=1)  # fmt: skip

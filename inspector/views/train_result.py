@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from typing import Any
 
@@ -17,9 +18,9 @@ from inspector.jobs import JobTable
 from inspector.presets import NEW
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.turns import Rank
-from inspector.session import ModelStore
+from inspector.session import SECRET, ModelStore
+from inspector.toasts import inform, refuse, warn
 from inspector.views import prompt as prompt_view
-from inspector.views.train_refusal import refuse
 from model import InputError
 from model.training.runs import MODEL
 
@@ -90,7 +91,7 @@ def wire_result(
                     yield show_comparison(comparison, None, found)
             yield show_comparison(comparison, measured)
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
 
     compared = view.compare.click(
         demo.turns.run(Rank.EXPERIMENT, compare, demo.bounds.study_s), [job, *prompt.inputs], view.result,
@@ -104,14 +105,13 @@ def wire_result(
     def use(job: str, own: list[tuple[str, str]]) -> list[Any]:
         try:
             name = admit_run(store, jobs, job)
-            state = jobs.read(job.strip())
-            store.get(name)
+            fingerprint = store.get(name).fingerprint
         except InputError as error:
-            raise refuse(error) from error
-        label = f"{state.title} #{(state.run.get('fingerprint') or '')[:8]}"
+            raise refuse(error, stays=True) from error
+        label = f"{store.title_of(name)} #{fingerprint[:8]}"
         own = [(label, name), *(entry for entry in own if entry[1] != name)]
         common = [(shared, shared) for shared in store.names]
-        gr.Info(f"“{label}” is in the model picker of this page, for you alone.")
+        inform(f"“{label}” is in the model picker of this page, for you alone.")
         return [own, gr.update(choices=[*common, *own], value=name, visible=True),
                 gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)])]  # fmt: skip
 
@@ -122,7 +122,7 @@ def wire_result(
         try:
             path = pack_run(jobs.run_folder((job or "").strip()), jobs.read(job.strip()).run)
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
         return gr.update(value=str(path), visible=True)
 
     view.export.click(export, job, view.files, api_name="train_export", concurrency_limit=1)
@@ -131,7 +131,7 @@ def wire_result(
         try:
             address = push_run(jobs.run_folder((job or "").strip()), repository or "", token or "")
         except InputError as error:
-            gr.Warning(str(error), duration=None)
+            warn(error, stays=True)
             return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'
         return "", f'<p class="vi-good">✓ On the hub: <a href="{escape(address)}">{escape(address)}</a></p>'
 
@@ -145,8 +145,11 @@ def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:
     state = jobs.read(job)
     if not state.has_model:
         raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
-    name = f"run:{job}:{(state.run.get('fingerprint') or 'unfinished')[:8]}"
-    store.admit(name, jobs.run_folder(job) / MODEL)
+    # The run's id gives the right to steer it, so it is no part of a name that goes around with every question. What
+    # is made of it is the same each time, and can't be guessed without it.
+    known = f"{job} {state.run.get('fingerprint') or 'unfinished'}"
+    name = f"{SECRET}{sha256(known.encode()).hexdigest()[:24]}"
+    store.admit(name, jobs.run_folder(job) / MODEL, state.title)
     return name
 
 
@@ -159,4 +162,4 @@ def _compare_prompt(before: Any, after: Any, values: Sequence[Any], bounds: Boun
         asked, _ = prompt_view.read_prompt(gallery, turns, layout, document_mask, rest[count:], bounds)
         yield from compare_answers(before, after, asked, settings)
     except InputError as error:
-        gr.Warning(f"This page's prompt is left out: {error}")
+        warn(f"This page's prompt is left out: {error}")

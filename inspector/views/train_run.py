@@ -19,7 +19,7 @@ from inspector.figures.training import (
 from inspector.jobs import JobState, JobTable
 from inspector.presets import describe_recipe
 from inspector.progress import Progress
-from inspector.views.train_refusal import refuse
+from inspector.toasts import refuse
 from inspector.widgets import LossChart, encode
 from model import InputError
 
@@ -173,7 +173,7 @@ def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) ->
         try:
             return look(jobs, job, None)
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
 
     view.job.submit(open_job, view.job, seen, api_name="train_open", **free)
 
@@ -183,7 +183,7 @@ def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) ->
                 action((job or "").strip())
                 return look(jobs, job, None)
             except InputError as error:
-                raise refuse(error) from error
+                raise refuse(error, stays=True) from error
 
         return ask
 
@@ -209,7 +209,7 @@ def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.Bro
         try:
             runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in chosen[:6]]
         except InputError as error:
-            raise refuse(error) from error
+            raise refuse(error, stays=True) from error
         return gr.update(data=encode(overlay_payload(runs)), visible=bool(runs))
 
     view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", trigger_mode="always_last", **free)

@@ -28,6 +28,7 @@ from inspector.report import Study, report, study
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
+from inspector.toasts import refuse
 from inspector.views import lab as lab_view
 from inspector.widgets import Panel
 from model import InputError
@@ -179,13 +180,13 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
             except InputError as error:
                 quiet = {panel: gr.update(busy="") for panel in view.panels.values()}
                 yield {**quiet, view.note: show_notes([str(error)])}
-                raise gr.Error(str(error), visible=False, print_exception=False) from error
+                raise refuse(error, seen=False) from error
 
         return stream
 
     def repeat(page: Shown, turn: int, contrast: str, reference: str) -> str:
-        return write_which_image(page.inspection.prompt, page.model, page.names, page.settings, turn,
-                                 reference.strip(), read_contrasts(contrast))  # fmt: skip
+        return write_which_image(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings,
+                                 turn, reference.strip(), read_contrasts(contrast))  # fmt: skip
 
     def run_study(
         page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
@@ -275,15 +276,16 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
     )
     def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
-            raise gr.Error("There is no verdict yet; press “Which image?” first.", print_exception=False)
+            raise refuse("There is no verdict yet; press “Which image?” first.")
         try:
             command = repeat(page, kept.found.turn, contrast, reference)
-            html = report(store.get(page.model), page.inspection, page.model, page.names, kept, command)
+            title = store.title_of(page.model)
+            html = report(store.get(page.model), page.inspection, title, page.names, kept, command)
             with handed_over(demo.bounds) as folder:
                 path = folder / "report.html"
                 path.write_text(html, "utf-8")
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
         return gr.update(value=str(path), visible=True)
 
     view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")

@@ -8,12 +8,14 @@ import gradio as gr
 from gradio.utils import NamedString
 from gradio_client import utils as client_utils
 
+from inspector.toasts import refuse
+
 
 def _take(component: Any, file: Any) -> NamedString:
     """Gradio's own does the same and makes an empty file in its cache for each one that it takes."""
     if component.file_types and not client_utils.is_valid_file(file.path, component.file_types):
         kinds = ", ".join(component.file_types)
-        raise gr.Error(f"A file of another kind came; choose one of these: {kinds}.", print_exception=False)
+        raise refuse(f"A file of another kind came; choose one of these: {kinds}.")
     return NamedString(file.path)
 
 
