@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from gradio.components.file import NamedString, client_utils
+from gradio.utils import NamedString
+from gradio_client import utils as client_utils
 
 
 def _take(component: Any, file: Any) -> NamedString:
