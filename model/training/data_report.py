@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from model.vlm import VLM
 
 SHOWN = 4
 """How many of the samples are kept to be looked at."""
+TOLD = 200
+"""Problems, kinds of answers and letters of a text that are told one by one: beyond that nobody reads them."""
 MAX_BINS = 20
 
 
@@ -66,7 +68,8 @@ class DataReport:
 
     ``turns``, ``images``, ``tokens`` and ``trained_tokens`` (those with a label) are sums over the ``usable`` ones, and
     so are the distributions: ``token_histogram``, ``images_per_sample`` and ``tiles_per_image`` (value → how many).
-    ``problems`` were found by the reader in the whole source. ``looks`` are a few usable samples, in no order.
+    ``problems`` were found by the reader in the whole source, ``more_problems`` are further ones that nobody kept.
+    ``looks`` are a few usable samples, in no order.
     """
 
     name: str
@@ -88,6 +91,7 @@ class DataReport:
     problems: tuple[Problem, ...]
     looks: tuple[Look, ...]
     text_of_looks: tuple[str, ...]
+    more_problems: int = 0
 
     @property
     def trained_share(self) -> float:
@@ -97,7 +101,7 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values; of the looks their place, length and text."""
         names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
-                 "trained_share", "longest")  # fmt: skip
+                 "trained_share", "longest", "more_problems")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in names},
             "token_histogram": [asdict(part) for part in self.token_histogram],
@@ -109,6 +113,38 @@ class DataReport:
             "looks": [{"where": look.where, "tokens": len(look.sample), "text": text}
                       for look, text in zip(self.looks, self.text_of_looks, strict=True)],
         }  # fmt: skip
+
+    def shorten(self) -> DataReport:
+        """The report without what grows with the data, as it is told to another process."""
+        return replace(
+            self,
+            families=dict(list(self.families.items())[:TOLD]),
+            problems=self.problems[:TOLD],
+            more_problems=self.more_problems + len(self.problems[TOLD:]),
+            text_of_looks=tuple(text if len(text) <= 100 * TOLD else text[: 100 * TOLD] + "…"
+                                for text in self.text_of_looks),
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataReport:
+        """What :meth:`to_json` wrote, but for the samples themselves: their text is all that is left."""
+        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
+                 "longest", "more_problems")  # fmt: skip
+        return cls(
+            **{name: values[name] for name in names},
+            token_histogram=tuple(Bin(**part) for part in values["token_histogram"]),
+            images_per_sample={int(key): count for key, count in values["images_per_sample"].items()},
+            tiles_per_image={int(key): count for key, count in values["tiles_per_image"].items()},
+            families=dict(values["families"]),
+            drops=tuple(Drop(**drop) for drop in values["drops"]),
+            lint=tuple(
+                Lint(Finding(lint["severity"], lint["rule"], lint["sentence"]), lint["count"], lint["where"])
+                for lint in values["lint"]
+            ),
+            problems=tuple(Problem(**problem) for problem in values["problems"]),
+            looks=(),
+            text_of_looks=tuple(look["text"] for look in values["looks"]),
+        )
 
 
 def report_data(
