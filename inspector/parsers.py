@@ -62,9 +62,9 @@ class ParserPool:
         home: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Reading:
-        """A reading of ``task`` by ``python -m module``, which begins when it is looked at and it is its turn. ``name``:
-        what the person calls the data. ``page``: who reads what; an older reading of the same is stopped. ``home``: its
-        home folder. ``environment`` takes the place of the bare one."""
+        """A reading of ``task`` by ``python -m module``, which begins when it is looked at and it is its turn.
+        ``name``: what the person calls the data. ``page``: who reads what; an older reading of the same is stopped.
+        ``home``: its home folder. ``environment`` takes the place of the bare one."""
         if page:
             self.stop(page)
         reading = Reading(self, module, task, name, page, environment or _bare_environment(home))
@@ -165,6 +165,10 @@ class Reading:
             raise ReadingStopped
         try:
             return self._understand(status)
+        except ValueError:
+            if self.stopped:  # closed meanwhile by whoever stopped it
+                raise ReadingStopped from None
+            raise
         finally:
             self.close()
 
@@ -186,11 +190,13 @@ class Reading:
     def begin(self) -> subprocess.Popen[bytes]:
         """Starts the process; the pool's business."""
         self._begun = time.monotonic()
-        self._output = tempfile.TemporaryFile()
-        process = subprocess.Popen(
-            [sys.executable, "-m", self._module], env=self._environment, stdin=subprocess.PIPE,
-            stdout=self._output, start_new_session=True,
-        )  # fmt: skip
+        command = [sys.executable, "-m", self._module]
+        try:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the reading)
+            process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=self._output,
+                                       start_new_session=True)  # fmt: skip
+        except OSError as error:
+            raise InputError(f"{self._name} can't be read now ({error.strerror}); try again later.") from error
         self._process = process
         # Linux weighs sessions alike before it looks at niceness within them, so the new session is told as well.
         with contextlib.suppress(OSError):  # other systems have no such file

@@ -56,7 +56,7 @@ def _check_directory(file: Path, shown: str, most_files: int) -> None:
 def _unpack_entries(
     archive: zipfile.ZipFile, shown: str, folder: Path, most_bytes: int, most_files: int
 ) -> None:
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     if len(entries) > most_files:
         raise Refusal(f"{shown} holds {len(entries):,} files; at most {most_files:,} are unpacked.")
     if sum(entry.file_size for entry in entries) > most_bytes:
@@ -95,8 +95,9 @@ def _check_entry(entry: zipfile.ZipInfo, shown: str) -> tuple[str, ...]:
     for part in path.parts:
         if len(part.encode("utf-8", errors="replace")) > NAME_BYTES:
             raise Refusal(f"{told}, a name of {len(part):,} letters; at most {NAME_BYTES} bytes can be stored.")
-        if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in part):
-            raise Refusal(f"{told}, whose name holds letters that can't be shown; rename it.")
+    # The library cuts a name at a zero byte.
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in entry.orig_filename):
+        raise Refusal(f"{told}, whose name holds letters that can't be shown; rename it.")
     return path.parts
 
 

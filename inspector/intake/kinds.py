@@ -105,7 +105,7 @@ def _first_keys(path: Path, shown: str, is_list: bool) -> list[str]:
             whole = whole or bool(newline)
             if row.startswith("["):
                 raise Refusal(f"{shown} holds a list where a row is due; a list of records must end in .json.")
-        if row and row[0] != "{" or not row and whole:
+        if (row and row[0] != "{") or (not row and whole):
             raise Refusal(f"{shown} holds no rows; each must be a JSON object.")
         keys, ended = _scan_object(row, shown)
         if ended:
@@ -127,7 +127,7 @@ def _scan_object(text: str, shown: str) -> tuple[list[str], bool]:
     at, depth, due = 0, 0, ""
     while match := _TOKEN.match(text, at):
         at = match.end()
-        string, mark, bare = match.groups()
+        string, mark, _ = match.groups()
         if due == ":" and mark != ":":
             break
         if due == "key" and string is None and mark != "}":
