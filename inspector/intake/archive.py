@@ -18,7 +18,7 @@ DEPTH = 16
 NAME_BYTES = 255
 """Of one name, on every usual file system."""
 _CHUNK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STORING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENAMETOOLONG)
 
 
 def unpack(file: Path, name: str, folder: Path, most_bytes: int, most_files: int) -> None:
@@ -117,12 +117,10 @@ def _unpack_entry(
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise Refusal(f"{shown} has {quote(entry.filename)} twice, or as a file and a folder; keep one.") from error
     except OSError as error:
-        # Broken bz2 data are an OSError too, without a number.
-        if error.errno is None:
-            raise _damaged(shown, entry, error) from error
-        if error.errno in _FULL:
+        if error.errno in _STORING:
             raise Refusal(f"{shown} can't be stored ({error.strerror}); try again later, or upload less.") from error
-        raise Refusal(f"{shown} has {quote(entry.filename)}, which can't be stored ({error.strerror}).") from error
+        # Broken bz2 data, and places that lie outside the file.
+        raise _damaged(shown, entry, error) from error
     except NotImplementedError as error:
         raise Refusal(f"{shown} has {quote(entry.filename)}, packed in a way that isn't read ({_reason(error)}); "
                       "use deflate.") from error  # fmt: skip
@@ -144,5 +142,5 @@ def _too_large(shown: str, most_bytes: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0].rstrip(".")
     return quote(text)[1:-1] or type(error).__name__

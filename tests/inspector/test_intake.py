@@ -171,7 +171,7 @@ def test_a_bad_zip_is_one_sentence(tmp_path, content, sentence):
 def test_the_same_name_twice(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         content = pack(("a.jsonl", ROW), ("a.jsonl", ROW))
-    with pytest.raises(Refusal, match="“a.jsonl” twice"):
+    with pytest.raises(Refusal, match=r"“a\.jsonl” twice"):
         take(tmp_path, "up.zip", content)
 
 

@@ -5,8 +5,6 @@ import os
 import signal
 import sys
 import time
-import zipfile
-from pathlib import Path
 
 import pytest
 
