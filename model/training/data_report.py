@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from model.chat import ChatRenderer, Conversation
+from model.collator import collate
 from model.errors import InputError
 from model.lint import Finding, lint_batch
 from model.sample import Sample
@@ -156,9 +157,9 @@ def report_data(
     seed: int = 0,
     max_images: int | None = None,
 ) -> DataReport:
-    """Renders ``sample`` examples of ``source`` (0: all), drawn by ``seed``, and measures them. ``max_length``: tokens
-    of a sample at most (None, or more than the model reads: what the model reads); ``max_images``: images at most.
-    InputError if the source is empty or a number makes no sense."""
+    """Renders ``sample`` examples of ``source`` (0: all), drawn by ``seed``, and measures them; ``vlm`` needs no
+    weights. ``max_length``: tokens of a sample at most (None, or more than the model reads: what the model reads);
+    ``max_images``: images at most. InputError if the source is empty or a number makes no sense."""
     if not len(source):
         raise InputError("The data hold no example, so there is nothing to report; choose other data.")
     if sample < 0 or (max_length is not None and max_length < 1) or (max_images is not None and max_images < 0):
@@ -206,7 +207,8 @@ def report_data(
             continue
         messages = example.conversation.messages
         typed = tuple(message.text for message in messages)
-        for finding in lint_batch(vlm, (rendered,), vlm.collate([rendered]), typed):
+        batch = collate([rendered], pad_token_id=vlm.pad_token_id)
+        for finding in lint_batch(vlm, (rendered,), batch, typed):
             key = finding.severity, finding.rule
             found = lints.get(key)
             lints[key] = Lint(finding, 1, where) if found is None else replace(found, count=found.count + 1)
