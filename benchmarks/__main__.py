@@ -4,6 +4,7 @@ model        prefill and decode against transformers' modules; a read-out of att
 which-image  the dependence of an answer against one whole hooked forward per intervention
 training     a training step against a plain loop
 page         how soon the page is usable and answers
+uploads      how long others wait while somebody uploads 150 MB of JSON
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page")
+PARTS = ("model", "which-image", "training", "page", "uploads")
 
 
 def main() -> None:

@@ -29,10 +29,12 @@ def unpack(file: Path, name: str, folder: Path, most_bytes: int, most_files: int
         _check_directory(file, shown, most_files)
         with zipfile.ZipFile(file) as archive:
             _unpack_entries(archive, shown, folder, most_bytes, most_files)
-    except (zipfile.BadZipFile, struct.error, OverflowError) as error:
-        raise Refusal(f"{shown} is no readable zip archive ({_reason(error)}); make it anew.") from error
+    except Refusal:
+        raise
     except UnicodeDecodeError as error:
         raise Refusal(f"{shown} has an entry whose name is not UTF-8; rename it and make the archive anew.") from error
+    except (zipfile.BadZipFile, struct.error, OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise Refusal(f"{shown} is no readable zip archive ({_reason(error)}); make it anew.") from error
 
 
 def _check_directory(file: Path, shown: str, most_files: int) -> None:

@@ -6,16 +6,21 @@ import time
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from test_train import fields
 
 from inspector.bounds import private_bounds
 from inspector.jobs import JobTable, Limits
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+# The form's fields in the page's order: base, data, steps, path, format, four rates, stage, LoRA, packing, rows,
+# evaluation, seed.
+FORM = ("custom", "embedded", "my file", 3, "", "auto", 0.0, 1e-3, 1e-3, 0.0, "instruction", 0, "off", 2, 2, 0)
 
 
 def chat(question):
@@ -69,7 +74,7 @@ def test_an_upload_is_taken_in_and_checked_and_replaced(app, tmp_path):
     assert client.predict(handle_file(tmp_path / "a.jsonl"), api_name="/train_upload") == "chat"
     (first,) = jobs.uploads.iterdir()
     assert "a.jsonl" not in files_in(cache)
-    modules, reports = client.predict("custom", *fields(data="my file"), api_name="/train_check")
+    modules, reports = client.predict(*FORM, api_name="/train_check")
     assert "image encoder" in modules
     assert "<b>a.jsonl</b>: 1 examples" in reports
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
@@ -102,7 +107,7 @@ def test_no_other_file_of_the_disk_is_taken_in(app, tmp_path):
         with pytest.raises(AppError) as refused:
             client.predict({"path": str(path)}, api_name="/train_upload")
         said.add(str(refused.value).replace(path.name, "…"))
-    assert len(said) == 1
+    assert said == {"The data file isn't here (any more); choose it again."}
     assert set(jobs.uploads.iterdir()) == before
     assert (tmp_path / "mine.jsonl").is_file()
 
@@ -112,13 +117,28 @@ def test_a_long_check_ends_when_something_else_is_asked_for_or_the_client_goes(a
     client = Client(url, verbose=False)
     (tmp_path / "long.jsonl").write_text((json.dumps(chat("what?")) + "\n") * 300_000)
     client.predict(handle_file(tmp_path / "long.jsonl"), api_name="/train_upload")
-    values = ("custom", *fields(data="my file"))
-    first = client.submit(*values, api_name="/train_check")
+    first = client.submit(*FORM, api_name="/train_check")
     wait_until(children)
     old = children()
-    second = client.submit(*values, api_name="/train_check")
+    second = client.submit(*FORM, api_name="/train_check")
     wait_until(lambda: not old & children())
     wait_until(children)
     wait_until(first.done)
     second.cancel()
     wait_until(lambda: not children(), 5)
+
+
+def test_a_closed_page_ends_its_check(app, tmp_path):
+    url, _, _ = app
+    client = Client(url, verbose=False)
+    (tmp_path / "long.jsonl").write_text((json.dumps(chat("what?")) + "\n") * 300_000)
+    client.predict(handle_file(tmp_path / "long.jsonl"), api_name="/train_upload")
+    number = next(item["id"] for item in client.config["dependencies"] if item["api_name"] == "train_check")
+    values = [*FORM[:1], None, *FORM[1:]]  # a program sends nothing for the state between them
+    with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as browser:
+        asked = {"data": values, "fn_index": number, "session_hash": client.session_hash}
+        browser.post("queue/join", json=asked).raise_for_status()
+        with browser.stream("GET", "queue/data", params={"session_hash": client.session_hash}) as stream:
+            next(stream.iter_lines())
+            wait_until(children)
+    wait_until(lambda: not children(), 10)

@@ -154,6 +154,7 @@ BAD_ZIPS = {
     "bomb in parts": (pack(*((f"{n}.txt", "x" * 200_000) for n in range(8))), "more than 1 MiB"),
     "overlapping": (overlapping(), "lie over one another"),
     "short claim": (short_claim(), "damaged"),
+    "of a later version": (pack(("a.jsonl", ROW)).replace(b"PK\1\2\x14\x03\x14\0", b"PK\1\2\x14\x03\xff\0"), "no readable zip"),
     "junk behind": (pack(("a.jsonl", ROW)) + b"x" * 70_000, "no readable zip"),
     "nested zip": (pack(("a.zip", pack(("a.jsonl", ROW)))), "neither a table"),
 }

@@ -189,7 +189,7 @@ def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Ma
     for file in files:
         try:
             count = pyarrow.parquet.read_metadata(file).num_rows
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
         ends.append(((ends[-1][0] if ends else 0) + count, file.name))
     with _quiet(datasets), _explained(path.name):
