@@ -32,7 +32,9 @@ BEFORE = "VLM_INSPECTOR_BEFORE"
 
 def make_zip(folder: Path) -> Path:
     """150 MB of rows that are all alike, so that they pack well."""
-    row = json.dumps({"id": 1, "conversations": [{"from": "human", "value": "why " * 20}, {"from": "gpt", "value": "so"}]})
+    row = json.dumps(
+        {"id": 1, "conversations": [{"from": "human", "value": "why " * 20}, {"from": "gpt", "value": "so"}]}
+    )
     path = folder / "large.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("large.json", "w") as file:
         file.write(b"[" + row.encode())

@@ -60,14 +60,14 @@ class ParserPool:
         *,
         page: tuple[str, ...] = (),
         home: Path | None = None,
-        environment: Mapping[str, str] | None = None,
+        online: bool = False,
     ) -> Reading:
         """A reading of ``task`` by ``python -m module``, which begins when it is looked at and it is its turn.
         ``name``: what the person calls the data. ``page``: who reads what; an older reading of the same is stopped.
-        ``home``: its home folder. ``environment`` takes the place of the bare one."""
+        ``home``: its home folder. ``online``: it may ask the hub, as whoever started this server."""
         if page:
             self.stop(page)
-        reading = Reading(self, module, task, name, page, environment or _bare_environment(home))
+        reading = Reading(self, module, task, name, page, _make_environment(home, online))
         with self._lock:
             self._waiting.append(reading)
         return reading
@@ -193,7 +193,7 @@ class Reading:
     def begin(self) -> subprocess.Popen[bytes]:
         """Starts the process; the pool's business."""
         self._begun = time.monotonic()
-        command = [sys.executable, "-m", self._module]
+        command = [sys.executable, "-P", "-m", self._module]  # -P: not what lies in the working folder
         try:
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the reading)
             process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=self._output,
@@ -242,16 +242,17 @@ class Reading:
         return f"{self._name} takes more than {most} of memory to read; use fewer or smaller rows."
 
 
-def _bare_environment(home: Path | None) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    # The modules of this program, wherever it is started; TMPDIR stays what the server's owner chose.
-    path = os.pathsep.join(dict.fromkeys((str(Path(__file__).parent.parent), *filter(None, sys.path))))
+def _make_environment(home: Path | None, online: bool) -> dict[str, str]:
+    """A bare one without the hub, in which a process finds the modules of this program; ``online`` all of this
+    server's."""
+    modules = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+    quiet = {"PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+             "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system"}  # fmt: skip
+    if online:
+        return {**os.environ, **quiet}
     place = {"HOME": str(home), "HF_HOME": str(home / "hub")} if home is not None else {}
-    return {
-        **kept, **place, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-    }  # fmt: skip
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return {**kept, **place, **quiet, "HF_HUB_OFFLINE": "1"}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -68,11 +67,10 @@ class DataCheck:
         path = str(foreign.get("path", ""))
         self._name = Path(path).name if Path(path).is_absolute() else path
         save_shape(vlm, self._folder)
-        # A name on the hub is looked up as whoever started this server: its bounds say whether that may be.
-        environment = None if Path(path).is_absolute() else dict(os.environ)
+        # A file lies at an absolute path; anything else is a name on the hub.
         task = {"model": str(self._folder), "recipe": recipe.to_toml(), "folder": str(recipe.folder)}
         self._reading = pool.open("inspector.analysis.data_check", task, self._name, page=page, home=self._folder,
-                                  environment=environment)  # fmt: skip
+                                  online=not Path(path).is_absolute())  # fmt: skip
         self._reading.watch = self._check_disk
 
     def look(self) -> list[Report] | None:

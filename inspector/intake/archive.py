@@ -55,9 +55,7 @@ def _check_directory(file: Path, shown: str, most_files: int) -> None:
                       "unpacked.")  # fmt: skip
 
 
-def _unpack_entries(
-    archive: zipfile.ZipFile, shown: str, folder: Path, most_bytes: int, most_files: int
-) -> None:
+def _unpack_entries(archive: zipfile.ZipFile, shown: str, folder: Path, most_bytes: int, most_files: int) -> None:
     entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     if len(entries) > most_files:
         raise Refusal(f"{shown} holds {len(entries):,} files; at most {most_files:,} are unpacked.")

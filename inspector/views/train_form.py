@@ -175,9 +175,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
             file = _admit_file(path, Path(form.file.GRADIO_CACHE))
             # A check of the older upload is about nothing from now on.
             pool.stop((page, CHECKING))
-            intake = await asyncio.to_thread(
-                shelf.begin, file, identify(request), page=(page, "upload"), replaced=old
-            )
+            intake = await asyncio.to_thread(shelf.begin, file, identify(request), page=(page, "upload"), replaced=old)
         except InputError as error:
             raise refuse(error) from error
         try:
@@ -204,9 +202,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
 
     form.file.clear(cleared, form.upload, form.upload, **unseen)
 
-    async def check(
-        request: gr.Request, preset: str, upload: Upload | None, *values: Any
-    ) -> AsyncIterator[Any]:
+    async def check(request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
         page = (request.session_hash or "", CHECKING)
 
         def begin() -> tuple[DataCheck, str]:
