@@ -112,7 +112,7 @@ def test_everybodys_uploads_are_bounded_together(tmp_path, shelf):
     here = shelf(upload_bytes=MIB)
     large = write(tmp_path / "a.jsonl", ROW + " " * 600_000)
     here.begin(large, "me").wait()
-    with pytest.raises(InputError, match="All uploads on this server take 0.6 MiB of 1 MiB"):
+    with pytest.raises(InputError, match=r"All uploads on this server take 0\.6 MiB of 1 MiB"):
         here.begin(large, "you")
 
 
@@ -160,7 +160,7 @@ def test_the_process_ends_by_itself_if_nobody_looks(tmp_path, shelf):
     intake._reading._module = "tests.inspector.endless"
     assert intake.look() is None
     intake._reading._process.wait(30)
-    with pytest.raises(InputError, match="takes longer than 0.5 s"):
+    with pytest.raises(InputError, match=r"takes longer than 0\.5 s"):
         intake.wait()
 
 
