@@ -31,6 +31,7 @@ STALE_S = 10.0
 """Whoever waits for a turn and hasn't looked for so long is gone."""
 ANSWER_BYTES = 8 << 20
 """Of an answer; more is no answer of ours."""
+_PYTHON = sys.executable
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")
 """What of this server's environment a process with foreign data gets: nothing that is secret."""
 
@@ -193,7 +194,7 @@ class Reading:
     def begin(self) -> subprocess.Popen[bytes]:
         """Starts the process; the pool's business."""
         self._begun = time.monotonic()
-        command = [sys.executable, "-P", "-m", self._module]  # -P: not what lies in the working folder
+        command = [_PYTHON, "-P", "-m", self._module]  # -P: not what lies in the working folder
         try:
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the reading)
             process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=self._output,
