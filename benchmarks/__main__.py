@@ -5,6 +5,7 @@ which-image  the dependence of an answer against one whole hooked forward per in
 training     a training step against a plain loop
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
+uploads      how long others wait while somebody uploads 150 MB of JSON
 soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
 
@@ -16,7 +17,7 @@ import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page", "turns", "soak")
+PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "soak")
 
 
 def main() -> None:

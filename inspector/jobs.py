@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from inspector.bounds import Bounds, private_bounds
 from inspector.processes import RUN_FOLDER, explain_end, is_training, kill_process, last_words, start_process
 from inspector.progress import Progress, ProgressReader
 from model import InputError
@@ -106,8 +107,11 @@ class _Exit:
 class JobTable:
     """The jobs of this server. ``root``: where their folders lie (a temporary folder, removed at the end, if None)."""
 
-    def __init__(self, root: str | Path | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, root: str | Path | None = None, limits: Limits | None = None, bounds: Bounds | None = None
+    ) -> None:
         self.limits = limits or Limits()
+        self.bounds = bounds or private_bounds()
         temporary = root is None
         self.root = Path(tempfile.mkdtemp(prefix="vlm-inspector-jobs-")) if root is None else Path(root)
         try:
@@ -210,6 +214,14 @@ class JobTable:
         folder = self.root / "uploads"
         folder.mkdir(exist_ok=True)
         return folder
+
+    def used_uploads(self) -> set[str]:
+        """Names of the folders in :attr:`uploads` that runs were started with."""
+        names = set()
+        for folder in self.root.iterdir():
+            with contextlib.suppress(InputError):  # no run's folder, or one that nobody can read
+                names.add(str(self._record(folder.name).get("uploads")))
+        return names
 
     def run_folder(self, job: str) -> Path:
         """InputError for an id that names no job here."""

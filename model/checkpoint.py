@@ -224,10 +224,7 @@ def save_vlm(vlm: VLM, folder: str | Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        vlm.tokenizer.backend_tokenizer.save(str(staging / "tokenizer.json"))
-        _write_tokenizer_config(vlm, staging)
-        text = json.dumps(vlm.config.to_dict(), indent=4, ensure_ascii=False)
-        (staging / CONFIG).write_text(text, encoding="utf-8")
+        save_shape(vlm, staging)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in vlm.state_dict().items()}
         metadata = None
         if vlm.config.lm_tie_weights:
@@ -243,6 +240,20 @@ def save_vlm(vlm: VLM, folder: str | Path) -> None:
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def save_shape(vlm: VLM, folder: Path) -> None:
+    """Writes config and tokenizer, all of a checkpoint but its weights."""
+    vlm.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    _write_tokenizer_config(vlm, folder)
+    text = json.dumps(vlm.config.to_dict(), indent=4, ensure_ascii=False)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def load_shape(folder: Path) -> VLM:
+    """A model without weights (see :func:`empty_vlm`) from what :func:`save_shape` wrote."""
+    config = VLMConfig.read(folder / CONFIG)
+    return empty_vlm(config, load_tokenizer(folder, config.vlm_extra_tokens))
 
 
 def _write_tokenizer_config(vlm: VLM, folder: Path) -> None:

@@ -111,8 +111,8 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
               f"{escape(item.finding.sentence)} ({item.count}×, first {escape(item.where)})</li>"
               for item in report.lint]  # fmt: skip
     notes += [f"<li><b>{problem.kind}</b> {escape(str(problem))}</li>" for problem in report.problems[:5]]
-    if len(report.problems) > 5:
-        notes.append(f"<li>… {len(report.problems) - 5} more in the file</li>")
+    if more := len(report.problems[5:]) + report.more_problems:
+        notes.append(f"<li>… {more:,} more in the file</li>")
     verdict = f'<ul class="vi-findings">{"".join(notes)}</ul>' if notes else (
         '<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>')  # fmt: skip
     looks = "".join(f"<pre>{escape(text)}</pre>" for text in report.text_of_looks[:2])

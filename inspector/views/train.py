@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from inspector.bounds import private_bounds, public_bounds
 from inspector.delivery import COMMAND
 from inspector.figures.training import show_modules
 from inspector.jobs import JobTable, public_limits
@@ -161,4 +162,5 @@ def _describe_job(jobs: JobTable) -> Any:
 
 def jobs_from(root: str | None, public: bool) -> JobTable:
     """The table of this server; ``root`` None is a temporary folder."""
-    return JobTable(Path(root) if root else None, public_limits() if public else None)
+    bounds = public_bounds() if public else private_bounds()
+    return JobTable(Path(root) if root else None, public_limits() if public else None, bounds)

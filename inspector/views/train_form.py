@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.training import check_data, size_modules
+from inspector.analysis.training import DataCheck, size_modules
 from inspector.figures.training import show_modules, show_reports
+from inspector.files import open_cache
 from inspector.jobs import JobTable
+from inspector.parsers import ParserPool, ReadingStopped
+from inspector.persons import identify
 from inspector.presets import (
     BUILT_IN,
     DATA,
@@ -24,9 +30,10 @@ from inspector.presets import (
     read_form,
     write_recipe,
 )
+from inspector.server.admission import admit_file
 from inspector.session import ModelStore
 from inspector.toasts import inform, refuse
-from inspector.uploads import SUFFIXES, Upload, take_in
+from inspector.uploads import SUFFIXES, Upload, UploadShelf
 from inspector.widgets import FileInput
 from model import InputError
 from model.training.events import ModuleSize
@@ -39,6 +46,9 @@ RATES = (
     ("decoder_rate", "Rate: language model"), ("text_rate", "Rate: text tower"),
 )  # fmt: skip
 FIRST = "instruction tuning"
+LOOK_S = 0.2
+"""Between two looks at what is read."""
+CHECKING = "check"
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class TrainForm:
     file: gr.File
     upload: gr.State
     check: gr.Button
+    halt: gr.Button
     start: gr.Button
     modules: gr.HTML
     reports: gr.HTML
@@ -101,10 +112,11 @@ def build_form(store: ModelStore) -> TrainForm:
             fields["seed"] = gr.Number(values["seed"], label="Seed", precision=0, min_width=80)
     with gr.Row():
         check = gr.Button("Check: what trains, on what", size="sm", elem_id="train-check")
+        halt = gr.Button("Stop checking", size="sm", visible=False, elem_id="train-halt")
         start = gr.Button("Start", size="sm", variant="primary", elem_id="train-start")
     modules = gr.HTML(elem_id="train-modules")
     reports = gr.HTML(elem_id="train-reports")
-    return TrainForm(teach, word, rgb, preset, why, fields, file, gr.State(None), check, start, modules, reports)
+    return TrainForm(teach, word, rgb, preset, why, fields, file, gr.State(None), check, halt, start, modules, reports)
 
 
 def _why(preset: str) -> str:
@@ -153,29 +165,95 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     form.preset.input(fill, form.preset, [form.why, *plain.values(), *where], api_name="train_preset", **last)
     form.fields["data"].input(_ask_for, form.fields["data"], where, api_name="train_data", **last)
 
-    def uploaded(path: str | None) -> tuple[Upload | None, Any]:
-        if path is None:
-            return None, gr.skip()
+    pool = ParserPool(jobs.bounds)
+    shelf = UploadShelf(jobs.uploads, pool, jobs.used_uploads)
+    form.upload.delete_callback = shelf.remove  # the page is gone
+    unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+    # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.
+    newest: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
+
+    async def uploaded(request: gr.Request, path: str | None, old: Upload | None) -> AsyncIterator[Any]:
+        page = request.session_hash or ""
         try:
-            found = take_in(path, jobs.uploads)
+            file = admit_file(path, open_cache())
+            # A check of the older upload is about nothing from now on.
+            pool.stop((page, CHECKING))
+            intake = await asyncio.to_thread(shelf.begin, file, identify(request), page=(page, "upload"), replaced=old)
         except InputError as error:
             raise refuse(error, stays=True) from error
+        try:
+            while (found := await asyncio.to_thread(intake.look)) is None:
+                # At every step gradio notices a closed page, and closes what goes on here.
+                yield gr.skip(), gr.skip()
+                await asyncio.sleep(LOOK_S)
+        except ReadingStopped:
+            return
+        except InputError as error:
+            raise refuse(error, stays=True) from error
+        finally:
+            await asyncio.to_thread(intake.close)
+            _discard(file)
         inform(f"Read as “{found.source}”; press Check to see what is in it.")
-        return found, found.source
+        yield found, found.source
 
-    form.file.upload(uploaded, form.file, [form.upload, form.fields["source"]], api_name="train_upload",
-                     concurrency_limit=1)  # fmt: skip
+    form.file.upload(uploaded, [form.file, form.upload], [form.upload, form.fields["source"]],
+                     api_name="train_upload", **newest)  # fmt: skip
 
-    def check(preset: str, upload: Upload | None, *values: Any) -> tuple[str, str]:
-        try:
+    def cleared(request: gr.Request, old: Upload | None) -> None:
+        pool.stop((request.session_hash or "",))
+        shelf.remove(old)
+
+    form.file.clear(cleared, form.upload, form.upload, **unseen)
+
+    async def check(request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
+        page = (request.session_hash or "", CHECKING)
+
+        def begin() -> tuple[DataCheck, str]:
             found, recipe = reader.read(preset, upload, values)
-            reports = check_data(reader.base_of(found), recipe)
-            return show_modules(reader.sizes(found, recipe)), show_reports(reports)
+            shown = show_modules(reader.sizes(found, recipe))
+            return DataCheck(pool, reader.base_of(found), recipe, page), shown
+
+        try:
+            checking, shown = await asyncio.to_thread(begin)
         except InputError as error:
             raise refuse(error, stays=True) from error
+        try:
+            while (reports := await asyncio.to_thread(checking.look)) is None:
+                yield gr.skip(), gr.skip()
+                await asyncio.sleep(LOOK_S)
+        except ReadingStopped:
+            return
+        except InputError as error:
+            raise refuse(error, stays=True) from error
+        finally:
+            await asyncio.to_thread(checking.close)
+        yield shown, show_reports(reports)
 
-    form.check.click(check, [form.preset, form.upload, *form.fields.values()], [form.modules, form.reports],
-                     api_name="train_check", show_progress_on=[form.reports], concurrency_limit=1)  # fmt: skip
+    checked = form.check.click(check, [form.preset, form.upload, *form.fields.values()], [form.modules, form.reports],
+                               api_name="train_check", show_progress_on=[form.reports], **newest)  # fmt: skip
+
+    def stop(request: gr.Request) -> None:
+        pool.stop((request.session_hash or "", CHECKING))
+
+    # What is checked is over with whatever changes it; a start checks for itself.
+    gr.on([form.halt.click, form.start.click, form.preset.input, *(field.input for field in form.fields.values())],
+          stop, None, None, **unseen)  # fmt: skip
+
+    def offer_halt() -> Any:
+        return gr.update(visible=True)
+
+    def take_halt_back(request: gr.Request) -> Any:
+        return gr.update(visible=pool.is_reading((request.session_hash or "", CHECKING)))
+
+    form.check.click(offer_halt, None, form.halt, **unseen)
+    checked.then(take_halt_back, None, form.halt, **unseen)
+
+
+def _discard(file: Path) -> None:
+    """Removes gradio's copy, which has been taken in or refused."""
+    with contextlib.suppress(OSError):  # another upload of the same bytes was taken in before
+        file.unlink()
+        file.parent.rmdir()
 
 
 def _ask_for(data: str) -> list[Any]:

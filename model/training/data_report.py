@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from model.chat import ChatRenderer, Conversation
+from model.collator import collate
 from model.errors import InputError
 from model.lint import Finding, lint_batch
 from model.sample import Sample
@@ -20,6 +21,8 @@ from model.vlm import VLM
 
 SHOWN = 4
 """How many of the samples are kept to be looked at."""
+TOLD = 200
+"""Problems, kinds of answers and letters of a text that are told one by one: beyond that nobody reads them."""
 MAX_BINS = 20
 
 
@@ -66,7 +69,8 @@ class DataReport:
 
     ``turns``, ``images``, ``tokens`` and ``trained_tokens`` (those with a label) are sums over the ``usable`` ones, and
     so are the distributions: ``token_histogram``, ``images_per_sample`` and ``tiles_per_image`` (value → how many).
-    ``problems`` were found by the reader in the whole source. ``looks`` are a few usable samples, in no order.
+    ``problems`` were found by the reader in the whole source, ``more_problems`` are further ones that nobody kept.
+    ``looks`` are a few usable samples, in no order.
     """
 
     name: str
@@ -88,6 +92,7 @@ class DataReport:
     problems: tuple[Problem, ...]
     looks: tuple[Look, ...]
     text_of_looks: tuple[str, ...]
+    more_problems: int = 0
 
     @property
     def trained_share(self) -> float:
@@ -97,7 +102,7 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values; of the looks their place, length and text."""
         names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
-                 "trained_share", "longest")  # fmt: skip
+                 "trained_share", "longest", "more_problems")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in names},
             "token_histogram": [asdict(part) for part in self.token_histogram],
@@ -110,6 +115,38 @@ class DataReport:
                       for look, text in zip(self.looks, self.text_of_looks, strict=True)],
         }  # fmt: skip
 
+    def shorten(self) -> DataReport:
+        """The report without what grows with the data, as it is told to another process."""
+        return replace(
+            self,
+            families=dict(list(self.families.items())[:TOLD]),
+            problems=self.problems[:TOLD],
+            more_problems=self.more_problems + len(self.problems[TOLD:]),
+            text_of_looks=tuple(text if len(text) <= 100 * TOLD else text[: 100 * TOLD] + "…"
+                                for text in self.text_of_looks),
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataReport:
+        """What :meth:`to_json` wrote, but for the samples themselves: their text is all that is left."""
+        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
+                 "longest", "more_problems")  # fmt: skip
+        return cls(
+            **{name: values[name] for name in names},
+            token_histogram=tuple(Bin(**part) for part in values["token_histogram"]),
+            images_per_sample={int(key): count for key, count in values["images_per_sample"].items()},
+            tiles_per_image={int(key): count for key, count in values["tiles_per_image"].items()},
+            families=dict(values["families"]),
+            drops=tuple(Drop(**drop) for drop in values["drops"]),
+            lint=tuple(
+                Lint(Finding(lint["severity"], lint["rule"], lint["sentence"]), lint["count"], lint["where"])
+                for lint in values["lint"]
+            ),
+            problems=tuple(Problem(**problem) for problem in values["problems"]),
+            looks=(),
+            text_of_looks=tuple(look["text"] for look in values["looks"]),
+        )
+
 
 def report_data(
     vlm: VLM,
@@ -120,9 +157,9 @@ def report_data(
     seed: int = 0,
     max_images: int | None = None,
 ) -> DataReport:
-    """Renders ``sample`` examples of ``source`` (0: all), drawn by ``seed``, and measures them. ``max_length``: tokens
-    of a sample at most (None, or more than the model reads: what the model reads); ``max_images``: images at most.
-    InputError if the source is empty or a number makes no sense."""
+    """Renders ``sample`` examples of ``source`` (0: all), drawn by ``seed``, and measures them; ``vlm`` needs no
+    weights. ``max_length``: tokens of a sample at most (None, or more than the model reads: what the model reads);
+    ``max_images``: images at most. InputError if the source is empty or a number makes no sense."""
     if not len(source):
         raise InputError("The data hold no example, so there is nothing to report; choose other data.")
     if sample < 0 or (max_length is not None and max_length < 1) or (max_images is not None and max_images < 0):
@@ -170,7 +207,8 @@ def report_data(
             continue
         messages = example.conversation.messages
         typed = tuple(message.text for message in messages)
-        for finding in lint_batch(vlm, (rendered,), vlm.collate([rendered]), typed):
+        batch = collate([rendered], pad_token_id=vlm.pad_token_id)
+        for finding in lint_batch(vlm, (rendered,), batch, typed):
             key = finding.severity, finding.rule
             found = lints.get(key)
             lints[key] = Lint(finding, 1, where) if found is None else replace(found, count=found.count + 1)

@@ -5,8 +5,6 @@ import os
 import signal
 import sys
 import time
-import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -310,72 +308,3 @@ def test_half_a_line_is_left_for_the_next_look(trainer, make):
     assert len(table.progress(job).evaluations) == 2
     assert table.progress(job).generation == 0
     assert table.progress(job) != Progress()
-
-
-# --- uploads ---
-
-
-def make_zip(path, entries):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in entries.items():
-            archive.writestr(name, text)
-    return path
-
-
-def test_a_zip_with_a_table_and_pictures(tmp_path):
-    path = make_zip(tmp_path / "set.zip", {"set/data.jsonl": '{"messages": []}', "set/a.png": "x"})
-    found = take_in(path, tmp_path / "in")
-    assert (found.path.name, found.source) == ("data.jsonl", "chat")
-    assert (found.path.parent / "a.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "entries", "sentence"),
-    [
-        ("up.zip", {"../../evil.jsonl": "{}"}, "leaves the archive"),
-        ("root.zip", {"/evil.jsonl": "{}"}, "leaves the archive"),
-        ("none.zip", {"readme.txt": "x"}, "neither a table"),
-        ("two.zip", {"a.jsonl": "{}", "b.jsonl": "{}"}, "several tables"),
-    ],
-)
-def test_a_bad_zip_leaves_nothing_behind(tmp_path, name, entries, sentence):
-    path = make_zip(tmp_path / name, entries)
-    with pytest.raises(InputError, match=sentence):
-        take_in(path, tmp_path / "in")
-    assert list((tmp_path / "in").iterdir()) == []
-    assert not Path(tmp_path / "evil.jsonl").exists()
-
-
-def test_a_zip_that_unpacks_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("inspector.uploads.MAX_BYTES", 1 << 20)
-    path = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.jsonl", "x" * (2 << 20))
-    with pytest.raises(InputError, match="more than 1 MiB"):
-        take_in(path, tmp_path / "in")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.txt", "x", "no data set"),
-        ("a.jsonl", '{"messages": [', "no valid JSON in its first row"),
-        ("a.json", "[]", "holds no rows"),
-        ("a.jsonl", '{"foo": 1}', "keys foo"),
-        ("a.zip", "PK no", "no readable zip"),
-    ],
-)
-def test_a_bad_upload_is_one_sentence(tmp_path, name, text, sentence):
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(InputError, match=sentence):
-        take_in(path, tmp_path / "in")
-
-
-@pytest.mark.parametrize(
-    ("keys", "source"), [("conversations", "llava"), ("messages", "chat"), ("texts", "rows"), ("caption", "captions")]
-)
-def test_formats_are_told_by_their_keys(tmp_path, keys, source):
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({keys: []}) + "\n")
-    assert take_in(path, tmp_path / "in").source == source

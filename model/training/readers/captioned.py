@@ -25,6 +25,7 @@ from model.training.readers.source import (
     Record,
     RecordError,
     check_record,
+    clean_text,
     need_object,
     need_text,
     open_record,
@@ -133,7 +134,7 @@ def _walk_pairs(path: Path, options: Options) -> Iterator[tuple[str, _Pair | Rec
 def _field(entry: Mapping[str, Any], chosen: str, usual: tuple[str, ...], what: str) -> str:
     column = chosen or next((name for name in usual if name in entry), "")
     if column not in entry:
-        names = ", ".join(str(name) for name in entry if name is not None)
+        names = ", ".join(str(name) for name in list(entry)[:8] if name is not None)
         raise RecordError(
             f"it has no column “{chosen}”, it has {names}" if chosen else
             f"it has no {what} column; the usual names are {', '.join(usual)}, it has {names} (set {what}_column)"
@@ -177,7 +178,7 @@ def _walk_folder(folder: Path) -> Iterator[tuple[str, _Pair | RecordError]]:
             f"The folder “{folder.name}” holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}); choose another."
         )
     for picture in pictures:
-        where = str(picture.relative_to(folder))
+        where = clean_text(str(picture.relative_to(folder)))
         text = picture.with_suffix(".txt")
         if not text.is_file():
             yield where, RecordError(f"its caption “{text.name}” is not there")

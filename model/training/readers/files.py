@@ -6,40 +6,49 @@ import base64
 import binascii
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from model.errors import InputError
-from model.training.readers.source import RecordError, Stored, describe
+from model.training.readers.source import RecordError, Stored, clean_text, describe
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+NAME_BYTES = 255
+"""Of one part of a file's path, on every usual file system."""
+PATH_BYTES = 2000
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
-    """A record in a file: ``number`` counts from 1, lines in JSONL and records in JSON. ``value`` is kept where it
-    can't be read again by itself (JSON); JSONL is read again at byte ``offset``."""
+    """A record in a file: ``number`` counts from 1, lines in JSONL and records in JSON. It is read again from byte
+    ``offset``, ``size`` bytes of it (0: a line)."""
 
     file: Path
     number: int
     line: int
     offset: int = 0
-    value: Any = None
+    size: int = 0
 
     def __str__(self) -> str:
+        name = clean_text(self.file.name)
         if self.file.suffix.lower() == ".json":
-            return f"{self.file.name} record {self.number} (line {self.line})"
-        return f"{self.file.name} line {self.line}"
+            return f"{name} record {self.number} (line {self.line})"
+        return f"{name} line {self.line}"
 
     def read(self) -> Any:
         """The record's JSON value. RecordError if it is none (any more)."""
-        if self.value is not None:
-            return self.value
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return parse_line(file.readline())
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size) if self.size else file.readline()
+        except OSError as error:
+            raise RecordError(f"the file can't be read any more ({error.strerror})") from error
+        return parse_line(data)
 
 
 def walk_records(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
@@ -79,19 +88,27 @@ def _walk_json(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
     if text[at : at + 1] != "[":
         raise InputError(f"“{file.name}” does not begin with “[”; it must be a JSON list of records (or use .jsonl).")
     at, line, number, counted = _skip_blanks(text, at + 1), 1, 0, 0
+    offset = _mark_size(file)
     while text[at : at + 1] != "]":
         number += 1
-        line, counted = line + text.count("\n", counted, at), at
-        place = Place(file, number, line)
+        line, offset, counted = line + text.count("\n", counted, at), offset + _size(text, counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            yield place, RecordError(f"it is cut off or no valid JSON ({_reason(error)}), and nothing after it is read")
+            yield Place(file, number, line, offset), RecordError(
+                f"it is cut off or no valid JSON ({_reason(error)}), and nothing after it is read"
+            )
             return
+        place = Place(file, number, line, offset, _size(text, counted, at))
         if value is None:
             yield place, RecordError("it is null; it must be an object with named fields")
         else:
-            yield Place(file, number, line, value=value), value
+            try:
+                _check_letters(text, counted, at, value)
+            except RecordError as error:
+                yield place, error
+            else:
+                yield place, value
         at = _skip_blanks(text, at)
         if text[at : at + 1] == ",":
             at = _skip_blanks(text, at + 1)
@@ -102,15 +119,38 @@ def _walk_json(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
 
 
 def _skip_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+    return _BLANKS.match(text, at).end()  # type: ignore[union-attr]
+
+
+def _size(text: str, start: int, stop: int) -> int:
+    return len(text[start:stop].encode("utf-8"))
+
+
+def _mark_size(file: Path) -> int:
+    """Bytes of the mark that some programs write before UTF-8."""
+    with file.open("rb") as stream:
+        return 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
+
+
+def _check_letters(text: str, start: int, stop: int, value: object) -> None:
+    """RecordError if ``value`` holds half of a surrogate pair: JSON can write it, and nothing else can."""
+    if _HALF_PAIR.search(text, start, stop):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise RecordError(f"it holds {half}, half of a surrogate pair and no letter") from error
+        except RecursionError as error:
+            raise RecordError(f"it is no valid JSON ({_reason(error)})") from error
 
 
 def parse_line(line: bytes) -> Any:
     """The JSON value of a line. RecordError if it is cut off, no JSON, or not UTF-8."""
     try:
-        return json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+        value = json.loads(text)
+        _check_letters(text, 0, len(text), value)
+        return value
     except UnicodeDecodeError as error:
         raise RecordError(f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -179,10 +219,13 @@ def _is_split(file: Path, split: str) -> bool:
 def resolve_inside(folder: Path, name: str) -> Path:
     """The file ``name`` in ``folder``. RecordError if the name leaves the folder: data from elsewhere must not read
     what else is on the machine. Links inside the folder are followed, as data sets are often laid out with them."""
-    if not name.strip() or "\0" in name:
+    if not name.strip() or "\0" in name or clean_text(name) != name:
         raise RecordError(f"the image's name {name!r} is no file name")
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise RecordError(f"the image “{name}” has an absolute path; it must be relative to the data's folder")
+    if len(name.encode("utf-8")) > PATH_BYTES or any(len(part.encode("utf-8")) > NAME_BYTES
+                                                     for part in re.split(r"[/\\]", name)):
+        raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
     if "://" in name:
         raise RecordError(f"the image “{name}” is an address; nothing is fetched, save it in the data's folder")
     inside = os.path.normpath(name.replace("\\", "/"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,11 +189,11 @@ def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Ma
     for file in files:
         try:
             count = pyarrow.parquet.read_metadata(file).num_rows
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
         ends.append(((ends[-1][0] if ends else 0) + count, file.name))
     with _quiet(datasets), _explained(path.name):
-        table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        table = datasets.load_dataset("parquet", data_files=[escape(str(file)) for file in files], split="train")
 
     def where(row: int) -> str:
         before = 0
@@ -266,9 +267,13 @@ def _read_table(
     scan = _Scan(options, least)
     with _explained(name):
         keys = scan.keys(((number, where(number), row) for number, row in enumerate(checked)), folder)
-    return ExampleSource(
-        name, keys, lambda number: _build(table[number], least, folder, where(number)), scan.problems.close()
-    )
+
+    def build(number: int) -> Example:
+        with _explained(name):
+            row = table[number]
+        return _build(row, least, folder, where(number))
+
+    return ExampleSource(name, keys, build, scan.problems.close())
 
 
 def _is_stored(feature: Any) -> bool:

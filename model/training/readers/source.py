@@ -19,11 +19,24 @@ Stored = Path | bytes
 SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<image>|<image: \d+>|<row_\d+_col_\d+>")
 """Text that some model reads as a special token."""
 
+LONGEST_MESSAGE = 400
+"""Letters of what is said of a record."""
+
 T = TypeVar("T")
+
+
+def clean_text(text: str) -> str:
+    """The text with a question mark for every half of a surrogate pair, which no file and no page can hold: such come
+    from JSON and from file names that are not UTF-8."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 class RecordError(Exception):
     """A record can't be used. Its message is half a sentence that follows the record's place and a colon."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote the record: no more of it than a sentence bears, and nothing that can't be written.
+        super().__init__(clean_text(message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "…"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class ExampleSource(Sequence[Example]):
     def __init__(
         self, name: str, keys: Sequence[T], build: Callable[[T], Example], problems: tuple[Problem, ...] = ()
     ) -> None:
-        self.name = name
+        self.name = clean_text(name)
         self.problems = problems
         self._keys: Sequence[Any] = keys
         self._build: Callable[[Any], Example] = build
