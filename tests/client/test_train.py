@@ -83,7 +83,7 @@ def test_a_tiny_run_from_start_to_export(url):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": 0}, "steps is 0; it must be a whole number from 1 up"),
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1 to 10,000,000"),
         ({"decoder_rate": 7.0}, "must lie between 0"),
         ({"decoder_rate": 0.0, "projector_rate": 0.0}, "nothing trains"),
         ({"data": "my file"}, "Upload a file first"),

@@ -36,7 +36,7 @@ def test_every_recipe_that_ships_can_be_read_and_written_out_again(name, tmp_pat
 
 
 @pytest.mark.parametrize(("change", "sentence"), [
-    ({"steps": 0}, "steps is 0; it must be a whole number from 1 up"),
+    ({"steps": 0}, "steps is 0; it must be a whole number from 1 to 10,000,000"),
     ({"steps": True}, "steps is True"),
     ({"steps": 1.5}, "steps is 1.5"),
     ({"batch_rows": 0}, "batch_rows is 0"),
@@ -49,7 +49,7 @@ def test_every_recipe_that_ships_can_be_read_and_written_out_again(name, tmp_pat
     ({"learning_rates": 3}, "learning_rates must be a table"),
     ({"kind": "alignment", "learning_rates": {"decoder": 1e-3}}, "alignment trains MP"),
     ({"kind": "rlhf"}, "kind is 'rlhf'"),
-    ({"final_rate": 2}, "final_rate is 2; it must lie between 0 and 1"),
+    ({"final_rate": 2}, "final_rate is 2; it must be a number from 0 to 1"),
     ({"weight_decay": math.nan}, "weight_decay is nan"),
     ({"betas": [0.9]}, "betas is"),
     ({"betas": "high"}, "betas is 'high'"),

@@ -121,10 +121,10 @@ def test_which_asks_after_several_images_of_a_prompt_each_once():
 
 
 def test_more_shapes_than_are_drawn_are_refused():
-    with pytest.raises(InputError, match="shapes of a set of scenes is 4; it must be 1 to 3"):
+    with pytest.raises(InputError, match="shapes of a set of scenes is 4; it must be a whole number from 1 to 3"):
         read_scene_set({"set": "single", "shapes": 4})
 
 
 def test_a_share_of_large_pictures_below_none_is_refused():
-    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be 0"):
+    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be a whole number from 0 to 10,000,000"):
         read_scene_set({"set": "captions", "large_every": -1})
