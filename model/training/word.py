@@ -70,8 +70,8 @@ class WordSpec:
             if self.rgb is not None:
                 raise InputError("A shape takes a drawing and no RGB value; leave the RGB value out.")
             shape = self.shape or self.word
-            if shape not in OUTLINES:
-                raise InputError(f"There is no drawing of “{shape[:40]}”; choose one of {', '.join(OUTLINES)}.")
+            if not isinstance(shape, str) or shape not in OUTLINES:
+                raise InputError(f"There is no drawing of “{str(shape)[:40]}”; choose one of {', '.join(OUTLINES)}.")
             object.__setattr__(self, "shape", shape)
         else:
             raise InputError(f"The kind of the word is {name_value(self.kind)}; it must be “colour” or “shape”.")
