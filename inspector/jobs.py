@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from inspector.bounds import Bounds, private_bounds
 from inspector.processes import RUN_FOLDER, explain_end, is_training, kill_process, last_words, start_process
 from inspector.progress import Progress, ProgressReader
 from model import InputError
@@ -106,8 +107,11 @@ class _Exit:
 class JobTable:
     """The jobs of this server. ``root``: where their folders lie (a temporary folder, removed at the end, if None)."""
 
-    def __init__(self, root: str | Path | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, root: str | Path | None = None, limits: Limits | None = None, bounds: Bounds | None = None
+    ) -> None:
         self.limits = limits or Limits()
+        self.bounds = bounds or private_bounds()
         temporary = root is None
         self.root = Path(tempfile.mkdtemp(prefix="vlm-inspector-jobs-")) if root is None else Path(root)
         try:
