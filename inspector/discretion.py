@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import tempfile
@@ -20,10 +21,13 @@ from inspector.processes import RUN_FOLDER
 from model.training.recipe import Recipe
 from model.training.runs import MODEL, without_answers
 
+RUNS = "VLM_INSPECTOR_RUNS"
+"""Environment variable: where this server keeps runs."""
 UPLOADS, DATA = "uploads", "data"
 OWN_PLACES = ("cache", "endpoint", "endpoint_model", "endpoint_key_variable")
 """Keys of a data table that say something about this machine and nothing about the data."""
 
+NOWHERE = Path("/nonexistent")
 _ROOT = "/·"
 _QUOTED = re.compile(r"([“\"'‘`(])(?:file://)?(?:/|~/|[A-Za-z]:[\\/])([^”\"'’`)\n]*[/\\])?([^”\"'’`)\n/\\]*)(?=[”\"'’`)])")
 _BARE = re.compile(r"(?:file://|(?<![\w/.]))~?/((?:[\w.@+~=·%-]+/)+)([\w.@+~=·%-]*)")
@@ -52,6 +56,8 @@ def _keep_name(found: re.Match[str], lead: bool) -> str:
 def _own_places() -> tuple[str, ...]:
     """Folders of this machine that messages name, the longest first; their names may hold blanks."""
     places = {Path(__file__).parent.parent, Path(sys.prefix), Path(tempfile.gettempdir()), Path.home(), Path.cwd()}
+    if runs := os.environ.get(RUNS):
+        places.add(Path(runs))
     found = {str(path) for place in places for path in (place, place.resolve())}
     return tuple(sorted((place for place in found if place.count("/") > 1), key=len, reverse=True))
 
@@ -72,8 +78,7 @@ def share_recipe(recipe: Recipe, uploads: Path, base: str) -> str:
     stages = tuple(dataclasses.replace(stage, data=shared(stage.data), held_out=shared(stage.held_out))
                    for stage in recipe.stages)  # fmt: skip
     # From no folder: what is named now lies beside the recipe, wherever that will be.
-    nowhere = Path("/nonexistent")
-    return dataclasses.replace(recipe, base=base, stages=stages, folder=nowhere).to_toml()
+    return dataclasses.replace(recipe, base=base, stages=stages, folder=NOWHERE).to_toml()
 
 
 def name_data(path: str, uploads: Path) -> str:
@@ -117,7 +122,7 @@ def share_metrics(text: str, uploads: bool) -> str:
 def share_config(text: str) -> str:
     """A JSON file about a model without the places that its makers loaded it from."""
     values = json.loads(text)
-    kept = {key: name_data(value, Path("/nonexistent")) if isinstance(value, str) and is_path(value) else value
+    kept = {key: name_data(value, NOWHERE) if isinstance(value, str) and is_path(value) else value
             for key, value in values.items()}  # fmt: skip
     return text if kept == values else json.dumps(kept, indent=4, ensure_ascii=False)
 
@@ -125,7 +130,9 @@ def share_config(text: str) -> str:
 def _share(value: Any) -> Any:
     if isinstance(value, Mapping):
         # Answers are texts of the data and of the model: what looks like a path there is none of ours.
-        return {hide_paths(key): entry if key == "answers" else _share(entry) for key, entry in value.items()}
+        return {_share(key): entry if key == "answers" else _share(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_share(entry) for entry in value]
-    return hide_paths(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return name_data(value, NOWHERE) if is_path(value) and "\n" not in value and Path(value).name else hide_paths(value)

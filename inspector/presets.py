@@ -124,7 +124,7 @@ def _number(value: Any, name: str, whole: bool) -> Any:
         raise InputError(f"{name} is empty; give a number.")
     if not is_number(value) or (whole and value != int(value)):
         raise InputError(f"{name} is {name_value(value)}; it must be a {'whole number' if whole else 'number'}.")
-    return int(value) if whole else float(value)
+    return int(value) if whole else value
 
 
 def _words(value: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """Sets whose answers don't follow their questions' index, and sets with answers that stand in the text."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -126,5 +127,23 @@ def test_more_shapes_than_are_drawn_are_refused():
 
 
 def test_a_share_of_large_pictures_below_none_is_refused():
-    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be a whole number from 0 to 10,000,000"):
+    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be a whole number from 0 to"):
         read_scene_set({"set": "captions", "large_every": -1})
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"pictures": 10**9}, "pictures of a set of scenes is 1000000000; it must be a whole number from 1 to 200,000"),
+    ({"count": 1e20}, "count of a set of scenes is 1e+20; it must be a whole number from 1 to 10,000,000"),
+    ({"turns": 10**6}, "turns of a set of scenes is 1000000; it must be a whole number from 1 to 100"),
+    ({"turns": True}, "turns of a set of scenes is True"),
+    ({"seed": 2**64}, "seed of a set of scenes is 18446744073709551616"),
+    ({"seed": 1.5}, "seed of a set of scenes is 1.5"),
+    ({"shapes": math.nan}, "shapes of a set of scenes is nan"),
+    ({"set": ["single"]}, "There is no set of scenes ['single']"),
+    ({"dense": "yes"}, "dense of a set of scenes is 'yes'; it must be true or false"),
+    ({"images": 10**400}, "images is a whole number of 1329 bits"),
+])  # fmt: skip
+def test_no_number_of_a_set_is_without_a_bound(change, sentence):
+    with pytest.raises(InputError) as caught:
+        read_scene_set({"source": "scenes", **change})
+    assert sentence in str(caught.value)
