@@ -14,6 +14,7 @@ from pathlib import Path
 from inspector.analysis.attention import AttentionMap
 from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
 from inspector.analysis.prompt import Prompt
+from inspector.discretion import hide_paths
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
@@ -95,7 +96,10 @@ class ModelStore:
         key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
         with self._lock:
             if key not in self._private:
-                self._private[key] = load_vlm(source)
+                try:
+                    self._private[key] = load_vlm(source)
+                except InputError as error:
+                    raise InputError(hide_paths(str(error))) from error  # where it lies is the server's business
             self._private.move_to_end(key)
             while len(self._private) > MAX_PRIVATE:
                 self._private.popitem(last=False)

@@ -90,7 +90,7 @@ def launch_options() -> dict[str, Any]:
         "max_file_size": f"{prompt_view.MAX_UPLOAD_MB}mb",
         "run_history": False,
         "footer_links": ["api"],
-        "show_error": True,
+        "show_error": False,  # of refusals nothing changes; what else goes wrong names places of this machine
     }
 
 

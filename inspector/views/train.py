@@ -10,6 +10,7 @@ import gradio as gr
 
 from inspector.bounds import private_bounds, public_bounds
 from inspector.delivery import COMMAND
+from inspector.discretion import hide_paths
 from inspector.figures.training import show_modules
 from inspector.jobs import JobTable, public_limits
 from inspector.presets import UPLOAD
@@ -147,10 +148,10 @@ def _describe_job(jobs: JobTable) -> Any:
         try:
             state, progress = jobs.read(job), jobs.progress(job)
         except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise refuse(error) from error
         return {
             "id": state.id, "title": state.title, "status": state.status, "position": state.position,
-            "error": state.error, "fingerprint": state.run.get("fingerprint"),
+            "error": hide_paths(state.error or "") or None, "fingerprint": state.run.get("fingerprint"),
             "base_fingerprint": state.run.get("base_fingerprint"), "steps_done": len(progress.train),
             "losses": [point[1] for point in progress.train], "held_out": [list(p) for p in progress.held_out],
             "accuracy": progress.evaluations[-1]["accuracy"] if progress.evaluations else {},
