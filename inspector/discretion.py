@@ -29,7 +29,9 @@ OWN_PLACES = ("cache", "endpoint", "endpoint_model", "endpoint_key_variable")
 
 NOWHERE = Path("/nonexistent")
 _ROOT = "/·"
-_QUOTED = re.compile(r"([“\"'‘`(])(?:file://)?(?:/|~/|[A-Za-z]:[\\/])([^”\"'’`)\n]*[/\\])?([^”\"'’`)\n/\\]*)(?=[”\"'’`)])")
+_QUOTED = re.compile(
+    r"([“\"'‘`(])(?:file://)?(?:/|~/|[A-Za-z]:[\\/])([^”\"'’`)\n]*[/\\])?([^”\"'’`)\n/\\]*)(?=[”\"'’`)])"
+)
 _BARE = re.compile(r"(?:file://|(?<![\w/.]))~?/((?:[\w.@+~=·%-]+/)+)([\w.@+~=·%-]*)")
 _WINDOWS = re.compile(r"\b[A-Za-z]:\\((?:[\w.@+~=-]+\\)*)([\w.@+~=-]*)")
 
@@ -71,6 +73,7 @@ def share_recipe(recipe: Recipe, uploads: Path, base: str) -> str:
     """The recipe as TOML for whoever takes the run away: data are named as they lay in the upload, in the folder
     ``uploads``, and other files by their names, so that it can be read again beside them. ``base``: see
     :func:`name_base`."""
+
     def shared(tables: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
         return tuple({key: name_data(value, uploads) if isinstance(value, str) and is_path(value) else value
                       for key, value in table.items() if key not in OWN_PLACES} for table in tables)  # fmt: skip

@@ -156,8 +156,8 @@ def _check_ranges(form: Form, bounds: Bounds) -> None:
 
 
 def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None) -> Recipe:
-    """The recipe of a form; ``base`` is where its base model lies. ``bounds``: those of the server that will train, of a
-    private one if None. InputError for what can't be trained, or is more than they give."""
+    """The recipe of a form; ``base`` is where its base model lies. ``bounds``: those of the server that will train; a
+    private one's if None. InputError for what can't be trained, or is more than they give."""
     bounds = bounds or private_bounds()
     _check_ranges(form, bounds)
     contrastive = form.kind == "contrastive"

@@ -162,7 +162,8 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
     if state.status == "done":
         done = 1.0
     error = f'<p class="tr-error" role="alert">{escape(hide_paths(state.error))}</p>' if state.error else ""
-    output = (f"<details><summary>The process's last words</summary><pre>{escape(hide_paths(state.output))}</pre></details>"
+    words = escape(hide_paths(state.output))
+    output = (f"<details><summary>The process's last words</summary><pre>{words}</pre></details>"
               if state.output and state.output != state.error else "")  # fmt: skip
     return (
         f'<div class="tr-status"><div class="tr-line">{" <span aria-hidden=true>·</span> ".join(parts)}</div>'

@@ -18,7 +18,6 @@ from model.training.events import Answered
 from model.training.example import Example
 from model.vlm import VLM
 
-
 MOST_TOKENS = 16_384
 """Of a batch of prompts: as many times the longest as it has rows. What is kept of each for the next token, and the
 table of who sees whom, are memory."""

@@ -116,8 +116,9 @@ class Stage:
         for module, rate in self.learning_rates.items():
             need(module in allowed, f"learning_rates names “{module[:60]}”; {self.kind} trains {', '.join(allowed)}")
             need(is_number(rate) and 0 < rate <= 1,
-                 f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most")  # fmt: skip
-        need(self.packing in PACKINGS, f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}")
+                 f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most")
+        need(self.packing in PACKINGS,
+             f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}")  # fmt: skip
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
         need(not self.lora_rank or "decoder" in self.learning_rates,
              "lora_rank is set but the decoder has no learning rate")  # fmt: skip
@@ -140,7 +141,8 @@ def _is_plain(name: object) -> bool:
 class Recipe:
     """``base``: "new" (nothing), "embedded", a checkpoint folder or a hub id. ``precision``: "auto" is bfloat16
     autocast where the processor or GPU computes in it faster, else float32. ``threads`` 0: PyTorch's default.
-    ``cache_mib``: memory for what a frozen encoder made of pictures. ``tracker``: "" or "tensorboard" (written through accelerate into the run's folder)."""
+    ``cache_mib``: memory for what a frozen encoder made of pictures. ``tracker``: "" or "tensorboard" (written through
+    accelerate into the run's folder)."""
 
     stages: tuple[Stage, ...]
     title: str = "a run"

@@ -59,7 +59,8 @@ class WordSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.word, str) or not re.fullmatch(r"[^\W\d_]{2,20}", self.word) or not self.word.islower():
-            raise InputError(f"The word is {name_value(self.word)}; give one word of 2 to 20 small letters, such as “purple”.")
+            raise InputError(f"The word is {name_value(self.word)}; give one word of 2 to 20 small letters, such as "
+                             "“purple”.")  # fmt: skip
         if self.word in (*sc.COLOUR_NAMES, *sc.SHAPE_NAMES, "shape", "image"):
             raise InputError(f"The model knows “{self.word}” already; choose another word, such as “purple” or “star”.")
         if self.kind == "colour":

@@ -33,12 +33,14 @@ def make_run(tmp_path):
         config = {"lm_hidden_dim": 8, "lm_tokenizer": str(root / "tok"), "vlm_checkpoint_path": "~/mine/checkpoints",
                   "lm_chat_template": "{{ '/not/a/path' }}"}  # fmt: skip
         (folder / "model" / "config.json").write_text(json.dumps(config))
-        (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(root / "b")}))
+        adapter = {"base_model_name_or_path": str(root / "b")}
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
         values = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values}
         recipe = write_recipe(read_form(**{**values, **form}), base, "a run")
         (folder / "recipe.toml").write_text(recipe.to_toml())
         start = {"event": "start", "stage": "s", "data": {str(root / "uploads" / "x" / "rows.jsonl"): 30}}
-        evaluated = {"event": "eval", "stage": "s", "step": 3, "loss": 1.5, "accuracy": {"all": 0.5}, "answers": ANSWERS}
+        evaluated = {"event": "eval", "stage": "s", "step": 3, "loss": 1.5, "accuracy": {"all": 0.5},
+                     "answers": ANSWERS}  # fmt: skip
         failed = {"event": "failed", "stage": "s", "error": f"Stage “s” can't read “{root}/uploads/x/rows.jsonl”."}
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps(event) + "\n" for event in (start, evaluated, failed)) + '{"event": "ste'
@@ -61,7 +63,8 @@ def upload_to(folder, *parts):
 
 
 @pytest.mark.parametrize(("parts", "name"), [
-    (("rows.jsonl",), "rows.jsonl"), (("my set", "rows.jsonl"), "my set/rows.jsonl"), (("data", "rows.jsonl"), "rows.jsonl"),
+    (("rows.jsonl",), "rows.jsonl"), (("my set", "rows.jsonl"), "my set/rows.jsonl"),
+    (("data", "rows.jsonl"), "rows.jsonl"),
 ])  # fmt: skip
 def test_an_archive_names_data_as_they_lay_in_the_upload_and_holds_none_of_their_texts(make_run, tmp_path, parts, name):
     path = upload_to(tmp_path / "secret place" / "jobs" / "SECRETJOB" / "run", *parts)

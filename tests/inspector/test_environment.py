@@ -10,8 +10,9 @@ from inspector.processes import start_process
 
 SECRETS = {
     "HF_TOKEN": "hf_secret", "HUGGING_FACE_HUB_TOKEN": "hf_secret", "HUGGINGFACEHUB_API_TOKEN": "hf_secret",
-    "AWS_SECRET_ACCESS_KEY": "aws-secret", "AWS_SESSION_TOKEN": "aws-secret", "GOOGLE_APPLICATION_CREDENTIALS": "/secret",
-    "AZURE_CLIENT_SECRET": "secret", "OPENAI_API_KEY": "sk-secret", "GITHUB_TOKEN": "gh-secret", "MY_OWN_SECRET": "secret",
+    "AWS_SECRET_ACCESS_KEY": "aws-secret", "AWS_SESSION_TOKEN": "aws-secret",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/secret", "AZURE_CLIENT_SECRET": "secret", "OPENAI_API_KEY": "sk-secret",
+    "GITHUB_TOKEN": "gh-secret", "MY_OWN_SECRET": "secret",
     "DATABASE_URL": "postgres://me:secret@db", "SSH_AUTH_SOCK": "/secret", "HF_OIDC_RESOURCE": "secret",
     "HTTPS_PROXY": "http://me:secret@proxy:3128", "SPACE_CREATOR_USER_ID": "secret", "HF_TOKEN_PATH": "/secret/token",
     "WANDB_API_KEY": "secret",
@@ -42,10 +43,9 @@ def test_no_token_is_found_in_a_file_either(tmp_path):
     server = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret", "HOME": str(tmp_path)}
     ask = "from huggingface_hub import get_token; from huggingface_hub.utils import build_hf_headers as b; "
     ask += "print(get_token(), 'authorization' in b())"
-    found = subprocess.run([sys.executable, "-c", ask], env=clean_environment(1, server), capture_output=True, text=True)
-    assert found.stdout == "None False\n"
-    seen = subprocess.run([sys.executable, "-c", ask], env=server, capture_output=True, text=True)
-    assert seen.stdout == "hf_secret True\n"
+    for environment, found in ((clean_environment(1, server), "None False\n"), (server, "hf_secret True\n")):
+        ended = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True)
+        assert ended.stdout == found
 
 
 def test_what_is_handed_on():

@@ -35,7 +35,7 @@ def test_what_is_no_number_is_named(key, value):
 @pytest.mark.parametrize("value", [10**400, 1e300, -1], ids=["huge", "large", "below"])
 @pytest.mark.parametrize("key", NAMES)
 def test_a_number_beyond_every_range_is_named(key, value):
-    with pytest.raises(InputError, match="it must be a (whole )?number") as caught:
+    with pytest.raises(InputError, match=r"it must be a (whole )?number") as caught:
         write(**{key: value})
     assert str(caught.value).startswith(f"{NAMES[key]} is ")
     assert len(str(caught.value)) < 200
@@ -75,7 +75,7 @@ def test_hub_data_are_offered_where_they_are_given():
 
 @pytest.mark.parametrize("source", ["llava", "chat", "captions", "scenes", "word", "/etc", "easy-vqa"])
 def test_data_of_the_hub_are_read_by_no_reader_of_files(source):
-    with pytest.raises(InputError, match="read as rows|There is no format"):
+    with pytest.raises(InputError, match=r"read as rows|There is no format"):
         write(data=HUB, path="owner/name", source=source)
 
 

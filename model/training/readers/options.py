@@ -57,7 +57,8 @@ class Options:
         """One of ``allowed``."""
         value = self.get(key, default)
         if value not in allowed:
-            raise InputError(f"{key} of the source “{self.source}” is “{value[:60]}”; allowed are {', '.join(allowed)}.")
+            names = ", ".join(allowed)
+            raise InputError(f"{key} of the source “{self.source}” is “{value[:60]}”; allowed are {names}.")
         return value
 
     @property
