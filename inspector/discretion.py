@@ -41,17 +41,21 @@ def hide_paths(text: str) -> str:
     net, names such as owner/name and paths that begin nowhere stay."""
     for place in _own_places():
         text = text.replace(place + "/", _ROOT + "/").replace(place, _ROOT + "/" + Path(place).name)
-    for pattern, lead in ((_QUOTED, True), (_BARE, False), (_WINDOWS, False)):
-        text = pattern.sub(lambda found, lead=lead: _keep_name(found, lead), text)
+    text = _QUOTED.sub(_keep_quoted, text)
+    for pattern in (_BARE, _WINDOWS):
+        text = pattern.sub(lambda found: _last(found[1], found[2]), text)
     return text.replace(_ROOT + "/", "").replace("·/", "")
 
 
-def _keep_name(found: re.Match[str], lead: bool) -> str:
-    *quote, folders, name = found.groups() if lead else ("", *found.groups())
-    if lead and not folders and not found[0].startswith(f"{quote[0]}~"):
+def _keep_quoted(found: re.Match[str]) -> str:
+    quote, folders, name = found.groups()
+    if not folders and not found[0].startswith(f"{quote}~"):
         return found[0]  # one name behind a stroke, such as “/ask”: no place
-    last = re.split(r"[/\\]", (folders or "").rstrip("/\\"))[-1]
-    return quote[0] + (name or last)
+    return quote + _last(folders, name)
+
+
+def _last(folders: str | None, name: str) -> str:
+    return name or re.split(r"[/\\]", (folders or "").rstrip("/\\"))[-1]
 
 
 @cache
