@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from inspector.environment import clean_environment
 from model.training.runs import RECIPE
 
 OUTPUT = "output.txt"
@@ -27,10 +28,7 @@ def start_process(folder: Path, *, resumed: bool, threads: int, nice: int) -> su
                "--quiet", *(["--resume", "--keep-request"] if resumed else [])]  # fmt: skip
     if program := shutil.which("nice"):
         command = [program, "-n", str(nice), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-                   "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}  # fmt: skip
-    home = str(Path(__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
+    environment = clean_environment(threads)
     with (folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                                    stdout=output, stderr=output, start_new_session=True)  # fmt: skip

@@ -16,6 +16,7 @@ from inspector.analysis.attention import AttentionMap
 from inspector.analysis.command import RUN_MODEL
 from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
 from inspector.analysis.prompt import Prompt
+from inspector.discretion import hide_paths
 from inspector.state_size import count_bytes
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
@@ -142,7 +143,10 @@ class ModelStore:
         key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
         with self._lock:
             if key not in self._private:
-                self._private[key] = self._load(source)
+                try:
+                    self._private[key] = self._load(source)
+                except InputError as error:
+                    raise InputError(hide_paths(str(error))) from error  # where it lies is the server's business
             self._private.move_to_end(key)
             while len(self._private) > MAX_PRIVATE:
                 self._private.popitem(last=False)

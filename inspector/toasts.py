@@ -14,19 +14,21 @@ from typing import Any
 import gradio as gr
 from gradio.context import LocalContext
 
+from inspector.discretion import hide_paths
+
 SECONDS = 10.0
 """A message goes away by itself after so long, unless it waits to be closed."""
 
 
 def refuse(sentence: object, *, stays: bool = False, seen: bool = True) -> gr.Error:
     """The error to raise for what can't be done, an exception or its sentence. ``stays``: until it is closed. ``seen``
-    False: only programs are told, the page says it in a place of its own."""
-    return gr.Error(str(sentence), duration=None if stays else SECONDS, visible=seen, print_exception=False)
+    False: only programs are told, the page says it in a place of its own. Of paths the last part alone is said."""
+    return gr.Error(hide_paths(str(sentence)), duration=None if stays else SECONDS, visible=seen, print_exception=False)
 
 
 def warn(sentence: object, *, stays: bool = False) -> None:
     """Says what was left out or went wrong while the event goes on."""
-    gr.Warning(_write(str(sentence)), duration=None if stays else SECONDS)
+    gr.Warning(_write(hide_paths(str(sentence))), duration=None if stays else SECONDS)
 
 
 def inform(sentence: object) -> None:

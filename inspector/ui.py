@@ -110,7 +110,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(Gate)], "lifespan": keep_swept},
         "footer_links": ["api"],
-        "show_error": True,
+        "show_error": False,  # of refusals nothing changes; what else goes wrong names places of this machine
     }
 
 

@@ -5,6 +5,7 @@ Nothing here unpickles, runs code from a checkpoint, or asks the hub about a loc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -125,6 +126,9 @@ def _find_folder(source: str | Path) -> tuple[Path, bool]:
         patterns = [CONFIG, WEIGHTS, "tokenizer*.json", "special_tokens_map.json"]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        # Processes that work for strangers have no token; what the owner fetched with one is there already.
+        with contextlib.suppress(HFValidationError, LocalEntryNotFoundError, OSError):
+            return Path(snapshot_download(text, allow_patterns=patterns, local_files_only=True)), False
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"“{text}” is no folder here and can't be fetched from the hub ({reason}).") from error
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from inspector.analysis.numerals import say
+from inspector.discretion import hide_paths
 from inspector.figures.charts import table
 from inspector.jobs import JobState
 from inspector.progress import Progress
@@ -160,8 +161,9 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
         parts.append("weights " + " ".join(prints))
     if state.status == "done":
         done = 1.0
-    error = f'<p class="tr-error" role="alert">{escape(state.error)}</p>' if state.error else ""
-    output = (f"<details><summary>The process's last words</summary><pre>{escape(state.output)}</pre></details>"
+    error = f'<p class="tr-error" role="alert">{escape(hide_paths(state.error))}</p>' if state.error else ""
+    words = escape(hide_paths(state.output))
+    output = (f"<details><summary>The process's last words</summary><pre>{words}</pre></details>"
               if state.output and state.output != state.error else "")  # fmt: skip
     return (
         f'<div class="tr-status"><div class="tr-line">{" <span aria-hidden=true>·</span> ".join(parts)}</div>'

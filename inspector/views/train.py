@@ -10,6 +10,7 @@ import gradio as gr
 
 from inspector.bounds import private_bounds, public_bounds
 from inspector.delivery import COMMAND
+from inspector.discretion import hide_paths
 from inspector.figures.training import show_modules
 from inspector.jobs import JobTable, public_limits
 from inspector.presets import UPLOAD
@@ -65,7 +66,7 @@ def build_train(store: ModelStore, jobs: JobTable) -> TrainView:
         f'<div class="vi-caption">Train a copy of a model, watch it learn, and see what changed.{bounds}'
         f"<details><summary>How it runs, and what it can't show</summary>{EXPLAIN}</details></div>"
     )
-    form = build_form(store)
+    form = build_form(store, jobs.bounds)
     gr.HTML('<h2 class="vi-heading">The run</h2>')
     run = build_run()
     gr.HTML('<h2 class="vi-heading">What it changed</h2>')
@@ -86,7 +87,7 @@ def wire_train(
     """``person`` and ``timer`` must be declared at the top level of the Blocks, or nothing comes back after a reload
     while another tab is open."""
     form, run, result = view.form, view.run, view.result
-    reader = RecipeReader(form, store)
+    reader = RecipeReader(form, store, jobs.bounds)
     seen = watched(run, timer, [result.compare, result.use, result.export, result.push])
     wire_form(form, reader, jobs)
     wire_run(run, jobs, timer, seen)
@@ -114,7 +115,7 @@ def wire_train(
     def teach(word: str, rgb: str, known: Any) -> list[Any]:
         known = read_person(known)
         try:
-            spec = parse_word((word or "").strip().lower(), (rgb or "").strip() or None)
+            spec = parse_word(str(word or "").strip().lower(), str(rgb or "").strip() or None)
             return follow_new(known, jobs.start(known["owner"], teaching_recipe(spec)))
         except InputError as error:
             raise refuse(error, stays=True) from error
@@ -150,7 +151,7 @@ def _describe_job(jobs: JobTable) -> Any:
             raise refuse(error) from error
         return {
             "id": state.id, "title": state.title, "status": state.status, "position": state.position,
-            "error": state.error, "fingerprint": state.run.get("fingerprint"),
+            "error": hide_paths(state.error or "") or None, "fingerprint": state.run.get("fingerprint"),
             "base_fingerprint": state.run.get("base_fingerprint"), "steps_done": len(progress.train),
             "losses": [point[1] for point in progress.train], "held_out": [list(p) for p in progress.held_out],
             "accuracy": progress.evaluations[-1]["accuracy"] if progress.evaluations else {},

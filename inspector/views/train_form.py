@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.analysis.training import DataCheck, size_modules
+from inspector.bounds import Bounds
 from inspector.figures.training import show_modules, show_reports
 from inspector.files import open_cache
 from inspector.jobs import JobTable
@@ -20,13 +21,13 @@ from inspector.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
 from inspector.presets import (
     BUILT_IN,
-    DATA,
     HUB,
     NEW,
     PRESETS,
     SOURCES,
     UPLOAD,
     Form,
+    list_data,
     read_form,
     write_recipe,
 )
@@ -70,7 +71,7 @@ class TrainForm:
     reports: gr.HTML
 
 
-def build_form(store: ModelStore) -> TrainForm:
+def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
     with gr.Group(elem_classes="tr-teach"):
         gr.HTML('<p class="vi-good">The model has never heard of “purple” or “star”. Teach it the word, in about a '
                 "minute, and compare before and after.</p>")  # fmt: skip
@@ -87,9 +88,9 @@ def build_form(store: ModelStore) -> TrainForm:
     with gr.Row():
         fields["base"] = gr.Dropdown([*store.names, (f"{NEW}: random weights", NEW)], value=values["base"],
                                      label="Base model", min_width=150, elem_id="train-base")  # fmt: skip
-        fields["data"] = gr.Dropdown(list(DATA), value=values["data"], label="Data", min_width=150,
+        fields["data"] = gr.Dropdown(list(list_data(bounds)), value=values["data"], label="Data", min_width=150,
                                      elem_id="train-data")  # fmt: skip
-        fields["steps"] = gr.Number(values["steps"], label="Steps", precision=0, min_width=90, elem_id="train-steps")
+        fields["steps"] = gr.Number(values["steps"], label="Steps", step=1, min_width=90, elem_id="train-steps")
     with gr.Row():
         file = FileInput(label=f"Data file ({', '.join(SUFFIXES)})", file_types=list(SUFFIXES), height=110,
                        visible=False, elem_id="train-file")  # fmt: skip
@@ -104,12 +105,12 @@ def build_form(store: ModelStore) -> TrainForm:
                                          elem_id=f"train-{name.replace('_', '-')}")  # fmt: skip
         with gr.Row():
             fields["kind"] = gr.Dropdown(list(KINDS), value=values["kind"], label="Stage", min_width=110)
-            fields["lora_rank"] = gr.Number(values["lora_rank"], label="LoRA rank (0: off)", precision=0, min_width=90)
+            fields["lora_rank"] = gr.Number(values["lora_rank"], label="LoRA rank (0: off)", step=1, min_width=90)
             fields["packing"] = gr.Dropdown(list(PACKINGS), value=values["packing"], label="Packing", min_width=100)
-            fields["batch_rows"] = gr.Number(values["batch_rows"], label="Rows per batch", precision=0, min_width=90)
-            fields["eval_every"] = gr.Number(values["eval_every"], label="Evaluate every … steps", precision=0,
+            fields["batch_rows"] = gr.Number(values["batch_rows"], label="Rows per batch", step=1, min_width=90)
+            fields["eval_every"] = gr.Number(values["eval_every"], label="Evaluate every … steps", step=1,
                                              min_width=90)  # fmt: skip
-            fields["seed"] = gr.Number(values["seed"], label="Seed", precision=0, min_width=80)
+            fields["seed"] = gr.Number(values["seed"], label="Seed", step=1, min_width=80)
     with gr.Row():
         check = gr.Button("Check: what trains, on what", size="sm", elem_id="train-check")
         halt = gr.Button("Stop checking", size="sm", visible=False, elem_id="train-halt")
@@ -129,15 +130,17 @@ class RecipeReader:
 
     form: TrainForm
     store: ModelStore
+    bounds: Bounds
 
     def read(self, preset: str, upload: Upload | None, values: Sequence[Any]) -> tuple[Form, Recipe]:
         """InputError for values that ask for nothing that can be trained."""
         form = read_form(**dict(zip(self.form.fields, values, strict=True)))
         if form.data == UPLOAD:
             source = form.source if form.source != "auto" or upload is None else upload.source
+            # What was typed counts for nothing: only what this person uploaded is read.
             form = replace(form, path=str(upload.path) if upload is not None else "", source=source)
         base = NEW if form.base == NEW else self.store.source_of(form.base)
-        return form, write_recipe(form, base, f"{preset}: {form.data}")
+        return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
 
     def base_of(self, form: Form) -> Any:
         """A model of the shape that will be trained."""
@@ -154,6 +157,8 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     plain = {name: field for name, field in form.fields.items() if field not in where}
 
     def fill(preset: str) -> list[Any]:
+        if preset not in PRESETS:
+            raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
         values = PRESETS[preset].values
         if "steps" in values and values["steps"] > jobs.limits.steps:
             values = {**values, "steps": jobs.limits.steps}
@@ -256,7 +261,8 @@ def _discard(file: Path) -> None:
         file.parent.rmdir()
 
 
-def _ask_for(data: str) -> list[Any]:
-    """Which of the fields about data of one's own are shown."""
+def _ask_for(data: Any) -> list[Any]:
+    """Which of the fields about data of one's own are shown; a program may send anything."""
+    data = str(data)
     return [gr.update(visible=data == UPLOAD), gr.update(visible=data == HUB),
             gr.update(visible=data not in BUILT_IN)]  # fmt: skip

@@ -129,7 +129,8 @@ def wire_result(
 
     def push(job: str, repository: str, token: str) -> tuple[str, str]:
         try:
-            address = push_run(jobs.run_folder((job or "").strip()), repository or "", token or "")
+            folder = jobs.run_folder((job or "").strip())
+            address = push_run(folder, jobs.read(job.strip()).run, repository or "", token or "")
         except InputError as error:
             warn(error, stays=True)
             return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'

@@ -18,6 +18,10 @@ from model.training.events import Answered
 from model.training.example import Example
 from model.vlm import VLM
 
+MOST_TOKENS = 16_384
+"""Of a batch of prompts: as many times the longest as it has rows. What is kept of each for the next token, and the
+table of who sees whom, are memory."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -56,11 +60,15 @@ def probe_examples(vlm: VLM, examples: Sequence[Example], most: int, seed: int) 
 
 @torch.no_grad()
 def answer_samples(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int = 32, rows: int = 64) -> list[str]:
-    """Greedy answers, in order; rows of about one length share a batch of ``rows``."""
+    """Greedy answers, in order; rows of about one length share a batch of ``rows``, fewer where they are long."""
     found: dict[int, str] = {}
     order = sorted(range(len(samples)), key=lambda index: len(samples[index]))
-    for start in range(0, len(order), rows):
+    start = 0
+    while start < len(order):
         part = order[start : start + rows]
+        while len(part) > 1 and len(part) * len(samples[part[-1]]) > MOST_TOKENS:
+            part.pop()
+        start += len(part)
         batch = vlm.collate([samples[index] for index in part])
         steps = [ids for ids, _ in generate_batch(vlm, batch, max_new_tokens=max_new_tokens)]
         for index, ids in zip(part, torch.stack(steps, dim=1).tolist(), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.collator import Batch
+from model.config import VLMConfig
 from model.errors import InputError
 from model.image import ProcessedImage
 from model.packing import pack_samples
@@ -70,6 +71,11 @@ def with_features(batch: Batch, cache: FeatureCache | None) -> Batch:
     return replace(batch, features=cache.features(batch.tiles.cpu()))
 
 
+def count_patches(config: VLMConfig) -> int:
+    """The image encoder's positions for one tile."""
+    return (config.tile_px // config.patch_px) ** 2
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one optimizer step, the next draw's number, and how many examples were dropped on the way."""
@@ -77,6 +83,25 @@ class Rows:
     samples: tuple[Sample, ...]
     position: int
     dropped: int
+
+
+def split_rows(samples: Sequence[Sample], most_rows: int, most_tokens: int, tile_patches: int) -> Iterator[
+    Sequence[Sample]
+]:
+    """The samples in order, in parts of ``most_rows`` at most, none of which has more than ``most_tokens``: as many
+    times the longest row as it has rows, and ``tile_patches`` for each tile of its pictures. A single row is a part
+    whatever it has. Parts depend on the samples alone, so every process makes the same."""
+    start, longest, patches = 0, 0, 0
+    for place, sample in enumerate(samples):
+        own = tile_patches * sum(len(image.tiles) for image in sample.images)
+        rows = place - start + 1
+        full = rows * max(longest, len(sample)) + patches + own > most_tokens
+        if rows > 1 and (full or rows > most_rows):
+            yield samples[start:place]
+            start, longest, patches = place, 0, 0
+        longest, patches = max(longest, len(sample)), patches + own
+    if start < len(samples):
+        yield samples[start:]
 
 
 def usable_sample(vlm: VLM, example: Example) -> Sample | None:
@@ -94,7 +119,7 @@ class RowMaker:
 
     def __init__(self, vlm: VLM, stage: Stage, mixture: Mixture[Example], seed: int) -> None:
         self._vlm, self._stage, self._mixture, self._seed = vlm, stage, mixture, seed
-        limit = vlm.config.lm_max_position_embeddings
+        limit = min(vlm.config.lm_max_position_embeddings, stage.batch_tokens)
         self._limit = min(limit, stage.row_tokens) if stage.packing != "off" else limit
 
     def take(self, position: int) -> Rows:

@@ -13,7 +13,7 @@ import numpy as np
 from model.config import VLMConfig
 from model.errors import InputError
 from model.training.example import CaptionedImage, Example, caption_of
-from model.training.scene_sets import CaptionedScenes, read_scene_set
+from model.training.scene_sets import CaptionedScenes, check_numbers, read_scene_set
 
 T = TypeVar("T")
 
@@ -66,10 +66,11 @@ def open_captioned(table: Mapping[str, Any], folder: Path, config: VLMConfig) ->
     """The pairs of one data table for the contrastive stage. “scenes” with set = "tiles" has phrases too."""
     if table["source"] == "scenes" and table.get("set", "tiles") == "tiles":
         spec = {key: value for key, value in table.items() if key not in ("source", "set", "weight")}
-        try:
-            return CaptionedScenes(config, **{"count": 100_000, "seed": 1, **spec})
-        except TypeError as error:
-            raise InputError(f"A table of captioned scenes takes count, seed and easy_share ({error}).") from error
+        if unknown := sorted(set(spec) - {"count", "seed", "easy_share"}):
+            names = ", ".join(name[:40] for name in unknown[:6])
+            raise InputError(f"A table of captioned scenes takes count, seed and easy_share, and has {names}.")
+        check_numbers(spec, "a table of captioned scenes")
+        return CaptionedScenes(config, **{"count": 100_000, "seed": 1, **spec})
     return Captioned(open_examples(table, folder))
 
 

@@ -14,7 +14,14 @@ from torch import nn
 
 from model.collator import collate
 from model.training.answering import answer_probes, probe_examples, score
-from model.training.batches import FeatureCache, make_pairs, usable_sample, with_features
+from model.training.batches import (
+    FeatureCache,
+    count_patches,
+    make_pairs,
+    split_rows,
+    usable_sample,
+    with_features,
+)
 from model.training.events import Answered
 from model.training.recipe import Stage
 from model.training.stages import ContrastiveLoss, count_labels
@@ -42,6 +49,7 @@ class HeldOut:
                  cache: FeatureCache | None) -> None:  # fmt: skip
         self._vlm, self._accelerator, self._seed, self._cache = vlm, accelerator, seed, cache
         self._examples = examples
+        self._most_tokens = stage.batch_tokens
         asks = stage.kind != "contrastive" and bool(stage.eval_examples) and bool(accelerator.is_main_process)
         self._probes = probe_examples(vlm, examples, stage.eval_examples, seed) if asks else []
 
@@ -83,12 +91,13 @@ class HeldOut:
                        if (sample := usable_sample(self._vlm, example)) is not None]  # fmt: skip
             if not samples:
                 continue
-            batch = collate(samples, pad_token_id=self._vlm.pad_token_id)
-            count = count_labels(batch)
-            with self._accelerator.autocast():
-                features = with_features(batch.to(self._vlm.device), self._cache)
-                total += float(self._vlm.loss(features)) * count
-            labels += count
+            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm.config)):
+                batch = collate(part, pad_token_id=self._vlm.pad_token_id)
+                count = count_labels(batch)
+                with self._accelerator.autocast():
+                    features = with_features(batch.to(self._vlm.device), self._cache)
+                    total += float(self._vlm.loss(features)) * count
+                labels += count
         return total / labels if labels else None
 
 

@@ -17,11 +17,20 @@ from model.collator import Batch, collate
 from model.errors import InputError
 from model.image import ProcessedImage
 from model.sample import Sample
-from model.training.batches import MAX_DROPPED, FeatureCache, PairBatch, RowMaker, make_pairs, with_features
+from model.training.batches import (
+    MAX_DROPPED,
+    FeatureCache,
+    PairBatch,
+    RowMaker,
+    count_patches,
+    make_pairs,
+    split_rows,
+    with_features,
+)
 from model.training.datasets import Mixture
 from model.training.example import CaptionedImage
 from model.training.recipe import Stage
-from model.training.stages import count_labels
+from model.training.stages import count_row_labels
 from model.vlm import VLM
 
 
@@ -50,31 +59,35 @@ class Learner(ABC):
 
 
 class LanguageLearner(Learner):
-    """Rows of tokens under the next-token loss. ``cache`` holds what a frozen image encoder made; None if it trains."""
+    """Rows of tokens under the next-token loss. ``cache`` holds what a frozen image encoder made; None if it trains,
+    and then its patches count as tokens do."""
 
     def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[Any], seed: int,
                  cache: FeatureCache | None) -> None:  # fmt: skip
         super().__init__(vlm, accelerator, stage)
         self._rows = RowMaker(vlm, stage, mixture, seed)
         self._cache = cache
+        self._tile_patches = 0 if cache is not None else count_patches(vlm.config)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
-        world, size = self.accelerator.num_processes, self.stage.batch_rows
-        micro = [rows.samples[start : start + size] for start in range(0, len(rows.samples), size)]
-        batches = [self._batch(self._share(part)) for part in micro]
-        counts = [sum(map(count_labels, batches)), sum(int(batch.attention_mask.sum()) for batch in batches)]
+        world = self.accelerator.num_processes
+        micro = [self._share(part) for part in split_rows(rows.samples, self.stage.batch_rows, self.stage.batch_tokens,
+                                                          self._tile_patches)]  # fmt: skip
+        # Batches are made one at a time: the pictures of a whole step may be more than the memory.
+        counts = [sum(map(count_row_labels, micro)),
+                  sum(int(sample.attention_mask.sum()) for part in micro for sample in part)]  # fmt: skip
         counted = torch.tensor(counts, device=self.accelerator.device)
         labels, positions = (int(value) for value in self.accelerator.reduce(counted, "sum"))
         if not labels:
             raise InputError("No position of the step has a label, so there is nothing to learn; check the data's "
                              "answers.")  # fmt: skip
         total = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(batches):
+        for number, part in enumerate(micro):
             # Gradients are exchanged once a step, with its last micro-batch.
-            last = number == len(batches) - 1
+            last = number == len(micro) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(module):
-                loss = module(batch) * (world / labels)
+                loss = module(self._batch(part)) * (world / labels)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         mean = float(self.accelerator.reduce(total, "sum")) / world
@@ -102,6 +115,13 @@ class PairLearner(Learner):
                  seed: int) -> None:  # fmt: skip
         super().__init__(vlm, accelerator, stage)
         self._mixture, self._seed = mixture, seed
+        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
+        if pairs * patches > stage.batch_tokens:
+            # The contrast is between all pairs of a step: it can't be computed in parts.
+            raise InputError(
+                f"A step of stage “{stage.name}” has {pairs:,} pairs of {patches:,} patches each, and batch_tokens is "
+                f"{stage.batch_tokens:,}; take at most {stage.batch_tokens // patches:,} pairs."
+            )
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         pairs, after, dropped = self._draw(position)

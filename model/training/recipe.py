@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any, Literal
 
 import tomlkit
 
-from model.errors import InputError
+from model.errors import InputError, name_value
+from model.ranges import SEEDS, Range, is_number
 
 Kind = Literal["contrastive", "alignment", "instruction"]
 KINDS: tuple[Kind, ...] = ("contrastive", "alignment", "instruction")
@@ -24,6 +24,24 @@ HEADS = ("linear", "mlp")
 ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
 """What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
 
+RANGES = {
+    "steps": Range(1, 10_000_000), "batch_rows": Range(1, 65_536), "accumulate": Range(1, 65_536),
+    "batch_tokens": Range(1, 4_194_304), "row_tokens": Range(1, 131_072), "warmup_steps": Range(0, 10_000_000),
+    "lora_rank": Range(0, 1_024), "eval_every": Range(0, 10_000_000), "eval_examples": Range(0, 10_000),
+    "clip": Range(0, 1e6, whole=False), "weight_decay": Range(0, 100, whole=False),
+    "lora_alpha": Range(0, 65_536, whole=False), "save_every_s": Range(0, 1e9, whole=False),
+    "final_rate": Range(0, 1, whole=False), "leak_share": Range(0, 1, whole=False),
+}  # fmt: skip
+"""Every number of a stage: beyond these it is a slip, and would end in want of memory or in a run without end."""
+STEP_ROWS = Range(1, 65_536)
+"""``batch_rows`` times ``accumulate``: the rows of a step are drawn before the first of them is computed."""
+WEIGHTS = Range(1e-6, 1e6, whole=False)
+MACHINE = {"seed": SEEDS, "threads": Range(0, 1_024), "cache_mib": Range(0, 1_048_576)}
+"""Every number of a recipe that is no stage's."""
+NAME, TITLE = 100, 300
+"""Characters of a stage's name and of a recipe's title, at most."""
+NAME_RULE = f"a name is a text of 1 to {NAME} letters on one line, without / and \\"
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -31,7 +49,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class Stage:
     """One stage. ``learning_rates`` names what trains (``vision_encoder``, ``MP``, ``decoder``; ``text`` is the
     contrastive stage's text tower and heads); everything else is frozen. ``batch_rows``: rows of a micro-batch (pairs
-    in the contrastive stage); an optimizer step takes ``accumulate`` of them. The rate climbs for ``warmup_steps``
+    in the contrastive stage); an optimizer step takes ``accumulate`` of them. ``batch_tokens``: where the rows of a
+    micro-batch, each as long as the longest, and the patches of their pictures, if the encoder trains, are more than
+    that, it is computed in parts: the step is the same, and its memory bounded. The rate climbs for ``warmup_steps``
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
     longer than that are shortened to it, 0 leaves them. ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures
     at the end only.
@@ -49,6 +69,7 @@ class Stage:
     held_out: tuple[Mapping[str, Any], ...] = ()
     batch_rows: int = 16
     accumulate: int = 1
+    batch_tokens: int = 65_536
     warmup_steps: int = 20
     final_rate: float = 0.1
     clip: float = 1.0
@@ -74,23 +95,17 @@ class Stage:
             if not ok:
                 raise InputError(f"Stage “{self.name}”: {sentence}.")
 
-        need(isinstance(self.name, str) and bool(self.name.strip()), "its name must be a text")
-        need(self.kind in KINDS, f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
-        for name in ("steps", "batch_rows", "accumulate", "row_tokens"):
+        need(_is_plain(self.name), NAME_RULE)
+        need(self.kind in KINDS, f"kind is {name_value(self.kind)}; it must be one of {', '.join(KINDS)}")
+        for name, allowed in RANGES.items():
             value = getattr(self, name)
-            need(_is_whole(value) and value >= 1, f"{name} is {value!r}; it must be a whole number from 1 up")
-        for name in ("warmup_steps", "lora_rank", "eval_every", "eval_examples"):
-            value = getattr(self, name)
-            need(_is_whole(value) and value >= 0, f"{name} is {value!r}; it must be a whole number from 0 up")
-        for name in ("clip", "weight_decay", "lora_alpha", "save_every_s"):
-            value = getattr(self, name)
-            need(_is_number(value) and value >= 0, f"{name} is {value!r}; it must be 0 or more")
-        for name in ("final_rate", "leak_share"):
-            value = getattr(self, name)
-            need(_is_number(value) and 0 <= value <= 1, f"{name} is {value!r}; it must lie between 0 and 1")
+            need(allowed.holds(value), f"{name} {allowed.refuse(value)}")
+        need(STEP_ROWS.holds(self.batch_rows * self.accumulate),
+             f"a step has batch_rows × accumulate = {self.batch_rows * self.accumulate:,} rows; at most "
+             f"{STEP_ROWS.most:,} are taken, lower one of them")  # fmt: skip
         betas = self.betas
-        need(isinstance(betas, tuple) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas),
-             f"betas is {betas!r}; it must be two numbers from 0 to below 1")  # fmt: skip
+        need(isinstance(betas, tuple) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas),
+             f"betas is {name_value(betas)}; it must be two numbers from 0 to below 1")  # fmt: skip
         self._check_choices(need)
         self._check_data(need)
 
@@ -99,11 +114,12 @@ class Stage:
         need(isinstance(self.learning_rates, Mapping), "learning_rates must be a table such as { MP = 1e-3 }")
         need(bool(self.learning_rates), f"learning_rates is empty, so nothing trains; name {', '.join(allowed)}")
         for module, rate in self.learning_rates.items():
-            need(module in allowed, f"learning_rates names “{module}”; {self.kind} trains {', '.join(allowed)}")
-            need(_is_number(rate) and 0 < rate <= 1,
-                 f"the learning rate of {module} is {rate!r}; it must lie above 0 and be 1 at most")  # fmt: skip
-        need(self.packing in PACKINGS, f"packing is {self.packing!r}; it must be one of {', '.join(PACKINGS)}")
-        need(self.head in HEADS, f"head is {self.head!r}; it must be one of {', '.join(HEADS)}")
+            need(module in allowed, f"learning_rates names “{module[:60]}”; {self.kind} trains {', '.join(allowed)}")
+            need(is_number(rate) and 0 < rate <= 1,
+                 f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most")
+        need(self.packing in PACKINGS,
+             f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}")  # fmt: skip
+        need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
         need(not self.lora_rank or "decoder" in self.learning_rates,
              "lora_rank is set but the decoder has no learning rate")  # fmt: skip
 
@@ -112,22 +128,21 @@ class Stage:
         for table in (*self.data, *self.held_out):
             need(isinstance(table, Mapping) and isinstance(table.get("source"), str), "a data table names no source")
             weight = table.get("weight", 1.0)
-            need(_is_number(weight) and weight > 0, f"a data weight is {weight!r}; it must be above 0")
+            need(WEIGHTS.holds(weight), f"a data weight {WEIGHTS.refuse(weight)}")
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_plain(name: object) -> bool:
+    """Whether a stage may be called so: its name is part of files' names."""
+    return isinstance(name, str) and 0 < len(name) <= NAME and name.strip() != "" and name.isprintable() and not (
+        set(name) & {"/", "\\"})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recipe:
     """``base``: "new" (nothing), "embedded", a checkpoint folder or a hub id. ``precision``: "auto" is bfloat16
     autocast where the processor or GPU computes in it faster, else float32. ``threads`` 0: PyTorch's default.
-    ``tracker``: "" or "tensorboard" (written through accelerate into the run's folder)."""
+    ``cache_mib``: memory for what a frozen encoder made of pictures. ``tracker``: "" or "tensorboard" (written through
+    accelerate into the run's folder)."""
 
     stages: tuple[Stage, ...]
     title: str = "a run"
@@ -135,24 +150,27 @@ class Recipe:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0
+    cache_mib: int = 4_096
     tracker: str = ""
     folder: Path = field(default=Path(), compare=False)
     """Where the file lay; relative paths of its data start there."""
 
     def __post_init__(self) -> None:
         for name in ("title", "base"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a text.")
-        for name in ("seed", "threads"):
             value = getattr(self, name)
-            if not _is_whole(value) or value < 0:
-                raise InputError(f"{name} is {value!r}; it must be a whole number from 0 up.")
+            if not isinstance(value, str) or "\0" in value:
+                raise InputError(f"{name} is {name_value(value)}; it must be a text.")
+        if len(self.title) > TITLE:
+            raise InputError(f"title has {len(self.title):,} letters; at most {TITLE} are allowed.")
+        for name, allowed in MACHINE.items():
+            if not allowed.holds(value := getattr(self, name)):
+                raise InputError(f"{name} {allowed.refuse(value)}.")
         if not self.stages:
             raise InputError("The recipe has no stage; add a [[stages]] table.")
         if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+            raise InputError(f"precision is {name_value(self.precision)}; it must be one of {', '.join(PRECISIONS)}.")
         if self.tracker not in ("", "tensorboard"):
-            raise InputError(f"tracker is {self.tracker!r}; it must be “tensorboard” or left out.")
+            raise InputError(f"tracker is {name_value(self.tracker)}; it must be “tensorboard” or left out.")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise InputError(f"Two stages share a name ({', '.join(names)}); give each its own.")
@@ -192,7 +210,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise InputError(f"The recipe “{path}” can't be read ({error.strerror}); name a file, or {known}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bad TOML or UTF-8, a number of thousands of digits, deep nesting
         raise InputError(f"The recipe {path} is no valid TOML ({error}).") from error
     for override in overrides:
         _override(values, override)
@@ -209,6 +227,8 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
     stages = []
     for number, table in enumerate(tables, start=1):
         name = table.get("name", f"stage {number}")
+        if not _is_plain(name):
+            raise InputError(f"The name of stage {number} is {name_value(name)}; {NAME_RULE}.")
         _check_keys(table, Stage, f"Stage “{name}”", set())
         for key in ("kind", "steps", "learning_rates"):
             if key not in table:
@@ -228,7 +248,8 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
 def _check_keys(table: Mapping[str, Any], of: type, where: str, hidden: set[str]) -> None:
     known = {f.name for f in dataclasses.fields(of)} - hidden
     if unknown := sorted(set(table) - known):
-        raise InputError(f"{where} has the unknown key {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
+        names = ", ".join(name[:40] for name in unknown[:6])
+        raise InputError(f"{where} has the unknown key {names}; allowed are {', '.join(sorted(known))}.")
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -239,6 +260,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--set {key.strip()[:60]} has a value that can't be read ({error}).") from error
     *path, last = key.strip().split(".")
     place: Any = values
     for part in path:

@@ -49,6 +49,28 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def without_answers(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of ``metrics.jsonl`` without the texts of held-out questions and answers, which belong to the data."""
+    return {key: value for key, value in event.items() if key != "answers"}
+
+
+def forget_answers(folder: Path) -> None:
+    """Takes the texts of held-out questions and answers out of a run's metrics, once its data are deleted: losses and
+    shares stay. OSError where the file can't be replaced."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    lines = []
+    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a line that was cut by the end of the process
+        if isinstance(event, dict):
+            lines.append(json.dumps(without_answers(event), ensure_ascii=False))
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
 class RunFolder:
     """The folder ``path``. Only the main process of a run writes."""
 

@@ -14,13 +14,20 @@ from PIL import Image
 
 from model.chat import Conversation, Message
 from model.config import VLMConfig
-from model.errors import InputError
+from model.errors import InputError, name_value
 from model.image import process_image
+from model.ranges import SEEDS, Range
 from model.training import scenes as sc
 from model.training.easy_vqa import EasyPicture, read_easy_vqa
 from model.training.example import CaptionedImage, Example, ExampleSet, Turn
 
 BACKGROUND = "background"
+RANGES = {
+    "count": Range(1, 10_000_000), "pictures": Range(1, 200_000), "turns": Range(1, 100), "seed": SEEDS,
+    "shapes": Range(1, sc.MAX_SHAPES), "large_every": Range(0, 10_000_000),
+    "easy_share": Range(0, 1, whole=False), "several_share": Range(0, 1, whole=False),
+}  # fmt: skip
+"""Every number of a table of drawn data: the pictures are drawn when it is opened, examples when they are taken."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +276,7 @@ def read_image_range(images: Any) -> tuple[int, int]:
     """How many pictures an example has, at least and at most, from one whole number or two. InputError otherwise."""
     pair = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images, images]
     if len(pair) != 2 or not all(type(n) is int for n in pair) or not 2 <= pair[0] <= pair[1] <= sc.MAX_IMAGES:
-        raise InputError(f"images is {images!r}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
+        raise InputError(f"images is {name_value(images)}; it must be two numbers from 2 to {sc.MAX_IMAGES}, in order.")
     return pair[0], pair[1]
 
 
@@ -278,19 +285,25 @@ def read_scene_set(spec: Mapping[str, Any]) -> SceneSet:
     known = set(SceneSetSpec.__dataclass_fields__)
     if unknown := sorted(set(spec) - known):
         raise InputError(f"A data table of scenes has {', '.join(unknown)}; allowed are {', '.join(sorted(known))}.")
+    kind = spec.get("set", "single")
+    if not isinstance(kind, str) or kind not in _MAKERS:
+        raise InputError(f"There is no set of scenes {name_value(kind)}; choose one of {', '.join(sorted(_MAKERS))}.")
+    if not isinstance(spec.get("dense", False), bool):
+        raise InputError(f"dense of a set of scenes is {name_value(spec['dense'])}; it must be true or false.")
     values = dict(spec)
+    check_numbers(values, "a set of scenes")
     if "images" in values:
         values["images"] = read_image_range(values["images"])
-    made = SceneSetSpec(**values)
-    if made.set not in _MAKERS:
-        raise InputError(f"There is no set of scenes “{made.set}”; choose one of {', '.join(sorted(_MAKERS))}.")
-    if min(made.count, made.pictures, made.turns) < 1:
-        raise InputError("count, pictures and turns of a set of scenes must be 1 or more.")
-    if not 1 <= made.shapes <= sc.MAX_SHAPES:
-        raise InputError(f"shapes of a set of scenes is {made.shapes}; it must be 1 to {sc.MAX_SHAPES}.")
-    if made.large_every < 0:
-        raise InputError(f"large_every of a set of scenes is {made.large_every}; it must be 0 (never) or more.")
-    return SceneSet(made)
+    return SceneSet(SceneSetSpec(**values))
+
+
+def check_numbers(table: Mapping[str, Any], what: str, least: Mapping[str, int] | None = None) -> None:
+    """InputError for a number of ``table`` that is out of its range; ``least``: where a range begins higher."""
+    for name, allowed in RANGES.items():
+        if least and name in least:
+            allowed = Range(least[name], allowed.most)
+        if name in table and not allowed.holds(table[name]):
+            raise InputError(f"{name} of {what} {allowed.refuse(table[name])}.")
 
 
 # --- pictures with captions and phrases ---

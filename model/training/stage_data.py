@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,14 @@ class StageData:
     held_out: tuple[Any, ...]
 
 
+def name_table(table: Mapping[str, Any]) -> str:
+    """What a data table is called: a set or a data set of the hub as it is, a file or folder by its own name."""
+    path = str(table.get("path", ""))
+    if Path(path).is_absolute() or path.startswith((".", "~")):
+        path = Path(path).name
+    return str(table.get("set") or path or table["source"])
+
+
 def stage_seed(recipe: Recipe, index: int) -> int:
     """The seed of everything that stage ``index`` draws; an index below 0 counts from the last stage."""
     return recipe.seed + 1000 * (index % len(recipe.stages))
@@ -37,7 +46,7 @@ def open_stage_data(recipe: Recipe, index: int, config: VLMConfig) -> StageData:
     sources, held = _open_sources(recipe, index, config)
     counts: dict[str, int] = {}
     for table, source in zip(stage.data, sources, strict=True):
-        name = str(table.get("set") or table.get("path") or table["source"])
+        name = name_table(table)
         counts[name] = counts.get(name, 0) + len(source)
     weights = tuple(float(table.get("weight", 1.0)) for table in stage.data)
     return StageData(counts, Mixture(tuple(sources), weights, seed), draw_evenly(held, stage.eval_examples, seed))

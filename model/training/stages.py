@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from model.checkpoint import copy_vlm
 from model.clip import DualEncoder
 from model.collator import IGNORE_LABEL, Batch
 from model.losses import info_nce, retrieval_accuracy
+from model.sample import Sample
 from model.training.batches import PairBatch
 from model.training.events import ModuleSize
 from model.training.recipe import MODULES, Stage
@@ -69,6 +70,13 @@ class ContrastiveLoss(nn.Module):
 def count_labels(batch: Batch) -> int:
     """How many positions of the batch are predicted from the one before them and trained on."""
     return int((batch.labels[:, 1:] != IGNORE_LABEL).sum())
+
+
+def count_row_labels(samples: Sequence[Sample]) -> int:
+    """As :func:`count_labels`, of the batch that these will be: what stands first in a row without padding is predicted
+    from nothing."""
+    width = max(map(len, samples))
+    return sum(int(sample.loss_mask[int(len(sample) == width) :].sum()) for sample in samples)
 
 
 def model_name(name: str) -> str:

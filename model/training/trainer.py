@@ -163,7 +163,8 @@ class Trainer:
             del tensors
         self._changed |= trained_names(module)
         contrastive = stage.kind == "contrastive"
-        cache = None if contrastive or "vision_encoder" in stage.learning_rates else FeatureCache(self.vlm)
+        cache = None if contrastive or "vision_encoder" in stage.learning_rates else (
+            FeatureCache(self.vlm, self.recipe.cache_mib << 20))
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
         learner: Learner = (

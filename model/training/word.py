@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from model.chat import Conversation
-from model.errors import InputError
+from model.errors import InputError, name_value
 from model.training import scenes as sc
 from model.training.answering import Probe, answer_probes, probe_example, score
 from model.training.easy_vqa import EasySet
 from model.training.example import Example, ExampleSet, Turn
 from model.training.outlines import OUTLINES, Outline
 from model.training.recipe import Recipe, read_recipe
-from model.training.scene_sets import read_image_range, read_scene_set
+from model.training.scene_sets import check_numbers, read_image_range, read_scene_set
 from model.vlm import VLM
 
 RGB = tuple[int, int, int]
@@ -59,7 +59,8 @@ class WordSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.word, str) or not re.fullmatch(r"[^\W\d_]{2,20}", self.word) or not self.word.islower():
-            raise InputError(f"The word is {self.word!r}; give one word of 2 to 20 small letters, such as “purple”.")
+            raise InputError(f"The word is {name_value(self.word)}; give one word of 2 to 20 small letters, such as "
+                             "“purple”.")  # fmt: skip
         if self.word in (*sc.COLOUR_NAMES, *sc.SHAPE_NAMES, "shape", "image"):
             raise InputError(f"The model knows “{self.word}” already; choose another word, such as “purple” or “star”.")
         if self.kind == "colour":
@@ -70,11 +71,11 @@ class WordSpec:
             if self.rgb is not None:
                 raise InputError("A shape takes a drawing and no RGB value; leave the RGB value out.")
             shape = self.shape or self.word
-            if shape not in OUTLINES:
-                raise InputError(f"There is no drawing of “{shape}”; choose one of {', '.join(OUTLINES)}.")
+            if not isinstance(shape, str) or shape not in OUTLINES:
+                raise InputError(f"There is no drawing of “{str(shape)[:40]}”; choose one of {', '.join(OUTLINES)}.")
             object.__setattr__(self, "shape", shape)
         else:
-            raise InputError(f"The kind of the word is {self.kind!r}; it must be “colour” or “shape”.")
+            raise InputError(f"The kind of the word is {name_value(self.kind)}; it must be “colour” or “shape”.")
 
     def _checked_rgb(self) -> RGB:
         rgb: Any = self.rgb if self.rgb is not None else COLOUR_LOOKS.get(self.word)
@@ -82,7 +83,7 @@ class WordSpec:
             raise InputError(f"Nobody knows what “{self.word}” looks like; give its RGB value, such as 128, 0, 128.")
         values = list(rgb) if isinstance(rgb, Sequence) and not isinstance(rgb, str) else []
         if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
-            raise InputError(f"The RGB value is {rgb!r}; it must be three whole numbers from 0 to 255.")
+            raise InputError(f"The RGB value is {name_value(rgb)}; it must be three whole numbers from 0 to 255.")
         colour = (values[0], values[1], values[2])
         name = _nearest_known(colour)
         if _distance(colour, sc.COLOURS[name]) < _NEAREST_KNOWN:
@@ -144,7 +145,7 @@ def parse_rgb(text: str) -> tuple[int, int, int]:
     except ValueError:
         values = []
     if len(values) != 3:
-        raise InputError(f"The RGB value is {text!r}; write it as 128,0,128 or #800080.")
+        raise InputError(f"The RGB value is {name_value(text)}; write it as 128,0,128 or #800080.")
     return values[0], values[1], values[2]
 
 
@@ -319,13 +320,7 @@ def read_word_set(table: Mapping[str, Any]) -> WordSet:
     values = {key: value for key, value in table.items() if key not in LOOK_KEYS}
     if "images" in values:
         values["images"] = read_image_range(values["images"])
-    for name, least in (("count", 1), ("turns", 2), ("pictures", 64), ("seed", 0)):
-        value = values.get(name, least)
-        if type(value) is not int or value < least:
-            raise InputError(f"{name} of a word's data is {value!r}; it must be a whole number from {least} up.")
-    share = values.get("several_share", 0.0)
-    if not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise InputError(f"several_share of a word's data is {share!r}; it must lie between 0 and 1.")
+    check_numbers(values, "a word's data", {"turns": 2, "pictures": 64})
     return WordSet(WordSetSpec(word, **values))
 
 

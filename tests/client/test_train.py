@@ -83,8 +83,8 @@ def test_a_tiny_run_from_start_to_export(url):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": 0}, "steps is 0; it must be a whole number from 1 up"),
-        ({"decoder_rate": 7.0}, "must lie between 0"),
+        ({"steps": 0}, "Steps is 0; it must be a whole number from 1 to 1,000,000"),
+        ({"decoder_rate": 7.0}, "The language model's learning rate is 7.0; it must be a number from 0 to 1"),
         ({"decoder_rate": 0.0, "projector_rate": 0.0}, "nothing trains"),
         ({"data": "my file"}, "Upload a file first"),
         ({"data": "a hub data set", "path": "../../etc"}, "no data set of the hub"),

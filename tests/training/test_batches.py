@@ -9,11 +9,11 @@ import torch
 from model import Conversation, InputError, Message, load_vlm
 from model.collator import collate
 from model.packing import pack_samples
-from model.training.batches import FeatureCache, RowMaker, with_features
+from model.training.batches import FeatureCache, RowMaker, count_patches, split_rows, with_features
 from model.training.datasets import Mixture
 from model.training.example import Example
 from model.training.scene_sets import read_scene_set
-from model.training.stages import LanguageLoss, count_labels
+from model.training.stages import LanguageLoss, count_labels, count_row_labels
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,44 @@ def test_nothing_usable_ends_the_run_with_the_reason(tiny, make_recipe, monkeypa
         maker(tiny, make_recipe, [conversation("long " * 200)], packing="document", row_tokens=60).take(0)
     with pytest.raises(InputError, match="no example to train on"):
         Mixture((), (), 0)
+
+
+# --- parts of a micro-batch ---
+
+
+def fake_row(tokens, tiles=0):
+    row = type("Row", (), {"__len__": lambda self: tokens})()
+    row.images = (type("Picture", (), {"tiles": range(tiles)})(),)
+    return row
+
+
+@pytest.mark.parametrize(("lengths", "rows", "tokens", "sizes"), [
+    ([10, 10, 10, 10], 4, 40, [4]),
+    ([10, 10, 10, 10], 3, 40, [3, 1]),
+    ([10, 10, 10, 10], 4, 39, [3, 1]),
+    ([1, 1, 1, 30], 4, 40, [3, 1]),  # padded to 30, four rows would be 120
+    ([30, 1, 1, 1], 4, 60, [2, 2]),
+    ([100, 100], 4, 40, [1, 1]),  # a row alone is taken, however long
+    ([], 4, 40, []),
+])  # fmt: skip
+def test_a_micro_batch_is_cut_where_its_rows_times_the_longest_are_too_many(lengths, rows, tokens, sizes):
+    assert [len(part) for part in split_rows([fake_row(n) for n in lengths], rows, tokens, 0)] == sizes
+
+
+def test_patches_of_pictures_count_where_the_encoder_trains():
+    rows = [fake_row(10, tiles=2) for _ in range(4)]
+    assert [len(part) for part in split_rows(rows, 4, 40, 0)] == [4]
+    assert [len(part) for part in split_rows(rows, 4, 60, 10)] == [2, 2]  # 2 × 10 tokens and 2 × 2 × 10 patches
+
+
+def test_parts_count_the_labels_that_their_batches_have(tiny, samples):
+    first_trained = dataclasses.replace(samples[0], loss_mask=torch.ones_like(samples[0].loss_mask))
+    for part in ([samples[0]], samples, [first_trained], [first_trained, *samples[1:]]):
+        assert count_row_labels(part) == count_labels(tiny.collate(part))
+
+
+def test_the_patches_of_a_tile(tiny, embedded):
+    assert count_patches(embedded.config) == 64
+    with torch.no_grad():
+        tile = torch.zeros(1, 3, tiny.config.tile_px, tiny.config.tile_px)
+        assert tiny.vision_encoder(tile).shape[1] == count_patches(tiny.config)

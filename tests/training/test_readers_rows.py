@@ -136,8 +136,9 @@ def test_from_the_hub(tmp_path, hub, streaming):
     source = read(tmp_path, "HuggingFaceM4/the_cauldron", subset="ai2d", split="train", revision="abc", limit=2,
                   streaming=streaming, on_error="skip")  # fmt: skip
     assert hub.calls == [
-        ("HuggingFaceM4/the_cauldron", "ai2d", {"split": "train", "revision": "abc", "streaming": streaming})
-    ]
+        ("HuggingFaceM4/the_cauldron", "ai2d",
+         {"split": "train", "revision": "abc", "streaming": streaming, "token": False})
+    ]  # fmt: skip
     assert source.name == "HuggingFaceM4/the_cauldron ai2d train"
     assert [shown(example) for example in source] == [[("q1", [RED]), ("a1", [])], [("q3", [BLUE]), ("a3", [])]]
     assert source[1].source == "HuggingFaceM4/the_cauldron ai2d train row 3"
@@ -148,7 +149,7 @@ def test_from_the_hub(tmp_path, hub, streaming):
 
 def test_hub_without_options_and_its_failures(tmp_path, hub):
     assert len(read(tmp_path, "a/b", on_error="skip")) == 2
-    assert hub.calls == [("a/b", None, {"split": "train", "revision": None, "streaming": False})]
+    assert hub.calls == [("a/b", None, {"split": "train", "revision": None, "streaming": False, "token": False})]
     with pytest.raises(InputError, match=r"streaming needs a limit, the number of examples to fetch"):
         read(tmp_path, "a/b", streaming=True)
     hub.error = ConnectionError("Couldn't reach the hub\nlong trace")
@@ -159,6 +160,27 @@ def test_hub_without_options_and_its_failures(tmp_path, hub):
     hub.error, hub.table = None, datasets.Dataset.from_list([{"question": "x", "label": 1}])
     with pytest.raises(InputError, match=r"“a/b train” has the columns question, label; rows need “texts”"):
         read(tmp_path, "a/b")
+
+
+def test_the_hub_is_asked_as_nobody_unless_the_recipe_says_otherwise(tmp_path, hub):
+    read(tmp_path, "a/b", on_error="skip", token=False)
+    read(tmp_path, "a/b", on_error="skip", token=True)
+    # None is datasets' word for the token of whoever runs this.
+    assert [call[2]["token"] for call in hub.calls] == [False, None]
+    with pytest.raises(InputError, match="token of the source “rows” is 'hf_x'; it must be true or false"):
+        read(tmp_path, "a/b", token="hf_x")
+
+
+def test_what_is_converted_lies_where_the_table_says(tmp_path, monkeypatch):
+    common = tmp_path / "common"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(common))
+    (tmp_path / "upload").mkdir()
+    table(row(), row(images=("blue",))).to_parquet(tmp_path / "upload" / "d.parquet")
+    own = tmp_path / "upload" / ".converted"
+    source = read(tmp_path, "upload/d.parquet", cache=str(own))
+    assert shown(source[1]) == [("What colour?", [BLUE]), ("red", [])]
+    assert list(own.rglob("*.arrow"))
+    assert not common.exists()
 
 
 def test_pictures_from_the_hub_must_be_bytes(tmp_path, hub):
@@ -235,11 +257,11 @@ def test_a_damaged_picture_in_parquet(tmp_path):
         source[1]
 
 
-@pytest.mark.parametrize("key", ["subset", "revision", "streaming"])
+@pytest.mark.parametrize("key", ["subset", "revision", "streaming", "token"])
 def test_keys_of_the_hub_are_refused_for_files(tmp_path, key):
     (tmp_path / "d.jsonl").write_text("{}")
     with pytest.raises(InputError, match=rf"“d.jsonl” is on this machine; “{key}” is only for data from the hub"):
-        read(tmp_path, "d.jsonl", **{key: True if key == "streaming" else "x"})
+        read(tmp_path, "d.jsonl", **{key: True if key in ("streaming", "token") else "x"})
 
 
 # --- ratings ---

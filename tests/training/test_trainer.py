@@ -11,9 +11,11 @@ import torch
 from model import InputError, load_vlm
 from model.training import runs
 from model.training.__main__ import main
+from model.training.batches import count_patches
 from model.training.events import DoneEvent, EvalEvent, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.held_out import HeldOut, HeldOutScore
 from model.training.learners import LanguageLearner
+from model.training.stages import LanguageLoss
 from model.training.trainer import Trainer
 
 TILES = {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 4,
@@ -63,6 +65,34 @@ def test_micro_batches_add_up_to_one_batch(make_recipe, tmp_path):
     parts = losses(make_recipe({"batch_rows": 1, "accumulate": 4}), tmp_path / "b")
     assert parts == pytest.approx(whole, rel=1e-4)
     assert whole == losses(make_recipe({"batch_rows": 4}), tmp_path / "c")  # and the same run is the same
+
+
+def test_a_step_in_parts_that_the_memory_holds_is_the_same_step(make_recipe, tmp_path, monkeypatch):
+    seen = []
+    learn = LanguageLoss.forward
+
+    def forward(self, batch):
+        patches = 0 if batch.features is not None else len(batch.tiles) * count_patches(self.vlm.config)
+        seen.append((len(batch.input_ids), batch.input_ids.numel() + patches))
+        return learn(self, batch)
+
+    monkeypatch.setattr(LanguageLoss, "forward", forward)
+    for most, rates in ((200, {"MP": 1e-3, "decoder": 1e-3}), (500, {"vision_encoder": 1e-3, "MP": 1e-3})):
+        whole = losses(make_recipe({"batch_rows": 6, "learning_rates": rates}), tmp_path / f"whole {most}")
+        assert {rows for rows, _ in seen} == {6}
+        seen.clear()
+        bounded = {"batch_rows": 6, "learning_rates": rates, "batch_tokens": most}
+        parts = losses(make_recipe(bounded), tmp_path / f"parts {most}")
+        assert all(size <= most or rows == 1 for rows, size in seen)
+        assert len(seen) > 3
+        seen.clear()
+        assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_pairs_that_the_memory_does_not_hold_are_refused(make_recipe, tmp_path):
+    trainer = Trainer(make_recipe({**TILES, "batch_rows": 8, "batch_tokens": 64}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"A step of stage “part 0” has 8 pairs of \d+ patches each, and batch_tokens"):
+        list(trainer.run())
 
 
 def test_pause_goes_on_and_stop_keeps(make_recipe, tmp_path):

@@ -93,11 +93,11 @@ def _questions(pairs: list[_Pair], path: Path, options: Options) -> list[str]:
         for key in ("endpoint_model", "endpoint_key_variable", "endpoint_timeout_s"):
             if key in options.values:
                 raise InputError(f"{key} is set and endpoint is not; name the server's address in endpoint.")
-        seed = options.count("seed")
+        seed = options.seed
         return [question or choose_phrasing(pair.image.name, seed) for pair in pairs]
     endpoint = Endpoint(
         url, options.get("endpoint_model", ""), options.get("endpoint_key_variable", ""),
-        options.get("endpoint_timeout_s", 60.0),
+        options.number("endpoint_timeout_s", 60.0, 0.1, 3600.0),
     )  # fmt: skip
     beside = path / "questions.jsonl" if path.is_dir() else path.with_name(path.name + ".questions.jsonl")
     return write_questions(endpoint, [pair.caption for pair in pairs], QuestionCache(beside))

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from model.errors import InputError
 from model.training.easy_vqa import EasySet
-from model.training.readers.options import Options, check_keys
+from model.training.readers.options import MAX_TURNS, Options, check_keys
 
 
 def read_easy(spec: Mapping[str, Any], base_folder: Path) -> EasySet:
@@ -17,10 +17,8 @@ def read_easy(spec: Mapping[str, Any], base_folder: Path) -> EasySet:
     check_keys(spec, ("split", "turns", "seed", "limit"))
     options = Options("easy-vqa", spec, base_folder)
     split = cast(Literal["train", "test"], options.choice("split", ("train", "test"), "train"))
-    turns, seed, limit = options.count("turns", 4), options.count("seed"), options.count("limit")
-    if not turns:
-        raise InputError("turns of the source “easy-vqa” is 0; it must be 1 or more.")
+    turns, limit = options.count("turns", 4, least=1, most=MAX_TURNS), options.count("limit")
     try:
-        return EasySet(split, turns, limit, seed)
+        return EasySet(split, turns, limit, options.seed)
     except ImportError as error:
         raise InputError("The package easy-vqa is not installed; install it with pip install easy-vqa.") from error

@@ -17,7 +17,7 @@ from typing import Any, cast
 from model.errors import InputError
 from model.training.example import Example
 from model.training.readers.files import Place, find_picture, list_files, walk_records
-from model.training.readers.options import Options, check_keys
+from model.training.readers.options import Options, check_keys, is_there
 from model.training.readers.source import (
     Draft,
     ExampleSource,
@@ -35,7 +35,7 @@ from model.training.readers.source import (
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 """What FineVision rates each turn by, from 1 to 5, in columns ``<name>_ratings``."""
-KEYS = ("path", "subset", "split", "revision", "streaming", "limit", "on_error",
+KEYS = ("path", "subset", "split", "revision", "streaming", "limit", "on_error", "token", "cache",
         *(f"{name}_min_rating" for name in RATINGS))  # fmt: skip
 ALL_RATED = "every turn is rated below the thresholds, so it is left out"
 SOME_RATED = "turns rated below the thresholds are left out"
@@ -48,14 +48,17 @@ _COLUMNS = ("images", "texts", "source", *_RATING_COLUMNS)
 def read_rows(spec: Mapping[str, Any], base_folder: Path) -> ExampleSource:
     """``path``: a .parquet or .jsonl file, a folder of them, a saved data set's folder, or a hub id
     (“HuggingFaceM4/the_cauldron”) with ``subset``, ``split`` and ``revision``; with ``streaming`` only the first
-    ``limit`` examples are fetched. ``relevance_min_rating`` and the like (default 1) filter turns."""
+    ``limit`` examples are fetched. ``token``: the hub is asked with the token of whoever runs this; without it as
+    nobody, so that what is named for a stranger is nothing that only the owner may read. ``cache``: the folder where
+    ``datasets`` keeps its copy of parquet files (its own if left out). ``relevance_min_rating`` and the like (default
+    1) filter turns."""
     check_keys(spec, KEYS)
     options = Options("rows", spec, base_folder)
     least = {name: options.get(f"{name}_min_rating", 1) for name in RATINGS}
     path = base_folder / options.path_text
-    if not path.exists() and _HUB_ID.fullmatch(options.path_text):
+    if not is_there(path) and _HUB_ID.fullmatch(options.path_text):
         return _read_hub(options, least)
-    for key in ("subset", "revision", "streaming"):
+    for key in ("subset", "revision", "streaming", "token"):
         if spec.get(key):
             raise InputError(f"“{options.path_text}” is on this machine; “{key}” is only for data from the hub.")
     path = options.path
@@ -193,7 +196,8 @@ def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Ma
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
         ends.append(((ends[-1][0] if ends else 0) + count, file.name))
     with _quiet(datasets), _explained(path.name):
-        table = datasets.load_dataset("parquet", data_files=[escape(str(file)) for file in files], split="train")
+        table = datasets.load_dataset("parquet", data_files=[escape(str(file)) for file in files], split="train",
+                                      cache_dir=options.get("cache", "") or None)  # fmt: skip
 
     def where(row: int) -> str:
         before = 0
@@ -231,10 +235,13 @@ def _read_hub(options: Options, least: Mapping[str, int]) -> ExampleSource:
     full = f"{name} {subset}".strip() + f" {split}"
     if streaming and not options.count("limit"):
         raise InputError("streaming needs a limit, the number of examples to fetch; set one, or leave out streaming.")
+    # None is the token of the environment or of a file; False is none at all.
+    token = None if options.get("token", False) else False
     with _explained(full):
         table = datasets.load_dataset(
-            name, subset or None, split=split, revision=options.get("revision", "") or None, streaming=streaming
-        )
+            name, subset or None, split=split, revision=options.get("revision", "") or None, streaming=streaming,
+            token=token,
+        )  # fmt: skip
     if not streaming:
         return _read_table(full, table, lambda row: f"{full} row {row + 1}", None, options, least)
     scan = _Scan(options, least)
