@@ -1,9 +1,10 @@
-"""``python -m benchmarks``: times as ratios against a stated baseline of the same run.
+"""``python -m benchmarks``: times and memory as ratios against a stated baseline of the same run.
 
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
 which-image  the dependence of an answer against one whole hooked forward per intervention
 training     a training step against a plain loop
 page         how soon the page is usable and answers
+memory       what images leave behind in a session and take while they are opened, against keeping their pixels
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page")
+PARTS = ("model", "which-image", "training", "page", "memory")
 
 
 def main() -> None:
