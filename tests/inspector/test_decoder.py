@@ -70,7 +70,7 @@ def test_pixels_are_counted_by_the_header(decoder, tmp_path):
     cut.write_bytes(whole.read_bytes()[:5000])
     one = decoder()
     assert one.count_pixels(cut) == 60_000
-    with pytest.raises(InputError, match="“cut.png” is damaged or cut off"):
+    with pytest.raises(InputError, match=r"“cut\.png” is damaged or cut off"):
         one.run(cut, full_size.examine)
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_takes_all_memory_is_given_up(decoder, image, tmp_path):
 
 def test_a_text_that_unpacks_to_gigabytes_is_refused(decoder, tmp_path):
     bomb = png(tmp_path / "bomb.png", (b"zTXt", b"key\0\0" + zlib.compress(bytes(100_000_000)), 1))
-    with pytest.raises(InputError, match="“bomb.png” is not an image that can be opened"):
+    with pytest.raises(InputError, match=r"“bomb\.png” is not an image that can be opened"):
         decoder().run(bomb, full_size.examine)
 
 
@@ -174,9 +174,12 @@ def test_no_more_processes_than_are_allowed(decoder):
 
 def test_whoever_waits_too_long_is_told_so(decoder):
     one = decoder(decoding_pixels=100)
-    with one._take_place(100, time.monotonic() + 60, "“first”"):
-        with pytest.raises(InputError) as caught, one._take_place(1, time.monotonic() + 0.1, "“second.png”"):
-            pass
+    with (
+        one._take_place(100, time.monotonic() + 60, "“first”"),
+        pytest.raises(InputError) as caught,
+        one._take_place(1, time.monotonic() + 0.1, "“second.png”"),
+    ):
+        pass
     assert str(caught.value) == (
         "“second.png” was not opened in time, the server is busy with other images; try again."
     )
