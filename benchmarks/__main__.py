@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: times as ratios against a stated baseline of the same run.
+"""``python -m benchmarks``: times and memory as ratios against a stated baseline of the same run.
 
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
 which-image  the dependence of an answer against one whole hooked forward per intervention
@@ -6,6 +6,7 @@ training     a training step against a plain loop
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
 uploads      how long others wait while somebody uploads 150 MB of JSON
+memory       what images leave behind in a session and take while they are opened, against keeping their pixels
 soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
 
@@ -17,7 +18,7 @@ import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "soak")
+PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "memory", "soak")
 
 
 def main() -> None:

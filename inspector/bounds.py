@@ -32,7 +32,7 @@ class Bounds:
     decoding_pixels: int = _bound(100_000_000, 200_000_000, "pixels", "decoded at the same time, everybody's together")
     decoders: int = _bound(2, 4, "processes", "that decode images")
     decode_bytes: int = _bound(2 * GIB, 2 * GIB, "bytes", "memory of a process that decodes images")
-    decode_s: float = _bound(30, 60, "s", "of the processor for opening one image")
+    decode_s: float = _bound(20, 60, "s", "of the processor for opening one image")
     decode_wait_s: float = _bound(60, 300, "s", "longest wait for an image to be opened")
 
     # Memory that stays between requests.

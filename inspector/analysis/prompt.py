@@ -76,8 +76,8 @@ def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
     total = sum(image.count_pixels() if isinstance(image, ImageFile) else image.size[0] * image.size[1]
                 for image in images)  # fmt: skip
     if total > bounds.prompt_pixels:
-        raise InputError(f"The images have {total / 1e6:,.0f} million pixels together; at most "
-                         f"{bounds.prompt_pixels / 1e6:,.0f} million fit one prompt, scale them down or remove some."
+        raise InputError(f"The images have {total / 1e6:,.6g} million pixels together; at most "
+                         f"{bounds.prompt_pixels / 1e6:,.6g} million fit one prompt, scale them down or remove some."
                          )  # fmt: skip
 
 
