@@ -142,8 +142,8 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
 
     def fill(preset: str) -> list[Any]:
         values = PRESETS[preset].values
-        if "steps" in values and values["steps"] > jobs.limits.steps:
-            values = {**values, "steps": jobs.limits.steps}
+        if "steps" in values and values["steps"] > jobs.bounds.run_steps:
+            values = {**values, "steps": jobs.bounds.run_steps}
         filled = [values.get(name, gr.skip()) for name in plain]
         return [_why(preset), *filled, *(_ask_for(values["data"]) if "data" in values else [gr.skip()] * 3)]
 
