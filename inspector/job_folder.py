@@ -22,7 +22,19 @@ from inspector.job_queue import PLAIN
 from inspector.processes import OUTPUT, RUN_FOLDER, explain_end, find_process, last_words
 from model import InputError
 from model.training.recipe import Recipe, read_recipe
-from model.training.runs import ADAPTER, CONTROL, METRICS, MODEL, RECIPE, RUN, STATE, RunFolder, read_values, write_text
+from model.training.runs import (
+    ADAPTER,
+    CONTROL,
+    METRICS,
+    MODEL,
+    RECIPE,
+    RUN,
+    STATE,
+    RunFolder,
+    read_small,
+    read_values,
+    write_text,
+)
 
 FORMAT = 1
 JOB = "job.json"
@@ -155,6 +167,7 @@ class JobFolder:
         try:
             if not path.is_file():
                 raise InputError(f"This run's {RECIPE} is missing; choose its settings again and start it anew.")
+            read_small(path)  # one that is too large to be one would take minutes to understand
             return read_recipe(path)
         except InputError as error:
             raise InputError(str(error).replace(str(self.path), "RUN")) from error
@@ -195,7 +208,7 @@ class JobFolder:
         except InputError as error:
             return replace(state, status="failed" if pid is None else "running", error=str(error))
         state = replace(state, title=record.title, created=record.created)
-        if pid is None and place is not None and record.begun is None:
+        if pid is None and place is not None and record.begun is None and record.ended is None:
             return replace(state, status="queued", position=place)
         there = os.path.lexists(self.run.path / RUN)
         problem: str | None = None
@@ -212,7 +225,7 @@ class JobFolder:
         """Of a process that is alive, once what it was asked for is taken in."""
         # Until it has taken the folder over, that says what it said before, if anything.
         status: Status = "paused" if run.get("status") == "paused" else "running"
-        if pid and run.get("pid") != pid:
+        if run.get("pid") != pid and (pid or not run):
             status = "starting"
         asked = self.run.request
         if asked == "stop":

@@ -119,11 +119,13 @@ class Keeper:
                 if job in self.workers or self.folder(job).find_process() is not None:
                     continue
                 try:
-                    begun = self.folder(job).read().begun
+                    record = self.folder(job).read()
                 except InputError:  # damaged while it waited: it says so itself
                     self.queue.remove(job)
                     continue
-                if begun is not None:  # an earlier server's, over meanwhile
+                if record.ended is not None:  # an earlier server ended between writing that down and taking it out
+                    self.queue.remove(job)
+                elif record.begun is not None:  # an earlier server's, over meanwhile
                     self._settle(job, Worker(self.root / job, 0))
                 elif len(self.workers) < self.bounds.runs_at_once:
                     self._start(job)
@@ -172,21 +174,21 @@ class Keeper:
             return True
 
     def _settle(self, job: str, worker: Worker) -> None:
-        """Writes down how a process ended; the job has left the queue then."""
-        folder = self.folder(job)
+        """After a process has ended: it is written down, and the job leaves the queue."""
         kill_group(worker.pid)  # what it started may have outlived it
-        self.workers.pop(job, None)
-        uploads = None
-        with contextlib.suppress(InputError):  # removed or damaged meanwhile
-            record = folder.read()
-            uploads = record.uploads
-            seen = worker.process is not None
-            now = time.time()
-            spent = folder.spent(record, now if seen else min(now, folder.last_sign()))
-            folder.note(begun=None, spent_s=spent, ended=now, pid=worker.pid, exit_status=worker.exit_status,
-                        why=worker.why, person=None)  # fmt: skip
-        self.queue.remove(job)
-        self.drop_uploads(uploads)
+        folder, uploads = self.folder(job), None
+        try:
+            with contextlib.suppress(InputError):  # removed or damaged meanwhile
+                record = folder.read()
+                uploads, now = record.uploads, time.time()
+                # When one ended that an earlier server started is told by what it wrote last.
+                spent = folder.spent(record, now if worker.process is not None else min(now, folder.last_sign()))
+                folder.note(begun=None, spent_s=spent, ended=now, pid=worker.pid, exit_status=worker.exit_status,
+                            why=worker.why, person=None)  # fmt: skip
+        finally:
+            self.workers.pop(job, None)
+            self.queue.remove(job)
+            self.drop_uploads(uploads)
 
     # --- what goes away ---
 
