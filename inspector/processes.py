@@ -167,7 +167,8 @@ def explain_end(words: str, exit_status: int | None, run_bytes: int | None = Non
     if any(word in last for word in MEMORY_WORDS):
         return explain_memory(run_bytes)
     if exit_status is not None and exit_status < 0:
-        name = signal.Signals(-exit_status).name
+        names = {known.value: known.name for known in signal.Signals}
+        name = names.get(-exit_status, f"signal {-exit_status}")
         why = " (perhaps for want of memory)" if -exit_status == signal.SIGKILL else ""
         return f"The training process was ended from outside by {name}{why}."
     if words:

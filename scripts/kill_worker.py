@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
+from model.training.__main__ import main as training
 from model.training.recipe import Recipe, build_recipe
 from model.training.runs import METRICS, MODEL, RUN
 
 ROOT = Path(__file__).parents[1]
-STEPS = 15
+STEPS = 8
 
 
 def small_recipe() -> Recipe:
     """Two stages, of which the second has an adapter; its state is saved after every step."""
-    common = {"kind": "instruction", "batch_rows": 2, "eval_every": 10, "eval_examples": 2, "save_every_s": 0.0,
+    common = {"kind": "instruction", "batch_rows": 2, "eval_every": 0, "eval_examples": 2, "save_every_s": 0.0,
               "data": [{"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}]}  # fmt: skip
     first = {**common, "name": "all", "steps": STEPS, "learning_rates": {"vision_encoder": 1e-4, "MP": 1e-3,
                                                                          "decoder": 1e-3}}  # fmt: skip
@@ -35,13 +37,17 @@ def small_recipe() -> Recipe:
     return build_recipe({"base": base, "precision": "fp32", "threads": 1, "stages": [first, second]}, Path())
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Begins the run in ``out``, or goes on with it."""
-    command = [sys.executable, "-m", "model.training", "run", str(recipe), "--out", str(out), "--quiet"]
-    if (out / RUN).exists():
-        command.append("--resume")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment)
+def start(recipe: Path, out: Path) -> BaseProcess:
+    """Begins the run in ``out``, or goes on with it, as ``python -m model.training run`` does."""
+    arguments = ["run", str(recipe), "--out", str(out), "--quiet", *(["--resume"] if (out / RUN).exists() else [])]
+    # Forked: to import everything takes longer than the run.
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(arguments,))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str]) -> None:
+    sys.exit(training(arguments))
 
 
 def train(recipe: Path, out: Path, kills: int, seconds: float, rng: random.Random) -> list[float]:
@@ -49,17 +55,16 @@ def train(recipe: Path, out: Path, kills: int, seconds: float, rng: random.Rando
     moments: list[float] = []
     while True:
         process = start(recipe, out)
-        moment = rng.uniform(0.2, 1) * seconds if len(moments) < kills else None
-        try:
-            status = process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        moment = rng.uniform(0, 1) * seconds if len(moments) < kills else None
+        process.join(moment)
+        if process.is_alive():
+            process.kill()
+            process.join()
             moments.append(moment or 0)
-            continue
-        if status:
-            raise SystemExit(f"The run in {out} ended with {status}.")
-        return moments
+        elif process.exitcode:
+            raise SystemExit(f"The run in {out} ended with {process.exitcode}.")
+        else:
+            return moments
 
 
 def read_losses(out: Path) -> list[tuple[str, int, float]]:
@@ -73,6 +78,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    torch.set_num_threads(1)  # a process with threads of its own must not be forked
     different = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -167,7 +167,7 @@ class RunFolder:
         if values["status"] not in STATUSES:
             raise InputError(f"{self.path / RUN} is damaged (its status is {values['status'][:20]!r}); start the run "
                              f"anew from {RECIPE}.")  # fmt: skip
-        return values
+        return {"error": None, "fingerprint": None, **values}
 
     def update_run(self, **values: Any) -> None:
         self._write_run({**self.read_run(), **values})

@@ -125,7 +125,7 @@ for text in ("stages = 5", "stages = [1]", "[[stages]]\nname = 5", "title = 5", 
              '[[stages]]\nname = "s"\nkind = "instruction"\nsteps = 1\nlearning_rates = [1]\ndata = 5',
              '[[stages]]\nname = "s"\nkind = []\nsteps = "x"\nlearning_rates = {MP = "x"}\ndata = [5]',
              '[[stages]]\nname = [1]\nkind = "instruction"\nsteps = 1e20\nlearning_rates = {MP=1}\ndata = [{source=1}]',
-             '[[stages]]\nname = "s"\nkind = "pretrain"\nsteps = 1\nbetas = [1, {}]\ndata = [{source="x", weight="y"}]'):  # fmt: skip
+             '[[stages]]\nname = "s"\nkind = "pretrain"\nsteps = 1\nbetas = [1, {}]\ndata = [{source="x"}]'):  # fmt: skip
     DAMAGES[f"recipe.toml {text!r}"] = put("recipe.toml", text)
 WRONG = (None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, -5, True, "\ud800")
 KEYS = [(event, key) for event in (STEP, EVAL, START) for key in event]
