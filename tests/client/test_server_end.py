@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 ROOT = Path(__file__).parents[2]
 
 
-def until(found, process, seconds=240):
+def until(found, process, seconds=600):
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end
@@ -35,7 +35,7 @@ def answers(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize(("number", "kept"), [(signal.SIGTERM, "runs"), (signal.SIGINT, "runs"), (signal.SIGTERM, "")])
+@pytest.mark.parametrize(("number", "kept"), [(signal.SIGTERM, "runs"), (signal.SIGINT, "")])
 def test_the_app_is_asked_to_end(tmp_path, number, kept):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,8 +58,9 @@ def test_the_app_is_asked_to_end(tmp_path, number, kept):
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
     finally:
-        process.kill()
-        process.wait()
+        if process.poll() is None:  # the way that is tested, or its run would train for ever
+            process.terminate()
+            process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "Traceback" not in said
     assert not Path(f"/proc/{worker}").exists()
