@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from inspector.lean_gradio import write_no_stubs
@@ -18,6 +20,7 @@ write_no_stubs()  # before anything below imports gradio
 import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
+from inspector.jobs import JobTable  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
@@ -39,13 +42,18 @@ def open_models(sources: list[str]) -> ModelStore:
     return store
 
 
-def build_demo(store: ModelStore, public: bool = False) -> gr.Blocks:
-    """The app over the models of ``store``. ``public`` bounds what training runs may take; they are kept in the folder
-    VLM_INSPECTOR_RUNS, if that is set."""
+def open_jobs(public: bool) -> JobTable:
+    """The training runs; they are kept in the folder VLM_INSPECTOR_RUNS, if that is set. ``public`` bounds what they
+    may take. InputError if the folder can't be used."""
+    return jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public)
+
+
+def build_demo(store: ModelStore, public: bool = False, jobs: JobTable | None = None) -> gr.Blocks:
+    """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     bounds = public_bounds() if public else private_bounds()
-    return build_ui(store, jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public), bounds, open_to_all=public)
+    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,16 +71,25 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     try:
         store = open_models(options.model)
-        demo = build_demo(store, options.public)
+        jobs = open_jobs(options.public)
+        demo = build_demo(store, options.public, jobs)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     gc.freeze()
     gc.enable()
     name = "0.0.0.0" if options.public else "127.0.0.1"
-    demo.launch(server_port=options.port, server_name=name, prevent_thread_lock=True, **launch_options())
-    warm_up(store.get(store.names[0]))  # while the first browser is still reading the page
-    demo.block_thread()
+    # What containers and Spaces send ends the server as Ctrl-C does, and the second one doesn't wait for runs to save.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        demo.launch(server_port=options.port, server_name=name, prevent_thread_lock=True, **launch_options())
+        warm_up(store.get(store.names[0]))  # while the first browser is still reading the page
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("The server ends; runs save what they have.", file=sys.stderr)
+    finally:
+        jobs.close()
+        demo.close()
     return 0
 
 

@@ -76,7 +76,10 @@ class Bounds:
     runs_per_person: int | None = _bound(1, None, "", "runs of one person that wait or train")
     runs_waiting: int = _bound(8, 20, "", "runs that wait, everybody's together")
     run_steps: int = _bound(600, 1_000_000, "steps", "of one run, all stages together")
-    run_minutes: float | None = _bound(10, None, "min", "of one run, over its whole life")
+    # Loading and pauses count: a paused run holds its place and its memory, and would hold them for ever.
+    run_minutes: float | None = _bound(10, None, "min", "of one run, over its whole life, pauses included")
+    run_grace_s: float = _bound(60, 60, "s", "a run whose time is over may take to save")
+    close_s: float = _bound(8, 8, "s", "a server that ends waits for its runs to save")
     run_rows: int = _bound(64, 4096, "rows", "of a micro-batch")
     run_tokens: int = _bound(16_384, 4_194_304, "tokens", "of a micro-batch: rows × the longest row")
     run_accumulate: int = _bound(16, 1024, "", "micro-batches in a step")

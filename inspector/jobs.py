@@ -1,163 +1,72 @@
 """Training jobs: each a process of its own, in one queue for everybody on this server. No gradio here.
 
-A job is a folder ``ROOT/ID`` with ``job.json``, the recipe that was asked for, the process's output and ``run/``, the
-run's own folder (see :mod:`model.training.runs`). The id can't be guessed, so whoever has it may watch and steer.
-Everything worth knowing lies in the folder: a server that starts again finds its jobs, and those still running.
+A job is a folder ``ROOT/ID`` (see :mod:`inspector.job_folder`). The id can't be guessed, so whoever has it may watch
+and steer. Several servers may share a root: see :mod:`inspector.job_keeper`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import shutil
-import subprocess
 import tempfile
-import threading
 import time
 import weakref
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
 
-from inspector.bounds import Bounds, private_bounds
-from inspector.processes import RUN_FOLDER, explain_end, is_training, kill_process, last_words, start_process
+from inspector.bounds import Bounds, format_bound
+from inspector.job_folder import PAUSABLE, STOPPABLE, JobFolder, JobState, Record, Status
+from inspector.job_keeper import UPLOADS, Keeper
+from inspector.job_queue import PLAIN
+from inspector.processes import KILLED_S, RUN_FOLDER, kill_group
 from inspector.progress import Progress, ProgressReader
 from model import InputError
-from model.training.recipe import Recipe, read_recipe
-from model.training.runs import ADAPTER, CONTROL, METRICS, MODEL, RECIPE, RUN, STATE, RunFolder, write_text
+from model.training.recipe import Recipe
+from model.training.runs import CONTROL, METRICS, write_text
 
-FORMAT = 1
-JOB = "job.json"
-GRACE_S = 60.0
-"""A process that was asked to stop at the end of its time may take so long to save before it is ended."""
-
-Status = Literal["queued", "starting", "running", "pausing", "paused", "stopping", "stopped", "done", "failed",
-                 "interrupted"]  # fmt: skip
-LIVE: tuple[Status, ...] = ("queued", "starting", "running", "pausing", "paused", "stopping")
-PAUSABLE: tuple[Status, ...] = ("starting", "running")
-STOPPABLE: tuple[Status, ...] = ("starting", "running", "pausing", "paused")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``running``: processes at once. ``per_person``: jobs that one person may have in the queue or running. None is
-    no limit. ``keep_hours``: jobs that ended longer ago are removed when another starts."""
-
-    running: int = 1
-    per_person: int | None = None
-    waiting: int = 20
-    steps: int = 1_000_000
-    minutes: float | None = None
-    keep_uploads: bool = True
-    keep_hours: float | None = None
-    threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
-    nice: int = 15
-
-
-def public_limits() -> Limits:
-    """For a server that anybody can reach."""
-    return Limits(per_person=1, waiting=8, steps=600, minutes=10, keep_uploads=False, keep_hours=24)
-
-
-@dataclass(frozen=True)
-class JobState:
-    """One look at a job. ``position`` counts the jobs before it in the queue; ``error`` is one sentence; ``output``
-    the process's last words where it failed."""
-
-    id: str
-    title: str
-    created: float
-    status: Status
-    position: int = 0
-    error: str | None = None
-    output: str = ""
-    run: dict[str, Any] = field(default_factory=dict)
-    has_model: bool = False
-    has_adapter: bool = False
-    can_resume: bool = False
-
-    @property
-    def live(self) -> bool:
-        return self.status in LIVE
-
-    @property
-    def can_pause(self) -> bool:
-        return self.status in PAUSABLE
-
-    @property
-    def can_stop(self) -> bool:
-        return self.status in ("queued", *STOPPABLE)
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether :meth:`JobTable.resume` does something."""
-        return self.status in ("paused", "pausing") or (self.can_resume and not self.live)
-
-
-@dataclass(frozen=True)
-class _Exit:
-    """How the last process of a job ended that this server started."""
-
-    pid: int
-    status: int
+NICE = 15
 
 
 class JobTable:
-    """The jobs of this server. ``root``: where their folders lie (a temporary folder, removed at the end, if None)."""
+    """The jobs of this server. ``root``: where their folders lie (a temporary folder, removed at the end, if None).
+    ``threads``: what a training process computes with; by default half the machine's."""
 
-    def __init__(
-        self, root: str | Path | None = None, limits: Limits | None = None, bounds: Bounds | None = None
-    ) -> None:
-        self.limits = limits or Limits()
-        self.bounds = bounds or private_bounds()
+    def __init__(self, root: str | Path | None = None, bounds: Bounds | None = None, *, threads: int | None = None,
+                 nice: int = NICE) -> None:  # fmt: skip
+        self.bounds = bounds or Bounds()
         temporary = root is None
-        self.root = Path(tempfile.mkdtemp(prefix="vlm-inspector-jobs-")) if root is None else Path(root)
+        made = Path(tempfile.mkdtemp(prefix="vlm-inspector-jobs-")) if root is None else Path(root)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            made.mkdir(parents=True, exist_ok=True)
+            # Once for all: processes have another working folder, and a link could be moved while they train.
+            self.root = made.resolve(strict=True)
+            threads = threads or max(1, (os.cpu_count() or 2) // 2)
+            self._keeper = Keeper(self.root, self.bounds, threads, nice, temporary)
         except OSError as error:
-            raise InputError(f"Jobs can't be kept in {self.root} ({error.strerror}); name another folder.") from error
-        self._lock = threading.RLock()
-        self._queue: list[tuple[str, bool]] = []
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._exits: dict[str, _Exit] = {}
+            raise InputError(f"Jobs can't be kept in {made} ({error.strerror}); name another folder.") from error
         self._progress = ProgressReader()
         # Also at the interpreter's end: processes in a temporary folder would train for nobody.
-        self.close = weakref.finalize(self, _end, self._running, self._queue, self.root if temporary else None)
+        self.close = weakref.finalize(self, self._keeper.close)
 
     # --- asking for something ---
 
-    def start(self, owner: str, recipe: Recipe, uploads: Path | None = None) -> str:
-        """Puts a job into the queue; its id. ``uploads``: a folder under :attr:`uploads` that belongs to it.
-        InputError if the recipe asks for more than this server gives, or the person has a job already."""
-        steps = sum(stage.steps for stage in recipe.stages)
-        if steps > self.limits.steps:
-            raise InputError(f"The run has {steps:,} steps; at most {self.limits.steps:,} are given here, take fewer.")
-        with self._lock:
-            self._sweep()
-            mine = [job for job in self._live_ids() if self._record(job)["owner"] == owner]
-            if self.limits.per_person is not None and len(mine) >= self.limits.per_person:
-                raise InputError(
-                    f"You have a run that isn't over ({self._record(mine[0])['title']}); stop it first, "
-                    f"this server gives each person {self.limits.per_person} at a time."
-                )
-            if len(self._queue) >= self.limits.waiting:
-                raise InputError(f"{len(self._queue)} runs are waiting already; try again in a few minutes.")
-            job = secrets.token_urlsafe(12)
-            folder = self.root / job
+    def start(self, person: str, recipe: Recipe, uploads: Path | None = None) -> str:
+        """Puts a job into the queue; its id. ``person``: who asks, see :func:`inspector.persons.identify`; ``uploads``:
+        a folder under :attr:`uploads` that belongs to it. InputError if the recipe asks for more than this server
+        gives, or the person has a job already."""
+        job = secrets.token_urlsafe(12)
+        with self._keeper.queue.turn():
+            self._admit(person, recipe)
+            folder = JobFolder(self.root / job)
+            record = Record(job, recipe.title, time.time(), person, uploads.name if uploads else None)
+            folder.create(record, recipe)
             try:
-                folder.mkdir()
-                write_text(folder / RECIPE, recipe.to_toml())
-                write_text(folder / JOB, json.dumps({
-                    "format": FORMAT, "id": job, "owner": owner, "title": recipe.title, "created": time.time(),
-                    "uploads": uploads.name if uploads else None,
-                }))  # fmt: skip
+                self._keeper.queue.add(job)
             except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise InputError(f"The run can't be written in {self.root} ({error.strerror}).") from error
-            self._queue.append((job, False))
-            self._dispatch()
+                self._keeper.forget(job)
+                raise InputError(f"The run can't be written ({error.strerror}); nothing was started.") from error
+            self._keeper.dispatch()
         return job
 
     def pause(self, job: str) -> None:
@@ -166,112 +75,83 @@ class JobTable:
 
     def stop(self, job: str) -> None:
         """Ends the job and keeps its weights; a job that still waits is taken out of the queue."""
-        with self._lock:
-            for place, (waiting, resumed) in enumerate(self._queue):
-                if waiting == job:
-                    del self._queue[place]
-                    if not resumed:
-                        self._note(job, cancelled=True)
-                    return
-            self._ask(job, "stop", STOPPABLE, "stopped")
-
-    def resume(self, job: str) -> None:
-        """Goes on: at once if paused, else in a new process from the last saved state. InputError if it can't."""
-        with self._lock:
-            state = self.read(job)
-            if state.status in ("paused", "pausing"):
-                write_text(self.run_folder(job) / CONTROL, "run")
+        with self._keeper.queue.turn(), _writing():
+            if self.read(job).status != "queued":
+                self._ask(job, "stop", STOPPABLE, "stopped")
                 return
-            if not state.can_resume:
-                raise InputError(f"This run can't go on (it is {state.status}); start it anew from its recipe.")
-            if len(self._queue) >= self.limits.waiting:
-                raise InputError(f"{len(self._queue)} runs are waiting already; try again in a few minutes.")
-            if not (self.run_folder(job) / STATE / "latest").exists():
-                # Nothing was saved yet: from the start, without the half that was said.
-                shutil.rmtree(self.run_folder(job), ignore_errors=True)
-            else:
-                (self.run_folder(job) / CONTROL).unlink(missing_ok=True)
-            self._note(job, cancelled=False)
-            self._exits.pop(job, None)
-            self._queue.append((job, (self.run_folder(job) / RUN).exists()))
-            self._dispatch()
+            folder = JobFolder(self.root / job)
+            record = folder.note(cancelled=True, ended=time.time(), person=None)
+            self._keeper.queue.remove(job)
+            self._keeper.drop_uploads(record.uploads)
+
+    def resume(self, job: str, person: str) -> None:
+        """Goes on: at once if paused, else in a new process from the last saved state, for which ``person`` must have a
+        place as for a new job. InputError if it can't."""
+        with self._keeper.queue.turn(), _writing():
+            state = self.read(job)
+            folder = JobFolder(self.root / job)
+            if state.status in ("paused", "pausing"):
+                self._check_time(folder)
+                write_text(folder.run.path / CONTROL, "run")
+                return
+            if not state.can_resume or state.live:
+                raise InputError(folder.explain_refusal(state, self.bounds, self.uploads))
+            self._admit(person, folder.recipe())
+            record = folder.read()
+            spent = folder.spent(record, folder.last_sign())
+            folder.prepare()
+            folder.note(cancelled=False, person=person, begun=None, spent_s=spent, ended=None, pid=None,
+                        exit_status=None, why=None)  # fmt: skip
+            self._keeper.queue.add(job)
+            self._keeper.dispatch()
 
     def remove(self, job: str) -> None:
-        """Ends the job without keeping anything."""
-        with self._lock:
-            record = self._record(job)
-            self._queue[:] = [entry for entry in self._queue if entry[0] != job]
-            if job in self._running:
-                kill_process(self._running[job])
-            if record["uploads"]:
-                shutil.rmtree(self.uploads / record["uploads"], ignore_errors=True)
-            self._forget(job)
+        """Ends the job without keeping anything. InputError where it can't be ended."""
+        folder = self._folder(job)
+        with self._keeper.queue.turn(), _writing():
+            self._keeper.queue.remove(job)
+            with contextlib.suppress(InputError):  # a damaged one has none that anybody knows of
+                self._keeper.drop_uploads(folder.read().uploads)
+            worker = self._keeper.workers.pop(job, None)
+            if worker is not None:
+                worker.kill()
+            elif pid := folder.find_process():
+                kill_group(pid)
+            end = time.monotonic() + KILLED_S
+            while not self._keeper.forget(job) and folder.path.exists():
+                if time.monotonic() > end:
+                    raise InputError("The run's process can't be ended from here; ask whoever runs the server.")
+                time.sleep(0.02)
+            self._progress.forget(folder.run.path / METRICS)
+            self._keeper.dispatch()
 
     # --- looking ---
 
     @property
     def uploads(self) -> Path:
-        folder = self.root / "uploads"
-        folder.mkdir(exist_ok=True)
+        folder = self.root / UPLOADS
+        with _writing():
+            folder.mkdir(exist_ok=True)
         return folder
 
     def used_uploads(self) -> set[str]:
-        """Names of the folders in :attr:`uploads` that runs were started with."""
-        names = set()
-        for folder in self.root.iterdir():
-            with contextlib.suppress(InputError):  # no run's folder, or one that nobody can read
-                names.add(str(self._record(folder.name).get("uploads")))
-        return names
+        """Names of the folders in :attr:`uploads` that runs were started with, also of those that are over."""
+        return {record.uploads for _, record in self._keeper.list_records() if record.uploads}
 
     def run_folder(self, job: str) -> Path:
         """InputError for an id that names no job here."""
-        self._record(job)
-        return self.root / job / RUN_FOLDER
+        return self._folder(job).path / RUN_FOLDER
 
     def recipe(self, job: str) -> Recipe:
-        return read_recipe(self.root / self._record(job)["id"] / RECIPE)
+        """InputError as :meth:`run_folder`, and for one that is damaged."""
+        return self._folder(job).recipe()
 
     def read(self, job: str) -> JobState:
-        """InputError for an unknown id; a run of another version is a failed one that says so."""
-        record = self._record(job)
-        folder = self.root / job / RUN_FOLDER
-        run_folder = RunFolder(folder)
-        state = JobState(job, record["title"], record["created"], "queued",
-                         has_model=(folder / MODEL / "model.safetensors").is_file(),
-                         has_adapter=(folder / ADAPTER).is_dir())  # fmt: skip
-        with self._lock:
-            waiting = [name for name, _ in self._queue]
-            if job in waiting:
-                return replace(state, position=waiting.index(job) + len(self._running))
-            process, exit_ = self._running.get(job), self._exits.get(job)
-        there = (folder / RUN).exists()
-        if there:
-            try:
-                state = replace(state, run=run_folder.read_run())
-            except InputError as error:
-                return replace(state, status="failed", error=str(error))
-        pid = state.run.get("pid")
-        if process is not None and process.pid != pid:
-            # The folder still says what it said before this process took it over, if anything.
-            return replace(state, status=_asked(run_folder, "starting"))
-        if process is not None or (there and is_training(pid, folder)):
-            return replace(state, status=_asked(run_folder, "paused" if state.run["status"] == "paused" else "running"))
-        words = last_words(self.root / job)
-        known = None if exit_ is None else exit_.status
-        can_resume = self._data_there(record)
-        if not there:
-            if record.get("cancelled"):
-                return replace(state, status="stopped", can_resume=can_resume)
-            return replace(state, status="failed", error=explain_end(words, known), output=words)
-        can_resume = can_resume and state.run["status"] != "done"
-        if exit_ is not None and exit_.status and exit_.pid != pid:
-            # A process that was to go on with the run and never took it over.
-            return replace(state, status="failed", error=explain_end(words, known), output=words, can_resume=can_resume)
-        if state.run["status"] in ("running", "paused"):
-            sentence = explain_end(words, known) + " Resume goes on from the last saved state."
-            return replace(state, status="interrupted", error=sentence, output=words, can_resume=can_resume)
-        return replace(state, status=state.run["status"], error=state.run.get("error"),
-                       output=words if state.run["status"] == "failed" else "", can_resume=can_resume)  # fmt: skip
+        """InputError for an unknown id; a run that is damaged or of another version is a failed one that says so."""
+        folder = self._folder(job)
+        ids = self._keeper.queue.ids()
+        place = ids.index(job) if job in ids else None
+        return folder.look(self.bounds, self.root / UPLOADS, place, self._keeper.find_process(job))
 
     def progress(self, job: str) -> Progress:
         """Everything that the run said so far; only what is new is read."""
@@ -279,99 +159,56 @@ class JobTable:
 
     # --- inside ---
 
-    def _record(self, job: str) -> dict[str, Any]:
-        # An id is one plain name: nothing that a person sends may point elsewhere.
-        plain = bool(job) and all(letter.isalnum() or letter in "-_" for letter in job)
-        try:
-            record = json.loads((self.root / job / JOB).read_text(encoding="utf-8")) if plain else None
-        except (OSError, json.JSONDecodeError):
-            record = None
-        if not isinstance(record, dict) or record.get("id") != job:
-            raise InputError(f"There is no run “{job[:40]}” here; it may have been removed, or the link is cut off.")
-        if record.get("format") != FORMAT:
-            raise InputError(f"The run “{job}” was written by another version of this app; start it anew.")
-        return record
+    def _folder(self, job: str) -> JobFolder:
+        plain = isinstance(job, str) and PLAIN.fullmatch(job) is not None and job != UPLOADS
+        folder = JobFolder(self.root / (job if plain else "none"))
+        if not plain or not folder.path.is_dir():
+            raise InputError(f"There is no run “{str(job)[:40]}” here; it was removed, or the link is cut off.")
+        return folder
 
-    def _note(self, job: str, **values: Any) -> None:
-        write_text(self.root / job / JOB, json.dumps({**self._record(job), **values}))
+    def _admit(self, person: str, recipe: Recipe) -> None:
+        """InputError if the recipe asks for more than this server gives, or the person or the server has no place."""
+        steps = sum(stage.steps for stage in recipe.stages)
+        if steps > self.bounds.run_steps:
+            raise InputError(
+                f"The run has {steps:,} steps; at most {self.bounds.run_steps:,} are given here, take fewer."
+            )
+        waiting = 0
+        mine: list[str] = []
+        for job in self._keeper.queue.ids():
+            with contextlib.suppress(InputError):  # a damaged one takes nobody's place
+                record = JobFolder(self.root / job).read()
+                mine += [record.title] if record.person == person else []
+                waiting += self._keeper.find_process(job) is None
+        if self.bounds.runs_per_person is not None and len(mine) >= self.bounds.runs_per_person:
+            raise InputError(
+                f"You have a run that isn't over ({mine[0]}); stop it first, "
+                f"this server gives each person {self.bounds.runs_per_person} at a time."
+            )
+        if waiting >= self.bounds.runs_waiting:
+            raise InputError(f"{waiting} runs are waiting already; try again in a few minutes.")
+        if not self._keeper.make_room():
+            room = format_bound(self.bounds.runs_bytes, "bytes")
+            raise InputError(f"The runs of this server fill the {room} that they are given; try again when some are "
+                             "over and swept, or ask whoever runs the server to remove old ones.")  # fmt: skip
 
-    def _live_ids(self) -> list[str]:
-        return [*self._running, *(job for job, _ in self._queue)]
-
-    def _data_there(self, record: dict[str, Any]) -> bool:
-        return not record["uploads"] or (self.uploads / record["uploads"]).is_dir()
+    def _check_time(self, folder: JobFolder) -> None:
+        minutes = self.bounds.run_minutes
+        if minutes is not None and folder.spent(folder.read(), time.time()) > 60 * minutes:
+            raise InputError(f"The {minutes:g} minutes of this run are over, pauses included; it ends now.")
 
     def _ask(self, job: str, request: str, allowed: tuple[Status, ...], word: str) -> None:
         status = self.read(job).status
         if status not in allowed:
             raise InputError(f"A run that is {status} can't be {word}.")
-        write_text(self.run_folder(job) / CONTROL, request)
-
-    def _dispatch(self) -> None:
-        while self._queue and len(self._running) < self.limits.running:
-            job, resumed = self._queue.pop(0)
-            self._spawn(job, resumed)
-
-    def _spawn(self, job: str, resumed: bool) -> None:
-        process = start_process(self.root / job, resumed=resumed, threads=self.limits.threads, nice=self.limits.nice)
-        self._running[job] = process
-        threading.Thread(target=self._watch, args=(job, process), name=f"job {job}", daemon=True).start()
-
-    def _watch(self, job: str, process: subprocess.Popen[bytes]) -> None:
-        seconds = None if self.limits.minutes is None else 60 * self.limits.minutes
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(InputError, OSError):
-                write_text(self.run_folder(job) / CONTROL, "stop")
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                kill_process(process)
-                process.wait()
-        with self._lock:
-            self._running.pop(job, None)
-            with contextlib.suppress(InputError):  # removed meanwhile
-                uploads = self._record(job)["uploads"]
-                self._exits[job] = _Exit(process.pid, process.returncode)
-                if uploads and not self.limits.keep_uploads:
-                    shutil.rmtree(self.uploads / uploads, ignore_errors=True)
-            self._dispatch()
-
-    def _forget(self, job: str) -> None:
-        shutil.rmtree(self.root / job, ignore_errors=True)
-        self._progress.forget(self.root / job / RUN_FOLDER / METRICS)
-        self._exits.pop(job, None)
-
-    def _sweep(self) -> None:
-        """Removes what is older than this server keeps."""
-        if self.limits.keep_hours is None:
-            return
-        oldest = time.time() - 3600 * self.limits.keep_hours
-        live = set(self._live_ids())
-        used = {self._record(job)["uploads"] for job in live}
-        for folder in self.root.iterdir():
-            if folder.name not in live and (folder / JOB).is_file() and folder.stat().st_mtime < oldest:
-                self._forget(folder.name)
-        for folder in self.uploads.iterdir():
-            if folder.name not in used and folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+        with _writing():
+            write_text(self.run_folder(job) / CONTROL, request)
 
 
-def _end(running: dict[str, subprocess.Popen[bytes]], queue: list[Any], temporary: Path | None) -> None:
-    """With a folder that stays, processes go on and a later server finds them."""
-    queue.clear()
-    if temporary is None:
-        return
-    for process in list(running.values()):
-        kill_process(process)
-        process.wait()
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _asked(folder: RunFolder, status: Status) -> Status:
-    """The status of a process that is alive, once what it was asked for is taken in."""
-    asked = folder.request
-    if asked == "stop":
-        return "stopping"
-    return "pausing" if asked == "pause" and status != "paused" else status
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """A disk that takes nothing is told in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"The runs' folder can't be written ({error.strerror}); what is there is kept.") from error

@@ -13,12 +13,13 @@ import datetime
 import gc
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from inspector.files import open_cache, own_folder
+from inspector.state_size import count_bytes
 
 EMPTY_S = 60.0
 """A folder that was emptied, or made for an upload that is still coming, stays so long."""
@@ -32,8 +33,9 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
     async def repeat() -> None:
         while True:
             await asyncio.sleep(blocks.bounds.sweep_s)
-            if sweep_pages(blocks):
-                await asyncio.to_thread(return_memory)
+            sizes = await asyncio.to_thread(measure_pages, blocks)
+            if dropped := sweep_pages(blocks, sizes):
+                await asyncio.to_thread(let_go, dropped)
             if open_cache().is_relative_to(own_folder()):  # elsewhere it is perhaps not ours alone
                 await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
 
@@ -46,12 +48,19 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             await sweeping
 
 
-def sweep_pages(blocks: Any) -> int:
+def measure_pages(blocks: Any) -> dict[str, int]:
+    """Bytes that each page's state holds. Takes a while, so not in the event loop."""
+    pages = list(blocks.state_holder.session_data.items())
+    return {page: sum(count_bytes(value) for value in list(state.state_data.values())) for page, state in pages}
+
+
+def sweep_pages(blocks: Any, measured: Mapping[str, int]) -> list[Any]:
     """Forgets pages that were closed or left alone for too long, and those used longest ago where there are too many or
-    they hold too much; how many. In the server's event loop, where gradio changes the same tables."""
+    they hold too much (``measured`` bytes each); their states. In the server's event loop, where gradio changes the
+    same tables."""
     bounds, holder = blocks.bounds, blocks.state_holder
     at_work = blocks._queue.count_by_page()
-    sizes = {page: measure_state(state) for page, state in holder.session_data.items()}
+    sizes = {page: measured.get(page, 0) for page in holder.session_data}
     single = blocks._queue.single
     stale = [page for page in sizes if page not in at_work and (page in single or _is_stale(blocks, page))]
     # Oldest first: gradio moves a page to the end whenever it is used. An open page goes last.
@@ -63,8 +72,9 @@ def sweep_pages(blocks: Any) -> int:
             continue
         stale.append(page)
         left, held = left - 1, held - sizes[page]
+    dropped = []
     for page in stale:
-        holder.session_data.pop(page, None)
+        dropped.append(holder.session_data.pop(page))
         holder.time_last_used.pop(page, None)
         blocks.open_pages.forget(page)
         single.discard(page)
@@ -75,7 +85,7 @@ def sweep_pages(blocks: Any) -> int:
     for page in list(queue.pending_event_ids_session):
         if page not in queue.pending_messages_per_session:
             queue.pending_event_ids_session.pop(page, None)
-    return len(stale)
+    return dropped
 
 
 def _is_stale(blocks: Any, page: str) -> bool:
@@ -88,9 +98,13 @@ def _is_stale(blocks: Any, page: str) -> bool:
     return min(idle, closed if closed is not None else idle) > blocks.bounds.closed_session_s
 
 
-def measure_state(state: Any) -> int:
-    """Bytes of what a page keeps, as far as its values say (``nbytes``)."""
-    return sum(int(getattr(value, "nbytes", 0)) for value in state.state_data.values())
+def let_go(states: list[Any]) -> None:
+    """Says goodbye to what pages kept (an upload of theirs is deleted then) and gives their memory back."""
+    for state in states:
+        for component, value, _ in state.state_components:
+            component.delete_callback(value)
+    states.clear()
+    return_memory()
 
 
 def sweep_files(folder: Path, seconds: float) -> int:

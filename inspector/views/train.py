@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from inspector.bounds import private_bounds, public_bounds
+from inspector.bounds import Bounds, format_bound, private_bounds, public_bounds
 from inspector.delivery import COMMAND
 from inspector.discretion import hide_paths
 from inspector.figures.training import show_modules
-from inspector.jobs import JobTable, public_limits
+from inspector.jobs import JobTable
+from inspector.persons import identify
 from inspector.presets import UPLOAD
 from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore
@@ -28,6 +30,7 @@ from inspector.views.train_run import (
     build_run,
     list_history,
     look,
+    read_job,
     read_person,
     read_runs,
     remember,
@@ -55,15 +58,9 @@ class TrainView:
 
 
 def build_train(store: ModelStore, jobs: JobTable) -> TrainView:
-    limits = jobs.limits
-    bounds = ""
-    if limits.minutes is not None:
-        bounds = (
-            f" <b>On this server</b> each person has {limits.per_person} run at a time, of at most {limits.steps:,} "
-            f"steps and {limits.minutes:g} minutes; uploads are deleted when it ends."
-        )
     gr.HTML(
-        f'<div class="vi-caption">Train a copy of a model, watch it learn, and see what changed.{bounds}'
+        '<div class="vi-caption">Train a copy of a model, watch it learn, and see what changed.'
+        f"{say_bounds(jobs.bounds)}"
         f"<details><summary>How it runs, and what it can't show</summary>{EXPLAIN}</details></div>"
     )
     form = build_form(store, jobs.bounds)
@@ -73,6 +70,24 @@ def build_train(store: ModelStore, jobs: JobTable) -> TrainView:
     result = build_result()
     gr.HTML('<h2 class="vi-heading">Your runs</h2>')
     return TrainView(form, run, result, build_history())
+
+
+def say_bounds(bounds: Bounds) -> str:
+    """What a run may take on this server; nothing where it may take what it likes."""
+    said = []
+    if bounds.runs_per_person is not None:
+        runs = "1 run" if bounds.runs_per_person == 1 else f"{bounds.runs_per_person} runs"
+        said.append(f"each person has {runs} at a time")
+    if bounds.run_minutes is not None:
+        said.append(f"a run takes at most {bounds.run_steps:,} steps and {bounds.run_minutes:g} minutes, loading and "
+                    "pauses included")  # fmt: skip
+    if bounds.run_bytes is not None:
+        said.append(f"a run has {format_bound(bounds.run_bytes, 'bytes')} of memory")
+    if not bounds.keep_uploads:
+        said.append("uploads are deleted when it ends")
+    if bounds.run_hours is not None:
+        said.append(f"a run that is over is kept for {bounds.run_hours:g} hours, or less where the disk is full")
+    return f" <b>On this server</b> {'; '.join(said)}." if said else ""
 
 
 def wire_train(
@@ -99,24 +114,24 @@ def wire_train(
         known = remember(known, job)
         return [job, known, *list_history(jobs, known), *look(jobs, job, None)]
 
-    def start(preset: str, upload: Upload | None, known: Any, *values: Any) -> list[Any]:
+    def start(request: gr.Request, preset: str, upload: Upload | None, known: Any, *values: Any) -> list[Any]:
         known = read_person(known)
         try:
             found, recipe = reader.read(preset, upload, values)
             mine = upload.folder if upload is not None and found.data == UPLOAD else None
             shown = show_modules(reader.sizes(found, recipe))
-            return [shown, *follow_new(known, jobs.start(known["owner"], recipe, mine))]
+            return [shown, *follow_new(known, jobs.start(identify(request), recipe, mine))]
         except InputError as error:
             raise refuse(error, stays=True) from error
 
     form.start.click(start, [form.preset, form.upload, person, *form.fields.values()], [form.modules, *started],
                      api_name="train_start", concurrency_limit=1, show_progress="hidden")  # fmt: skip
 
-    def teach(word: str, rgb: str, known: Any) -> list[Any]:
+    def teach(word: str, rgb: str, known: Any, request: gr.Request) -> list[Any]:
         known = read_person(known)
         try:
             spec = parse_word(str(word or "").strip().lower(), str(rgb or "").strip() or None)
-            return follow_new(known, jobs.start(known["owner"], teaching_recipe(spec)))
+            return follow_new(known, jobs.start(identify(request), teaching_recipe(spec)))
         except InputError as error:
             raise refuse(error, stays=True) from error
 
@@ -146,14 +161,15 @@ def _describe_job(jobs: JobTable) -> Any:
     def describe(job: str) -> dict[str, Any]:
         """A run's state and last numbers; ``job`` is its id."""
         try:
-            state, progress = jobs.read(job), jobs.progress(job)
+            state, progress = read_job(jobs, (job or "").strip())
         except InputError as error:
             raise refuse(error) from error
         return {
             "id": state.id, "title": state.title, "status": state.status, "position": state.position,
             "error": hide_paths(state.error or "") or None, "fingerprint": state.run.get("fingerprint"),
             "base_fingerprint": state.run.get("base_fingerprint"), "steps_done": len(progress.train),
-            "losses": [point[1] for point in progress.train], "held_out": [list(p) for p in progress.held_out],
+            "losses": [point[1] if math.isfinite(point[1]) else None for point in progress.train],
+            "held_out": [list(p) for p in progress.held_out],
             "accuracy": progress.evaluations[-1]["accuracy"] if progress.evaluations else {},
             "can_resume": state.can_resume, "command": COMMAND,
         }  # fmt: skip
@@ -163,5 +179,4 @@ def _describe_job(jobs: JobTable) -> Any:
 
 def jobs_from(root: str | None, public: bool) -> JobTable:
     """The table of this server; ``root`` None is a temporary folder."""
-    bounds = public_bounds() if public else private_bounds()
-    return JobTable(Path(root) if root else None, public_limits() if public else None, bounds)
+    return JobTable(Path(root) if root else None, public_bounds() if public else private_bounds())

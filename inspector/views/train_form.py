@@ -160,8 +160,8 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         if preset not in PRESETS:
             raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
         values = PRESETS[preset].values
-        if "steps" in values and values["steps"] > jobs.limits.steps:
-            values = {**values, "steps": jobs.limits.steps}
+        if "steps" in values and values["steps"] > jobs.bounds.run_steps:
+            values = {**values, "steps": jobs.bounds.run_steps}
         filled = [values.get(name, gr.skip()) for name in plain]
         return [_why(preset), *filled, *(_ask_for(values["data"]) if "data" in values else [gr.skip()] * 3)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -17,6 +17,7 @@ from inspector.figures.training import (
     show_status,
 )
 from inspector.jobs import JobState, JobTable
+from inspector.persons import identify
 from inspector.presets import describe_recipe
 from inspector.progress import Progress
 from inspector.toasts import refuse
@@ -83,13 +84,11 @@ def build_history() -> HistoryView:
 
 
 def read_person(person: Any) -> dict[str, Any]:
-    """What the browser remembers: a secret name for this person, and the ids of the runs. Whatever else comes, even
-    by hand, is replaced."""
-    if not isinstance(person, dict) or not isinstance(person.get("owner"), str) or len(person["owner"]) < 16:
-        return {"owner": secrets.token_urlsafe(18), "jobs": []}
-    listed = person.get("jobs")
+    """What the browser remembers: the ids of its runs. Whatever else comes, even by hand, is left out; who somebody is
+    nobody says of himself."""
+    listed = person.get("jobs") if isinstance(person, dict) else None
     kept = [job for job in listed if isinstance(job, str)] if isinstance(listed, list) else []
-    return {"owner": person["owner"][:64], "jobs": kept[:REMEMBERED]}
+    return {"jobs": kept[:REMEMBERED]}
 
 
 def remember(known: dict[str, Any], job: str) -> dict[str, Any]:
@@ -112,12 +111,30 @@ def read_runs(jobs: JobTable, person: Any) -> list[JobState]:
 def list_history(jobs: JobTable, person: Any) -> tuple[str, Any]:
     """Values for the history and for the choice of curves."""
     runs = read_runs(jobs, person)
-    rows = [(state, jobs.progress(state.id), describe_recipe(jobs.recipe(state.id))) for state in runs]
+    rows = [(state, jobs.progress(state.id), _settings(jobs, state.id)) for state in runs]
     choices = [(run_label(state), state.id) for state in runs]
     return show_history(rows), gr.update(choices=choices, value=[], visible=bool(choices))
 
 
+def _settings(jobs: JobTable, job: str) -> Sequence[str]:
+    """One run whose recipe is damaged must not hide the others."""
+    try:
+        return describe_recipe(jobs.recipe(job))
+    except InputError as error:
+        return [str(error)]
+
+
 # --- the run that is followed ---
+
+
+def read_job(jobs: JobTable, job: str) -> tuple[JobState, Progress]:
+    """A run's state and what it said; what of that can't be read is said in the state. InputError for an id that names
+    no run."""
+    state, progress = jobs.read(job), jobs.progress(job)
+    if progress.damaged and not state.live and state.error is None:
+        lines = "1 line" if progress.damaged == 1 else f"{progress.damaged:,} lines"
+        state = replace(state, error=f"{lines} of what this run said can't be read and are left out of its curves.")
+    return state, progress
 
 
 def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
@@ -129,8 +146,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
         fresh = chart_payload("", Progress(), 0, 0)
         return [Followed(), gr.update(active=False), show_status(None, Progress()), gr.update(data=encode(fresh)),
                 show_evaluation(Progress()), *quiet]  # fmt: skip
-    state = jobs.read(job)
-    progress = jobs.progress(job)
+    state, progress = read_job(jobs, job)
     anew = followed.job != job or followed.generation != progress.generation
     if anew:
         followed = Followed(job, progress.generation)
@@ -177,18 +193,20 @@ def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) ->
 
     view.job.submit(open_job, view.job, seen, api_name="train_open", **free)
 
-    def steer(action: Any) -> Any:
-        def ask(job: str) -> list[Any]:
+    def steer(action: Callable[[str, str], None]) -> Any:
+        def ask(job: str, request: gr.Request) -> list[Any]:
             try:
-                action((job or "").strip())
+                action((job or "").strip(), identify(request))
                 return look(jobs, job, None)
             except InputError as error:
                 raise refuse(error, stays=True) from error
 
         return ask
 
-    for button, action, name in ((view.pause, jobs.pause, "train_pause"), (view.resume, jobs.resume, "train_resume"),
-                                 (view.stop, jobs.stop, "train_stop")):  # fmt: skip
+    # Whoever has the id may pause and stop; who goes on takes a place.
+    for button, action, name in ((view.pause, lambda job, _: jobs.pause(job), "train_pause"),
+                                 (view.resume, jobs.resume, "train_resume"),
+                                 (view.stop, lambda job, _: jobs.stop(job), "train_stop")):  # fmt: skip
         button.click(steer(action), view.job, seen, api_name=name, **free)
 
 
@@ -207,7 +225,7 @@ def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.Bro
 
     def overlay(chosen: list[str]) -> Any:
         try:
-            runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in chosen[:6]]
+            runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in (chosen or [])[:6]]
         except InputError as error:
             raise refuse(error, stays=True) from error
         return gr.update(data=encode(overlay_payload(runs)), visible=bool(runs))

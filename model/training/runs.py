@@ -8,16 +8,19 @@ Everything is written to a name of its own first and moved into place, so a cras
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -26,10 +29,21 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.training.events import Event
+from model.training.locks import hold, is_held
 
 FORMAT = 1
 RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
 STATE, MODEL, ADAPTER, LOCK = "state", "model", "adapter", ".lock"
+STATUSES = ("running", "paused", "stopped", "done", "failed")
+RUN_KINDS: dict[str, Any] = {
+    "status": str, "base_fingerprint": str, "fingerprint": (str, NoneType), "error": (str, NoneType), "pid": int,
+    "step": int, "stage": str, "stage_index": int,
+}  # fmt: skip
+"""What run.json holds at least, and of which kind."""
+STATE_KINDS: dict[str, Any] = {"stage_index": int, "stage": str, "step": int, "position": int, "seconds": (int, float)}
+STATE_FILES = ("values.json", "tensors.safetensors")
+LARGEST = 1 << 20
+"""Bytes of a small file; one that is larger wasn't written here."""
 WRITE_ERRORS = (OSError, SafetensorError)
 """What writing a file may raise: a full disk comes as either."""
 
@@ -69,6 +83,36 @@ def forget_answers(folder: Path) -> None:
         if isinstance(event, dict):
             lines.append(json.dumps(without_answers(event), ensure_ascii=False))
     write_text(path, "".join(line + "\n" for line in lines))
+def read_small(path: Path) -> str:
+    """The text of a file that was written by :func:`write_text`. OSError where it can't be read, also for what is no
+    plain file and might never end; ValueError for one that is no text or too large."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to would block
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        content = b""
+        while len(content) <= LARGEST and (part := os.read(handle, LARGEST + 1)):
+            content += part
+    finally:
+        os.close(handle)
+    if len(content) > LARGEST:
+        raise ValueError("it is too large")
+    return content.decode("utf-8")
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file, its text without lone surrogates, which nothing could write down again. OSError
+    and ValueError as :func:`read_small`."""
+    try:
+        values = json.loads(read_small(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return {key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+            for key, value in values.items()}  # fmt: skip
 
 
 class RunFolder:
@@ -109,37 +153,41 @@ class RunFolder:
 
     def lock(self) -> None:
         """Keeps other processes from training here until :meth:`unlock` or this one's end, however it comes."""
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks; there nothing keeps two processes apart
-            return
-        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise InputError(f"Another process is training in {self.path}; stop it first.") from error
+        handle = hold(self.path / LOCK)
+        if handle is None:
+            raise InputError(f"Another process is training in {self.path}; stop it first.")
         self._lock = weakref.finalize(self, os.close, handle)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains here."""
+        return is_held(self.path / LOCK)
 
     def unlock(self) -> None:
         if self._lock is not None:
             self._lock()
 
     def read_run(self) -> dict[str, Any]:
-        """InputError if there is none, or it is another version's."""
+        """InputError if there is none, it is damaged, or it is another version's."""
         try:
-            values = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            values = read_values(self.path / RUN)
         except OSError as error:
             raise InputError(f"{self.path} holds no run ({RUN} can't be read: {error.strerror}).") from error
         except ValueError as error:
-            raise InputError(f"{self.path / RUN} is no valid JSON ({error}).") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            version = values.get("format") if isinstance(values, dict) else None
+            raise InputError(f"{self.path / RUN} is damaged ({error}); start the run anew from {RECIPE}.") from error
+        if values.get("format") != FORMAT:
             raise InputError(
-                f"{self.path} was written by another version (format {version}, this one reads {FORMAT}); "
-                "start the run anew from its recipe.toml."
+                f"{self.path} was written by another version (format {str(values.get('format'))[:20]}, this one reads "
+                f"{FORMAT}); start the run anew from its recipe.toml."
             )
-        return values
+        for key, kinds in RUN_KINDS.items():
+            if not isinstance(values.get(key), kinds) or isinstance(values.get(key), bool):
+                found = f"has {key} = {str(values[key])[:20]!r}" if key in values else f"lacks {key}"
+                raise InputError(f"{self.path / RUN} is damaged (it {found}); start the run anew from {RECIPE}.")
+        if values["status"] not in STATUSES:
+            raise InputError(f"{self.path / RUN} is damaged (its status is {values['status'][:20]!r}); start the run "
+                             f"anew from {RECIPE}.")  # fmt: skip
+        return {"error": None, "fingerprint": None, **values}
 
     def update_run(self, **values: Any) -> None:
         self._write_run({**self.read_run(), **values})
@@ -158,6 +206,8 @@ class RunFolder:
         path = self.path / METRICS
         if not path.exists():
             return
+        if not path.is_file():
+            raise InputError(f"{path} is no plain file, so nothing can be written there; move it away and go on.")
         # A cut line may end inside a character, and only "\n" ends a line: answers may hold Unicode's other line ends.
         lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
         later = set(stages[stage_index + 1 :])
@@ -165,12 +215,14 @@ class RunFolder:
         for line in lines:
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line that was cut by the end of the process
+            except (ValueError, RecursionError):
+                continue  # a line that was cut by the end of the process, or that nobody here wrote
             if not isinstance(event, dict):
                 continue
-            stage, ends = event.get("stage"), event.get("event") in ("done", "failed")
-            if not ends and stage not in later and (stage != stages[stage_index] or event.get("step", 0) <= step):
+            stage, at, ends = event.get("stage"), event.get("step", 0), event.get("event") in ("done", "failed")
+            if not isinstance(stage, str) or not isinstance(at, int):
+                continue
+            if not ends and stage not in later and (stage != stages[stage_index] or at <= step):
                 kept.append(line)
         write_text(path, "".join(line + "\n" for line in kept))
 
@@ -179,9 +231,8 @@ class RunFolder:
         """What others ask: "pause", "stop" or "run". Anything else, and a file that can't be read, is "run": a slip of
         whoever writes there must not end a long run."""
         try:
-            with (self.path / CONTROL).open("rb") as file:
-                asked = file.read(64).decode("ascii", errors="replace").strip()
-        except OSError:
+            asked = read_small(self.path / CONTROL).strip()
+        except (OSError, ValueError):
             return "run"
         return asked if asked in ("pause", "stop") else "run"
 
@@ -212,17 +263,35 @@ class RunFolder:
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last whole state; None if none was saved yet. InputError if it is damaged."""
-        root = self.path / STATE
         try:
-            name = (root / "latest").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return None
-        folder = root / Path(name).name
-        try:
-            values = json.loads((folder / "values.json").read_text(encoding="utf-8"))
+            folder = self._latest_state()
+            if folder is None:
+                return None
+            values = read_values(folder / "values.json")
+            for key, value in values.items():
+                if not isinstance(value, STATE_KINDS.get(key, object)):
+                    raise ValueError(f"its {key} is {str(value)[:20]!r}")
             return load_file(folder / "tensors.safetensors"), values
         except (OSError, SafetensorError, ValueError) as error:
-            raise InputError(f"The state in {folder} can't be read ({error}); start the run anew.") from error
+            where = self.path / STATE
+            raise InputError(f"The state in {where} can't be read ({error}); start the run anew.") from error
+
+    def _latest_state(self) -> Path | None:
+        """OSError or ValueError where the name of it can't be read."""
+        try:
+            name = read_small(self.path / STATE / "latest").strip()
+        except FileNotFoundError:
+            return None
+        return self.path / STATE / (Path(name).name or "unnamed")
+
+    @property
+    def saved_state(self) -> bool | None:
+        """Whether there is a state to go on from; None if what is there is damaged, as far as a short look tells."""
+        try:
+            folder = self._latest_state()
+            return folder is not None and (all((folder / name).is_file() for name in STATE_FILES) or None)
+        except (OSError, ValueError):
+            return None
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, Save
 from model.training.held_out import HeldOut
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, STATE, WRITE_ERRORS, RunFolder, replacing
+from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, WRITE_ERRORS, RunFolder, replacing
 from model.training.scratch import new_vlm
 from model.training.stage_data import open_stage_data, stage_seed
 from model.training.stages import (
@@ -89,9 +89,12 @@ class Trainer:
         if self._resumed is None:
             return
         values = self._resumed[1]
+        if missing := sorted(STATE_KINDS.keys() - values.keys()):
+            raise InputError(f"The state in {self.folder.path} is damaged (it lacks {', '.join(missing)}); start the "
+                             "run anew.")  # fmt: skip
         index, name = values["stage_index"], values["stage"]
         names = [stage.name for stage in self.recipe.stages]
-        if index >= len(names) or names[index] != name:
+        if not 0 <= index < len(names) or names[index] != name:
             raise InputError(f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
                              f"of the recipe ({', '.join(names)}); go on with the recipe of the run.")  # fmt: skip
 

@@ -12,16 +12,15 @@ ENDED = "#train-status .tr-done, #train-status .tr-failed"
 
 @pytest.fixture(scope="module")
 def train_url(tmp_path_factory):
-    from inspector.jobs import JobTable, Limits
+    from inspector.jobs import JobTable
     from inspector.session import ModelStore
     from inspector.ui import build_ui, launch_options
 
-    jobs = JobTable(tmp_path_factory.mktemp("runs"), Limits(nice=0, threads=1))
+    jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
     demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url
-    for process in list(jobs._running.values()):
-        process.kill()
+    jobs.close()
     demo.close()
 
 

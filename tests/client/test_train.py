@@ -13,7 +13,7 @@ from inspector.presets import PRESETS, read_form
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-PERSON = {"owner": "a-name-that-nobody-guesses", "jobs": []}
+PERSON = {"jobs": []}
 
 
 def fields(**changes):
@@ -30,16 +30,15 @@ def fields(**changes):
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    from inspector.jobs import JobTable, Limits
+    from inspector.jobs import JobTable
     from inspector.session import ModelStore
     from inspector.ui import build_ui, launch_options
 
-    jobs = JobTable(tmp_path_factory.mktemp("runs"), Limits(nice=0, threads=1))
+    jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
     demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield address
-    for process in list(jobs._running.values()):
-        process.kill()
+    jobs.close()
     demo.close()
 
 

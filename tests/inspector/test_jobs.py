@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from inspector.jobs import JobTable, Limits, public_limits
+from inspector.bounds import private_bounds, public_bounds
+from inspector.jobs import JobTable
 from inspector.presets import PRESETS, read_form, write_recipe
-from inspector.processes import kill_process
 from inspector.progress import Progress
 from inspector.uploads import take_in
 from model import InputError
@@ -42,7 +42,8 @@ if not resumed: say(event="start", kind="instruction", steps=4, trainable=[], da
 for step in range(first + 1, 5):
     say(event="step", step=step, steps=4, loss=1.0 / step, learning_rates={"MP": 1e-3}, gradient_norm=1.0,
         tokens_per_s=10.0, seconds=1.0, eta_s=1.0)
-    (out / "state").mkdir(exist_ok=True)
+    (out / "state" / "x").mkdir(parents=True, exist_ok=True)
+    for part in ("values.json", "tensors.safetensors"): (out / "state" / "x" / part).touch()
     (out / "state" / "latest").write_text("x")
     (out / "state" / "step").write_text(str(step))
     if mode == "nan" and step == 2:
@@ -76,16 +77,13 @@ def trainer(tmp_path, monkeypatch):
 def make(tmp_path):
     tables = []
 
-    def make(**limits):
-        tables.append(JobTable(tmp_path / "jobs", Limits(**{"nice": 0, **limits})))
+    def make(**bounds):
+        tables.append(JobTable(tmp_path / "jobs", private_bounds(**bounds), nice=0))
         return tables[-1]
 
     yield make
     for table in tables:
-        table.close()  # or those that wait would be started in the place of those that end
-        for process in list(table._running.values()):
-            kill_process(process)
-            process.wait()
+        table.close()
 
 
 def recipe(**changes):
@@ -120,13 +118,13 @@ def test_pause_resume_and_stop(trainer, make):
     wait_for(table, job, "running")
     table.pause(job)
     wait_for(table, job, "paused")
-    table.resume(job)
+    table.resume(job, "me")
     wait_for(table, job, "running")
     table.stop(job)
     state = wait_for(table, job, "stopped")
     assert state.can_resume
     trainer("quick")
-    table.resume(job)
+    table.resume(job, "me")
     wait_for(table, job, "done")
     assert [point[0] for point in table.progress(job).train] == [1, 2, 3, 4]
 
@@ -154,12 +152,12 @@ def test_a_job_that_goes_on_is_starting_until_its_process_has_taken_it_over(trai
     table.stop(job)
     wait_for(table, job, "stopped")
     trainer("load")
-    table.resume(job)
+    table.resume(job, "me")
     assert wait_for(table, job, "starting", seconds=0).live
     table.pause(job)
     (table.run_folder(job) / "loaded").touch()
     wait_for(table, job, "paused")
-    table.resume(job)
+    table.resume(job, "me")
     wait_for(table, job, "done")
     assert [point[0] for point in table.progress(job).train] == [1, 2, 3, 4]
 
@@ -172,11 +170,11 @@ def test_a_process_that_cannot_go_on_says_why_and_loses_nothing(trainer, make):
     table.stop(job)
     wait_for(table, job, "stopped")
     trainer("refuse")
-    table.resume(job)
+    table.resume(job, "me")
     state = wait_for(table, job, "failed")
     assert (state.error, state.can_resume) == ("The recipe is no good; change it.", True)
     trainer("quick")
-    table.resume(job)
+    table.resume(job, "me")
     assert wait_for(table, job, "done").error is None
 
 
@@ -191,16 +189,15 @@ def test_nothing_is_kept_of_a_job_that_was_removed(trainer, make):
     table.remove(job)
     wait_for(table, other, "done")
     assert not (table.root / job).exists()
-    assert set(table._exits) == {other}
     table.remove(other)
-    assert (table._exits, table._progress._cursors) == ({}, {})
+    assert table._progress._cursors == {}
     with pytest.raises(InputError, match="There is no run"):
         table.read(job)
 
 
 def test_the_second_job_waits_its_turn(trainer, make):
     trainer("hold")
-    table = make(running=1)
+    table = make(runs_at_once=1)
     one = table.start("me", recipe())
     two = table.start("you", recipe())
     three = table.start("them", recipe())
@@ -222,12 +219,12 @@ def test_a_killed_process_is_noticed_and_goes_on(trainer, make):
     wait_for(table, job, "running")
     while len(table.progress(job).train) < 2:
         time.sleep(0.02)
-    os.killpg(table._running[job].pid, signal.SIGKILL)
+    os.killpg(table.read(job).run["pid"], signal.SIGKILL)
     state = wait_for(table, job, "interrupted")
     assert "SIGKILL" in state.error
     assert state.can_resume
     trainer("quick")
-    table.resume(job)
+    table.resume(job, "me")
     wait_for(table, job, "done")
 
 
@@ -265,8 +262,8 @@ def test_a_server_that_starts_again_finds_its_jobs(trainer, make):
 
 def test_the_limits_of_a_public_server(trainer, make):
     trainer("hold")
-    assert (public_limits().per_person, public_limits().keep_uploads) == (1, False)
-    table = make(per_person=1, steps=10, waiting=1)
+    assert (public_bounds().runs_per_person, public_bounds().keep_uploads) == (1, False)
+    table = make(runs_per_person=1, run_steps=10, runs_waiting=1)
     table.start("me", recipe())
     with pytest.raises(InputError, match="You have a run that isn't over"):
         table.start("me", recipe())
@@ -279,7 +276,7 @@ def test_the_limits_of_a_public_server(trainer, make):
 
 def test_uploads_are_deleted_after_the_run_and_minutes_are_bounded(trainer, make, tmp_path):
     trainer("hold")
-    table = make(keep_uploads=False, minutes=0.02)
+    table = make(keep_uploads=False, run_minutes=0.02)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"messages": []}\n')
     upload = take_in(file, table.uploads)

@@ -8,7 +8,7 @@ import pytest
 
 from inspector.bounds import private_bounds
 from inspector.server.pages import Pages
-from inspector.server.sweeper import sweep_files, sweep_pages
+from inspector.server.sweeper import let_go, measure_pages, sweep_files, sweep_pages
 
 
 class Server:
@@ -23,7 +23,7 @@ class Server:
                                       pending_event_ids_session={}, single=set())  # fmt: skip
 
     def add(self, page: str, idle: float = 0.0, size: int = 0, is_open: bool = False) -> None:
-        self.state_holder.session_data[page] = SimpleNamespace(state_data={1: SimpleNamespace(nbytes=size), 2: "text"})
+        self.state_holder.session_data[page] = SimpleNamespace(state_data={1: bytes(size), 2: "text"})
         self.state_holder.time_last_used[page] = datetime.datetime.now() - datetime.timedelta(seconds=idle)
         self._queue.pending_messages_per_session[page] = []
         self._queue.pending_event_ids_session[page] = set()
@@ -37,6 +37,11 @@ class Server:
         return list(self.state_holder.session_data)
 
 
+def sweep(server: Server) -> int:
+    """How many pages went."""
+    return len(sweep_pages(server, measure_pages(server)))
+
+
 def test_pages_of_different_age():
     server = Server(closed_session_s=100, session_idle_s=1000)
     server.add("open", idle=900, is_open=True)
@@ -45,7 +50,7 @@ def test_pages_of_different_age():
     server.add("old program", idle=101)
     server.add("at work", idle=5000)
     server.at_work = {"at work": 1}
-    assert sweep_pages(server) == 2
+    assert sweep(server) == 2
     assert server.left == ["open", "program", "at work"]
 
 
@@ -55,7 +60,7 @@ def test_what_one_call_left_goes_at_once():
         server.add(page)
     server._queue.single = {"call", "running"}
     server.at_work = {"running": 1}
-    assert sweep_pages(server) == 1
+    assert sweep(server) == 1
     assert server.left == ["running", "page"]
     assert server._queue.single == {"running"}
 
@@ -66,9 +71,9 @@ def test_a_closed_page_is_kept_for_a_reload(monkeypatch):
     server.add("page", idle=5000, is_open=True)
     server.open_pages.close("page")
     clock[0] = 99.0
-    assert sweep_pages(server) == 0
+    assert sweep(server) == 0
     clock[0] = 101.0
-    assert sweep_pages(server) == 1
+    assert sweep(server) == 1
     assert server.left == []
 
 
@@ -76,15 +81,15 @@ def test_too_many_pages():
     server = Server(sessions=2)
     for page in ("one", "two", "three", "four"):
         server.add(page, is_open=page == "one")
-    assert sweep_pages(server) == 2
+    assert sweep(server) == 2
     assert server.left == ["one", "four"]  # who looks at a page comes last, then whoever used theirs longest ago
 
 
 def test_pages_that_hold_too_much():
-    server = Server(session_bytes=50, sessions_bytes=100)
-    for page, size in (("a", 40), ("greedy", 51), ("b", 40), ("c", 40), ("d", 20)):
+    server = Server(session_bytes=50_000, sessions_bytes=101_000)
+    for page, size in (("a", 40_000), ("greedy", 51_000), ("b", 40_000), ("c", 40_000), ("d", 20_000)):
         server.add(page, size=size)
-    assert sweep_pages(server) == 2
+    assert sweep(server) == 2
     assert server.left == ["b", "c", "d"]
 
 
@@ -94,7 +99,7 @@ def test_messages_that_nobody_fetches():
     server._queue.pending_messages_per_session |= {"gone": [], "working": []}
     server._queue.pending_event_ids_session |= {"gone": {"e"}, "working": {"f"}, "page": set()}
     server.at_work = {"working": 1}
-    assert sweep_pages(server) == 0
+    assert sweep(server) == 0
     assert set(server._queue.pending_messages_per_session) == {"page", "working"}
 
 
@@ -126,3 +131,12 @@ def test_files_that_nobody_used_for_long(tmp_path, monkeypatch):
     assert sweep_files(tmp_path, -1) == 3
     assert list(tmp_path.iterdir()) == []
     assert sweep_files(tmp_path / "gone", -1) == 0
+
+
+def test_what_a_page_kept_is_told_of_its_end():
+    told: list[str] = []
+    component = SimpleNamespace(delete_callback=told.append)
+    states = [SimpleNamespace(state_components=[(component, "upload", False), (component, None, True)])]
+    let_go(states)
+    assert told == ["upload", None]
+    assert states == []  # nothing holds on to what was given up
