@@ -16,6 +16,7 @@ from inspector.analysis.attention import AttentionMap
 from inspector.analysis.command import RUN_MODEL
 from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
 from inspector.analysis.prompt import Prompt
+from inspector.bounds import Bounds
 from inspector.discretion import hide_paths
 from inspector.state_size import count_bytes
 from model import VLM, InputError, load_vlm
@@ -24,8 +25,6 @@ from model.training.scratch import new_vlm
 SECRET = "run:"
 """Names of single persons' models begin so; none of them is ever written into a sentence."""
 UNNAMED = "a run's model"
-MAX_PRIVATE = 4
-"""So many models outside the common list stay in memory; the least used go first."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ class ModelStore:
         self._titles: dict[str, str] = {}
         self._private: OrderedDict[str, VLM] = OrderedDict()
         self._watchers: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
+        self._lock, self._private_lock = threading.Lock(), threading.Lock()
+        self.private_bytes = Bounds().private_model_bytes
+        """Weights outside the common list that stay in memory; the least used go first."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +86,8 @@ class ModelStore:
             return self._get_private(self._admitted[name])
         if name not in self._sources:
             raise self._unknown(name)
+        if (known := self._loaded.get(name)) is not None:  # nobody waits for a model while another one is loaded
+            return known
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = self._load(self._sources[name])
@@ -93,7 +96,7 @@ class ModelStore:
     def watch(self, before_block: Callable[[], None]) -> None:
         """Has ``before_block`` called before every block of every model here, in the thread that computes; what it
         raises ends that pass."""
-        with self._lock:
+        with self._lock, self._private_lock:
             self._watchers.append(before_block)
             for vlm in (*self._loaded.values(), *self._private.values()):
                 _hook(vlm, before_block)
@@ -141,16 +144,20 @@ class ModelStore:
         weights = Path(source) / "model.safetensors"
         # A run that went on has other weights in the same place.
         key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
-        with self._lock:
+        with self._private_lock:
             if key not in self._private:
                 try:
                     self._private[key] = self._load(source)
                 except InputError as error:
                     raise InputError(hide_paths(str(error))) from error  # where it lies is the server's business
             self._private.move_to_end(key)
-            while len(self._private) > MAX_PRIVATE:
+            while len(self._private) > 1 and sum(map(_weigh, self._private.values())) > self.private_bytes:
                 self._private.popitem(last=False)
             return self._private[key]
+
+
+def _weigh(vlm: VLM) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in vlm.parameters())
 
 
 def _hook(vlm: VLM, before_block: Callable[[], None]) -> None:

@@ -58,6 +58,7 @@ def build_ui(
     with GuardedBlocks(bounds, open_to_all, title=TITLE, **options) as demo:
         turns = demo.turns
         store.watch(turns.before_block)
+        store.private_bytes = bounds.private_model_bytes
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps

@@ -209,6 +209,25 @@ def test_places_and_patience():
     assert read_patience(bounds) == {"model": 7.0, "test": 70.0, "experiment": 70.0, "battery": 70.0}
 
 
+def test_models_of_single_persons_stay_within_their_bytes(tmp_path, embedded):
+    from inspector.session import ModelStore
+    from model.checkpoint import save_vlm
+
+    store = ModelStore({"embedded": "embedded"})
+    for name in ("one", "two", "three"):
+        save_vlm(embedded, tmp_path / name)
+        store.admit(f"run:{name}", tmp_path / name, name)
+    weight = sum(one.numel() * one.element_size() for one in embedded.parameters())
+    store.private_bytes = 2 * weight
+    one, two = store.get("run:one"), store.get("run:two")
+    assert (store.get("run:one"), store.get("run:two")) == (one, two)
+    store.get("run:three")
+    assert store.get("run:two") is two
+    assert store.get("run:one") is not one  # the least used went
+    store.private_bytes = 0
+    assert store.get("run:three") is store.get("run:three")  # one always has its place
+
+
 def test_every_model_of_the_store_asks_before_each_block(embedded):
     from inspector.session import ModelStore
     from model import Conversation, Message
