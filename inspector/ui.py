@@ -15,6 +15,7 @@ from inspector.analysis.export import write_facts, write_files
 from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.analysis.prompt import Prompt, Turn, check_count, check_pixels
 from inspector.bounds import Bounds
+from inspector.decoder import DECODER
 from inspector.figures.bounds import show_bounds
 from inspector.figures.markup import show_notes, show_plans
 from inspector.files import handed_over, open_cache, own_folder
@@ -59,6 +60,7 @@ def build_ui(
         turns = demo.turns
         store.watch(turns.before_block)
         store.private_bytes = bounds.private_model_bytes
+        DECODER.bounds = bounds
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
