@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inspector.bounds import Bounds
+from inspector.decoded import receive_answer
 from inspector.decoding import START
 from inspector.full_size import open_and_apply
 from model import InputError
@@ -158,10 +159,10 @@ class _Process:
             self._connection.send((function, arguments))
             if not self._connection.poll(max(timeout, 0)):
                 raise TimeoutError
-            became, result, spent = self._connection.recv()
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise
+            became, result, spent = receive_answer(self._connection)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # its end, or no answer
             raise EOFError from error
         return became, result, spent
 

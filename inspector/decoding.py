@@ -13,6 +13,7 @@ import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from inspector.decoded import send_answer
 from model.errors import InputError
 
 START = """
@@ -58,7 +59,7 @@ def serve(connection: int, memory: int, seconds: float) -> None:
                 became = "memory"
             except Exception as error:
                 became, result = "failed", f"{type(error).__name__}: {error}"
-            other.send((became, result, _is_spent()))
+            send_answer(other, (became, result, _is_spent()))
 
 
 def _bound_time(seconds: float) -> None:

@@ -197,7 +197,7 @@ def test_a_gallery_that_changes_opens_only_what_is_new(files, runs):
     assert runs == ["1.png", "2.png", "3.png"]
     assert first[0] == gallery[:2]
     assert second[0] == gallery
-    asked, names = prompt_view.read_prompt(gallery, 1, "images-first", False, ["what?", *[""] * 11])
+    asked, names = prompt_view.read_prompt(gallery, 1, "images-first", False, ["what?", *[""] * 11], private_bounds())
     assert names == ["1.png", "2.png", "3.png"]
     assert [image.size for image in asked.images] == [(64, 64)] * 3
     assert len(runs) == 3
