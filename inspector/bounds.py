@@ -41,10 +41,10 @@ class Bounds:
     sessions: int = _bound(400, 400, "", "pages whose state is kept")
     pages_per_address: int = _bound(200, 400, "", "pages of one address whose state is kept")
     session_bytes: int = _bound(64 * MIB, 512 * MIB, "bytes", "state of one page")
-    sessions_bytes: int = _bound(2 * GIB, 4 * GIB, "bytes", "state of all pages together")
+    sessions_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "state of all pages together")
     session_idle_s: float = _bound(3600, 86_400, "s", "state of an open page that isn't used is kept")
     closed_session_s: float = _bound(120, 120, "s", "state of a closed page is kept, for a reload")
-    private_model_bytes: int = _bound(1 * GIB, 8 * GIB, "bytes", "weights of runs that were opened for use")
+    private_model_bytes: int = _bound(512 * MIB, 8 * GIB, "bytes", "weights of runs that were opened for use")
 
     # Turns.
     queue: int = _bound(200, 400, "events", "waiting, everybody's together")
@@ -85,7 +85,7 @@ class Bounds:
     run_accumulate: int = _bound(16, 1024, "", "micro-batches in a step")
     run_lora_rank: int = _bound(64, 1024, "", "rank of an adapter")
     run_cache_bytes: int = _bound(512 * MIB, 4 * GIB, "bytes", "what a run's frozen encoder made of pictures")
-    run_bytes: int | None = _bound(4 * GIB, None, "bytes", "memory of a training process")
+    run_bytes: int | None = _bound(3 * GIB, None, "bytes", "memory of a training process")
     run_hours: float | None = _bound(24, None, "h", "a run that has ended is kept")
     keep_uploads: bool = _bound(False, True, "", "a run's uploads are kept when it has ended")
     hub_data: bool = _bound(False, True, "", "data sets of the hub may be named")
@@ -101,14 +101,45 @@ def public_bounds(**changes: Any) -> Bounds:
     return replace(Bounds(**{f.name: f.metadata["public"] for f in fields(Bounds)}), **changes)
 
 
+SERVER_BYTES = 1 * GIB
+"""The server itself with the embedded model and what its passes take while everybody's turn is on; see
+``python -m benchmarks limits``. A larger model adds its weights and as much again for its passes."""
+PAGE_BYTES = 1_200_000
+"""What gradio keeps of one page beside its state."""
+
+
+def list_memory(bounds: Bounds) -> list[tuple[str, int]]:
+    """What each part takes at most when every bound is at its limit at once, in bytes. ValueError where a part has no
+    bound."""
+    if bounds.run_bytes is None:
+        raise ValueError("a server whose training processes have no bound has none")
+    return [
+        ("the server, with the embedded model", SERVER_BYTES),
+        (f"{bounds.sessions:,} pages, as gradio keeps them", bounds.sessions * PAGE_BYTES),
+        ("their state", bounds.sessions_bytes),
+        ("previews of images", bounds.previews_bytes),
+        ("models of runs that are in use", bounds.private_model_bytes),
+        (f"{bounds.decoders} processes that decode images", bounds.decoders * bounds.decode_bytes),
+        (f"{bounds.parsers} that read data", bounds.parsers * bounds.parse_bytes),
+        (f"{bounds.runs_at_once} that train", bounds.runs_at_once * bounds.run_bytes),
+    ]
+
+
+def format_memory(bounds: Bounds) -> str:
+    """The sum of :func:`list_memory`, in a sentence."""
+    parts = list_memory(bounds)
+    listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts)
+    return f"With every bound at its limit at once: {listed}; together {sum(size for _, size in parts) / 1e9:.1f} GB."
+
+
 def format_bounds() -> str:
-    """The table of both servers, in Markdown."""
+    """The table of both servers in Markdown, and what a public one may take together."""
     lines = ["| bound | `--public` | private | what |", "| --- | --- | --- | --- |"]
     for f in fields(Bounds):
         values = (getattr(bounds, f.name) for bounds in (public_bounds(), private_bounds()))
         public, private = (format_bound(value, f.metadata["unit"]) for value in values)
         lines.append(f"| `{f.name}` | {public} | {private} | {f.metadata['what']} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", format_memory(public_bounds())])
 
 
 def format_bound(value: float | None, unit: str) -> str:

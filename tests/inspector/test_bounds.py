@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from inspector.bounds import Bounds, format_bound, format_bounds, private_bounds, public_bounds
+from inspector.bounds import (
+    Bounds,
+    format_bound,
+    format_bounds,
+    format_memory,
+    list_memory,
+    private_bounds,
+    public_bounds,
+)
 
 README = Path(__file__).parent.parent.parent / "README.md"
 
@@ -17,6 +25,18 @@ def test_a_public_server_gives_no_more_than_a_private_one():
     for field in fields(Bounds):
         narrow, wide = getattr(public, field.name), getattr(private, field.name)
         assert wide is None or narrow <= wide, field.name
+
+
+def test_a_public_server_fits_into_twelve_gigabytes():
+    parts = list_memory(public_bounds())
+    assert len(parts) == 8
+    assert sum(size for _, size in parts) <= 12e9
+    small = public_bounds(sessions=10, sessions_bytes=0, previews_bytes=0, private_model_bytes=0, decoders=0, parsers=0,
+                          runs_at_once=2, run_bytes=500_000_000)  # fmt: skip
+    assert sum(size for _, size in list_memory(small)) == (1 << 30) + 10 * 1_200_000 + 1_000_000_000
+    assert "2 that train 1.00 GB; together 2.1 GB." in format_memory(small)
+    with pytest.raises(ValueError, match="no bound"):
+        list_memory(private_bounds())
 
 
 def test_changes_replace_single_bounds():
@@ -38,7 +58,7 @@ def test_a_bound_in_words(value, unit, text):
 def test_readme_and_command_show_the_table():
     table = format_bounds()
     assert "| `images` | 12 | 12 | images in a prompt |" in table
-    assert len(table.splitlines()) == 2 + len(fields(Bounds))
+    assert len(table.splitlines()) == 2 + len(fields(Bounds)) + 2
     printed = subprocess.run([sys.executable, "-m", "inspector", "bounds"], cwd=README.parent, capture_output=True,
                              text=True, check=True, timeout=120)  # fmt: skip
     assert printed.stdout == table + "\n"
