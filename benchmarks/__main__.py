@@ -7,6 +7,7 @@ page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
 uploads      how long others wait while somebody uploads 150 MB of JSON
 memory       what images leave behind in a session and take while they are opened, against keeping their pixels
+limits       memory of a public server with as much as possible at its limit, beside what the bounds add up to
 soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
 
@@ -18,7 +19,7 @@ import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "memory", "soak")
+PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "memory", "limits", "soak")
 
 
 def main() -> None:

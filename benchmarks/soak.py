@@ -68,7 +68,7 @@ class Sample:
     runs: int
 
 
-def _rss(pid: int) -> int:
+def measure_rss(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -89,8 +89,9 @@ def _measure_folder(folder: Path) -> tuple[int, int]:
 
 def look(server: PublicServer, began: float) -> Sample:
     files, size = _measure_folder(server.temporary)
-    return Sample(time.monotonic() - began, _rss(server.pid), sum(map(_rss, server.children)), files, size,
-                  _measure_folder(server.runs)[1])  # fmt: skip
+    workers = sum(map(measure_rss, server.children))
+    runs = _measure_folder(server.runs)[1]
+    return Sample(time.monotonic() - began, measure_rss(server.pid), workers, files, size, runs)
 
 
 def be_a_person(number: int, server: PublicServer, folder: Path, log: Log, end: float) -> None:
