@@ -43,7 +43,7 @@ def pack_run(folder: Path, run: dict[str, Any]) -> Path:
             for part in (MODEL, ADAPTER):
                 for file in sorted((folder / part).rglob("*")) if (folder / part).is_dir() else ():
                     if file.name in CONFIGS:
-                        archive.writestr(str(file.relative_to(folder)), share_config(file.read_text("utf-8")))
+                        archive.writestr(str(file.relative_to(folder)), _read_config(file))
                     elif file.is_file():
                         archive.write(file, file.relative_to(folder))
             recipe = read_recipe(folder / RECIPE)
@@ -73,6 +73,13 @@ def _check_weights(folder: Path) -> None:
         raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
 
 
+def _read_config(file: Path) -> str:
+    try:
+        return share_config(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"This run's {file.name} is damaged ({error}); start it anew.") from error
+
+
 def push_run(folder: Path, run: dict[str, Any], repository: str, token: str) -> str:
     """Uploads the checkpoint, its recipe beside it, to ``owner/name`` on the hub (made, private, if it isn't there);
     its address. The token is used for this and kept nowhere. InputError in one sentence."""
@@ -81,6 +88,7 @@ def push_run(folder: Path, run: dict[str, Any], repository: str, token: str) -> 
     if not token.strip():
         raise InputError("There is no token; make one that may write on the hub's settings page and paste it here.")
     _check_weights(folder)
+    configs = {name: _read_config(folder / MODEL / name) for name in CONFIGS if (folder / MODEL / name).is_file()}
     recipe = _write_recipe(read_recipe(folder / RECIPE), folder, run)
     api = HfApi(token=token.strip())
     try:
@@ -88,10 +96,8 @@ def push_run(folder: Path, run: dict[str, Any], repository: str, token: str) -> 
         # What says where things came from is written anew; everything else goes as it is.
         api.upload_folder(repo_id=repository.strip(), folder_path=folder / MODEL, commit_message="Checkpoint of a run",
                           ignore_patterns=list(CONFIGS))  # fmt: skip
-        for name in CONFIGS:
-            if (file := folder / MODEL / name).is_file():
-                api.upload_file(repo_id=repository.strip(), path_in_repo=name,
-                                path_or_fileobj=share_config(file.read_text("utf-8")).encode())  # fmt: skip
+        for name, text in configs.items():
+            api.upload_file(repo_id=repository.strip(), path_in_repo=name, path_or_fileobj=text.encode())
         api.upload_file(repo_id=repository.strip(), path_or_fileobj=recipe.encode(), path_in_repo=RECIPE)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = hide_paths((str(error).strip().splitlines() or [type(error).__name__])[0]).replace(token.strip(), "…")

@@ -118,7 +118,7 @@ def share_metrics(text: str, uploads: bool) -> str:
     for line in text.split("\n"):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             event = without_answers(event) if uploads else event
@@ -127,8 +127,14 @@ def share_metrics(text: str, uploads: bool) -> str:
 
 
 def share_config(text: str) -> str:
-    """A JSON file about a model without the places that its makers loaded it from."""
-    values = json.loads(text)
+    """A JSON file about a model without the places that its makers loaded it from. ValueError if it is no JSON
+    object."""
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
     kept = {key: name_data(value, NOWHERE) if isinstance(value, str) and is_path(value) else value
             for key, value in values.items()}  # fmt: skip
     return text if kept == values else json.dumps(kept, indent=4, ensure_ascii=False)

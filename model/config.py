@@ -33,11 +33,12 @@ _OBSOLETE_KEYS = frozenset({"lm_eos_token_id"})
 
 # Far beyond what any model of this kind has, and small enough that nothing of such a size has to be built, or drawn to
 # the end, before it can be compared with the weights.
+MOST_POSITIONS = 16_777_216
 _LARGEST = {
     "vit_hidden_dim": 65_536, "vit_inter_dim": 262_144, "vit_patch_size": 4_096, "vit_img_size": 8_192,
     "vit_n_heads": 1_024, "vit_n_blocks": 1_024, "lm_hidden_dim": 65_536, "lm_inter_dim": 262_144,
     "lm_n_heads": 1_024, "lm_n_kv_heads": 1_024, "lm_n_blocks": 1_024, "lm_vocab_size": 4_194_304,
-    "lm_max_position_embeddings": 16_777_216, "mp_pixel_shuffle_factor": 64, "max_img_size": 32_768,
+    "lm_max_position_embeddings": MOST_POSITIONS, "mp_pixel_shuffle_factor": 64, "max_img_size": 32_768,
 }  # fmt: skip
 _MOST_WEIGHTS = 200_000_000_000
 _MOST_BYTES = 4 << 20

@@ -78,8 +78,8 @@ def forget_answers(folder: Path) -> None:
     for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
             event = json.loads(line)
-        except ValueError:
-            continue  # a line that was cut by the end of the process
+        except (ValueError, RecursionError):
+            continue  # a line that was cut by the end of the process, or is none
         if isinstance(event, dict):
             lines.append(json.dumps(without_answers(event), ensure_ascii=False))
     write_text(path, "".join(line + "\n" for line in lines))

@@ -43,6 +43,7 @@ def make_run(root, job, golden):
     (run / "state" / "x" / "values.json").write_text("{}")
     (run / "state" / "x" / "tensors.safetensors").write_bytes(b"")
     (run / "run.json").write_text(json.dumps(RUN))
+    shutil.copy(folder.path / "recipe.toml", run / "recipe.toml")
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in (START, STEP, EVAL)))
     (folder.path / "output.txt").write_text("a word\n")
     shutil.copytree(golden / "tiny_vlm", run / "model")

@@ -29,8 +29,8 @@ def test_a_worker_is_started_without_the_server_s_secrets(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "executable", str(script))
     job = tmp_path / "job"
     job.mkdir()
-    process = start_process(job, resumed=False, threads=3, nice=0)
-    assert process.wait(60) == 0
+    worker = start_process(job, resumed=False, threads=3, nice=0)
+    assert worker.process.wait(60) == 0
     text = (job / "output.txt").read_text()
     seen = json.loads(text)
     assert "secret" not in text

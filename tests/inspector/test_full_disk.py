@@ -62,7 +62,7 @@ def test_a_queue_that_cannot_be_written(table, monkeypatch):
 
 
 def test_what_is_asked_of_a_run_is_refused_and_the_run_goes_on(table, fill, monkeypatch):
-    monkeypatch.setenv("FAKE_TRAINER", "hold")
+    (table.root.parent / "mode").write_text("hold")
     job = table.start("me", recipe())
     wait_for(table, job, "running")
     words = fill()
@@ -83,7 +83,7 @@ def test_a_run_that_ended_on_a_full_disk_is_over_and_frees_its_place(table, fill
 
 
 def test_a_run_that_cannot_go_on_for_want_of_room_keeps_its_state(table, fill, monkeypatch):
-    monkeypatch.setenv("FAKE_TRAINER", "hold")
+    (table.root.parent / "mode").write_text("hold")
     job = table.start("me", recipe())
     until(lambda: (table.run_folder(job) / "state" / "latest").exists())
     table.stop(job)

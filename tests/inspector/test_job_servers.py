@@ -66,7 +66,7 @@ def mode(tmp_path, monkeypatch):
     script.write_text(f"#!{sys.executable}\n{TRAINER}")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    return lambda how: monkeypatch.setenv("FAKE_TRAINER", how)
+    return script.with_name("mode").write_text
 
 
 @pytest.fixture

@@ -24,6 +24,10 @@ def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path
     assert (curve.trained, curve.seconds) == ("MP 5", 3.0)
 
 
+RUN = {"format": 1, "id": "x", "created": "2026-01-01", "status": "done", "step": 2, "stage": "s", "stage_index": 0,
+       "pid": 1, "error": None, "fingerprint": None, "base_fingerprint": "b" * 64}  # fmt: skip
+
+
 def write_run(folder, trained, losses, seconds):
     folder.mkdir()
     sizes = [{"module": name, "parameters": 5, "trainable": 5} for name in trained]
@@ -34,7 +38,7 @@ def write_run(folder, trained, losses, seconds):
         *({"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in enumerate(losses, start=1)),
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (folder / "run.json").write_text(json.dumps({"format": 1, "command": f"train --out {folder}"}))
+    (folder / "run.json").write_text(json.dumps({**RUN, "command": f"train --out {folder}"}))
 
 
 def test_what_freezing_costs_is_told_from_two_runs(tmp_path):
