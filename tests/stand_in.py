@@ -1,7 +1,7 @@
 """What stands for ``python -m model.training`` where training itself doesn't matter: it writes a run's folder, the same
-every time. The file “mode” beside it, read when it starts, says how (processes get no environment but what is named): “quick” to its end, “hold” after its
-second step until it is asked for something, “deaf” as that but asked in vain, “load” without a word, “die” at once,
-“eat” much memory."""
+every time. The file “mode” beside it, read when it starts, says how (processes get no environment but what is named):
+“quick” to its end, “hold” after its second step until it is asked for something, “deaf” as that but asked in vain,
+“load” without a word, “die” at once, “eat” much memory."""
 
 import time
 
