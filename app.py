@@ -52,6 +52,7 @@ def build_demo(store: ModelStore, public: bool = False, jobs: JobTable | None = 
     """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
     return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -59,7 +58,7 @@ def _write(value: Any, parts: list[bytes]) -> Any:
         return {"picture": _add(value.tobytes(), parts), "size": value.size}
     for name, kind in KINDS.items():
         if isinstance(value, kind):
-            return {name: {key: _write(held, parts) for key, held in asdict(value).items()}}
+            return {name: {key: _write(held, parts) for key, held in vars(value).items()}}
     raise TypeError(f"an answer can't hold a {type(value).__name__}")
 
 

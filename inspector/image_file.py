@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from inspector.decoder import DECODER, Decoder
 from inspector.full_size import Facts
 from model import InputError, OpenedImage, ProcessedImage, VLMConfig, plan_image, process_image
 from model.image import Geometry, cut_image, geometry_of
-from model.picture import check_file, name_source
+from model.picture import check_file, name_source, read_file
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class ImageFile:
         self.path = path
         self._decoder = decoder
         self._identity = _identify(path)
+        self._digest = _digest(path)
         self._lock = threading.Lock()
         self._stored_pixels: int | None = None
         self._facts: Facts | None = None
@@ -96,12 +98,22 @@ class ImageFile:
         self._check_identity()
         return self._decoder.run(self.path, function, *arguments)
 
-    def _check_identity(self) -> None:
+    def is_unchanged(self) -> bool:
+        """Whether the same bytes still lie there: gradio puts an upload where the same one of somebody else lies, so a
+        new file may be the same image."""
         try:
-            unchanged = _identify(self.path) == self._identity
+            identity = _identify(self.path)
+            if identity == self._identity:
+                return True
+            if _digest(self.path) != self._digest:
+                return False
         except InputError:
-            unchanged = False
-        if not unchanged:
+            return False
+        self._identity = identity
+        return True
+
+    def _check_identity(self) -> None:
+        if not self.is_unchanged():
             raise InputError(f"{name_source(self.path)} was uploaded too long ago and is no longer there; upload it "
                              "again.")  # fmt: skip
 
@@ -129,18 +141,19 @@ class ImageShelf:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._files: OrderedDict[tuple[str, tuple[int, ...]], ImageFile] = OrderedDict()
+        self._files: OrderedDict[str, ImageFile] = OrderedDict()
 
     def find(self, path: str | Path) -> ImageFile:
         """InputError if there is no file of a size that is taken at ``path``."""
-        key = str(path), _identify(Path(path))
+        key = str(path)
         with self._lock:
-            if key not in self._files:
-                self._files[key] = ImageFile(Path(path))
+            known = self._files.get(key)
+        found = known if known is not None and known.is_unchanged() else ImageFile(Path(path))
+        with self._lock:
+            self._files[key] = found
             self._files.move_to_end(key)
-            found = self._files[key]
             self._drop()
-            return found
+        return found
 
     def _drop(self) -> None:
         limit = DECODER.bounds.previews_bytes if self._limit is None else self._limit
@@ -153,6 +166,10 @@ class ImageShelf:
 def _identify(path: Path) -> tuple[int, ...]:
     found = check_file(path)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(read_file(path)).digest()
 
 
 SHELF = ImageShelf()

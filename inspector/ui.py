@@ -24,7 +24,7 @@ from inspector.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.gate import Gate
 from inspector.server.inputs import read_event
-from inspector.server.turns import Rank, Turns
+from inspector.server.turns import IMAGES, Rank, Turns
 from inspector.session import ModelStore, Shown
 from inspector.toasts import inform, refuse
 from inspector.views import asking as asking_view
@@ -129,22 +129,24 @@ def warm_up(vlm: VLM) -> None:
 
 def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    # Opening images takes its time: in a place of their own they can't take all threads, and turns are fair.
+    opening: dict[str, Any] = {"concurrency_id": IMAGES, "concurrency_limit": 4, "show_progress": "hidden"}
     # Two clicks in quick succession are two; by default gradio drops those that come while one is on its way.
     in_turn: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "hidden", "trigger_mode": "multiple"}
 
     def changed(model: str, gallery: prompt_view.GalleryValue, history: list) -> tuple[Any, str, str, list]:
-        kept, plans, rejected = prompt_view.plan_images(store, model, gallery)
+        kept, plans, rejected = prompt_view.plan_images(store, model, gallery, view.bounds)
         return kept, plans, rejected, [*history[-19:], kept]
 
     images: list[Any] = [view.gallery, view.plans, view.rejected, view.history]
-    view.gallery.upload(changed, [view.model, view.gallery, view.history], images, api_name="plan_images", **free)
+    view.gallery.upload(changed, [view.model, view.gallery, view.history], images, api_name="plan_images", **opening)
 
     def added(
         model: str, gallery: prompt_view.GalleryValue, files: list[str], history: list
     ) -> tuple[Any, str, str, list]:
         return changed(model, [*(gallery or []), *((path, None) for path in files or [])], history)
 
-    view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **free)
+    view.add.upload(added, [view.model, view.gallery, view.add, view.history], images, api_name="add_images", **opening)
 
     def place(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         try:
@@ -157,12 +159,12 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
         return changed(model, prompt_view.remove_image(gallery, read_event(event, "index", int)), history)
 
     for event, change, name in ((view.plans.move, place, "place_image"), (view.plans.remove, remove, "remove_image")):
-        event(change, [view.model, view.gallery, view.history], images, api_name=name, **free)
+        event(change, [view.model, view.gallery, view.history], images, api_name=name, **opening)
 
-    def refuse(event: gr.EventData) -> str:
+    def refused(event: gr.EventData) -> str:
         return prompt_view.refuse_files(read_event(event, "files", list))
 
-    view.plans.refuse(refuse, None, view.refused, api_name="refuse_files", **in_turn)
+    view.plans.refuse(refused, None, view.refused, api_name="refuse_files", **in_turn)
 
     view.clear.click(lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]), view.history, images,
                      api_name="clear_images", **free)  # fmt: skip
@@ -171,10 +173,10 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
         if len(history) < 2:
             inform("There is nothing to undo.")
             return gr.skip(), gr.skip(), gr.skip(), history
-        return *prompt_view.plan_images(store, model, history[-2]), history[:-1]
+        return *prompt_view.plan_images(store, model, history[-2], view.bounds), history[:-1]
 
-    view.undo.click(undo, [view.model, view.history], images, api_name="undo_images", **free)
-    view.model.change(changed, [view.model, view.gallery, view.history], images, api_name="pick_model", **free)
+    view.undo.click(undo, [view.model, view.history], images, api_name="undo_images", **opening)
+    view.model.change(changed, [view.model, view.gallery, view.history], images, api_name="pick_model", **opening)
 
     def resize(step: int) -> Any:
         def change(count: int) -> list[Any]:

@@ -14,6 +14,8 @@ from inspector.server.sweeper import sweep_for_ever
 from inspector.server.turns import Turns
 from inspector.toasts import PlainToasts
 
+MAX_THREADS = 36
+
 
 class GuardedBlocks(PlainToasts, StrictBlocks):
     """``bounds``: what this server gives. ``open_to_all``: whether it may be asked under any name, as a public server
@@ -41,8 +43,10 @@ class GuardedBlocks(PlainToasts, StrictBlocks):
         return self
 
     def launch(self, *args: Any, **named: Any) -> Any:
-        """As gradio's, with so many pages as the bounds say."""
-        return super().launch(*args, **{"state_session_capacity": self.bounds.sessions, **named})
+        """As gradio's, with so many pages as the bounds say, and with threads of the events' own: by default they share
+        those that answer every other request, which would wait with them."""
+        own = {"state_session_capacity": self.bounds.sessions, "max_threads": MAX_THREADS}
+        return super().launch(*args, **{**own, **named})
 
 
 @asynccontextmanager

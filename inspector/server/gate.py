@@ -30,16 +30,19 @@ HOSTS = "VLM_INSPECTOR_HOSTS"
 """Environment variable: further names, joined by commas, under which a server on one's own machine may be asked."""
 BODY_BYTES = 2 * MIB
 """Of a request that is no upload: six turns of the longest texts are half of that."""
+BODY_NODES = 30_000
+"""Lists and objects in such a request: half a million small ones, which is not much text, would take seconds."""
 BODY_S = 300.0
 """A request must have been sent whole by then."""
 
 # What the page and gradio's clients need. Gradio has more: dashboards, a proxy, code editing, recordings, links that
-# store a page's state on this server, direct calls that go round the queue.
+# store a page's state on this server, direct calls that go round the queue, streams that put new data into an event.
 _PAGE = re.compile(r"/(config/?|assets/.*|static/.*|svelte/.*|theme\.css|favicon\.ico|robots\.txt|manifest\.json|"
                    r"pwa_icon(/\d+)?|login/?|logout/?|user/?|login_check/?|token/?)?")  # fmt: skip
 _API = re.compile(r"/gradio_api/(info/?|openapi\.json|app_id/?|startup-events|user/?|login_check/?|token/?|theme\.css|"
-                  r"heartbeat/[^/]+|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
-                  r"upload_progress|file=.*|file/.*|custom_component/.*|stream/.*)")  # fmt: skip
+                  r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
+                  r"upload_progress|file=.*|file/.*|custom_component/.*)")  # fmt: skip
+_FOLLOWED = ("/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/call/")
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -112,6 +115,10 @@ class Gate:
             await _answer(send, 403, f"This server answers on this machine only; name it in {HOSTS} to ask it as "
                                      f"“{headers.get('host', '')[:80]}”.")  # fmt: skip
             return
+        # A page elsewhere can't read what it is answered here, but could fill the disk or have something computed.
+        if not blocks.open_to_all and not _is_local(headers.get("origin", "//localhost").partition("//")[2]):
+            await _answer(send, 403, "This server takes nothing that another site's page sends.")
+            return
         if not (_PAGE.fullmatch(path) or _API.fullmatch(path)):
             await _answer(send, 404, "There is nothing at this address.")
             return
@@ -134,12 +141,15 @@ class Gate:
             await self.app(scope, _replay(body, receive), send)
         elif method == "POST":
             await self.app(scope, _limit(receive, BODY_BYTES, exchange), send)
-        elif path.startswith(("/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/call/")):
+        elif path.startswith((*_FOLLOWED, "/gradio_api/upload_progress")):
             if self._streams.get(address, 0) >= blocks.bounds.streams_per_address:
                 raise exchange.refuse(429, f"{self._streams[address]} pages are open from your address; close some.")
             self._streams[address] = self._streams.get(address, 0) + 1
             try:
-                await self._follow(blocks, scope, receive, send)
+                if path.startswith(_FOLLOWED):
+                    await self._follow(blocks, scope, receive, send)
+                else:
+                    await self.app(scope, receive, send)
             finally:
                 self._streams[address] -= 1
                 if not self._streams[address]:
@@ -171,7 +181,7 @@ class Gate:
 
         declared = headers.get("content-length", "")
         check(int(declared) if declared.isdecimal() else 0)
-        limited = _limit(receive, bounds.upload_bytes_per_person, exchange)
+        limited = _limit(receive, bounds.upload_bytes_per_person, exchange, raw=True)
 
         async def count() -> Message:
             message = await limited()
@@ -250,22 +260,27 @@ def _event_of(body: bytes) -> str:
         return ""  # Gradio says what is wrong with it
 
 
-def _limit(receive: Receive, most: int, exchange: _Exchange) -> Receive:
-    """The same messages until they hold more than ``most`` bytes, or take longer than they may."""
-    got, deadline, whole = 0, time.monotonic() + BODY_S, False
+def _limit(receive: Receive, most: int, exchange: _Exchange, raw: bool = False) -> Receive:
+    """The same messages until they hold more than ``most`` bytes or too many lists and objects, or take longer than
+    they may. ``raw``: what is sent is no JSON."""
+    got, nodes, deadline, whole = 0, 0, time.monotonic() + BODY_S, False
 
     async def limited() -> Message:
-        nonlocal got, whole
+        nonlocal got, nodes, whole
         if whole:  # what comes now is the end of the connection, for which there is no hurry
             return await receive()
         try:
             message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
         except TimeoutError:
             raise exchange.refuse(408, f"The request was not sent within {BODY_S:g} s; send it again.") from None
-        got += len(message.get("body", b""))
+        body = message.get("body", b"")
+        got += len(body)
+        nodes += 0 if raw else body.count(b"[") + body.count(b"{")
         whole = not message.get("more_body", False)
         if got > most:
             raise exchange.refuse(413, f"The request is larger than {format_bound(most, 'bytes')}; send less.")
+        if nodes > BODY_NODES:
+            raise exchange.refuse(413, f"The request holds more than {BODY_NODES:,} lists and objects; send fewer.")
         return message
 
     return limited

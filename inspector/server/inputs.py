@@ -10,11 +10,13 @@ import contextlib
 import inspect
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.components.api_component import Api
+from gradio.context import LocalContext
 
 from inspector.bounds import Bounds
 from inspector.files import open_cache
@@ -60,6 +62,9 @@ class StrictBlocks(gr.Blocks):
         except Exception as error:
             logger.exception("The event “%s” failed.", function.api_name)
             raise refuse(FAILED) from error
+        finally:
+            # Gradio leaves this set when a stream fails, and then whatever the same task makes of components is empty.
+            LocalContext.in_event_listener.set(False)
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
         try:
@@ -91,7 +96,9 @@ class StrictBlocks(gr.Blocks):
 def _admit(inputs: Sequence[Any]) -> None:
     for path in admit_files(inputs, open_cache()):
         with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
-            os.utime(path)  # gradio deletes files by how long ago they changed; this one is in use
+            # Files are deleted by how long ago anything about them changed, and this one is in use. What is in it has
+            # not changed, so that time stays.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def read_event(event: gr.EventData, field: str, kind: type) -> Any:

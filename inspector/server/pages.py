@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+REMEMBERED = 4096
+"""So many closed pages are known as such."""
+
 
 class Pages:
     """By session. Used in the server's event loop alone."""
@@ -21,6 +24,8 @@ class Pages:
         if not self._open[page]:
             del self._open[page]
             self._closed[page] = time.monotonic()
+            while len(self._closed) > REMEMBERED:
+                del self._closed[next(iter(self._closed))]
 
     def is_open(self, page: str) -> bool:
         return page in self._open

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict, defaultdict
 from typing import Any
@@ -16,6 +17,8 @@ from inspector.persons import identify
 from inspector.server.turns import read_patience
 from inspector.toasts import refuse
 
+PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)
+"""Names of pages. Gradio cuts its tasks' names at marks that a name could hold, and keeps names of any length."""
 REMEMBERED = 4096
 """So many pages and addresses are remembered as served; those served longest ago are as good as never."""
 
@@ -48,6 +51,8 @@ class FairQueue(Queue):
 
     def _refuse(self, page: str | None, request: Any, username: str | None) -> str | None:
         assert self.bounds is not None
+        if page is not None and not PAGE.fullmatch(page):
+            return "A session is named by 1 to 64 letters, digits, - and _; reload the page for one."
         person = f"login {username}" if username else identify(request)
         events = list(self.event_ids_to_events.values())
         if len(self) >= self.bounds.queue:
@@ -109,6 +114,12 @@ class FairQueue(Queue):
             content = error_payload(refuse(sentence), True)
             self.send_message(event, ProcessCompletedMessage(output=content, title="Error", success=False))
             self.event_ids_to_events.pop(event._id, None)
+
+    def send_message(self, event: Event, event_message: Any) -> None:
+        """As gradio's; a page that is not there any more is told nothing. An error here would end the queue for
+        everybody."""
+        if event.session_hash in self.pending_messages_per_session:
+            super().send_message(event, event_message)
 
     def abandon(self, event_id: str) -> None:
         """Nobody waits for the event any more: what runs for it ends at the next block of its model."""

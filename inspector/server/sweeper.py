@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from inspector.files import open_cache, own_folder
+from inspector.files import open_cache
 from inspector.state_size import count_bytes
 
 EMPTY_S = 60.0
@@ -36,8 +36,7 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             sizes = await asyncio.to_thread(measure_pages, blocks)
             if dropped := sweep_pages(blocks, sizes):
                 await asyncio.to_thread(let_go, dropped)
-            if open_cache().is_relative_to(own_folder()):  # elsewhere it is perhaps not ours alone
-                await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
+            await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
 
     sweeping = asyncio.create_task(repeat())
     try:
@@ -77,7 +76,7 @@ def sweep_pages(blocks: Any, measured: Mapping[str, int]) -> list[Any]:
         dropped.append(holder.session_data.pop(page))
         holder.time_last_used.pop(page, None)
         blocks.open_pages.forget(page)
-        single.discard(page)
+    single &= set(holder.session_data) | set(at_work)
     queue = blocks._queue
     for page in list(queue.pending_messages_per_session):
         if page in stale or (page not in holder.session_data and page not in at_work):

@@ -33,6 +33,10 @@ POLL_S = 0.1
 """How often somebody who gives way looks whether the page is still there."""
 
 
+IMAGES = "images"
+"""The place of events that open images."""
+
+
 class Rank(IntEnum):
     """Who gives way to whom: the lower number goes first. A question also ends the tests of its own page."""
 
@@ -50,7 +54,8 @@ class Rank(IntEnum):
 
 def read_patience(bounds: Bounds) -> dict[str, float]:
     """By place: how long an event may wait for its turn, in seconds."""
-    return {rank.place: bounds.ask_wait_s if rank <= Rank.LOOK else bounds.test_wait_s for rank in reversed(Rank)}
+    places = {rank.place: bounds.ask_wait_s if rank <= Rank.LOOK else bounds.test_wait_s for rank in reversed(Rank)}
+    return {**places, IMAGES: bounds.ask_wait_s}
 
 
 class Abandoned(gr.Error):
@@ -102,8 +107,10 @@ class Turns:
     @contextmanager
     def _at_work(self, rank: Rank, seconds: float | None) -> Iterator[None]:
         event_id = LocalContext.event_id.get(None)
-        if event_id is None:  # a call within the process: nobody to wait for, nobody to give way to
-            yield
+        if event_id is None:
+            if LocalContext.request.get(None) is not None:  # a client's, that went round the queue
+                raise Abandoned
+            yield  # a call within the process: nobody to wait for, nobody to give way to
             return
         event = _event(event_id)
         if event is None:

@@ -208,8 +208,11 @@ def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
     return GenerationSettings(max_new_tokens, temperature, top_k, top_p, seed, bounds)
 
 
-def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[GalleryValue, str, str]:
-    """The pictures that can be opened, what they will cost, and a sentence for each that can't be used."""
+def plan_images(
+    store: ModelStore, model: str, gallery: GalleryValue, bounds: Bounds
+) -> tuple[GalleryValue, str, str]:
+    """The pictures that can be opened, what they will cost, and a sentence for each that can't be used or is beyond
+    the server's ``bounds``."""
     config = store.get(model).config
     kept: list[tuple[str, str | None]] = []
     plans: list[ImagePlan] = []
@@ -217,12 +220,17 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue) -> tuple[G
     pictures: list[str] = []
     sentences: list[str] = []
     beyond: list[str] = []
+    pixels = 0
     for path in paths_of(gallery):
         if len(kept) == MAX_IMAGES:
             beyond.append(f"“{Path(path).name}”")
             continue
         try:
             image = SHELF.find(path)
+            if pixels + image.count_pixels() > bounds.prompt_pixels:  # before any of them is decoded
+                most = f"{bounds.prompt_pixels / 1e6:,.0f} million pixels"
+                raise InputError(f"“{Path(path).name}” is left out: all images may have {most} together; scale it.")
+            pixels += image.count_pixels()
             plan = plan_image(image.size, config)
         except InputError as error:
             sentences.append(str(error))
@@ -287,7 +295,7 @@ def load_example(store: ModelStore, model: str, index: int, folder: Path) -> lis
         if not path.exists():
             picture.save(path)
         gallery.append((str(path), None))
-    kept, plans, rejected = plan_images(store, model, gallery)
+    kept, plans, rejected = plan_images(store, model, gallery, Bounds())  # pictures of our own are small
     turns = len(example.turns)
     questions = [*example.turns, *[""] * (MAX_TURNS - turns)]
     return [kept, plans, rejected, turns, example.layout, gr.update(value=False, visible=example.layout == "packed"),

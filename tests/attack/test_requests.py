@@ -27,6 +27,23 @@ def test_no_way_round_the_queue(stranger: Stranger, path: str):
     assert stranger.http.post(f"/gradio_api/{path}", json={"data": []}).status_code == 404
 
 
+@pytest.mark.parametrize("page", ["", "x<gradio-sep>y<gradio-sep>", "y" * 5000])
+def test_an_odd_page_ends_nothing(stranger: Stranger, page: str):
+    data = stranger.prepare("What colour is it?")
+    assert stranger.join("ask", data).status_code == 200
+    body = {"data": data, "fn_index": stranger.events["ask"]["id"], "session_hash": page}
+    for _ in range(3):
+        assert stranger.http.post("/gradio_api/queue/join", json=body).status_code == 400
+    assert stranger.call("ask", data)["success"]  # the queue lives
+
+
+def test_an_event_gets_no_new_data(stranger: Stranger):
+    data = stranger.prepare("What colour is it?")
+    event = stranger.join("ask", data).json()["event_id"]
+    body = {"data": data, "fn_index": stranger.events["ask"]["id"], "session_hash": stranger.page}
+    assert stranger.http.post(f"/gradio_api/stream/{event}", json=body).status_code == 404
+
+
 def test_a_body_is_bounded(stranger: Stranger):
     answer = stranger.http.post("/gradio_api/queue/join", content=b'{"data": ["' + b"x" * (3 << 20) + b'"]}')
     assert (answer.status_code, answer.json()["detail"]) == (413, "The request is larger than 2 MiB; send less.")

@@ -35,7 +35,8 @@ ODD_EVENTS = [
     {"start": 0, "stop": None}, {"start": 0, "stop": "1"}, {"start": 10**30, "stop": 0},
     {"start": -1, "stop": -(10**18)},
 ]  # fmt: skip
-REQUEST = SimpleNamespace(query_params={"job": "<b>"}, headers={}, username=None, client=None)
+REQUEST = SimpleNamespace(query_params={"job": "<b>"}, headers={}, username=None, client=None,
+                          session_hash="a page")  # fmt: skip
 
 # Outside a server's event gradio makes a Python warning of what it would show.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

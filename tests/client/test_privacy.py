@@ -55,27 +55,34 @@ def refusal(client, event, *values):
     return str(caught.value)
 
 
+DATA = ("choose of scenes: one picture, scenes: several pictures, scenes: captions, scenes: captioned tiles, easy-VQA, "
+        "my file.")  # fmt: skip
+BASES = "choose of embedded, new."
+
+
 @pytest.mark.parametrize("event", ["/train_start", "/train_check"])
 @pytest.mark.parametrize(("changes", "sentence"), [
     ({"data": "my file", "path": "/etc/passwd"}, "Upload a file first."),
     ({"data": "my file", "path": "/etc/passwd", "source": "captions"}, "Upload a file first."),
     ({"data": "my file", "path": "../uploads", "source": "chat"}, "Upload a file first."),
-    ({"data": "a hub data set", "path": "owner/name"}, "not in the list of choices"),
-    ({"base": "/etc"}, "not in the list of choices"),
-    ({"base": "../../model/embedded"}, "not in the list of choices"),
-    ({"base": "owner/name"}, "not in the list of choices"),
-    ({"base": "run:someone:12345678"}, "not in the list of choices"),
-    ({"source": "word"}, "not in the list of choices"),
-    ({"data": ["easy-VQA"]}, "Data is ['easy-VQA']; it must be a text"),
+    ({"data": "a hub data set", "path": "owner/name"}, f"“Data” is 'a hub data set'; {DATA}"),
+    ({"base": "/etc"}, f"“Base model” is '/etc'; {BASES}"),
+    ({"base": "../../model/embedded"}, f"“Base model” is '../../model/embedded'; {BASES}"),
+    ({"base": "owner/name"}, f"“Base model” is 'owner/name'; {BASES}"),
+    ({"base": "run:someone:12345678"}, f"“Base model” is 'run:someone:12345678'; {BASES}"),
+    ({"source": "word"}, "“Format” is 'word'; choose of auto, rows, llava, chat, captions."),
+    ({"data": ["easy-VQA"]}, f"“Data” is ['easy-VQA']; {DATA}"),
     ({"steps": None}, "Steps is empty; give a number."),
-    ({"steps": "many"}, "Steps is 'many'; it must be a whole number."),
-    ({"steps": [1]}, "Steps is [1]; it must be a whole number."),
+    ({"steps": "many"}, "“Steps” is 'many'; it takes a number."),
+    ({"steps": [1]}, "“Steps” is [1]; it takes a number."),
     ({"steps": 1.5}, "Steps is 1.5; it must be a whole number."),
-    ({"steps": 10**30}, "it must be a whole number from 1 to 600."),
+    ({"steps": 10**30}, "“Steps” is 1000000000000000000000000000000; it takes a number."),
+    ({"steps": 601}, "Steps is 601; it must be a whole number from 1 to 600."),
     ({"batch_rows": 512}, "Rows per batch is 512; it must be a whole number from 1 to 64."),
     ({"lora_rank": 256}, "LoRA rank is 256; it must be a whole number from 0 to 64."),
-    ({"seed": 2**64}, "it must be a whole number from 0 to 9,007,199,254,740,991."),
-    ({"decoder_rate": "1e-3"}, "The language model's learning rate is '1e-3'; it must be a number."),
+    ({"seed": 2**64}, "“Seed” is 18446744073709551616; it takes a number."),
+    ({"seed": 2**53}, "Seed is 9007199254740992; it must be a whole number from 0 to 9,007,199,254,740,991."),
+    ({"decoder_rate": "1e-3"}, "“Rate: language model (0: frozen)” is '1e-3'; it takes a number."),
     ({"projector_rate": -1}, "The projector's learning rate is -1; it must be a number from 0 to 1."),
 ])  # fmt: skip
 def test_no_field_reaches_a_file_of_the_server_or_more_than_it_gives(client, runs, event, changes, sentence):
@@ -87,7 +94,8 @@ def test_no_field_reaches_a_file_of_the_server_or_more_than_it_gives(client, run
 
 
 @pytest.mark.parametrize(("word", "rgb", "sentence"), [
-    ("../../etc", "", "small letters"), (["purple"], "", "small letters"), (5, "", "small letters"),
+    ("../../etc", "", "small letters"), (["purple"], "", "“Word” is ['purple']; it takes text."),
+    (5, "", "“Word” is 5; it takes text."),
     ("blick", "1,2", "The RGB value is '1,2'"), ("x" * 10_000, "", "The word is a str of 10,000"),
 ])  # fmt: skip
 def test_a_word_is_a_word(client, word, rgb, sentence):

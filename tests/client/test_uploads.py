@@ -12,7 +12,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from inspector.bounds import private_bounds
-from inspector.jobs import JobTable, Limits
+from inspector.jobs import JobTable
 from model import InputError
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
@@ -57,7 +57,7 @@ def app(tmp_path_factory):
     cache = tmp_path_factory.mktemp("gradio")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(cache))
-        jobs = JobTable(tmp_path_factory.mktemp("runs"), Limits(nice=0, threads=1), private_bounds(parsers=2))
+        jobs = JobTable(tmp_path_factory.mktemp("runs"), private_bounds(parsers=2), nice=0, threads=1)
         demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
         _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield address, jobs, cache
@@ -114,18 +114,18 @@ def test_no_other_file_of_the_disk_is_taken_in(app, tmp_path):
 
 
 def test_only_files_in_gradios_folder_are_admitted(tmp_path):
-    from inspector.views.train_form import _admit_file
+    from inspector.server.admission import admit_file
 
     inside = tmp_path / "in"
     inside.mkdir()
     (tmp_path / "out.jsonl").write_text("x")
     (inside / "a.jsonl").write_text("x")
     (inside / "link.jsonl").symlink_to(tmp_path / "out.jsonl")
-    assert _admit_file(str(inside / "a.jsonl"), inside) == inside.resolve() / "a.jsonl"
+    assert admit_file(str(inside / "a.jsonl"), inside) == inside.resolve() / "a.jsonl"
     for path in (tmp_path / "out.jsonl", inside / "link.jsonl", inside / "gone.jsonl", inside, "", None, "a\0b",
                  inside / ".." / "out.jsonl", inside / ("a" * 5000)):  # fmt: skip
-        with pytest.raises(InputError, match=r"The data file isn't here \(any more\); choose it again"):
-            _admit_file(None if path is None else str(path), inside)
+        with pytest.raises(InputError, match="” is no file that was uploaded here, or it was too long ago"):
+            admit_file(None if path is None else str(path), inside)
 
 
 def test_a_long_check_ends_when_something_else_is_asked_for_or_the_client_goes(app, tmp_path):

@@ -147,3 +147,21 @@ def test_calls_that_name_no_page_are_remembered_as_such(make):
     _, event_id = push(queue, None)
     push(queue, "page")
     assert queue.single == {event_id}
+
+
+@pytest.mark.parametrize("page", ["", "a b", "x<gradio-sep>y", "x" * 65, "é", "a/b", "\n"])
+def test_a_page_has_a_plain_name(make, page):
+    queue = make(private_bounds())
+    assert push(queue, page) == (
+        False, "A session is named by 1 to 64 letters, digits, - and _; reload the page for one."
+    )  # fmt: skip
+    assert queue.event_ids_to_events == {}
+
+
+def test_a_page_that_is_gone_is_told_nothing(make):
+    queue = make(private_bounds(ask_wait_s=0.0))
+    push(queue, "one")
+    del queue.pending_messages_per_session["one"]
+    queue.broadcast_estimations("model")
+    assert take(queue) is None  # dropped, and nobody there to be told
+    assert queue.event_ids_to_events == {}

@@ -100,7 +100,8 @@ def test_routes_that_the_page_needs(inner, path):
     "/monitoring", "/monitoring/summary", "/monitoring/secret/dashboard", "/gradio_api/deep_link", "/gradio_api/runs",
     "/gradio_api/run-history/records", "/gradio_api/proxy=http://example.org", "/gradio_api/component_server",
     "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/gradio_api/vibe-code/", "/gradio_api/dev/reload",
-    "/gradio_api/run/ask", "/gradio_api/api/ask", "/gradio_api/mcp/sse", "/docs", "/openapi.json", "/redoc", "/x",
+    "/gradio_api/run/ask", "/gradio_api/api/ask", "/gradio_api/stream/x",
+    "/gradio_api/heartbeat/a b", "/gradio_api/mcp/sse", "/docs", "/openapi.json", "/redoc", "/x",
     "//config", "/config/../monitoring", "/gradio_api/queue/join/x", "/gradio_api/profiling/traces",
 ])  # fmt: skip
 def test_every_other_route_is_closed(inner, path):
@@ -138,6 +139,27 @@ def test_a_body_that_is_too_long(inner, monkeypatch):
         assert (status, json.loads(text)["detail"]) == (413, "The request is larger than 10 bytes; send less.")
     assert send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"12345", b"67890")) == (200, "inner")
     assert inner.bodies == [b"1234567890"]
+
+
+def test_a_body_of_very_many_small_things(inner, monkeypatch):
+    monkeypatch.setattr(module, "BODY_NODES", 5)
+    status, text = send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"[[[", b"{},[]]]]"))
+    assert status == 200
+    status, text = send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"[[[", b"{},[],[]]]]"))
+    assert (status, json.loads(text)["detail"]) == (413, "The request holds more than 5 lists and objects; send fewer.")
+    assert send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"[" * 100,))[0] == 200  # a file is no JSON
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [
+    ("http://localhost:7860", True), ("http://127.0.0.1:1", True), ("https://evil.example", False), ("null", False),
+    ("http://localhost.evil.example", False),
+])  # fmt: skip
+def test_another_sites_page_sends_nothing_to_a_server_of_this_machine(inner, origin, allowed):
+    headers = ((b"origin", origin.encode()),)
+    status, _ = send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"x",), headers=headers)
+    assert status == (200 if allowed else 403)
+    inner.blocks.open_to_all = True
+    assert send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"x",), headers=headers)[0] == 200
 
 
 def test_a_body_that_never_ends(inner, monkeypatch):
@@ -192,7 +214,7 @@ def test_a_cancelled_event_is_given_up(inner):
     assert send_request(Gate(inner), inner, "/gradio_api/cancel", "POST", (body,)) == (200, "inner")
     assert inner.abandoned == ["e1"]
     assert inner.bodies == [body]
-    for odd in (b"", b"[", b"[]", b"{}", b'{"event_id": null}', b"[" * 100_000):
+    for odd in (b"", b"[", b"[]", b"{}", b'{"event_id": null}', b"[" * 20_000):
         assert send_request(Gate(inner), inner, "/gradio_api/cancel", "POST", (odd,))[0] == 200
 
 

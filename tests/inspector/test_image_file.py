@@ -191,9 +191,9 @@ def test_bytes_of_a_state_are_each_counted_once():
 def test_a_gallery_that_changes_opens_only_what_is_new(files, runs):
     store = ModelStore({"embedded": "embedded"})
     gallery = [(str(path), None) for path in files]
-    first = prompt_view.plan_images(store, "embedded", gallery[:2])
+    first = prompt_view.plan_images(store, "embedded", gallery[:2], private_bounds())
     assert runs == ["1.png", "2.png"]
-    second = prompt_view.plan_images(store, "embedded", gallery)
+    second = prompt_view.plan_images(store, "embedded", gallery, private_bounds())
     assert runs == ["1.png", "2.png", "3.png"]
     assert first[0] == gallery[:2]
     assert second[0] == gallery
