@@ -107,10 +107,8 @@ class Turns:
     @contextmanager
     def _at_work(self, rank: Rank, seconds: float | None) -> Iterator[None]:
         event_id = LocalContext.event_id.get(None)
-        if event_id is None:
-            if LocalContext.request.get(None) is not None:  # a client's, that went round the queue
-                raise Abandoned
-            yield  # a call within the process: nobody to wait for, nobody to give way to
+        if event_id is None:  # a call within the process: nobody to wait for, nobody to give way to
+            yield
             return
         event = _event(event_id)
         if event is None:

@@ -14,6 +14,7 @@ from app import build_demo, open_models
 from inspector.files import CACHE, open_cache
 from inspector.ui import launch_options
 from model import InputError, load_vlm, save_vlm
+from model.training.recipe import RECIPES
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -86,7 +87,7 @@ def test_archives_of_runs_leave_nothing_outside_the_cache(client, demo, tmp_path
     from inspector.jobs import JobTable
 
     save_vlm(load_vlm("embedded"), tmp_path / "run" / "model")
-    (tmp_path / "run" / "recipe.toml").write_text("")
+    (tmp_path / "run" / "recipe.toml").write_bytes((RECIPES / "teach_word.toml").read_bytes())
     state = type("State", (), {"run": {}})()
     monkeypatch.setattr(JobTable, "run_folder", lambda self, job: tmp_path / "run")
     monkeypatch.setattr(JobTable, "read", lambda self, job: state)

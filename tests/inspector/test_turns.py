@@ -203,16 +203,6 @@ def test_calls_within_the_process_are_left_alone(server):
     assert server.turns.run(Rank.BATTERY, handler, seconds=0.0)() == "done"
 
 
-def test_a_client_that_goes_round_the_queue_gets_nothing(server):
-    LocalContext.event_id.set(None)
-    LocalContext.request.set(SimpleNamespace())
-    try:
-        with pytest.raises(Abandoned):
-            server.turns.run(Rank.ASK, lambda: "found")()
-    finally:
-        LocalContext.request.set(None)
-
-
 def test_places_and_patience():
     assert [rank.place for rank in Rank] == ["model", "model", "test", "experiment", "battery"]
     bounds = private_bounds(ask_wait_s=7.0, test_wait_s=70.0)
