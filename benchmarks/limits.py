@@ -47,12 +47,14 @@ def main(_: int) -> None:
             server_now, others = measure_rss(server.pid), {pid: measure_rss(pid) for pid in server.children}
             own, peak = max(own, server_now), max(peak, server_now + sum(others.values()))
             time.sleep(0.25)
+        print(format_memory(public_bounds()))
+        most = sum(size for _, size in list_memory(public_bounds()))
+        print(f"measured over {SECONDS:g} s: the server at most {own / 1e9:.2f} GB, with its processes {peak / 1e9:.2f} "
+              f"GB of {most / 1e9:.1f} GB", flush=True)  # fmt: skip
+        # What still waits for an answer is told soon that the server ends.
+        late = time.monotonic() + 20
         for thread in threads:
-            thread.join(60)
-    print(format_memory(public_bounds()))
-    most = sum(size for _, size in list_memory(public_bounds()))
-    print(f"measured over {SECONDS:g} s: the server at most {own / 1e9:.2f} GB, with its processes {peak / 1e9:.2f} GB "
-          f"of {most / 1e9:.1f} GB")  # fmt: skip
+            thread.join(max(0.0, late - time.monotonic()))
 
 
 def _noise(folder: Path, name: str, side: int) -> Path:

@@ -1,13 +1,19 @@
 """What a client is told when something can't be done: text for a program, text in HTML for the page."""
 
 import ast
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import pytest
+from gradio.state_holder import SessionState
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+
+from inspector.toasts import PlainToasts
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -87,11 +93,30 @@ def test_the_page_gets_text_that_stays_text_as_html(app_url, headers, escaped):
     assert said == f"There is no model {written}; choose one of embedded."
 
 
-def test_errors_of_gradios_own_and_unexpected_ones_are_escaped_as_well(app_url):
+def test_values_that_a_sentence_quotes_are_escaped(app_url):
     page = {"x-gradio-user": "app"}
     said = call(app_url, "pick_layout", ["<img src=x>"], page)
-    assert said.startswith("“Layout” is '&lt;img src=x&gt;'; ")
-    assert "<" not in said
-    # No list of images at all: what the handler makes of it is nobody's sentence.
+    assert said == "“Layout” is '&lt;img src=x&gt;'; choose of images-first, per-turn, packed."
     said = call(app_url, "refuse_files", [], page)
-    assert "<" not in said
+    assert said == "This event needs event_data with “files”, a list; what came lacks it."
+
+
+@pytest.mark.parametrize(("headers", "escaped"), [({"x-gradio-user": "app"}, True), ({"x-gradio-user": "api"}, False)])
+@pytest.mark.parametrize(
+    ("sent", "words", "on_the_page"),
+    [("<img src=x>", "Value: '<img src=x>' ", "Value: '&lt;img src=x&gt;' "), ("a", "'<b>'", "'&lt;b&gt;'")],
+)
+def test_errors_of_gradios_own_and_unexpected_ones_are_escaped_as_well(headers, escaped, sent, words, on_the_page):
+    """Without the checks of inputs, which in the app stand before gradio's."""
+
+    def fail(choice):
+        raise KeyError("<b>")
+
+    with PlainToasts() as demo:
+        choice = gr.Radio(["a"])
+        choice.change(fail, choice, None)
+    demo.exited = False
+    with pytest.raises(gr.Error) as caught:
+        asyncio.run(demo.process_api(0, [sent], SessionState(demo), SimpleNamespace(headers=headers)))
+    assert caught.value.message.startswith(on_the_page if escaped else words)
+    assert ("<" in caught.value.message) is not escaped
