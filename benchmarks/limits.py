@@ -49,8 +49,8 @@ def main(_: int) -> None:
             time.sleep(0.25)
         print(format_memory(public_bounds()))
         most = sum(size for _, size in list_memory(public_bounds()))
-        print(f"measured over {SECONDS:g} s: the server at most {own / 1e9:.2f} GB, with its processes {peak / 1e9:.2f} "
-              f"GB of {most / 1e9:.1f} GB", flush=True)  # fmt: skip
+        both = f"{own / 1e9:.2f} GB, with its processes {peak / 1e9:.2f} GB of {most / 1e9:.1f} GB"
+        print(f"measured over {SECONDS:g} s: the server at most {both}", flush=True)
         # What still waits for an answer is told soon that the server ends.
         late = time.monotonic() + 20
         for thread in threads:
