@@ -51,7 +51,7 @@ class StrictBlocks(gr.Blocks):
             # The later steps of a stream bring nothing new.
             if options.get("iterator") is None:
                 if not options.get("explicit_call"):
-                    _admit(inputs)
+                    admit_inputs(inputs)
                 inputs = self._check(function, inputs, state)
             return await super().process_api(block_fn, inputs, state, *args, **options)
         except InputError as error:
@@ -93,7 +93,8 @@ class StrictBlocks(gr.Blocks):
         return checked
 
 
-def _admit(inputs: Sequence[Any]) -> None:
+def admit_inputs(inputs: Sequence[Any]) -> None:
+    """InputError for a file that was not uploaded here; those that were are in use and live on."""
     for path in admit_files(inputs, open_cache()):
         with contextlib.suppress(OSError):  # it has just gone, and whoever opens it says so
             # Files are deleted by how long ago anything about them changed, and this one is in use. What is in it has

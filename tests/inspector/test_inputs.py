@@ -1,13 +1,15 @@
 """What each kind of component may have sent, and what is said of anything else."""
 
+import os
 import re
+import time
 
 import gradio as gr
 import pytest
 from gradio.components.api_component import Api
 from gradio.events import EventData
 
-from inspector.server.inputs import check_value, read_event
+from inspector.server.inputs import admit_inputs, check_value, read_event
 from model import InputError
 
 COLOURS = gr.Dropdown([("Red one", "red"), ("Blue one", "blue")], value="red")
@@ -108,3 +110,16 @@ def test_data_of_an_event_that_is_none(data, said):
         read_event(EventData(None, data), "at", int)
     assert caught.value.message == sentence
     assert not caught.value.print_exception
+
+
+def test_a_file_in_use_is_young_again_and_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(1_000_000_000, 2_000_000_000))
+    before = path.stat().st_ctime_ns
+    monkeypatch.setattr("inspector.server.inputs.open_cache", lambda: tmp_path)
+    until = time.monotonic() + 30
+    while path.stat().st_ctime_ns == before and time.monotonic() < until:  # clocks of file systems are coarse
+        admit_inputs([{"path": str(path)}])
+    assert path.stat().st_ctime_ns > before  # by which it is swept
+    assert path.stat().st_mtime_ns == 2_000_000_000  # by which it is known
