@@ -123,7 +123,8 @@ def share_metrics(text: str, uploads: bool) -> str:
         if isinstance(event, dict):
             event = without_answers(event) if uploads else event
             lines.append(json.dumps(_share(event), ensure_ascii=False))
-    return "".join(line + "\n" for line in lines)
+    # Half a character, which a damaged line may hold, can't be written down.
+    return "".join(line + "\n" for line in lines).encode("utf-8", "replace").decode()
 
 
 def share_config(text: str) -> str:
