@@ -63,6 +63,7 @@ class Bounds:
     unpacked_files: int = _bound(20_000, 20_000, "files", "in an archive")
     runs_bytes: int | None = _bound(8 * GIB, None, "bytes", "folders of all runs together")
     cache_hours: float = _bound(2, 24, "h", "uploaded images and made files are kept")
+    made_s: float = _bound(600, 86_400, "s", "exports, batches and reports that were made are kept")
     made_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "exports, batches and reports that were made and not fetched")
     sweep_s: float = _bound(60, 60, "s", "between two sweeps of what is too old")
 

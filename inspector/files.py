@@ -62,7 +62,7 @@ def handed_over(bounds: Bounds | None = None) -> Iterator[Path]:
     folder = new_folder()
     try:
         yield folder
-        sweep(folder.parent, bounds.cache_hours * 3600, bounds.made_bytes)
+        sweep(folder.parent, bounds.made_s, bounds.made_bytes)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError(_refuse(error)) from error
