@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -74,13 +74,16 @@ def handed_over(bounds: Bounds | None = None) -> Iterator[Path]:
 def sweep(root: Path, seconds: float, most: int) -> None:
     """Removes the folders in ``root`` that are older than ``seconds``, empty ones too, and the oldest of the others
     while they take more than ``most`` bytes together; the newest stays in any case."""
-    folders = sorted((folder.stat().st_mtime, folder) for folder in root.iterdir() if folder.is_dir())
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in folders}
-    total, now = sum(sizes.values()), time.time()
-    for changed, folder in folders[:-1]:
+    found = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        with suppress(FileNotFoundError):  # gradio or another sweep was quicker
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            found.append((folder.stat().st_mtime, folder, size))
+    total, now = sum(size for _, _, size in found), time.time()
+    for changed, folder, size in sorted(found)[:-1]:
         if now - changed > seconds or total > most:
             shutil.rmtree(folder, ignore_errors=True)
-            total -= sizes[folder]
+            total -= size
 
 
 def _refuse(error: OSError) -> str:

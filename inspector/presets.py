@@ -11,10 +11,10 @@ from typing import Any
 from inspector.bounds import Bounds, private_bounds
 from inspector.discretion import name_base
 from model import InputError
-from model.errors import name_value
-from model.ranges import SEEDS, Range, is_number
+from model.ranges import SEEDS, Range, is_finite
 from model.training.recipe import RANGES, Recipe, Stage, build_recipe
 from model.training.stage_data import name_table
+from model.values import name_value
 
 NEW = "new"
 """The base that knows nothing: random weights, the embedded model's shape."""
@@ -122,7 +122,7 @@ def list_data(bounds: Bounds) -> tuple[str, ...]:
 def _number(value: Any, name: str, whole: bool) -> Any:
     if value is None or value == "":
         raise InputError(f"{name} is empty; give a number.")
-    if not is_number(value) or (whole and value != int(value)):
+    if not is_finite(value) or (whole and value != int(value)):
         raise InputError(f"{name} is {name_value(value)}; it must be a {'whole number' if whole else 'number'}.")
     return int(value) if whole else value
 

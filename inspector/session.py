@@ -18,7 +18,6 @@ from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspe
 from inspector.analysis.prompt import Prompt
 from inspector.bounds import Bounds
 from inspector.discretion import hide_paths
-from inspector.state_size import count_bytes
 from model import VLM, InputError, load_vlm
 from model.training.scratch import new_vlm
 
@@ -39,11 +38,6 @@ class Shown:
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
 
-    @property
-    def nbytes(self) -> int:
-        """See :func:`inspector.state_size.count_bytes`."""
-        return count_bytes(self)
-
 
 @dataclass(frozen=True)
 class Answering:
@@ -54,11 +48,6 @@ class Answering:
     names: tuple[str, ...]
     settings: GenerationSettings
     tokens: tuple[tuple[AnswerToken, ...], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """See :func:`inspector.state_size.count_bytes`."""
-        return count_bytes(self)
 
 
 class ModelStore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from model.errors import name_value
+from model.values import is_whole, name_value
 
 MAX_SEED = 2**53 - 1
 """The largest seed, everywhere: the largest whole number up to which a browser and JSON hold every one exactly. Torch's
@@ -13,13 +13,8 @@ generators would take seeds below 2⁶⁴, NumPy's and Python's any from 0 up; w
 stays within all of them."""
 
 
-def is_whole(value: object) -> bool:
-    """Whether the value is a whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether the value is a number that is neither infinite nor NaN; true and false are none."""
+def is_finite(value: object) -> bool:
+    """Whether the value is a number of any size that is neither infinite nor NaN; true and false are none."""
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -33,7 +28,7 @@ class Range:
 
     def holds(self, value: object) -> bool:
         """Whether the value is a number of this range, whatever its type."""
-        known = is_whole(value) if self.whole else is_number(value)
+        known = is_whole(value) if self.whole else is_finite(value)
         return known and self.least <= value <= self.most  # type: ignore[operator]
 
     def refuse(self, value: object) -> str:

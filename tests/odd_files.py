@@ -4,7 +4,20 @@ import io
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from model import InputError, open_image
+
+
+def refused(source) -> str:
+    """The one sentence that says why an image can't be opened."""
+    with pytest.raises(InputError) as caught:
+        open_image(source)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert len(sentence) < 300
+    return sentence
 
 
 def encode(image, kind="PNG", **options):

@@ -3,6 +3,7 @@ every time. The file “mode” beside it, read when it starts, says how (proces
 “quick” to its end, “hold” after its second step until it is asked for something, “deaf” as that but asked in vain,
 “load” without a word, “die” at once, “eat” much memory."""
 
+import sys
 import time
 
 from inspector.presets import PRESETS, read_form, write_recipe
@@ -50,6 +51,15 @@ save("done", 3)
 def recipe(**changes):
     values = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values}
     return write_recipe(read_form(**{**values, "steps": 4, **changes}), "embedded", "a run")
+
+
+def put_trainer(folder, monkeypatch):
+    """The stand-in in the interpreter's place; the file beside it that says how it trains."""
+    script = folder / "python"
+    script.write_text(f"#!{sys.executable}\n{TRAINER}")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return script.with_name("mode")
 
 
 def until(found, seconds=60):

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from inspector.files import open_cache
+from inspector.files import MADE, open_cache, sweep
 from inspector.state_size import count_bytes
 
 EMPTY_S = 60.0
@@ -36,6 +36,7 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             sizes = await asyncio.to_thread(measure_pages, blocks)
             if dropped := sweep_pages(blocks, sizes):
                 await asyncio.to_thread(let_go, dropped)
+            await asyncio.to_thread(sweep, open_cache() / MADE, blocks.bounds.made_s, blocks.bounds.made_bytes)
             await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
 
     sweeping = asyncio.create_task(repeat())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -34,7 +35,7 @@ from inspector.presets import (
 from inspector.server.admission import admit_file
 from inspector.session import ModelStore
 from inspector.toasts import inform, refuse
-from inspector.uploads import SUFFIXES, Upload, UploadShelf
+from inspector.uploads import SUFFIXES, Intake, Upload, UploadShelf
 from inspector.widgets import FileInput
 from model import InputError
 from model.training.events import ModuleSize
@@ -187,19 +188,13 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         except InputError as error:
             raise refuse(error, stays=True) from error
         try:
-            while (found := await asyncio.to_thread(intake.look)) is None:
-                # At every step gradio notices a closed page, and closes what goes on here.
-                yield gr.skip(), gr.skip()
-                await asyncio.sleep(LOOK_S)
-        except ReadingStopped:
-            return
-        except InputError as error:
-            raise refuse(error, stays=True) from error
+            async with aclosing(_follow(intake)) as looks:
+                async for found in looks:
+                    if found is not None:
+                        inform(f"Read as “{found.source}”; press Check to see what is in it.")
+                    yield (gr.skip(), gr.skip()) if found is None else (found, found.source)
         finally:
-            await asyncio.to_thread(intake.close)
             _discard(file)
-        inform(f"Read as “{found.source}”; press Check to see what is in it.")
-        yield found, found.source
 
     form.file.upload(uploaded, [form.file, form.upload], [form.upload, form.fields["source"]],
                      api_name="train_upload", **newest)  # fmt: skip
@@ -222,17 +217,9 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
             checking, shown = await asyncio.to_thread(begin)
         except InputError as error:
             raise refuse(error, stays=True) from error
-        try:
-            while (reports := await asyncio.to_thread(checking.look)) is None:
-                yield gr.skip(), gr.skip()
-                await asyncio.sleep(LOOK_S)
-        except ReadingStopped:
-            return
-        except InputError as error:
-            raise refuse(error, stays=True) from error
-        finally:
-            await asyncio.to_thread(checking.close)
-        yield shown, show_reports(reports)
+        async with aclosing(_follow(checking)) as looks:
+            async for reports in looks:
+                yield (gr.skip(), gr.skip()) if reports is None else (shown, show_reports(reports))
 
     checked = form.check.click(check, [form.preset, form.upload, *form.fields.values()], [form.modules, form.reports],
                                api_name="train_check", show_progress_on=[form.reports], **newest)  # fmt: skip
@@ -252,6 +239,22 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
 
     form.check.click(offer_halt, None, form.halt, **unseen)
     checked.then(take_halt_back, None, form.halt, **unseen)
+
+
+async def _follow(reading: Intake | DataCheck) -> AsyncGenerator[Any, None]:
+    """None at every look until it is known what was read, then that; nothing where it was stopped. Whoever closes this
+    ends the reading: at every step gradio notices a closed page."""
+    try:
+        while (found := await asyncio.to_thread(reading.look)) is None:
+            yield None
+            await asyncio.sleep(LOOK_S)
+    except ReadingStopped:
+        return
+    except InputError as error:
+        raise refuse(error, stays=True) from error
+    finally:
+        await asyncio.to_thread(reading.close)
+    yield found
 
 
 def _discard(file: Path) -> None:

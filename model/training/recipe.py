@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import tomlkit
 
-from model.errors import InputError, name_value
-from model.ranges import SEEDS, Range, is_number
+from model.errors import InputError
+from model.ranges import SEEDS, Range, is_finite
+from model.values import name_value
 
 Kind = Literal["contrastive", "alignment", "instruction"]
 KINDS: tuple[Kind, ...] = ("contrastive", "alignment", "instruction")
@@ -104,7 +105,7 @@ class Stage:
              f"a step has batch_rows × accumulate = {self.batch_rows * self.accumulate:,} rows; at most "
              f"{STEP_ROWS.most:,} are taken, lower one of them")  # fmt: skip
         betas = self.betas
-        need(isinstance(betas, tuple) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas),
+        need(isinstance(betas, tuple) and len(betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in betas),
              f"betas is {name_value(betas)}; it must be two numbers from 0 to below 1")  # fmt: skip
         self._check_choices(need)
         self._check_data(need)
@@ -115,7 +116,7 @@ class Stage:
         need(bool(self.learning_rates), f"learning_rates is empty, so nothing trains; name {', '.join(allowed)}")
         for module, rate in self.learning_rates.items():
             need(module in allowed, f"learning_rates names “{module[:60]}”; {self.kind} trains {', '.join(allowed)}")
-            need(is_number(rate) and 0 < rate <= 1,
+            need(is_finite(rate) and 0 < rate <= 1,
                  f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most")
         need(self.packing in PACKINGS,
              f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}")  # fmt: skip

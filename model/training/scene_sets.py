@@ -14,12 +14,13 @@ from PIL import Image
 
 from model.chat import Conversation, Message
 from model.config import VLMConfig
-from model.errors import InputError, name_value
+from model.errors import InputError
 from model.image import process_image
 from model.ranges import SEEDS, Range
 from model.training import scenes as sc
 from model.training.easy_vqa import EasyPicture, read_easy_vqa
 from model.training.example import CaptionedImage, Example, ExampleSet, Turn
+from model.values import name_value
 
 BACKGROUND = "background"
 RANGES = {

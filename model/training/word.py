@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from model.chat import Conversation
-from model.errors import InputError, name_value
+from model.errors import InputError
 from model.training import scenes as sc
 from model.training.answering import Probe, answer_probes, probe_example, score
 from model.training.easy_vqa import EasySet
@@ -23,6 +23,7 @@ from model.training.example import Example, ExampleSet, Turn
 from model.training.outlines import OUTLINES, Outline
 from model.training.recipe import Recipe, read_recipe
 from model.training.scene_sets import check_numbers, read_image_range, read_scene_set
+from model.values import name_value
 from model.vlm import VLM
 
 RGB = tuple[int, int, int]

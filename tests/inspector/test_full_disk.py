@@ -1,7 +1,6 @@
 """A disk that takes nothing: one sentence, and what was there stays."""
 
 import errno
-import sys
 
 import pytest
 
@@ -11,7 +10,7 @@ from inspector.job_folder import JobFolder
 from inspector.job_queue import JobQueue
 from inspector.jobs import JobTable
 from model import InputError
-from tests.stand_in import TRAINER, recipe, until, wait_for
+from tests.stand_in import put_trainer, recipe, until, wait_for
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")
@@ -34,10 +33,7 @@ def fill(request, monkeypatch):
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\n{TRAINER}")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    put_trainer(tmp_path, monkeypatch)
     table = JobTable(tmp_path / "jobs", private_bounds(), nice=0)
     yield table
     table.close()

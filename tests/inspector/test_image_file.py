@@ -174,10 +174,10 @@ def test_of_three_photos_little_is_kept(tmp_path, embedded):
     images = tuple(ImageFile(photo(tmp_path / f"{n}.jpg", (4000, 3000 + n))) for n in range(3))
     inspection = ask(embedded, images)
     shown = Shown("embedded", inspection, 0, attend(embedded, inspection, 3))
-    assert 300_000 < shown.nbytes < 5_000_000
+    assert 300_000 < count_bytes(shown) < 5_000_000
     *_, found = study_answer(embedded, inspection, max_new_tokens=4)
     assert count_bytes(replace(found, case=None)) < 10_000_000
-    assert Answering("embedded", inspection.prompt, (), GenerationSettings(), ((),)).nbytes < 2_000_000
+    assert count_bytes(Answering("embedded", inspection.prompt, (), GenerationSettings(), ((),))) < 2_000_000
 
 
 def test_bytes_of_a_state_are_each_counted_once():

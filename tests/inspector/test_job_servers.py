@@ -18,7 +18,7 @@ from inspector.job_queue import JobQueue
 from inspector.jobs import JobTable
 from inspector.processes import find_process
 from model import InputError
-from tests.stand_in import TRAINER, recipe, until, wait_for
+from tests.stand_in import put_trainer, recipe, until, wait_for
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
@@ -26,7 +26,7 @@ import sys, signal, threading
 from inspector.bounds import private_bounds
 from inspector.jobs import JobTable
 from model import InputError
-from tests.stand_in import TRAINER, recipe, until, wait_for
+from tests.stand_in import TRAINER, put_trainer, recipe, until, wait_for
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 table = JobTable(sys.argv[1] or None, private_bounds(**eval(sys.argv[2])), nice=0)
 print(table.root, flush=True)
@@ -62,11 +62,7 @@ class Server:
 @pytest.fixture
 def mode(tmp_path, monkeypatch):
     """How the stand-in trains, from now on."""
-    script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\n{TRAINER}")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    return script.with_name("mode").write_text
+    return put_trainer(tmp_path, monkeypatch).write_text
 
 
 @pytest.fixture

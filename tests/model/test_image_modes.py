@@ -1,6 +1,5 @@
 """Whatever file a person brings: upright 8-bit RGB comes out, or one sentence that says what to do."""
 
-import io
 import struct
 import zlib
 
@@ -10,17 +9,12 @@ from PIL import Image
 
 from model import InputError, VLMConfig, open_image, plan_image, process_image
 from model.image import MAX_PIXELS
+from tests.odd_files import encode, refused
 
 SMALL = VLMConfig(
     vit_img_size=64, vit_patch_size=8, mp_pixel_shuffle_factor=2, mp_image_token_length=16, max_img_size=192,
     resize_to_max_side_len=False,
 )  # fmt: skip
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pixel(opened, x=0, y=0):
@@ -37,7 +31,7 @@ def half_red(size=(40, 20)) -> Image.Image:
 
 def test_rgb_stays_as_it_is_and_says_nothing():
     image = half_red()
-    opened = open_image(encoded(image))
+    opened = open_image(encode(image))
     assert opened.pixels.tobytes() == image.tobytes()
     assert opened.notes == ()
 
@@ -55,7 +49,7 @@ def test_rgb_stays_as_it_is_and_says_nothing():
 def test_exif_orientation_is_applied(orientation, size, red_at, blue_at):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    opened = open_image(encoded(half_red(), exif=exif))
+    opened = open_image(encode(half_red(), exif=exif))
     assert opened.pixels.size == size
     assert pixel(opened, *red_at) == (255, 0, 0)
     assert pixel(opened, *blue_at) == (0, 0, 255)
@@ -64,23 +58,23 @@ def test_exif_orientation_is_applied(orientation, size, red_at, blue_at):
 
 @pytest.mark.parametrize(("alpha", "red"), [(255, (255, 0, 0)), (0, (255, 255, 255)), (51, (255, 204, 204))])
 def test_transparency_lies_over_white(alpha, red):
-    opened = open_image(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, alpha))))
+    opened = open_image(encode(Image.new("RGBA", (4, 4), (255, 0, 0, alpha))))
     assert pixel(opened) == red
     assert any("white" in note for note in opened.notes) == (alpha != 255)
 
 
 def test_grey_with_alpha_lies_over_white():
-    assert pixel(open_image(encoded(Image.new("LA", (4, 4), (0, 0))))) == (255, 255, 255)
-    assert pixel(open_image(encoded(Image.new("LA", (4, 4), (0, 255))))) == (0, 0, 0)
+    assert pixel(open_image(encode(Image.new("LA", (4, 4), (0, 0))))) == (255, 255, 255)
+    assert pixel(open_image(encode(Image.new("LA", (4, 4), (0, 255))))) == (0, 0, 0)
 
 
 def test_a_palettes_transparent_colour_lies_over_white():
     image = Image.new("P", (4, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putdata([0, 1, 0, 1])
-    opened = open_image(encoded(image, transparency=0))
+    opened = open_image(encode(image, transparency=0))
     assert [pixel(opened, x) for x in range(2)] == [(255, 255, 255), (0, 255, 0)]
-    assert [pixel(open_image(encoded(image)), x) for x in range(2)] == [(255, 0, 0), (0, 255, 0)]
+    assert [pixel(open_image(encode(image)), x) for x in range(2)] == [(255, 0, 0), (0, 255, 0)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
@@ -102,7 +96,7 @@ def test_golden_pictures_with_alpha_are_composited_where_upstream_drops_it(golde
 
 def test_sixteen_bits_are_scaled_to_eight():
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    opened = open_image(encoded(Image.fromarray(values)))
+    opened = open_image(encode(Image.fromarray(values)))
     assert [pixel(opened, x)[0] for x in range(4)] == [0, 1, 128, 255]
     assert any("8 bits" in note for note in opened.notes)
 
@@ -110,12 +104,12 @@ def test_sixteen_bits_are_scaled_to_eight():
 def test_a_dark_sixteen_bit_picture_stays_dark():
     """Its scale is that of the file's 16 bits, whatever its brightest pixel is."""
     dark, hardly_lighter = np.array([[0, 255]], dtype=np.uint16), np.array([[0, 257]], dtype=np.uint16)
-    assert pixel(open_image(encoded(Image.fromarray(dark))), 1) == (1, 1, 1)
-    assert pixel(open_image(encoded(Image.fromarray(hardly_lighter))), 1) == (1, 1, 1)
+    assert pixel(open_image(encode(Image.fromarray(dark))), 1) == (1, 1, 1)
+    assert pixel(open_image(encode(Image.fromarray(hardly_lighter))), 1) == (1, 1, 1)
 
 
 def test_cmyk_jpeg():
-    opened = open_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    opened = open_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = pixel(opened, 4, 4)
     assert red > 240
     assert max(green, blue) < 20
@@ -124,25 +118,16 @@ def test_cmyk_jpeg():
 
 def test_first_frame_of_an_animation_and_it_says_so():
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "green", "blue")]
-    opened = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    opened = open_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert pixel(opened) == (255, 0, 0)
     assert opened.notes == ("first of 3 frames",)
-
-
-def refused(source) -> str:
-    with pytest.raises(InputError) as caught:
-        open_image(source)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 300
-    return sentence
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_file_is_refused(kind, share):
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), kind)
+    data = encode(Image.fromarray(noise), kind)
     sentence = refused(data[: int(len(data) * share)])
     assert "damaged" in sentence or "not an image" in sentence
 
@@ -214,5 +199,5 @@ def test_no_pixels_at_all():
 
 def test_notes_reach_the_processed_image():
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "green")]
-    opened = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    opened = open_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert process_image(opened, SMALL).notes == ("first of 2 frames",)

@@ -1,6 +1,5 @@
 """What is opened at all: regular files of a bounded size, by seven decoders, after a look at the number of pixels."""
 
-import io
 import os
 import socket
 import struct
@@ -12,21 +11,7 @@ from PIL import Image
 
 from model import InputError, open_image, picture
 from model.picture import FORMATS, MAX_FILE_BYTES, MAX_FRAMES, read_header, shrink
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def refused(source) -> str:
-    with pytest.raises(InputError) as caught:
-        open_image(source)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 300
-    return sentence
+from tests.odd_files import encode, refused
 
 
 def test_a_pipe_that_nobody_writes_to_keeps_nobody_waiting(tmp_path):
@@ -80,13 +65,13 @@ def test_names_that_no_file_can_have(tmp_path, name):
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "AVIF"])
 def test_seven_kinds_are_opened(kind):
-    opened = open_image(encoded(Image.new("RGB", (40, 20), "red"), kind))
+    opened = open_image(encode(Image.new("RGB", (40, 20), "red"), kind))
     assert opened.size == (40, 20)
     assert opened.notes == ()
 
 
 def test_avif_is_opened():
-    opened = open_image(encoded(Image.new("RGB", (40, 20), "red"), "AVIF"))
+    opened = open_image(encode(Image.new("RGB", (40, 20), "red"), "AVIF"))
     assert opened.size == (40, 20)
     red, green, blue = opened.pixels.getpixel((20, 10))
     assert red > 240
@@ -95,7 +80,7 @@ def test_avif_is_opened():
 
 def test_what_some_cameras_call_a_jpeg_is_opened():
     frames = [Image.new("RGB", (40, 20), colour) for colour in ("red", "blue")]
-    opened = open_image(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+    opened = open_image(encode(frames[0], "MPO", save_all=True, append_images=frames[1:]))
     assert opened.size == (40, 20)
     assert opened.pixels.getpixel((20, 10))[0] > 240
     assert opened.notes == ("first of 2 frames",)
@@ -103,7 +88,7 @@ def test_what_some_cameras_call_a_jpeg_is_opened():
 
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "JPEG2000", "SGI", "ICNS", "DDS", "IM", "EPS"])
 def test_no_other_decoder_is_tried(kind):
-    assert "not an image that can be opened" in refused(encoded(Image.new("RGB", (64, 64), "red"), kind))
+    assert "not an image that can be opened" in refused(encode(Image.new("RGB", (64, 64), "red"), kind))
 
 
 def with_size(data: bytes, kind: str, side: int) -> bytes:
@@ -132,7 +117,7 @@ def with_size(data: bytes, kind: str, side: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "PNG"])  # PNG: in test_image_modes
 def test_the_header_is_asked_before_anything_is_decoded(kind, monkeypatch):
-    data = with_size(encoded(Image.new("RGB", (64, 64), "red"), kind), kind, 9_500)
+    data = with_size(encode(Image.new("RGB", (64, 64), "red"), kind), kind, 9_500)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     assert "too large; at most 89 million" in refused(data)
     with pytest.raises(InputError, match="too large"):
@@ -140,7 +125,7 @@ def test_the_header_is_asked_before_anything_is_decoded(kind, monkeypatch):
 
 
 def gif_of(frames: int) -> bytes:
-    one = encoded(Image.new("P", (8, 8), 0), "GIF")
+    one = encode(Image.new("P", (8, 8), 0), "GIF")
     empty = b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00"
     return one[:-1] + empty * (frames - 1) + b"\x3b"
 

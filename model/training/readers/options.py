@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from model.errors import InputError, name_value
+from model.errors import InputError
 from model.ranges import MAX_SEED, Range
+from model.values import name_value
 
 T = TypeVar("T")
 
