@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from inspector.lean_gradio import write_no_stubs
+from inspector.server.lean_gradio import write_no_stubs
 
 # What modules make while they load stays for good; to look through it for garbage takes a fifth of the start.
 if __name__ == "__main__":
@@ -20,7 +20,7 @@ write_no_stubs()  # before anything below imports gradio
 import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
-from inspector.jobs import JobTable  # noqa: E402
+from inspector.runs.jobs import JobTable  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, report
-from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend
-from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.payload import viewer_payload
-from inspector.image_file import SHELF, PromptImage
+from inspector.images.image_file import SHELF, PromptImage
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
+from inspector.row.prompt import Prompt, Turn
 from inspector.session import ModelStore, Shown
 from inspector.views.prompt import plan_images
 from model import VLM, VLMConfig, load_vlm, open_image

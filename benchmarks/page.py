@@ -19,12 +19,12 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from inspector.analysis.inspection import inspect
-from inspector.analysis.prompt import Prompt, Turn
 from inspector.figures.payload import strip_payload
+from inspector.row.ask import inspect
+from inspector.row.prompt import Prompt, Turn
 from model import VLM, open_image
 from model.checkpoint import save_vlm
-from model.training.scratch import EXTRA_TOKENS, build_tokenizer, scratch_config
+from model.training.fresh import EXTRA_TOKENS, build_tokenizer, scratch_config
 from scripts.chromium import launch_chromium
 
 SIZES = [(384, 384)] * 4 + [(384, 256)]

@@ -19,10 +19,10 @@ from benchmarks.timing import SHAPE_222M, embedded_tokenizer, peak_mib, reset_pe
 from model import VLM, Batch, VLMConfig
 from model.training.accelerator import choose_precision
 from model.training.batches import FeatureCache, with_features
-from model.training.processor import processor_flags
+from model.training.cpu import processor_flags
 from model.training.recipe import Stage
 from model.training.stages import build_optimizer, build_stage, count_labels
-from model.training.state import GoodWeights
+from model.training.trainer_state import GoodWeights
 
 SHAPE_8K = {
     **SHAPE_222M, "vit_img_size": 512, "mp_pixel_shuffle_factor": 4, "mp_image_token_length": 64,

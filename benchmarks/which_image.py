@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import embedded_tokenizer, measure
-from inspector.analysis.case import Case, image_keys, is_answered, open_case
-from inspector.analysis.dependence import NOISE_DRAWS, measure_dependence, measure_matrix
-from inspector.analysis.inspection import inspect
-from inspector.analysis.prompt import Prompt, Turn
-from inspector.analysis.removal import Removals
-from inspector.analysis.replay import Replay
-from inspector.analysis.selection import measure_selection
-from inspector.analysis.verdict import name_leader
+from inspector.interventions.image_ablation import Removals
+from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.target import Case, image_keys, is_answered, open_case
+from inspector.row.ask import inspect
+from inspector.row.prompt import Prompt, Turn
+from inspector.which_image.image_effects import NOISE_DRAWS, measure_dependence, measure_matrix
+from inspector.which_image.question_contrast import measure_selection
+from inspector.which_image.verdict import name_leader
 from model import VLM, Cut, OpenedImage, Tap, VLMConfig, load_vlm
 from model.language import build_mask
 

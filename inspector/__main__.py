@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from inspector.analysis.battery import Progress, run_battery
-from inspector.analysis.battery_items import CELLS
-from inspector.analysis.battery_results import MIN_ITEMS, format_battery
-from inspector.analysis.case import open_case
-from inspector.analysis.command import write_which_image
-from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
-from inspector.analysis.lab import EXAMPLE, run_lab
-from inspector.analysis.layouts import compare_layouts, tell_layouts
-from inspector.analysis.prompt import LAYOUTS, Prompt, Turn
-from inspector.analysis.which_image import study_answer
 from inspector.bounds import format_bounds
+from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
+from inspector.export.command_line import write_which_image
+from inspector.export.report import report, study_whole
 from inspector.facts import write_json
-from inspector.report import report, study_whole
+from inspector.ground_truth.items import CELLS
+from inspector.ground_truth.run import Progress, run_battery
+from inspector.ground_truth.scores import MIN_ITEMS, format_battery
+from inspector.interventions.knockout import EXAMPLE, run_lab
+from inspector.interventions.target import open_case
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.prompt import LAYOUTS, Prompt, Turn
+from inspector.which_image.study import study_answer
 from model import InputError, load_vlm, open_image
 
 

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inspector.analysis.attention import AttentionMap
-from inspector.analysis.command import RUN_MODEL
-from inspector.analysis.inspection import AnswerToken, GenerationSettings, Inspection
-from inspector.analysis.prompt import Prompt
 from inspector.bounds import Bounds
-from inspector.discretion import hide_paths
+from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
+from inspector.row.attention import AttentionMap
+from inspector.row.prompt import Prompt
+from inspector.runs.discretion import hide_paths
 from model import VLM, InputError, load_vlm
-from model.training.scratch import new_vlm
+from model.training.fresh import new_vlm
 
 SECRET = "run:"
 """Names of single persons' models begin so; none of them is ever written into a sentence."""
@@ -48,6 +47,10 @@ class Answering:
     names: tuple[str, ...]
     settings: GenerationSettings
     tokens: tuple[tuple[AnswerToken, ...], ...]
+
+RUN_MODEL = "RUN/model"
+"""Stands for the model of a run: the folder ``model`` in RUN, where the run's export was unpacked. Where it lies on the
+server is nobody's business, and its name there is a secret."""
 
 
 class ModelStore:

@@ -10,23 +10,23 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from inspector.analysis.command import write_inspect
-from inspector.analysis.export import write_facts, write_files
-from inspector.analysis.inspection import GenerationSettings, ask_and_inspect, attend, describe
-from inspector.analysis.prompt import Prompt, Turn, check_count, check_pixels
 from inspector.bounds import Bounds
-from inspector.decoder import DECODER
+from inspector.export.command_line import write_inspect
+from inspector.export.files import write_facts, write_files
 from inspector.figures.bounds import show_bounds
 from inspector.figures.markup import show_notes, show_plans
 from inspector.files import handed_over, open_cache, own_folder
-from inspector.image_file import SHELF
-from inspector.jobs import JobTable
+from inspector.images.decoder import DECODER
+from inspector.images.image_file import SHELF
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.prompt import Prompt, Turn, check_count, check_pixels
+from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.gate import Gate
 from inspector.server.inputs import read_event
+from inspector.server.toasts import inform, refuse
 from inspector.server.turns import IMAGES, Rank, Turns
 from inspector.session import ModelStore, Shown
-from inspector.toasts import inform, refuse
 from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
@@ -38,11 +38,11 @@ from inspector.views import which_image as which_view
 from inspector.views.results import ResultsView, build_results
 from inspector.widgets import encode
 from model import VLM, InputError, open_image
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
-CSS = [Path(__file__).with_name(name) for name in ("page.css", "which_image.css")]
-JS = Path(__file__).with_name("page.js")
+CSS = [Path(__file__).parent / "widgets" / name for name in ("page.css", "which_image.css")]
+JS = Path(__file__).parent / "widgets" / "page.js"
 
 
 def build_ui(

@@ -1,7 +1,7 @@
 """Any image file as an upright 8-bit RGB picture, and what is done with its pixels at full size.
 
 Needs neither torch nor the rest of the package, so that a process which only decodes starts soon and stays small
-(:mod:`inspector.decoder`). Only the decoders of :data:`FORMATS` are open, only regular files are read, at most
+(:mod:`inspector.images.decoder`). Only the decoders of :data:`FORMATS` are open, only regular files are read, at most
 :data:`MAX_FILE_BYTES` of them, and the number of pixels is looked up before any is decoded.
 """
 

@@ -16,14 +16,14 @@ import torch
 
 from model import VLM, Conversation, Message, Sample, load_vlm, save_vlm
 from model.checkpoint import copy_vlm
-from model.training import scenes as sc
 from model.training.__main__ import describe, stopping
-from model.training.answering import answer_samples
-from model.training.card import read_curves
-from model.training.processor import processor_name
+from model.training.cpu import processor_name
+from model.training.evaluation.answering import answer_samples
+from model.training.evaluation.card import read_curves
+from model.training.fresh import fresh_vlm
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RunFolder
-from model.training.scratch import fresh_vlm
+from model.training.synthetic import scenes as sc
 from model.training.trainer import Trainer
 
 INDEX_PROMPTS = 40

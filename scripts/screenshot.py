@@ -15,7 +15,7 @@ from scripts.screens import open_example, see_plots
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out")
-    parser.add_argument("--example", default="three", help="name of an example (model/training/examples.py)")
+    parser.add_argument("--example", default="three", help="name of an example (model/training/synthetic/examples.py)")
     parser.add_argument("--width", type=int, default=1440)
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args()

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import torch
 
-from inspector.analysis.case import Case, open_case
-from inspector.analysis.inspection import GenerationSettings, ask_and_inspect
-from inspector.analysis.prompt import Prompt, Turn
+from inspector.interventions.target import Case, open_case
+from inspector.row.ask import GenerationSettings, ask_and_inspect
+from inspector.row.prompt import Prompt, Turn
 from model import VLM, Cut, OpenedImage, Tap
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 
 
 def example_prompt(name: str, **options: object) -> Prompt:

@@ -6,7 +6,7 @@ every time. The file “mode” beside it, read when it starts, says how (proces
 import sys
 import time
 
-from inspector.presets import PRESETS, read_form, write_recipe
+from inspector.runs.presets import PRESETS, read_form, write_recipe
 
 TRAINER = """
 import json, os, pathlib, signal, sys, time

@@ -1,4 +1,4 @@
-"""Imports point one way (app -> ui -> views -> widgets, figures, session -> analysis -> model) and do no work."""
+"""Imports point one way (down the stair of folders) and do no work."""
 
 import ast
 import os
@@ -11,30 +11,36 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([ROOT / "app.py", *(ROOT / "model").rglob("*.py"), *(ROOT / "inspector").rglob("*.py")])
 
+# The stair: whoever stands on a floor imports what is on lower floors, and its own.
+FLOORS = (
+    {"inspector.row"},
+    {"inspector.interventions"},
+    {"inspector.which_image"},
+    {"inspector.experiments"},
+    {"inspector.ground_truth"},
+    {"inspector.runs"},
+    {"inspector.session"},
+    {"inspector.figures", "inspector.widgets"},
+    {"inspector.export"},
+    {"inspector.views"},
+    {"inspector.ui"},
+)
+"""`inspector.server`, `images`, `intake` and what lies beside them serve every floor."""
+
+PAGE = {"gradio", "gradio_client", "plotly"}
+
 # (who, may not import). The longest matching "who" is not special: every rule that matches applies.
 FORBIDDEN = {
     "model": {"gradio", "gradio_client", "plotly", "inspector", "app"},
     "inspector": {"app"},
-    "inspector.analysis": {
-        "gradio", "gradio_client", "plotly", "inspector.session", "inspector.figures", "inspector.widgets",
-        "inspector.views", "inspector.ui",
-    },
-    "inspector.session": {
-        "gradio", "gradio_client", "plotly", "inspector.figures", "inspector.widgets", "inspector.views",
-        "inspector.ui",
-    },
-    "inspector.figures": {
-        "gradio", "gradio_client", "torch", "transformers", "inspector.session", "inspector.widgets", "inspector.views",
-        "inspector.ui",
-    },
-    "inspector.widgets": {
-        "torch", "transformers", "plotly", "inspector.session", "inspector.figures", "inspector.views", "inspector.ui",
-    },
+    **{floor: PAGE for floors in FLOORS[:7] for floor in floors},
+    "inspector.figures": {"gradio", "gradio_client", "torch", "transformers", "inspector.widgets"},
+    "inspector.widgets": {"torch", "transformers", "plotly", "inspector.figures"},
     # Views pass handles around; what is inside a tensor is the analysis's business.
-    "inspector.views": {"torch", "transformers", "numpy", "safetensors", "inspector.ui"},
+    "inspector.views": {"torch", "transformers", "numpy", "safetensors"},
     "inspector.ui": {"torch", "transformers", "numpy", "plotly"},
     "app": {"torch", "transformers", "plotly"},
-}  # fmt: skip
+}
 
 
 def _module_name(path: Path) -> str:
@@ -64,6 +70,11 @@ def _imports(path: Path) -> set[str]:
 def test_imports_point_one_way(path):
     module = _module_name(path)
     imported = _imports(path)
+    for height, floors in enumerate(FLOORS):
+        if any(_within(module, floor) for floor in floors):
+            above = {floor for higher in FLOORS[height + 1 :] for floor in higher}
+            wrong = {name for name in imported if any(_within(name, floor) for floor in above)}
+            assert not wrong, f"{module} may not import {', '.join(sorted(wrong))}, which stands above it"
     for who, forbidden in FORBIDDEN.items():
         if _within(module, who):
             wrong = {name for name in imported for package in forbidden if _within(name, package)}
@@ -71,12 +82,12 @@ def test_imports_point_one_way(path):
 
 
 def test_the_rules_catch_a_relative_import(tmp_path, monkeypatch):
-    offender = tmp_path / "inspector" / "analysis" / "attention.py"
+    offender = tmp_path / "inspector" / "row" / "attention.py"
     offender.parent.mkdir(parents=True)
     offender.write_text("from ..figures import heat\nfrom . import shares\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert _imports(offender) == {
-        "inspector.figures", "inspector.figures.heat", "inspector.analysis", "inspector.analysis.shares",
+        "inspector.figures", "inspector.figures.heat", "inspector.row", "inspector.row.shares",
     }  # fmt: skip
 
 

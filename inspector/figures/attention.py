@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from inspector.analysis.attention import AttentionMap
 from inspector.figures.colours import IMAGE_COLOURS, KIND_COLOURS, KIND_PATTERNS, image_colour
+from inspector.row.attention import AttentionMap
 
 HEIGHT_PX = 340
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from inspector.analysis.battery import Progress
-from inspector.analysis.battery_results import GATE, Battery, CellResult, Score, Share
 from inspector.figures.charts import table
+from inspector.ground_truth.run import Progress
+from inspector.ground_truth.scores import GATE, Battery, CellResult, Score, Share
 
 INTRODUCTION = (
     "Prompts are drawn whose relevant image is known, and every test above is tried on them: how often does it name "

@@ -10,14 +10,14 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from inspector.analysis.before_after import Comparison, Grid, Measured, Shares, Side
-from inspector.analysis.numerals import say
 from inspector.figures.charts import copied, table
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_share
 from inspector.figures.payload import data_uri
 from inspector.figures.which_image import headline
-from inspector.image_file import PromptImage
+from inspector.images.image_file import PromptImage
+from inspector.row.numbers import say
+from inspector.runs.before_after import Comparison, Grid, Measured, Shares, Side
 
 MAP_PX = 120
 """Longest side of a picture of attention."""

@@ -12,10 +12,10 @@ from html import escape
 
 from PIL import Image
 
-from inspector.analysis.numerals import say
 from inspector.figures.colours import IMAGE_COLOURS, image_colour, ink_on
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
+from inspector.row.numbers import say
 
 Colour = tuple[float, float, float]
 

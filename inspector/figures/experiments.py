@@ -5,32 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from inspector.analysis import addresses, cues, heads, layouts, permutations, regions, routes
-from inspector.analysis.numerals import say
+from inspector.experiments import (
+    binding_patching,
+    heads,
+    image_order,
+    occlusion,
+    pathways,
+    prompt_layouts,
+    reference_cues,
+)
 from inspector.figures.charts import HeatRow, Line, copied, curves, heat_cell, heat_table, table, thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
 from inspector.figures.which_image import PanelText, say_with_code, show_panel
-from inspector.image_file import PromptImage
+from inspector.images.image_file import PromptImage
+from inspector.row.numbers import say
 
 TEXTS: dict[str, PanelText] = {
-    "where": PanelText("Where it goes through", "closing one way after another", routes.EXPLANATION),
+    "where": PanelText("Where it goes through", "closing one way after another", pathways.EXPLANATION),
     "cues": PanelText(
-        "Which cue leads to the image", "changing one cue after another", f"{cues.EXPLANATION} {addresses.EXPLANATION}"
+        "Which cue leads to the image", "changing one cue after another",
+        f"{reference_cues.EXPLANATION} {binding_patching.EXPLANATION}"
     ),
     "heads": PanelText("Heads that follow the question", "testing heads against random heads", heads.EXPLANATION),
-    "regions": PanelText("Which part of the image", "hiding one part after another", regions.EXPLANATION),
+    "regions": PanelText("Which part of the image", "hiding one part after another", occlusion.EXPLANATION),
     "permutations": PanelText(
-        "The same images in another order", "asking again in another order", permutations.EXPLANATION
+        "The same images in another order", "asking again in another order", image_order.EXPLANATION
     ),
     "layouts": PanelText(
-        "The same prompt, written otherwise", "writing the row in another layout", layouts.EXPLANATION
+        "The same prompt, written otherwise", "writing the row in another layout", prompt_layouts.EXPLANATION
     ),
 }
 
 
-def show_routes(found: routes.Routes) -> str:
+def show_routes(found: pathways.Routes) -> str:
     """Image × window of layers for each edge set, all on one scale."""
     top = max((abs(effect) for route in found.routes for effect in (*route.effects, route.whole)), default=0.0)
     lead = f'<p class="wi-lead">{escape(found.sentence)}</p>' if found.sentence else (
@@ -54,14 +63,14 @@ def show_routes(found: routes.Routes) -> str:
     )
 
 
-def _window(layers: routes.Layers) -> str:
+def _window(layers: pathways.Layers) -> str:
     start, stop = layers
     return f"layer {start}" if stop - start == 1 else f"{start}–{stop - 1}"
 
 
-def show_permutations(tried: Sequence[permutations.Permuted], images: Sequence[PromptImage]) -> str:
+def show_permutations(tried: Sequence[image_order.Permuted], images: Sequence[PromptImage]) -> str:
     """One card for each order: the pictures as they stood, the answer that was predicted and the one that came."""
-    summary = permutations.summarise_orders(tried).sentence if tried else ""
+    summary = image_order.summarise_orders(tried).sentence if tried else ""
     cards = "".join(_order_card(one, images) for one in tried)
     return show_panel(
         "permutations",
@@ -70,7 +79,7 @@ def show_permutations(tried: Sequence[permutations.Permuted], images: Sequence[P
     )
 
 
-def _order_card(one: permutations.Permuted, images: Sequence[PromptImage]) -> str:
+def _order_card(one: image_order.Permuted, images: Sequence[PromptImage]) -> str:
     pictures = "".join(
         f"<span>{badge(number - 1)}{thumbnail(images[number - 1].preview, f'image {number}', 56)}</span>"
         for number in one.order
@@ -87,7 +96,7 @@ def _order_card(one: permutations.Permuted, images: Sequence[PromptImage]) -> st
 
 
 def show_cues(
-    found: Sequence[cues.Cue], told: str, curves_: Sequence[addresses.AddressCurve], address: str = ""
+    found: Sequence[reference_cues.Cue], told: str, curves_: Sequence[binding_patching.AddressCurve], address: str = ""
 ) -> str:
     """One row for each cue, then where the pointer travels. ``told`` and ``address``: what it comes to, in words."""
     rows = []
@@ -114,7 +123,7 @@ def show_cues(
     return show_panel("cues", body, TEXTS["cues"])
 
 
-def _address_curve(curve: addresses.AddressCurve) -> str:
+def _address_curve(curve: binding_patching.AddressCurve) -> str:
     if curve.not_done:
         return f'<p class="vi-caption">{escape(curve.not_done)}</p>'
     lines = [
@@ -135,7 +144,7 @@ def _image_line(image: int | None) -> str:
     return image_colour(image - 1) if image else "#7F63B8"
 
 
-def show_layouts(cells: Sequence[layouts.LayoutCell]) -> str:
+def show_layouts(cells: Sequence[prompt_layouts.LayoutCell]) -> str:
     """One row for each way to write the prompt; for each turn its answer and the image that costs most."""
     turns = max((len(cell.answers) for cell in cells), default=0)
     rows = []
@@ -152,7 +161,7 @@ def show_layouts(cells: Sequence[layouts.LayoutCell]) -> str:
         leak = "" if cell.leakage is None else copied(cell.leakage)
         rows.append([say_with_code(cell.name), copied(cell.length, 0), *answers, leak])
     head = ["written as", "positions", *(f"turn {n + 1}" for n in range(turns)), "leakage"]
-    told = " ".join(layouts.tell_layouts(cells)) if cells else ""
+    told = " ".join(prompt_layouts.tell_layouts(cells)) if cells else ""
     return show_panel(
         "layouts",
         f'<p class="wi-lead">{say_with_code(told)}</p>{table(head, rows, "layouts side by side")}'
@@ -186,7 +195,7 @@ def show_heads(found: heads.Heads) -> str:
     return show_panel("heads", body, TEXTS["heads"])
 
 
-def show_regions(found: regions.Regions, images: Sequence[PromptImage]) -> str:
+def show_regions(found: occlusion.Regions, images: Sequence[PromptImage]) -> str:
     """Heat on the picture of both maps, each with its deletion curve against random orders; effects of whole tiles."""
     body = f'<p class="wi-lead">{escape(found.sentence)}</p>'
     for region_map in (found.pixels, found.tokens):
@@ -202,7 +211,7 @@ def show_regions(found: regions.Regions, images: Sequence[PromptImage]) -> str:
 _DONE = {"painted over": "Painted over in the picture", "hidden": "Tokens hidden from the rest of the row"}
 
 
-def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: PromptImage) -> str:
+def _pixel_heat(found: occlusion.Regions, region_map: occlusion.RegionMap, image: PromptImage) -> str:
     picture = image.preview
     width, height = image.size
     picture.thumbnail((420, 420))
@@ -230,7 +239,7 @@ def _pixel_heat(found: regions.Regions, region_map: regions.RegionMap, image: Pr
     )
 
 
-def _deletion(image: int, found: regions.RegionMap) -> str:
+def _deletion(image: int, found: occlusion.RegionMap) -> str:
     if found.strongest_first is None or found.weakest_first is None:
         return ""
     lines = [

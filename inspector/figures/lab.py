@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from inspector.analysis.inspection import Inspection
-from inspector.analysis.lab import EXPLANATION, Lab
-from inspector.analysis.structure import ImageBlock, RowStructure
 from inspector.figures.charts import copied, show_command, table
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
 from inspector.figures.payload import data_uri
+from inspector.interventions.knockout import EXPLANATION, Lab
+from inspector.row.ask import Inspection
+from inspector.row.layout import ImageBlock, RowStructure
 
 BOARD_PX = 160
 """Longest side of a picture on the board."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from inspector.analysis.inspection import AnswerToken, Inspection
-from inspector.analysis.tokens import Finding, TokenTable
 from inspector.figures.colours import image_colour, ink_on
+from inspector.row.ask import AnswerToken, Inspection
+from inspector.row.token_table import Finding, TokenTable
 from model import VLM, Batch, ImagePlan
 
 END = '<small class="vi-note">end</small>'

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from inspector.analysis.attention import AttentionMap
-from inspector.analysis.inspection import Inspection
-from inspector.analysis.tokens import tile_name
-from inspector.full_size import encode_picture
-from inspector.image_file import ImageFile, PromptImage
+from inspector.images.full_size import encode_picture
+from inspector.images.image_file import ImageFile, PromptImage
+from inspector.row.ask import Inspection
+from inspector.row.attention import AttentionMap
+from inspector.row.token_table import tile_name
 from model import VLM
 
 THUMBNAIL_PX = 96

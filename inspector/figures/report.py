@@ -7,13 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from inspector.analysis.inspection import Inspection
 from inspector.facts import write_json
 from inspector.figures.charts import thumbnail
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge, show_answer, visible
+from inspector.row.ask import Inspection
 
-_STYLES = [Path(__file__).parent.with_name(name) for name in ("page.css", "which_image.css")]
+_STYLES = [Path(__file__).parents[1] / "widgets" / name for name in ("page.css", "which_image.css")]
 # What Gradio's theme gives the page; a report brings its own, for both grounds.
 _LIGHT = (
     "--body-text-color: #0f172a; --body-text-color-subdued: #566070; --border-color-primary: #cbd5e1; "

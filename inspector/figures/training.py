@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from inspector.analysis.numerals import say
-from inspector.discretion import hide_paths
 from inspector.figures.charts import table
-from inspector.jobs import JobState
-from inspector.progress import Progress
-from model.training.data_report import DataReport
+from inspector.row.numbers import say
+from inspector.runs.discretion import hide_paths
+from inspector.runs.jobs import JobState
+from inspector.runs.progress import Progress
+from model.training.data.data_report import DataReport
 from model.training.events import ModuleSize
 
 MAX_POINTS = 1500

@@ -11,16 +11,6 @@ from dataclasses import dataclass
 from html import escape
 from math import exp
 
-from inspector.analysis.checks import Check
-from inspector.analysis.dependence import Dependence, TurnMatrix
-from inspector.analysis.gaze import EXPLANATION as GAZE
-from inspector.analysis.gaze import Gaze, Look
-from inspector.analysis.numerals import say
-from inspector.analysis.selection import Selection
-from inspector.analysis.structure import Question, RowStructure, structure_sentences
-from inspector.analysis.swaps import Swap
-from inspector.analysis.verdict import Verdict
-from inspector.analysis.which_image import WhichImage
 from inspector.figures.charts import (
     Bar,
     HeatRow,
@@ -34,7 +24,17 @@ from inspector.figures.charts import (
 )
 from inspector.figures.colours import image_colour
 from inspector.figures.markup import badge
-from inspector.image_file import PromptImage
+from inspector.images.image_file import PromptImage
+from inspector.row.layout import Question, RowStructure, structure_sentences
+from inspector.row.numbers import say
+from inspector.which_image.attention_agreement import EXPLANATION as GAZE
+from inspector.which_image.attention_agreement import Gaze, Look
+from inspector.which_image.counterfactuals import Swap
+from inspector.which_image.image_effects import Dependence, TurnMatrix
+from inspector.which_image.question_contrast import Selection
+from inspector.which_image.self_checks import Check
+from inspector.which_image.study import WhichImage
+from inspector.which_image.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
 from inspector.server.queue import FairQueue
 from inspector.server.sweeper import sweep_for_ever
+from inspector.server.toasts import PlainToasts
 from inspector.server.turns import Turns
-from inspector.toasts import PlainToasts
 
 MAX_THREADS = 36
 

@@ -21,7 +21,7 @@ from gradio.context import LocalContext
 from inspector.bounds import Bounds
 from inspector.files import open_cache
 from inspector.server.admission import admit_files
-from inspector.toasts import refuse
+from inspector.server.toasts import refuse
 from model import InputError
 from model.values import is_number, is_whole, name_value
 

@@ -14,8 +14,8 @@ from gradio.utils import error_payload
 
 from inspector.bounds import Bounds
 from inspector.persons import identify
+from inspector.server.toasts import refuse
 from inspector.server.turns import read_patience
-from inspector.toasts import refuse
 
 PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)
 """Names of pages. Gradio cuts its tasks' names at marks that a name could hold, and keeps names of any length."""

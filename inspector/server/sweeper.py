@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inspector.files import MADE, open_cache, sweep
-from inspector.state_size import count_bytes
+from inspector.server.state_size import count_bytes
 
 EMPTY_S = 60.0
 """A folder that was emptied, or made for an upload that is still coming, stays so long."""

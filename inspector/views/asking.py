@@ -10,13 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.inspection import Inspection, ask, attend, inspect_unfinished
 from inspector.figures.markup import show_answer, show_notes, show_provenance
 from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
-from inspector.toasts import refuse
 from inspector.views import attention as attention_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
@@ -24,7 +24,7 @@ from inspector.views.header import HeaderView
 from inspector.views.results import ResultsView
 from inspector.widgets import encode
 from model import InputError
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 
 OPENING_EXAMPLE = 1
 """Three images, one asked about."""

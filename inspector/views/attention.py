@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.attention import AttentionMap
-from inspector.analysis.inspection import Inspection
 from inspector.figures.attention import plot_image_share, plot_images_by_layer, plot_kinds_by_layer
 from inspector.figures.markup import badge, describe_token, show_info, show_share
 from inspector.figures.payload import heat_payload
+from inspector.row.ask import Inspection
+from inspector.row.attention import AttentionMap
 from inspector.widgets import Sight, answer_sight
 
 MEAN = "mean"

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.inspection import Inspection, lint, training_batch
 from inspector.figures.markup import show_findings, show_info, show_rows, show_tensors
+from inspector.row.ask import Inspection, lint, training_batch
 from inspector.widgets import Sight, answer_sight
 from model import VLM
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.battery import run_battery
-from inspector.analysis.battery_results import MIN_ITEMS, Battery, read_battery
 from inspector.figures.battery import INTRODUCTION, show_battery, show_progress
+from inspector.ground_truth.run import run_battery
+from inspector.ground_truth.scores import MIN_ITEMS, Battery, read_battery
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore
-from inspector.toasts import refuse
 from inspector.views import prompt as prompt_view
 from inspector.widgets import Panel
 from model import InputError

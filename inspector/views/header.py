@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.command import RUN_MODEL
+from inspector.session import RUN_MODEL
 
 
 @dataclass(frozen=True)

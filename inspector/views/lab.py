@@ -8,18 +8,18 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.case import open_case, read_row
-from inspector.analysis.command import write_cut
-from inspector.analysis.inspection import Inspection
-from inspector.analysis.lab import EXAMPLE, ROWS, compose_cut, name_position, run_lab
-from inspector.analysis.structure import RowStructure
+from inspector.export.command_line import write_cut
 from inspector.figures.lab import show_board, show_lab
 from inspector.figures.markup import show_notes
+from inspector.interventions.knockout import EXAMPLE, ROWS, compose_cut, name_position, run_lab
+from inspector.interventions.target import open_case, read_row
+from inspector.row.ask import Inspection
+from inspector.row.layout import RowStructure
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.inputs import read_event
+from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
-from inspector.toasts import refuse
 from inspector.widgets import ChoiceBoard
 from model import InputError
 

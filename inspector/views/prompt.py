@@ -9,17 +9,17 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.inspection import GenerationSettings
-from inspector.analysis.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_info, show_notes, show_plans
 from inspector.figures.payload import thumbnail_uri
-from inspector.image_file import SHELF
+from inspector.images.image_file import SHELF
+from inspector.row.ask import GenerationSettings
+from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.session import ModelStore
 from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, plan_image
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 from model.values import is_number, name_value
 
 MAX_TURNS = Bounds().turns
@@ -201,7 +201,7 @@ def read_prompt(
 
 def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
     """From the form's numbers, in order; a field that was emptied is 0. InputError as for
-    :class:`inspector.analysis.inspection.GenerationSettings`."""
+    :class:`inspector.row.ask.GenerationSettings`."""
     # A slider sends 32 as 32.0 now and then.
     numbers = [int(value) if isinstance(value, float) and value.is_integer() else value or 0 for value in values]
     max_new_tokens, temperature, top_k, top_p, seed = numbers

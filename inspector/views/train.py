@@ -10,16 +10,16 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds, format_bound, private_bounds, public_bounds
-from inspector.delivery import COMMAND
-from inspector.discretion import hide_paths
 from inspector.figures.training import show_modules
-from inspector.jobs import JobTable
 from inspector.persons import identify
-from inspector.presets import UPLOAD
+from inspector.runs.delivery import COMMAND
+from inspector.runs.discretion import hide_paths
+from inspector.runs.jobs import JobTable
+from inspector.runs.presets import UPLOAD
+from inspector.runs.uploads import Upload
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import refuse, warn
 from inspector.session import ModelStore
-from inspector.toasts import refuse, warn
-from inspector.uploads import Upload
 from inspector.views import prompt as prompt_view
 from inspector.views.train_form import RecipeReader, TrainForm, build_form, wire_form
 from inspector.views.train_result import ResultView, build_result, wire_result
@@ -39,7 +39,7 @@ from inspector.views.train_run import (
     wire_run,
 )
 from model import InputError
-from model.training.word import parse_word, teaching_recipe
+from model.training.synthetic.word import parse_word, teaching_recipe
 
 PERIOD_S = 1.0
 EXPLAIN = (

@@ -13,14 +13,14 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.training import DataCheck, size_modules
 from inspector.bounds import Bounds
 from inspector.figures.training import show_modules, show_reports
 from inspector.files import open_cache
-from inspector.jobs import JobTable
-from inspector.parsers import ParserPool, ReadingStopped
+from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
-from inspector.presets import (
+from inspector.runs.jobs import JobTable
+from inspector.runs.metrics import DataCheck, size_modules
+from inspector.runs.presets import (
     BUILT_IN,
     HUB,
     NEW,
@@ -32,16 +32,16 @@ from inspector.presets import (
     read_form,
     write_recipe,
 )
+from inspector.runs.uploads import SUFFIXES, Intake, Upload, UploadShelf
 from inspector.server.admission import admit_file
+from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
-from inspector.toasts import inform, refuse
-from inspector.uploads import SUFFIXES, Intake, Upload, UploadShelf
 from inspector.widgets import FileInput
 from model import InputError
 from model.training.events import ModuleSize
-from model.training.outlines import OUTLINES
 from model.training.recipe import KINDS, PACKINGS, Recipe
-from model.training.word import COLOUR_LOOKS
+from model.training.synthetic.outlines import OUTLINES
+from model.training.synthetic.word import COLOUR_LOOKS
 
 RATES = (
     ("vision_rate", "Rate: image encoder"), ("projector_rate", "Rate: projector"),
@@ -55,7 +55,7 @@ CHECKING = "check"
 
 @dataclass(frozen=True)
 class TrainForm:
-    """``fields`` holds the components of :class:`inspector.presets.Form` by its fields' names."""
+    """``fields`` holds the components of :class:`inspector.runs.presets.Form` by its fields' names."""
 
     teach: gr.Button
     word: gr.Dropdown

@@ -10,16 +10,16 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.before_after import Comparison, Measured, compare_answers, measure_change
 from inspector.bounds import Bounds
-from inspector.delivery import pack_run, push_run
 from inspector.figures.before_after import show_comparison
-from inspector.jobs import JobTable
-from inspector.presets import NEW
+from inspector.runs.before_after import Comparison, Measured, compare_answers, measure_change
+from inspector.runs.delivery import pack_run, push_run
+from inspector.runs.jobs import JobTable
+from inspector.runs.presets import NEW
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import inform, refuse, warn
 from inspector.server.turns import Rank
 from inspector.session import SECRET, ModelStore
-from inspector.toasts import inform, refuse, warn
 from inspector.views import prompt as prompt_view
 from model import InputError
 from model.training.runs import MODEL

@@ -16,11 +16,11 @@ from inspector.figures.training import (
     show_history,
     show_status,
 )
-from inspector.jobs import JobState, JobTable
 from inspector.persons import identify
-from inspector.presets import describe_recipe
-from inspector.progress import Progress
-from inspector.toasts import refuse
+from inspector.runs.jobs import JobState, JobTable
+from inspector.runs.presets import describe_recipe
+from inspector.runs.progress import Progress
+from inspector.server.toasts import refuse
 from inspector.widgets import LossChart, encode
 from model import InputError
 

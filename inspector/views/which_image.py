@@ -9,13 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.analysis.case import is_answered, open_case, read_row
-from inspector.analysis.command import write_which_image
-from inspector.analysis.inspection import Inspection
-from inspector.analysis.prompt import check_length
-from inspector.analysis.structure import RowStructure
-from inspector.analysis.which_image import STEPS
-from inspector.experiments import EXPERIMENTS, Experiment
+from inspector.export.command_line import write_which_image
+from inspector.export.experiments import EXPERIMENTS, Experiment
+from inspector.export.report import Study, report, study
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
@@ -24,12 +20,16 @@ from inspector.figures.which_image import (
     show_waiting,
 )
 from inspector.files import handed_over
-from inspector.report import Study, report, study
+from inspector.interventions.target import is_answered, open_case, read_row
+from inspector.row.ask import Inspection
+from inspector.row.layout import RowStructure
+from inspector.row.prompt import check_length
 from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
-from inspector.toasts import refuse
 from inspector.views import lab as lab_view
+from inspector.which_image.study import STEPS
 from inspector.widgets import Panel
 from model import InputError
 

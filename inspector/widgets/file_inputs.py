@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.utils import NamedString
 from gradio_client import utils as client_utils
 
-from inspector.toasts import refuse
+from inspector.server.toasts import refuse
 
 
 def _take(component: Any, file: Any) -> NamedString:

@@ -15,17 +15,17 @@ import torch
 
 from model.checkpoint import load_vlm, save_vlm
 from model.errors import InputError
-from model.training.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
-from model.training.data_report import report_data
-from model.training.datasets import open_captioned, open_examples
-from model.training.evaluation import measure
+from model.training.data.data_report import report_data
+from model.training.data.datasets import open_captioned, open_examples
+from model.training.evaluation.accuracy import measure
+from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
+from model.training.fresh import new_vlm
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, RunFolder, write_text
-from model.training.scratch import new_vlm
-from model.training.teaching import teach_word
+from model.training.synthetic.teaching import teach_word
+from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
-from model.training.word import parse_word
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from model.errors import InputError
-from model.training.processor import processor_flags
+from model.training.cpu import processor_flags
 from model.training.recipe import Recipe
 
 SEVERAL = "torchrun --nproc-per-node 2 -m model.training run …"

@@ -17,8 +17,8 @@ from model.errors import InputError
 from model.image import ProcessedImage
 from model.packing import pack_samples
 from model.sample import Sample
-from model.training.datasets import Mixture
-from model.training.example import CaptionedImage, Example
+from model.training.data.datasets import Mixture
+from model.training.data.example import CaptionedImage, Example
 from model.training.recipe import Stage
 from model.vlm import VLM
 

@@ -27,8 +27,8 @@ from model.training.batches import (
     split_rows,
     with_features,
 )
-from model.training.datasets import Mixture
-from model.training.example import CaptionedImage
+from model.training.data.datasets import Mixture
+from model.training.data.example import CaptionedImage
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
 from model.vlm import VLM

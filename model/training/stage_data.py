@@ -12,7 +12,7 @@ import numpy as np
 
 from model.config import VLMConfig
 from model.errors import InputError
-from model.training.datasets import Mixture, hold_out, open_captioned, open_examples
+from model.training.data.datasets import Mixture, hold_out, open_captioned, open_examples
 from model.training.recipe import Recipe
 
 

@@ -23,12 +23,12 @@ from model.checkpoint import load_vlm, save_vlm
 from model.errors import InputError
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.batches import FeatureCache
+from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
-from model.training.held_out import HeldOut
+from model.training.fresh import new_vlm
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, WRITE_ERRORS, RunFolder, replacing
-from model.training.scratch import new_vlm
 from model.training.stage_data import open_stage_data, stage_seed
 from model.training.stages import (
     ContrastiveLoss,
@@ -41,7 +41,7 @@ from model.training.stages import (
     rate_factor,
     rates,
 )
-from model.training.state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
+from model.training.trainer_state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
 from model.vlm import VLM
 
 PAUSE_POLL_S = 0.2

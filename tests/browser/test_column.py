@@ -4,7 +4,7 @@ above them can be reached."""
 import pytest
 
 from inspector.views.prompt import MAX_TURNS
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 from tests.browser.steps import OPENED, WAIT_MS, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.

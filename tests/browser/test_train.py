@@ -12,7 +12,7 @@ ENDED = "#train-status .tr-done, #train-status .tr-failed"
 
 @pytest.fixture(scope="module")
 def train_url(tmp_path_factory):
-    from inspector.jobs import JobTable
+    from inspector.runs.jobs import JobTable
     from inspector.session import ModelStore
     from inspector.ui import build_ui, launch_options
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from inspector.analysis import routes
+from inspector.experiments import pathways
 from inspector.views import lab
 from tests.browser.steps import OPENED, QUESTION, assert_nothing_serious, wait_for_images
 
@@ -93,14 +93,14 @@ def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
 @pytest.fixture
 def slow_routes(monkeypatch):
     """Half a second between its parts, so that a run is still on its way when it is cancelled."""
-    measure = routes.measure_routes
+    measure = pathways.measure_routes
 
     def slowly(*arguments):
         for part in measure(*arguments):
             yield part
             time.sleep(0.5)
 
-    monkeypatch.setattr(routes, "measure_routes", slowly)
+    monkeypatch.setattr(pathways, "measure_routes", slowly)
 
 
 def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab, slow_routes):

@@ -8,7 +8,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from inspector.jobs import JobState, JobTable
+from inspector.runs.jobs import JobState, JobTable
 from inspector.session import ModelStore
 from inspector.ui import build_ui, launch_options
 from model.checkpoint import EMBEDDED

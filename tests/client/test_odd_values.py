@@ -11,7 +11,7 @@ from gradio.events import EventData
 from gradio.state_holder import SessionState
 
 from app import build_demo, open_models
-from inspector.jobs import JobTable
+from inspector.runs.jobs import JobTable
 from inspector.server.inputs import FAILED
 from model import InputError
 

@@ -13,7 +13,7 @@ import pytest
 from gradio_client import Client
 
 from inspector.bounds import private_bounds
-from inspector.jobs import JobTable
+from inspector.runs.jobs import JobTable
 from tests.client.test_train import PERSON, fields
 from tests.stand_in import recipe, wait_for
 

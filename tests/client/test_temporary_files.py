@@ -84,7 +84,7 @@ def test_reports_leave_nothing_outside_the_cache(asked):
 
 
 def test_archives_of_runs_leave_nothing_outside_the_cache(client, demo, tmp_path, monkeypatch):
-    from inspector.jobs import JobTable
+    from inspector.runs.jobs import JobTable
 
     save_vlm(load_vlm("embedded"), tmp_path / "run" / "model")
     (tmp_path / "run" / "recipe.toml").write_bytes((RECIPES / "teach_word.toml").read_bytes())

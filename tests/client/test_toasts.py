@@ -13,7 +13,7 @@ from gradio.state_holder import SessionState
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from inspector.toasts import PlainToasts
+from inspector.server.toasts import PlainToasts
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -44,7 +44,7 @@ def find_calls(source):
 def test_messages_are_made_in_one_place():
     files = [ROOT / "app.py", *sorted((ROOT / "inspector").rglob("*.py"))]
     calling = {str(file.relative_to(ROOT)) for file in files if find_calls(file.read_text("utf-8"))}
-    assert calling == {"inspector/toasts.py"}
+    assert calling == {"inspector/server/toasts.py"}
     assert find_calls("import gradio as gr\nraise gr.Error('x')") == [2]
     assert find_calls("from gradio import Warning as say\n\nsay('x')") == [3]
 

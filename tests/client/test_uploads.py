@@ -12,7 +12,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from inspector.bounds import private_bounds
-from inspector.jobs import JobTable
+from inspector.runs.jobs import JobTable
 from model import InputError
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.

@@ -11,7 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from inspector.__main__ import main
-from model.training.examples import EXAMPLES
+from model.training.synthetic.examples import EXAMPLES
 
 # gradio's and httpx's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from inspector.analysis.tokens import locate_cell, position_of_cell
+from inspector.row.token_table import locate_cell, position_of_cell
 from model import AttentionReader, Conversation, Cut, Message, Tap, load_vlm
 
 # 3 × 3 never comes out of upstream's size formula: the longer side goes up to a whole 256 for anything that large.

@@ -10,7 +10,7 @@ import pytest
 from inspector.intake import Refusal
 from inspector.intake.__main__ import take_in
 from model import InputError
-from model.training.readers import read_source
+from model.training.data.readers import read_source
 
 TRIES = 120
 PICTURE = {"type": "image", "path": "a.png"}

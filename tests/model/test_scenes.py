@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.training import scenes as sc
-from model.training.easy_vqa import read_easy_vqa
-from model.training.examples import EXAMPLES
-from model.training.scratch import SPECIAL_TOKENS, build_tokenizer, scratch_config
+from model.training.fresh import SPECIAL_TOKENS, build_tokenizer, scratch_config
+from model.training.synthetic import scenes as sc
+from model.training.synthetic.easy_vqa import read_easy_vqa
+from model.training.synthetic.examples import EXAMPLES
 
 
 def coloured(image, name: str) -> np.ndarray:

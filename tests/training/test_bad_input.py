@@ -9,8 +9,8 @@ import torch
 from model import Conversation, InputError, Message, load_vlm
 from model.training.__main__ import main
 from model.training.batches import RowMaker
+from model.training.data.example import Example
 from model.training.events import StepEvent
-from model.training.example import Example
 from model.training.trainer import Trainer
 
 

@@ -10,10 +10,10 @@ from model import Conversation, InputError, Message, load_vlm
 from model.collator import collate
 from model.packing import pack_samples
 from model.training.batches import FeatureCache, RowMaker, count_patches, split_rows, with_features
-from model.training.datasets import Mixture
-from model.training.example import Example
-from model.training.scene_sets import read_scene_set
+from model.training.data.datasets import Mixture
+from model.training.data.example import Example
 from model.training.stages import LanguageLoss, count_labels, count_row_labels
+from model.training.synthetic.scene_sets import read_scene_set
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from model import InputError
-from model.training.captions import PHRASINGS, Endpoint, QuestionCache, choose_phrasing, write_questions
-from model.training.readers import read_source
+from model.training.data.captions import PHRASINGS, Endpoint, QuestionCache, choose_phrasing, write_questions
+from model.training.data.readers import read_source
 
 
 def png(colour="red") -> bytes:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from model.errors import InputError
-from model.training.card import compare_freezing, read_curves
-from model.training.processor import processor_flags, processor_name
+from model.training.cpu import processor_flags, processor_name
+from model.training.evaluation.card import compare_freezing, read_curves
 
 
 def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path):
@@ -55,7 +55,7 @@ def test_what_freezing_costs_is_told_from_two_runs(tmp_path):
 def test_the_processor_is_read_from_the_first_entry(tmp_path, monkeypatch):
     listed = tmp_path / "cpuinfo"
     listed.write_text("processor\t: 0\nmodel name\t: A B: C\nflags\t\t: avx amx_bf16\n\nmodel name\t: other\n")
-    monkeypatch.setattr("model.training.processor.Path", lambda _: listed)
+    monkeypatch.setattr("model.training.cpu.Path", lambda _: listed)
     assert processor_name() == "A B: C"
     assert processor_flags() == {"avx", "amx_bf16"}
     listed.unlink()

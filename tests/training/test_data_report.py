@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from model import Conversation, InputError, Message
-from model.training.data_report import MAX_BINS, Bin, report_data
-from model.training.example import Example
-from model.training.readers import ExampleSource, Problem, read_source
+from model.training.data.data_report import MAX_BINS, Bin, report_data
+from model.training.data.example import Example
+from model.training.data.readers import ExampleSource, Problem, read_source
 
 
 def example(text="What colour?", answer="red", images=1, where="", size=(64, 64), families=()):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from model import InputError
 from model.image import OpenedImage
-from model.training.easy_vqa import read_easy_vqa
-from model.training.readers import READERS, read_source
+from model.training.data.readers import READERS, read_source
+from model.training.synthetic.easy_vqa import read_easy_vqa
 
 
 def png(colour="red", size=(8, 6)) -> bytes:
@@ -321,7 +321,7 @@ def test_pictures_are_opened_when_taken_and_upright(folder, monkeypatch):
     write_lines(folder / "d.jsonl", llava(image="turned.jpg"))
     opened = []
     monkeypatch.setattr(
-        "model.training.readers.source.open_image", lambda image: opened.append(image) or OpenedImage(image)
+        "model.training.data.readers.source.open_image", lambda image: opened.append(image) or OpenedImage(image)
     )
     source = read(folder, "llava", "d.jsonl")
     assert opened == []

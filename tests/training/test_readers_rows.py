@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model import InputError
-from model.training.readers import read_source
+from model.training.data.readers import read_source
 
 
 @pytest.fixture(autouse=True)

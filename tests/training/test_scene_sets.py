@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from inspector.analysis.questions import find_pointer
+from inspector.row.references import find_pointer
 from model import InputError
-from model.training.scene_sets import read_scene_set
-from model.training.scenes import COLOURS
+from model.training.synthetic.scene_sets import read_scene_set
+from model.training.synthetic.scenes import COLOURS
 
 
 def colours_of(example) -> list[str]:

@@ -3,12 +3,12 @@
 import pytest
 
 from model import InputError, load_vlm
-from model.training.easy_vqa import EasySet
-from model.training.held_out import _choose_shown
+from model.training.evaluation.held_out import _choose_shown
 from model.training.recipe import build_recipe
-from model.training.scene_sets import read_scene_set
 from model.training.stage_data import draw_evenly, draw_held_out, open_stage_data, stage_seed
-from model.training.word import read_word_set
+from model.training.synthetic.easy_vqa import EasySet
+from model.training.synthetic.scene_sets import read_scene_set
+from model.training.synthetic.word import read_word_set
 
 SCENES = {"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}
 

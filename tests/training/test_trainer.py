@@ -12,8 +12,8 @@ from model import InputError, load_vlm
 from model.training import runs
 from model.training.__main__ import main
 from model.training.batches import count_patches
+from model.training.evaluation.held_out import HeldOut, HeldOutScore
 from model.training.events import DoneEvent, EvalEvent, FailedEvent, SavedEvent, StartEvent, StepEvent
-from model.training.held_out import HeldOut, HeldOutScore
 from model.training.learners import LanguageLearner
 from model.training.stages import LanguageLoss
 from model.training.trainer import Trainer

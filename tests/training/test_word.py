@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 
 from model import InputError
-from model.training import scenes as sc
 from model.training.__main__ import main
-from model.training.datasets import open_examples
-from model.training.outlines import OUTLINES
+from model.training.data.datasets import open_examples
 from model.training.recipe import build_recipe
-from model.training.word import WordSpec, parse_rgb, parse_word, plural, read_word_set, teaching_recipe, word_probes
+from model.training.synthetic import scenes as sc
+from model.training.synthetic.outlines import OUTLINES
+from model.training.synthetic.word import (
+    WordSpec,
+    parse_rgb,
+    parse_word,
+    plural,
+    read_word_set,
+    teaching_recipe,
+    word_probes,
+)
 
 PURPLE = WordSpec("purple")
 STAR = WordSpec("star", "shape")

@@ -1,1 +1,0 @@
-"""Tensors in, frozen results out; no gradio and no plotting here."""

@@ -1,0 +1,1 @@
+"""Further interventions on one answer, one file each."""

@@ -1,0 +1,454 @@
+"""Which part of an image an answer rests on, measured twice: in the picture, and in the row of tokens.
+
+In the picture: a part is painted over in the picture's median colour, and the image is encoded and read again. In the
+row: the tokens of that part are hidden from what comes after them (attention knockout, Geva et al. 2023, arXiv
+2304.14767). The two differ, for the image encoder lets every token of a tile see the whole tile: what stands in one
+corner of the picture may be known to all tokens.
+
+A region is a rectangle of the original picture. Where the model got a thumbnail beside the tiles, it is what one
+thumbnail token covers, with every tile token whose centre lies in it: both show the same place, and either could stand
+in for the other. Without a thumbnail it is what one image token covers. In both cases neighbours are put together
+until there are no more than :data:`MAX_REGIONS`.
+
+Of each region two numbers are measured, in nats of the answer's log p: how much is lost without it, and how much it
+brings alone. Where several regions tell the same, each is dispensable and only the second number shows them. Their mean
+is the region's effect (the first and the last term of its Shapley value).
+
+The deletion curve (Petsiuk et al. 2018, arXiv 1806.07421) takes away more and more regions, those with the largest
+effect first. A map that points at the right places makes log p fall sooner than random orders do; the area under the
+curve is its mean height, so lower is better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inspector.images.full_size import find_median, paint_over
+from inspector.images.image_file import run_at_full_size
+from inspector.interventions.continuations import Variant
+from inspector.interventions.prefix_cache import PASS_POSITIONS
+from inspector.interventions.target import Case, image_keys
+from inspector.row.layout import ImageBlock
+from inspector.row.numbers import say
+from inspector.row.token_table import locate_cell
+from inspector.which_image.image_effects import STRONG
+from model import Box, Cut, InputError, ProcessedImage
+from model.image import cut_image, geometry_of
+
+EXPLANATION = (
+    "Part by part, the picture was painted over and read again, and in a second test the part's tokens were hidden "
+    "from the rest of the row; the darker a part is drawn, the more of the answer's probability goes when it is "
+    "missing or comes when it is there alone. "
+    "It can't show what the model takes a part for, paint is itself something to see, and the map of tokens may point "
+    "nowhere, because a token knows of more of the picture than its own place."
+)
+
+MAX_REGIONS = 64
+CURVE_STEPS = 8
+"""So many steps at most has a curve: with more regions, several are taken away at once."""
+RANDOM_ORDERS = 8
+ENOUGH = 0.9
+"""Tokens are hidden from the question and the answer alone if that does so much of what hiding the whole image from
+everything behind it does: these are a few positions, and everything behind it may be thousands."""
+TILES_AT_ONCE = 16
+HALF = 0.5
+
+How = Literal["painted over", "hidden"]
+Rows = Literal["question and answer", "everything behind it"]
+Score = Callable[[Sequence[frozenset[int]]], list[float]]
+"""log p of the answer when these regions are gone, for each of several sets."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile taken away with its region mark. ``tile`` counts from 0 as in ``ProcessedImage.tiles``; ``name`` is
+    “thumbnail” or “r1c2”; ``effect``: fall of log p, nats."""
+
+    tile: int
+    name: str
+    box: Box
+    effect: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """``box`` in the original image's pixels; ``positions`` are the image tokens in it. ``loss``: fall of log p when
+    this region is gone; ``gain``: rise over the image without any region when it is the only one left; nats."""
+
+    box: Box
+    positions: tuple[int, ...]
+    loss: float
+    gain: float
+
+    @property
+    def effect(self) -> float:
+        return (self.loss + self.gain) / 2
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """log p of the answer while regions are taken away in one order. ``counts``: how many are gone at each point, from
+    0 to all of them. ``logprobs``: nats, one for each."""
+
+    counts: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def area(self) -> float:
+        """Mean height of the curve (trapezoids), nats."""
+        return float(np.trapezoid(self.logprobs, self.counts) / self.counts[-1])
+
+
+@dataclass(frozen=True)
+class RegionMap:
+    """``how``: what was done to a region. ``logprob``: of the answer with all regions in place, ``nothing``: with none
+    (of the map of tokens: the region marks are hidden then too). ``regions`` are row by row.
+
+    ``strongest_first`` is the deletion curve, ``weakest_first`` the reversed order, ``random`` other orders; None and
+    empty until measured."""
+
+    how: How
+    logprob: float
+    nothing: float
+    regions: tuple[Region, ...]
+    strongest_first: Deletion | None = None
+    weakest_first: Deletion | None = None
+    random: tuple[Deletion, ...] = ()
+
+    @property
+    def whole(self) -> float:
+        """Fall without any region, nats."""
+        return self.logprob - self.nothing
+
+    @property
+    def top(self) -> Region:
+        """The region with the largest effect; its box is what the map points at."""
+        return max(self.regions, key=lambda region: region.effect)
+
+    @property
+    def gap(self) -> float | None:
+        """Mean area of the random orders less the own, nats: above 0 where the map is better than chance."""
+        if self.strongest_first is None or not self.random:
+            return None
+        return sum(curve.area for curve in self.random) / len(self.random) - self.strongest_first.area
+
+    @property
+    def beaten(self) -> int:
+        """How many of the random orders have a larger area."""
+        own = self.strongest_first
+        return 0 if own is None else sum(curve.area > own.area for curve in self.random)
+
+    @property
+    def better(self) -> bool | None:
+        """Whether log p falls sooner than in random orders on average; None until that is measured."""
+        return None if self.gap is None else self.gap > 0
+
+    @property
+    def band(self) -> tuple[tuple[float, float, float], ...]:
+        """(lowest, mean, highest) log p of the random orders at each point of the curve."""
+        points = zip(*(curve.logprobs for curve in self.random), strict=True)
+        return tuple((min(values), sum(values) / len(values), max(values)) for values in points)
+
+    def to_json(self) -> dict[str, Any]:
+        def curve(deletion: Deletion | None) -> dict[str, Any] | None:
+            return None if deletion is None else asdict(deletion) | {"area": deletion.area}
+
+        return {
+            "how": self.how,
+            "logprob": self.logprob,
+            "nothing": self.nothing,
+            "whole": self.whole,
+            "regions": [asdict(region) | {"effect": region.effect} for region in self.regions],
+            "top": asdict(self.top.box),
+            "strongest_first": curve(self.strongest_first),
+            "weakest_first": curve(self.weakest_first),
+            "random": [curve(deletion) for deletion in self.random],
+            "gap": self.gap,
+            "beaten": self.beaten,
+            "better": self.better,
+        }
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What is known so far of image ``image`` (from 1). ``grid``: (rows, columns) of regions. ``removed``: fall of
+    log p without the image, hidden from everything behind it; ``tiles``: without each tile. ``rows``: what tiles and
+    tokens were hidden from. Maps are None until they are begun; ``sentence`` grows with them."""
+
+    image: int
+    grid: tuple[int, int]
+    noise_floor: float
+    removed: float
+    rows: Rows
+    tiles: tuple[Tile, ...]
+    pixels: RegionMap | None = None
+    tokens: RegionMap | None = None
+    sentence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "grid": list(self.grid),
+            "noise_floor": self.noise_floor,
+            "removed": self.removed,
+            "rows": self.rows,
+            "tiles": [asdict(tile) for tile in self.tiles],
+            "pixels": None if self.pixels is None else self.pixels.to_json(),
+            "tokens": None if self.tokens is None else self.tokens.to_json(),
+            "sentence": self.sentence,
+        }
+
+
+def measure_regions(case: Case, image: int, noise_floor: float) -> Iterator[Regions]:
+    """Yields the tiles, then the map of pixels and the map of tokens, each growing: its regions, its curve with the
+    reverse, the random orders one by one. ``image`` counts from 1; ``noise_floor``: nats, of the dependence. InputError
+    if the question can't see that image.
+
+    Cost, for r regions: 2r + 10 · 7 readings of what stands behind the image, twice; the map of pixels also encodes the
+    tiles that the paint has changed."""
+    block = next((block for block in case.reachable if block.number == image), None)
+    if block is None:
+        seen = ", ".join(str(number) for number in case.target.question.reachable) or "none"
+        raise InputError(f"Question {case.turn} can't see image {image}; images that it can see: {seen}.")
+    grid, parts = cut_regions(case, block)
+    found = _take_tiles(case, block, grid, noise_floor)
+    yield replace(found, sentence=_conclude(found))
+    for pixels in _map(case, block, parts, "painted over", _painting(case, block, parts)):
+        found = replace(found, pixels=pixels)
+        yield replace(found, sentence=_conclude(found))
+    for tokens in _map(case, block, parts, "hidden", _hiding(case, block, parts, found.rows)):
+        found = replace(found, tokens=tokens)
+        yield replace(found, sentence=_conclude(found))
+
+
+Part = tuple[Box, tuple[int, ...]]
+
+
+def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Part]]:
+    """((rows, columns), box and image tokens of every region, row by row); every image token is in one of them."""
+    row, cells = case.replay.row, case.vlm.config.cells_per_side
+    processed = row.images[image.number - 1]
+    width, height = processed.original_size
+    tiles = (1, 1) if processed.has_thumbnail else image.grid
+    rows, columns = tiles[0] * cells, tiles[1] * cells
+    block = 1
+    while math.ceil(rows / block) * math.ceil(columns / block) > MAX_REGIONS:
+        block += 1
+    grid = (math.ceil(rows / block), math.ceil(columns / block))
+    held: list[list[int]] = [[] for _ in range(grid[0] * grid[1])]
+    for position in image.tokens:
+        cell = locate_cell(case.vlm, row, position)
+        assert cell is not None
+        across = (cell.box.left + cell.box.right) / 2 / width * columns
+        down = (cell.box.top + cell.box.bottom) / 2 / height * rows
+        held[int(down) // block * grid[1] + int(across) // block].append(position)
+
+    def box(n: int) -> Box:
+        top, left = (part * block for part in divmod(n, grid[1]))
+        bottom, right = min(top + block, rows), min(left + block, columns)
+        return Box(width * left / columns, height * top / rows, width * right / columns, height * bottom / rows)
+
+    return grid, [(box(n), tuple(positions)) for n, positions in enumerate(held)]
+
+
+# --- the two ways of taking a region away ---
+
+
+def _hide(base: Variant, positions: Sequence[int]) -> Variant:
+    return base.cutting(Cut(range(base.start, base.stop), positions)) if positions else base
+
+
+def _behind(case: Case, block: ImageBlock, rows: Rows) -> Variant:
+    """The row from where the image is hidden from it."""
+    start = case.target.start if rows == "question and answer" else block.stop
+    return case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
+
+
+def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) -> Score:
+    base = _behind(case, block, rows)
+
+    def score(sets: Sequence[frozenset[int]]) -> list[float]:
+        hidden = [image_keys(block) if len(gone) == len(parts) else [p for n in sorted(gone) for p in parts[n][1]]
+                  for gone in sets]  # fmt: skip
+        return [outcome.logprob for outcome in case.replay.run([_hide(base, keys) for keys in hidden])]
+
+    return score
+
+
+def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
+    image = case.prompt.images[block.number - 1]
+    paint = run_at_full_size(image, find_median)
+    covers = [(across.start, down.start, across.stop, down.stop)
+              for down, across in (_pixels_of(box) for box, _ in parts)]  # fmt: skip
+    states = _name_own(case, block)
+    start = block.tokens[0]
+    base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
+    # Other images behind this one keep what they hold.
+    others = [p for p in range(start, base.stop) if case.replay.ids[p] == case.vlm.image_token_id]
+    others = others[len(block.tokens) :]
+    at_once = max(1, PASS_POSITIONS // len(base.ids))
+
+    def score(sets: Sequence[frozenset[int]]) -> list[float]:
+        found: list[float] = []
+        for first in range(0, len(sets), at_once):
+            painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
+            resized = run_at_full_size(image, paint_over, painted, paint, geometry_of(case.vlm.config))
+            features = _encode(case, [cut_image(one, image.size, case.vlm.config) for one in resized], states)
+            kept = case.replay.embeds[others]
+            variants = [replace(base, features=torch.cat((own, kept))) for own in features]
+            found += [outcome.logprob for outcome in case.replay.run(variants)]
+        return found
+
+    return score
+
+
+def _pixels_of(box: Box) -> tuple[slice, slice]:
+    """The pixels whose centres lie in a box: every pixel of a picture is in one of the boxes that tile it."""
+    left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (box.left, box.top, box.right, box.bottom))
+    return slice(top, bottom), slice(left, right)
+
+
+def _name_own(case: Case, block: ImageBlock) -> dict[bytes, Tensor]:
+    """What the row holds of each of the image's own tiles, by the tile's name."""
+    own = case.replay.row.images[block.number - 1].tiles
+    return {_name(tile): case.replay.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)}
+
+
+@torch.no_grad()
+def _encode(case: Case, pictures: Sequence[ProcessedImage], known: Mapping[bytes, Tensor]) -> list[Tensor]:
+    """Per picture, ``[image token lm_hidden_dim]``. Tiles that are ``known``, or alike, are encoded once."""
+    vlm = case.vlm
+    states = dict(known)
+    names: list[list[bytes]] = []
+    new: dict[bytes, Tensor] = {}
+    for picture in pictures:
+        tiles = picture.tiles
+        names.append([_name(tile) for tile in tiles])
+        new |= {name: tile for name, tile in zip(names[-1], tiles, strict=True) if name not in states}
+    waiting = list(new)
+    for first in range(0, len(waiting), TILES_AT_ONCE):
+        chosen = waiting[first : first + TILES_AT_ONCE]
+        features = vlm.MP(vlm.vision_encoder(torch.stack([new[name] for name in chosen]).to(vlm.MP.proj.weight)))
+        states |= zip(chosen, features.to(case.replay.embeds.dtype), strict=True)
+    return [torch.cat([states[name] for name in wanted]) for wanted in names]
+
+
+def _name(tile: Tensor) -> bytes:
+    return hashlib.blake2b(tile.numpy().tobytes(), digest_size=16).digest()
+
+
+# --- measuring ---
+
+
+def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floor: float) -> Regions:
+    keys = image_keys(block)
+    everything, question = (_behind(case, block, rows) for rows in ("everything behind it", "question and answer"))
+    before, removed, cut = case.replay.run([everything, _hide(everything, keys), _hide(question, keys)])
+    enough = before.logprob - cut.logprob >= ENOUGH * (before.logprob - removed.logprob)
+    rows: Rows = "question and answer" if enough else "everything behind it"
+    base = question if enough else everything
+    held = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
+    uncut, *outcomes = case.replay.run([base, *(_hide(base, positions) for positions in held)])
+    boxes = case.replay.row.images[block.number - 1].boxes
+    tiles = tuple(
+        Tile(run.tile, run.name, boxes[run.tile], uncut.logprob - outcome.logprob)
+        for run, outcome in zip(block.tiles, outcomes, strict=True)
+    )
+    return Regions(block.number, grid, noise_floor, before.logprob - removed.logprob, rows, tiles)
+
+
+def _map(case: Case, block: ImageBlock, parts: Sequence[Part], how: How, score: Score) -> Iterator[RegionMap]:
+    every = frozenset(range(len(parts)))
+    alone = [frozenset({n}) for n in range(len(parts))]
+    full, nothing, *rest = score([frozenset(), every, *alone, *(every - one for one in alone)])
+    losses, gains = rest[: len(parts)], rest[len(parts) :]
+    regions = tuple(
+        Region(box, positions, full - loss, gain - nothing)
+        for (box, positions), loss, gain in zip(parts, losses, gains, strict=True)
+    )
+    found = RegionMap(how, full, nothing, regions)
+    yield found
+    order = sorted(range(len(parts)), key=lambda n: -regions[n].effect)
+    found = replace(
+        found,
+        strongest_first=_delete(found, order, score),
+        weakest_first=_delete(found, order[::-1], score),
+    )
+    yield found
+    rng = np.random.default_rng([case.seed, block.number])
+    for _ in range(RANDOM_ORDERS):
+        drawn = _delete(found, rng.permutation(len(parts)).tolist(), score)
+        found = replace(found, random=(*found.random, drawn))
+        yield found
+
+
+def _delete(found: RegionMap, order: Sequence[int], score: Score) -> Deletion:
+    count = len(order)
+    steps = min(count, CURVE_STEPS)
+    counts = [round(step * count / steps) for step in range(steps + 1)]
+    between = score([frozenset(order[:gone]) for gone in counts[1:-1]]) if steps > 1 else []
+    return Deletion(tuple(counts), (found.logprob, *between, found.nothing))
+
+
+# --- in words ---
+
+
+def _conclude(found: Regions) -> str:
+    floor = f"(noise floor {say(found.noise_floor)})"
+    removed = f"costs at least {say(found.removed)} nats {floor}"
+    said = [f"Hidden from everything behind it, image {found.image} as a whole {removed}."]
+    if found.pixels is not None:
+        said += _say_pixels(found.pixels, found)
+    if found.tokens is not None:
+        said += _say_tokens(found.tokens, found)
+    return " ".join(said)
+
+
+def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
+    bar = max(found.noise_floor, STRONG)
+    if pixels.whole < bar:
+        sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that "
+                    f"count, so its parts say little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
+    else:
+        sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
+                    f"painted over costs {say(pixels.whole)}.")  # fmt: skip
+    return [sentence, *_say_curve(pixels)]
+
+
+def _name_place(region: Region) -> str:
+    box = region.box
+    return (f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px: without it log p falls by "
+            f"{say(region.loss)} nats, alone it brings {say(region.gain)}")  # fmt: skip
+
+
+def _say_tokens(tokens: RegionMap, found: Regions) -> list[str]:
+    top = max(region.loss for region in tokens.regions)
+    least = min(region.gain for region in tokens.regions)
+    where = "the question and the answer" if found.rows == "question and answer" else found.rows
+    sentence = (
+        f"In the row, the tokens of one region hidden from {where} cost at most {say(top)} nats of the "
+        f"{say(tokens.whole)} that all of them cost, and any region's tokens alone bring at least {say(least)}"
+    )
+    spread = tokens.whole >= STRONG and least >= HALF * tokens.whole
+    sentence += ": each of them holds what the answer needs, so this map points nowhere." if spread else "."
+    return [sentence, *_say_curve(tokens)]
+
+
+def _say_curve(found: RegionMap) -> list[str]:
+    if found.gap is None or found.strongest_first is None:
+        return []
+    areas = [curve.area for curve in found.random]
+    done = "Painted over" if found.how == "painted over" else "Hidden"
+    judged = "better than random" if found.better else "no better than random"
+    sentence = (f"{done} in the order of effect, log p is {say(found.strongest_first.area)} nats on average, in random "
+                f"orders {say(sum(areas) / len(areas))} ({found.beaten} of {len(areas)} beaten): {judged}, by "
+                f"{say(found.gap, sign=True)}.")  # fmt: skip
+    return [sentence]

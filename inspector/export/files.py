@@ -1,0 +1,51 @@
+"""What can be taken away: the batch as files for a notebook, and all facts as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from inspector.facts import write_json
+from inspector.row.ask import Inspection, describe, training_batch
+from inspector.row.attention import AttentionMap
+from model import VLM, Batch, Sample
+
+
+def write_files(vlm: VLM, inspection: Inspection, arrangement: str, folder: Path) -> list[str]:
+    """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too) in ``folder``. OSError
+    if they can't be written."""
+    batch, samples = training_batch(vlm, inspection, arrangement)
+    (folder / "batch.json").write_text(write_json(_facts(batch, samples)), encoding="utf-8")
+    tensors = {name: value.contiguous() for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    try:
+        save_file(tensors, folder / "batch.safetensors")
+    except SafetensorError as error:
+        raise OSError(0, str(error).splitlines()[0]) from error
+    return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
+
+
+def write_facts(vlm: VLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:
+    """inspection.json in ``folder``: what ``python -m inspector inspect`` prints, for the token whose attention is
+    shown. OSError if it can't be written."""
+    path = folder / "inspection.json"
+    path.write_text(write_json(describe(vlm, inspection, attention)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def _facts(batch: Batch, samples: tuple[Sample, ...]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        name: value.int().tolist()
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor) and name != "tiles"
+    }
+    facts["document_mask"] = batch.document_mask
+    facts["images"] = [
+        [{"shape": list(image.tiles.shape), "dtype": "float32", "grid": image.grid} for image in sample.images]
+        for sample in samples
+    ]
+    facts["spans"] = [[vars(span) for span in sample.spans] for sample in samples]
+    return facts

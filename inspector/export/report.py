@@ -1,0 +1,86 @@
+"""One prompt studied whole and written down as a page that stands for itself. No gradio here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from inspector.export.experiments import EXPERIMENTS, look_beside
+from inspector.figures.report import write_report
+from inspector.figures.which_image import draw_panels, show_verdict
+from inspector.interventions.target import open_case
+from inspector.row.ask import Inspection
+from inspector.which_image.attention_agreement import Gaze
+from inspector.which_image.study import WhichImage, study_answer
+from model import VLM
+
+
+@dataclass(frozen=True)
+class Study:
+    """What has been found out about one answer: ``found`` without its case, ``drawn`` the panels as HTML by their
+    keys, ``facts`` the same for a program."""
+
+    found: WhichImage
+    drawn: dict[str, str]
+    facts: dict[str, Any]
+
+    def adding(self, key: str, html: str, facts: Any) -> Study:
+        """With the result of one experiment more."""
+        return Study(self.found, {**self.drawn, key: html}, {**self.facts, key: facts})
+
+    def joined(self, other: Study, keys: Sequence[str]) -> Study:
+        """With those of the experiments ``keys`` that ``other`` has."""
+        joined = self
+        for key in keys:
+            if key in other.drawn:
+                joined = joined.adding(key, other.drawn[key], other.facts[key])
+        return joined
+
+
+def study(
+    vlm: VLM,
+    inspection: Inspection,
+    turn: int | None = None,
+    *,
+    reference: str = "",
+    typed: Sequence[str] = (),
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> Iterator[Study]:
+    """Yields after each step; see :func:`inspector.which_image.study.study_answer`."""
+    gaze: Gaze | None = None
+    for found in study_answer(vlm, inspection, turn, reference=reference, typed=typed, max_new_tokens=max_new_tokens,
+                              seed=seed):  # fmt: skip
+        if found.step == "attention":
+            gaze = look_beside(found)
+        facts = {} if found.verdict is None else found.to_json()
+        if gaze is not None:
+            facts["gaze"] = gaze.to_json()
+        yield Study(replace(found, case=None), draw_panels(found, inspection.prompt.images, gaze), facts)
+
+
+def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: Study, command: str) -> str:
+    """The page, with what is ``known``; ``command`` repeats the tests from a shell."""
+    weights = sum(parameter.numel() for parameter in vlm.parameters())
+    dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
+    return write_report(
+        inspection,
+        model=f"{model}, {weights / 1e6:.1f} M weights, {dtype}",
+        names=names,
+        turn=known.found.turn,
+        verdict=show_verdict(known.found.verdict, command=command),
+        panels=list(known.drawn.values()),
+        facts=known.facts,
+    )
+
+
+def study_whole(vlm: VLM, inspection: Inspection, turn: int | None = None, **options: Any) -> Study:
+    """:func:`study`, then every experiment."""
+    *_, known = study(vlm, inspection, turn, **options)
+    for one in EXPERIMENTS:
+        case = open_case(vlm, inspection, known.found.turn, max_new_tokens=options.get("max_new_tokens", 32),
+                         seed=options.get("seed", 0))  # fmt: skip
+        *_, (html, facts) = one.run(case, known.found)
+        known = known.adding(one.key, html, facts)
+    return known

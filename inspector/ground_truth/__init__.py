@@ -1,0 +1,1 @@
+"""Prompts whose truth is known, run and scored."""

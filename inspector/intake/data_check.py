@@ -1,0 +1,37 @@
+"""``python -m inspector.intake.data_check``: :func:`inspector.runs.metrics.check_data` in a process of its own
+(see :mod:`inspector.intake.confinement`).
+
+The task: ``model``, a folder with a model's config and tokenizer; ``recipe``, its text; ``folder``, where its relative
+paths begin. The value: a report for each data table.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from inspector.intake.confinement import serve
+from inspector.runs.metrics import check_data
+from model import InputError
+from model.checkpoint import load_shape
+from model.training.data.data_report import DataReport
+from model.training.recipe import build_recipe
+
+
+def check(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The value for one task."""
+    recipe = build_recipe(tomllib.loads(task["recipe"]), Path(task["folder"]))
+    reports = check_data(load_shape(Path(task["model"])), recipe)
+    return [report.shorten().to_json() if isinstance(report, DataReport) else report for report in reports]
+
+
+def prepare(task: dict[str, Any]) -> None:
+    """Imports what reads tables, before memory is counted."""
+    if '"rows"' in task["recipe"]:
+        import datasets  # noqa: F401
+
+
+if __name__ == "__main__":
+    sys.exit(serve(check, InputError, prepare))

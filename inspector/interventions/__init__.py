@@ -1,0 +1,1 @@
+"""Changing what one answer was computed from: continuations, image ablation, attention knockout."""

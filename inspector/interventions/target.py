@@ -1,0 +1,140 @@
+"""The answer under study: a prompt, its row read once, and which turn's answer is to be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inspector.interventions.continuations import Variant
+from inspector.interventions.prefix_cache import Replay
+from inspector.row.ask import Inspection
+from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
+from inspector.row.prompt import Prompt
+from model import VLM, Cut, InputError
+from model.tokenizer import decode
+
+
+@dataclass(frozen=True)
+class Target:
+    """The answer that is explained. ``start``: the first position behind everything that the question can look back
+    at (images of its own turn, or the turn before); ``scored`` (start, stop): the answer's tokens, its end token alone
+    if it is empty."""
+
+    question: Question
+    start: int
+    scored: tuple[int, int]
+
+    @property
+    def queries(self) -> range:
+        """Positions that an image is taken away from."""
+        return range(self.start, self.scored[1])
+
+    @property
+    def question_rows(self) -> range:
+        """The question's text and the template's words around it, up to the position that chooses the answer."""
+        return range(self.start, self.scored[0] - 1)
+
+    @property
+    def last_rows(self) -> range:
+        """The position that chooses the answer's first token, and the answer's own positions."""
+        return range(self.scored[0] - 1, self.scored[1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every experiment on one answer works on. ``replay`` is not for two threads at once: one case, one person.
+    ``max_new_tokens`` bounds the answers to changed prompts; ``seed`` is behind everything that is drawn."""
+
+    vlm: VLM
+    prompt: Prompt
+    replay: Replay
+    structure: RowStructure
+    target: Target
+    max_new_tokens: int = 32
+    seed: int = 0
+
+    @property
+    def turn(self) -> int:
+        """From 1."""
+        return self.target.question.number
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        return self.replay.ids[self.target.scored[0] : self.target.scored[1]]
+
+    @property
+    def reachable(self) -> tuple[ImageBlock, ...]:
+        """The images that the question can see."""
+        return tuple(image for image in self.structure.images if image.number in self.target.question.reachable)
+
+    @property
+    def base(self) -> Variant:
+        """The question and its answer, unchanged."""
+        return self.replay.variant(self.target.start, self.target.scored, stop=self.target.scored[1])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer's ids say; the end token is silent."""
+        return decode(self.vlm.tokenizer, [i for i in ids if i != self.vlm.eos_token_id])
+
+    def without(self, *images: ImageBlock, variant: Variant | None = None) -> Variant:
+        """:attr:`base` (or ``variant`` of it, of the same positions), its own positions not seeing ``images``. What
+        stands in between has read them and may hand them on: see :mod:`inspector.interventions.image_ablation`."""
+        return take_away(variant or self.base, self.target, images)
+
+
+def open_case(
+    vlm: VLM, inspection: Inspection, turn: int | None = None, *, max_new_tokens: int = 32, seed: int = 0
+) -> Case:
+    """Reads the inspected row once more and keeps its keys and values. ``turn`` (from 1): whose answer, the last one
+    if None. InputError if that turn has no answer."""
+    document_mask = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    structure = read_row(vlm, inspection, document_mask)
+    target = choose_target(structure, turn)
+    replay = Replay(vlm, inspection.row, document_mask=document_mask)
+    return Case(vlm, inspection.prompt, replay, structure, target, max_new_tokens, seed)
+
+
+def read_row(vlm: VLM, inspection: Inspection, document_mask: bool) -> RowStructure:
+    """The structure of the inspected row."""
+    return read_structure(inspection.row, document_mask=document_mask, decode=lambda ids: decode(vlm.tokenizer, ids))
+
+
+def choose_target(structure: RowStructure, turn: int | None = None) -> Target:
+    """The answer of turn ``turn`` (from 1; the last that has one if None). InputError if there is no such answer."""
+    answered = [question for question in structure.questions if is_answered(question)]
+    if not answered:
+        raise InputError("No turn has an answer yet; press Ask first.")
+    if turn is None:
+        return target_of(structure, answered[-1])
+    for question in answered:
+        if question.number == turn:
+            return target_of(structure, question)
+    raise InputError(f"Turn {turn} has no answer; choose one of {', '.join(str(q.number) for q in answered)}.")
+
+
+def is_answered(question: Question) -> bool:
+    """Whether the row holds what the model, or a person, answered: text, or an end token where text would be."""
+    return question.chooser is not None and (question.answer[0] < question.answer[1] or question.end is not None)
+
+
+def target_of(structure: RowStructure, question: Question) -> Target:
+    """Where the turn of ``question`` begins behind its images, and which tokens are its answer."""
+    opening = [mark.start for mark in structure.marks
+               if mark.message == question.message and mark.stop <= question.start]  # fmt: skip
+    # Its own images, or every image where a format puts them all before the text.
+    images = [image.stop for image in structure.images if image.stop <= question.start]
+    start = max([min(opening, default=question.start), *images])
+    scored = question.answer
+    if scored[0] == scored[1]:
+        scored = (scored[0], scored[0] + 1)
+    return Target(question, start, scored)
+
+
+def image_keys(image: ImageBlock) -> tuple[int, ...]:
+    """What taking an image away hides: its tokens and region marks. Its ``<image: k>`` stays, as a cue of its own."""
+    return tuple(sorted((*image.tokens, *image.marks)))
+
+
+def take_away(variant: Variant, target: Target, images: Sequence[ImageBlock]) -> Variant:
+    """The variant whose question and answer don't see ``images`` themselves."""
+    return variant.cutting(*(Cut(target.queries, image_keys(image)) for image in images))

@@ -1,0 +1,1 @@
+"""The prompt and the row of tokens that it becomes: asked, laid out, tabulated, its attention read."""

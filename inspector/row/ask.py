@@ -1,0 +1,227 @@
+"""Asking a model, then looking at everything that it saw: a prompt in, an :class:`Inspection` out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from inspector.bounds import Bounds
+from inspector.row.attention import AttentionMap, read_attention
+from inspector.row.prompt import Prompt, first_turns, prepare_row, prepare_samples
+from inspector.row.token_table import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
+from model import VLM, Batch, InputError, Sample, collate
+from model.generate import check_logits, check_sampling
+from model.values import is_number, is_whole, name_value
+
+MAX_TEMPERATURE = 5
+"""Beyond it every answer is noise."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``seed`` matters only when sampling. InputError
+    for more than the server's ``bounds``, and for what is no such number."""
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    bounds: Bounds = field(default=Bounds(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        longest = self.bounds.answer_tokens
+        if not (is_whole(self.max_new_tokens) and 1 <= self.max_new_tokens <= longest):
+            raise InputError(f"The answer may be {name_value(self.max_new_tokens)} tokens long; allowed are 1 to "
+                             f"{longest}.")  # fmt: skip
+        if not (is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
+            raise InputError(f"The temperature is {name_value(self.temperature)}; allowed are 0 (greedy) to "
+                             f"{MAX_TEMPERATURE}.")  # fmt: skip
+        check_sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        if self.top_p == 0:
+            raise InputError("top-p is 0; it must be above 0 and at most 1 (off).")
+
+
+@dataclass(frozen=True)
+class AnswerToken:
+    """One generated token: its ``probability`` is untempered and unfiltered."""
+
+    token_id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that one teacher-forced pass over the finished row showed.
+
+    ``row`` is what the model read, ``samples`` the same as separate training samples.
+    ``answers`` per turn: the generated tokens, empty for a turn whose answer the person gave. ``faithful``: the
+    generated ids are in the row exactly (text that is encoded again may split otherwise).
+    """
+
+    prompt: Prompt
+    row: Sample
+    samples: tuple[Sample, ...]
+    table: TokenTable
+    answers: tuple[tuple[AnswerToken, ...], ...]
+    faithful: bool
+    fingerprint: str
+
+    @property
+    def batch(self) -> Batch:
+        """The row as a batch on the processor, made anew each time: most of it are pixels that the row has anyway."""
+        # A single row is never padded, so it doesn't matter with what.
+        return collate([self.row], pad_token_id=0, document_mask=self.prompt.document_mask)
+
+    @property
+    def first_answer_position(self) -> int:
+        """Of the last answer: what a person looks at first. The last position if there is no answer."""
+        starts = [span.start for span in self.row.spans if span.kind == "answer"]
+        return starts[-1] if starts else len(self.row) - 1
+
+    def row_that_chose(self, position: int) -> int:
+        """The position whose output the token at ``position`` was chosen by: the one before, for a token of an answer
+        (its end token too). Any other token was given and not chosen: for it, the position itself."""
+        chosen = self.table.trained[position] and position > 0 and self.table.attended[position - 1]
+        return position - 1 if chosen else position
+
+    @property
+    def answer_positions(self) -> tuple[tuple[int, ...], ...]:
+        """Per turn, where each generated token is in the row; empty if the row doesn't hold them exactly."""
+        ids, found, after = self.table.ids, [], 0
+        for tokens in self.answers:
+            wanted = tuple(token.token_id for token in tokens)
+            starts = (n for n in range(after, len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted
+                      and self.table.trained[n])  # fmt: skip
+            start = next(starts, None) if wanted else None
+            found.append(() if start is None else tuple(range(start, start + len(wanted))))
+            after = after if start is None else start + len(wanted)
+        return tuple(found)
+
+
+def ask(
+    vlm: VLM, prompt: Prompt, settings: GenerationSettings
+) -> Iterator[tuple[int, AnswerToken | None] | Inspection]:
+    """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, None) once it is
+    known that the turn fits, (turn, token) for each generated token and the :class:`Inspection` last. InputError
+    before anything runs if the prompt doesn't fit."""
+    generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
+    for turn, given in enumerate(prompt.turns):
+        if given.assistant:
+            continue
+        row = prepare_row(vlm, prompt, answering=turn)
+        yield turn, None
+        text = ""
+        for step in vlm.generate(
+            row,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            document_mask=prompt.document_mask,
+        ):
+            text += step.text
+            token = AnswerToken(step.token_id, step.text, math.exp(step.logprob))
+            generated[turn].append(token)
+            yield turn, token
+        prompt = prompt.with_answer(turn, text)
+    yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated))
+
+
+def inspect_unfinished(vlm: VLM, prompt: Prompt, tokens: Sequence[Sequence[AnswerToken]]) -> Inspection:
+    """What :func:`ask` had told when it was stopped, looked at: the turns up to the last one that has ``tokens``, its
+    answer as far as it came. InputError if there is no token."""
+    begun = [turn for turn, answer in enumerate(tokens) if answer]
+    if not begun:
+        raise InputError("Stopped before the first token; there is nothing new to look at.")
+    for turn in begun:
+        prompt = prompt.with_answer(turn, "".join(token.text for token in tokens[turn]))
+    count = begun[-1] + 1
+    return inspect(vlm, first_turns(prompt, count), tuple(tuple(answer) for answer in tokens[:count]))
+
+
+def ask_and_inspect(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Inspection:
+    """:func:`ask` for those who don't watch the tokens come."""
+    *_, inspection = ask(vlm, prompt, settings)
+    assert isinstance(inspection, Inspection)
+    return inspection
+
+
+@torch.no_grad()
+def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ...] = ()) -> Inspection:
+    """One pass over the prompt as it stands, answers included."""
+    row = prepare_row(vlm, prompt)
+    batch = vlm.collate([row], document_mask=prompt.document_mask)
+    logits = vlm(batch)[0]
+    check_logits(logits)
+    losses = token_losses(logits, row)
+    samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
+    ids = row.input_ids.tolist()
+    faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)
+    return Inspection(
+        prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint
+    )
+
+
+def _contains(row: list[int], part: list[int]) -> bool:
+    return any(row[start : start + len(part)] == part for start in range(len(row) - len(part) + 1))
+
+
+def attend(vlm: VLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
+    """See :func:`inspector.row.attention.read_attention`."""
+    return read_attention(vlm, inspection.batch.to(vlm.device), inspection.row, position, exclude_sinks=exclude_sinks)
+
+
+def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
+    """The samples as the training code would batch them. ``arrangement``: ``"row"`` is the one row that was read,
+    ``"padded"`` and ``"packed"`` make a sample of each turn with its images, side by side or in one row."""
+    if arrangement == "row":
+        return vlm.collate([inspection.row], document_mask=inspection.prompt.document_mask), (inspection.row,)
+    apart = replace(inspection.prompt, layout="packed")
+    if arrangement == "padded":
+        samples = prepare_samples(vlm, apart)
+        return vlm.collate(list(samples)), samples
+    if arrangement == "packed":
+        row = prepare_row(vlm, apart)
+        return vlm.collate([row], document_mask=apart.document_mask), (row,)
+    raise InputError(f"The arrangement is “{arrangement}”; choose row, padded or packed.")
+
+
+def lint(vlm: VLM, inspection: Inspection) -> tuple[Finding, ...]:
+    """Problems of the training batch; see :func:`inspector.row.token_table.lint_batch`."""
+    batch = vlm.collate(list(inspection.samples))
+    texts = tuple(text for turn in inspection.prompt.turns for text in (turn.user, turn.assistant))
+    return lint_batch(vlm, inspection.samples, batch, texts)
+
+
+def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
+    """The facts that ``python -m inspector inspect`` prints; images and turns in order, indices from 0."""
+    batch, samples = training_batch(vlm, inspection, "row")
+    return {
+        "model": {"fingerprint": inspection.fingerprint, "generation": vlm.config.generation,
+                  "parameters": sum(p.numel() for p in vlm.parameters()),
+                  "dtype": str(vlm.MP.proj.weight.dtype).removeprefix("torch."), "device": str(vlm.device)},
+        "layout": inspection.prompt.layout,
+        "document_mask": inspection.prompt.document_mask,
+        "answer": inspection.prompt.turns[-1].assistant,
+        "turns": [{"user": turn.user, "assistant": turn.assistant,
+                   "generated": [{"id": t.token_id, "text": t.text, "probability": t.probability} for t in tokens]}
+                  for turn, tokens in zip(inspection.prompt.turns, inspection.answers, strict=True)],
+        "faithful": inspection.faithful,
+        "images": [{"original_size": image.original_size, "resized_size": image.resized_size, "grid": image.grid,
+                    "has_thumbnail": image.has_thumbnail, "tiles": len(image.boxes), "notes": image.notes,
+                    "boxes": [[box.left, box.top, box.right, box.bottom] for box in image.boxes]}
+                   for image in inspection.row.images],
+        "sequence": inspection.table.to_json(),
+        "batch": {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+                  for name, tensor in vars(batch).items() if isinstance(tensor, torch.Tensor)},
+        "samples": len(samples),
+        "lint": [vars(finding) for finding in lint(vlm, inspection)],
+        "attention": attention.to_json(),
+    }  # fmt: skip

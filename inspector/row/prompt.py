@@ -1,0 +1,169 @@
+"""What a person asks: images, turns and a layout; and the row of tokens that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar, get_args
+
+from inspector.bounds import Bounds
+from inspector.images.image_file import ImageFile, PromptImage, process_prompt_image
+from model import VLM, Conversation, InputError, Message, ProcessedImage, Sample, pack_samples
+from model.values import name_value
+
+T = TypeVar("T")
+
+Layout = Literal["images-first", "per-turn", "packed"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+MAX_IMAGES = Bounds().images
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and, if there is one, its answer (given by a person, or by the model once asked)."""
+
+    user: str
+    assistant: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``layout``: *images-first* puts every image before the first question, as nanoVLM does; *per-turn* gives image
+    i to turn i; *packed* makes a sample of each image with its turn and puts them into one row. What is left over
+    (images or turns) joins the last. ``document_mask`` keeps packed samples from seeing one another. ``bounds`` are the
+    server's: a prompt that is made from this one stays within them."""
+
+    images: tuple[PromptImage, ...]
+    turns: tuple[Turn, ...]
+    layout: Layout = "images-first"
+    document_mask: bool = False
+    bounds: Bounds = field(default=Bounds(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        bounds = self.bounds
+        if self.layout not in LAYOUTS:
+            raise InputError(f"The layout is {name_value(self.layout)}; choose one of {', '.join(LAYOUTS)}.")
+        if not isinstance(self.document_mask, bool):
+            raise InputError(f"The document mask is {name_value(self.document_mask)}; it must be true or false.")
+        check_count(len(self.images), bounds)
+        if len(self.turns) > bounds.turns:
+            raise InputError(f"There are {len(self.turns):,} turns; at most {bounds.turns} fit one prompt, remove "
+                             "some.")  # fmt: skip
+        for number, turn in enumerate(self.turns, start=1):
+            for text in (turn.user, turn.assistant):
+                _check_text(text, number, bounds)
+        if not any(turn.user.strip() for turn in self.turns):
+            raise InputError("There is no question; write one and press Ask.")
+        for number, turn in enumerate(self.turns, start=1):
+            if not turn.user.strip():
+                raise InputError(f"Turn {number} has no question; write one or remove the turn.")
+
+    def with_answer(self, index: int, answer: str) -> Prompt:
+        turns = list(self.turns)
+        turns[index] = replace(turns[index], assistant=answer)
+        return replace(self, turns=tuple(turns))
+
+
+def check_count(images: int, bounds: Bounds) -> None:
+    """InputError for more images than a prompt holds; asked before any of them is opened, too."""
+    if images > bounds.images:
+        raise InputError(f"There are {images:,} images; at most {bounds.images} fit one prompt, remove some.")
+
+
+def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
+    """InputError if the images together have more pixels than one prompt may; none is decoded for that."""
+    total = sum(image.count_pixels() if isinstance(image, ImageFile) else image.size[0] * image.size[1]
+                for image in images)  # fmt: skip
+    if total > bounds.prompt_pixels:
+        raise InputError(f"The images have {total / 1e6:,.6g} million pixels together; at most "
+                         f"{bounds.prompt_pixels / 1e6:,.6g} million fit one prompt, scale them down or remove some."
+                         )  # fmt: skip
+
+
+def check_length(text: str, what: str, bounds: Bounds) -> None:
+    """InputError, about ``what``, for more text than a question or an answer may have."""
+    if len(text) > bounds.text:
+        raise InputError(f"{what} has {len(text):,} characters of text; at most {bounds.text:,} are allowed.")
+
+
+def _check_text(text: object, turn: int, bounds: Bounds) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"Turn {turn} has {name_value(text)} for a text; write its question and answer as text.")
+    check_length(text, f"Turn {turn}", bounds)
+    # JSON can hold half of a pair of UTF-16; nothing that is sent or written in UTF-8 can.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"Turn {turn} holds half a character (a lone surrogate), which is no text; remove it.")
+
+
+def images_of_turns(prompt: Prompt) -> tuple[tuple[PromptImage, ...], ...]:
+    """The images that each turn brings."""
+    return _deal(prompt, prompt.images)
+
+
+def _deal(prompt: Prompt, images: Sequence[T]) -> tuple[tuple[T, ...], ...]:
+    """To each turn those of ``images`` (one for each of the prompt's) that it brings."""
+    turns = len(prompt.turns)
+    brought: list[list[T]] = [[] for _ in range(turns)]
+    for index, image in enumerate(images):
+        brought[0 if prompt.layout == "images-first" else min(index, turns - 1)].append(image)
+    return tuple(tuple(images) for images in brought)
+
+
+def conversations(prompt: Prompt, processed: Sequence[ProcessedImage]) -> tuple[Conversation, ...]:
+    """One conversation per sample: all turns in one, or one turn in each if packed. A turn without an answer ends
+    with its question. ``processed``: what a model sees of each image."""
+    parts: list[list[Message]] = []
+    for turn, images in zip(prompt.turns, _deal(prompt, processed), strict=True):
+        messages = [Message("user", turn.user, images)]
+        if turn.assistant:
+            messages.append(Message("assistant", turn.assistant))
+        if prompt.layout == "packed" or not parts:
+            parts.append(messages)
+        else:
+            parts[-1] += messages
+    return tuple(Conversation(tuple(messages)) for messages in parts)
+
+
+def prepare_samples(vlm: VLM, prompt: Prompt) -> tuple[Sample, ...]:
+    """Every sample of the prompt on its own, as the training code would get it."""
+    return tuple(vlm.prepare(conversation) for conversation in conversations(prompt, process_images(vlm, prompt)))
+
+
+def first_turns(prompt: Prompt, count: int) -> Prompt:
+    """The first ``count`` turns, with the images that they bring."""
+    brought = images_of_turns(prompt)[:count]
+    return replace(prompt, turns=prompt.turns[:count], images=tuple(image for images in brought for image in images))
+
+
+def process_images(
+    vlm: VLM, prompt: Prompt, replaced: Mapping[int, ProcessedImage] | None = None
+) -> tuple[ProcessedImage, ...]:
+    """What the model sees of each image; ``replaced``: what it sees instead, by index."""
+    others = replaced or {}
+    return tuple(others[index] if index in others else process_prompt_image(image, vlm.config)
+                 for index, image in enumerate(prompt.images))  # fmt: skip
+
+
+def prepare_row(
+    vlm: VLM, prompt: Prompt, *, answering: int | None = None, replaced: Mapping[int, ProcessedImage] | None = None
+) -> Sample:
+    """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
+    the turns after it left out. ``replaced``: see :func:`process_images`. InputError if the row is longer than the
+    model reads."""
+    shown = prompt if answering is None else first_turns(prompt, answering + 1).with_answer(answering, "")
+    parts = conversations(shown, process_images(vlm, shown, replaced))
+    samples = [
+        vlm.prepare(part, add_generation_prompt=answering is not None and index == len(parts) - 1)
+        for index, part in enumerate(parts)
+    ]
+    row = samples[0] if prompt.layout != "packed" else pack_samples(
+        samples, vlm.pad_token_id, separate_last=answering is None
+    )  # fmt: skip
+    limit = vlm.config.lm_max_position_embeddings
+    if len(row) > limit:
+        raise InputError(
+            f"The packed row is {len(row):,} tokens long and this model reads at most {limit:,}; "
+            "use fewer or smaller images, or less text."
+        )
+    return row

@@ -1,0 +1,1 @@
+"""Training jobs and their folders, and what they changed."""

@@ -1,0 +1,118 @@
+"""Another picture in an image's place: does the answer follow?
+
+A swap stays within what the model knows, which cutting edges need not; a verdict wants both. The partner has the same
+size, so that the row keeps its length and every other token its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from inspector.images.full_size import read_preview, stretch_image
+from inspector.images.image_file import PromptImage, run_at_full_size
+from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.target import Case
+from inspector.row.prompt import prepare_row
+from inspector.which_image.question_contrast import Selection
+from model import OpenedImage
+from model.image import cut_image, geometry_of
+from model.training.synthetic.scenes import SINGLE_TILE, draw, random_scene
+
+
+@dataclass(frozen=True)
+class Swap:
+    """``image`` (from 1) was replaced. ``partner`` says by what, ``partner_image`` is its number if it is another
+    image of the prompt. ``fall``: of log p of the answer under study, nats. ``predicted``: the answer that should
+    come if the model reads this image, None where nothing could be predicted; ``answer``: what it said. ``picture``: a
+    preview of what came in its place."""
+
+    image: int
+    partner: str
+    partner_image: int | None
+    predicted: str | None
+    answer: str
+    fall: float
+    flipped: bool
+    picture: Image.Image
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "partner": self.partner,
+            "partner_image": self.partner_image,
+            "predicted": self.predicted,
+            "answer": self.answer,
+            "fall": self.fall,
+            "flipped": self.flipped,
+        }
+
+
+def measure_swaps(
+    case: Case, selection: Selection, *, twins: Mapping[int, tuple[OpenedImage, str]] | None = None
+) -> tuple[Swap, ...]:
+    """One swap for every image that the question can see, in image order. ``twins``: (picture, answer that it should
+    give) by image number, instead of a partner chosen here."""
+    return tuple(measure_swap(case, selection, block.number, (twins or {}).get(block.number))
+                 for block in case.reachable)  # fmt: skip
+
+
+def measure_swap(case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None) -> Swap:
+    """Image ``image`` replaced; the row is read again."""
+    vlm, prompt = case.vlm, case.prompt
+    partner = _choose_partner(case, image, selection) if twin is None else _Partner(twin[0], "its twin", None, twin[1])
+    size = prompt.images[image - 1].size
+    facts, resized = run_at_full_size(partner.image, stretch_image, size, geometry_of(vlm.config))
+    row = prepare_row(vlm, prompt, replaced={image - 1: cut_image(resized, size, vlm.config)})
+    if tuple(row.input_ids.tolist()) != case.replay.ids:
+        raise ValueError("A swapped image of the same size must leave every token in its place.")
+    swapped = Replay(vlm, row, document_mask=case.replay.document_mask)
+    before, after = case.replay.run([case.base])[0], swapped.run([case.base])[0]
+    first = case.target.scored[0]
+    open_ended = swapped.variant(case.target.start, (first, first), stop=first)
+    (ids,) = swapped.answer([open_ended], case.max_new_tokens)
+    return Swap(
+        image,
+        partner.name,
+        partner.number,
+        partner.predicted,
+        case.text(ids),
+        before.logprob - after.logprob,
+        (ids or (vlm.eos_token_id,)) != case.answer_ids,
+        read_preview(facts),
+    )
+
+
+@dataclass(frozen=True)
+class _Partner:
+    """What comes in an image's place, stretched to its size: what it is called, its number if it is another image of
+    the prompt, and the answer that should come."""
+
+    image: PromptImage
+    name: str
+    number: int | None
+    predicted: str | None
+
+
+def _choose_partner(case: Case, image: int, selection: Selection) -> _Partner:
+    """Another image of the prompt if its own answer is known and differs, else a drawn scene."""
+    prompt, own = case.prompt, selection.about(image)
+    answers = {asked.image: asked.answer for asked in selection.asked if asked.image is not None}
+    for offset in range(1, len(prompt.images)):
+        number = (image - 1 + offset) % len(prompt.images) + 1
+        if own is not None and answers.get(number, own.answer) != own.answer:
+            other = prompt.images[number - 1]
+            fitted = other.size != prompt.images[image - 1].size
+            name = f"image {number}" + (", stretched to its size" if fitted else "")
+            return _Partner(other, name, number, answers[number])
+    scene = random_scene(np.random.default_rng([case.seed, image]), SINGLE_TILE, 1)
+    shape = scene.shapes[0]
+    return _Partner(OpenedImage(draw(scene)), f"a drawn {shape.name}, stretched to its size", None, None)
+
+
+def swap_of(swaps: Sequence[Swap], image: int) -> Swap | None:
+    return next((swap for swap in swaps if swap.image == image), None)

@@ -1,0 +1,204 @@
+"""Does the question select the image? The same images, the question changed to ask about another one.
+
+An answer that stands in image k alone falls without image k, asked about or not: dependence is no proof that the
+question picked it. The contrast is: the effect of image k when k is asked about, less its effect when another image is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from inspector.interventions.continuations import Variant
+from inspector.interventions.image_ablation import Removals
+from inspector.interventions.target import Case
+from inspector.row.layout import read_structure
+from inspector.row.prompt import Prompt, prepare_row
+from inspector.row.references import find_pointer, find_pointers, point_at
+
+Source = Literal["as asked", "ordinal edited", "image named", "another turn", "typed"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question put in the place of the prompt's, and what it makes of the images.
+
+    ``image``: the number of the image that it asks about, None if it doesn't say. ``answer``: what the model then
+    says (greedy), ``probability`` per token. ``effects`` (image order): fall of log p of *this* answer without each
+    image; ``same_answer_effects``: of the answer under study. ``prompt_ids``: from the target's start to where the
+    answer begins. ``answer_ids``: what the model says.
+    """
+
+    question: str
+    image: int | None
+    source: Source
+    answer: str
+    probability: float
+    effects: tuple[float, ...]
+    same_answer_effects: tuple[float, ...]
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "image": self.image,
+            "source": self.source,
+            "answer": self.answer,
+            "probability": self.probability,
+            "effects": list(self.effects),
+            "same_answer_effects": list(self.same_answer_effects),
+        }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``asked[0]`` is the prompt's own question. ``contrasts`` (image order): the effect of each image when it is
+    asked about, less its mean effect when another is, nats, each on the answer that the question then gets; None
+    where no question, or no other one, asks about it. ``contrast``: the same for the image that the answer under study
+    is taken to rest on, and the smaller of two measures: on each question's own answer, and on the answer under
+    study. None if nothing could be asked instead."""
+
+    asked: tuple[Asked, ...]
+    image: int | None
+    contrasts: tuple[float | None, ...]
+    contrast: float | None
+
+    @property
+    def effects_otherwise(self) -> tuple[float, float] | None:
+        """Mean effects of the image when another one is asked about: on the answers then given, and on the answer under
+        study. None as for :attr:`contrast`."""
+        return _effects_otherwise(self.asked, self.image)
+
+    @property
+    def others(self) -> tuple[Asked, ...]:
+        """Questions about another image than :attr:`image`."""
+        return _others(self.asked, self.image)
+
+    def about(self, image: int) -> Asked | None:
+        """The question about image ``image``, as asked or altered."""
+        return next((asked for asked in self.asked if asked.image == image), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "asked": [asked.to_json() for asked in self.asked],
+            "image": self.image,
+            "contrasts": list(self.contrasts),
+            "contrast": self.contrast,
+        }
+
+
+def alternative_questions(prompt: Prompt, turn: int, image: int | None, n_images: int,
+                          typed: Sequence[str] = ()) -> list[tuple[str, int | None, Source]]:  # fmt: skip
+    """(question, image asked about, source) for the other images. ``turn`` counts from 1; ``image`` is the one that
+    the question is taken to be about, if it doesn't say."""
+    question = prompt.turns[turn - 1].user
+    found: list[tuple[str, int | None, Source]] = [(text, pointed_image(text, n_images), "typed") for text in typed]
+    pointer = find_pointer(question)
+    if pointer is not None:
+        found += [(point_at(question, pointer, number, n_images), number, "ordinal edited")
+                  for number in range(1, n_images + 1) if number != pointer.image(n_images)]  # fmt: skip
+    elif not find_pointers(question):
+        found += [(f"In image {number}, {question[:1].lower()}{question[1:]}", number, "image named")
+                  for number in range(1, n_images + 1) if number != image]  # fmt: skip
+    known = {text for text, _, _ in found} | {question}
+    for number, other in enumerate(prompt.turns, start=1):
+        about = pointed_image(other.user, n_images)
+        # Only a question that names its image says which one is asked about from this turn.
+        if number != turn and about is not None and about != image and other.user not in known:
+            found.append((other.user, about, "another turn"))
+            known.add(other.user)
+    return found
+
+
+def pointed_image(question: str, n_images: int) -> int | None:
+    """The one image that a question names by number (or as the last); None if it names none or several."""
+    pointer = find_pointer(question)
+    return None if pointer is None else pointer.image(n_images)
+
+
+def measure_selection(
+    case: Case, image: int | None, removals: Removals | None = None, *, typed: Sequence[str] = ()
+) -> Selection:
+    """``image``: the image that the answer under study depends on, from 1; with None contrasts are still listed.
+    InputError if a typed question makes the prompt too long."""
+    vlm, prompt, replay, structure, target = case.vlm, case.prompt, case.replay, case.structure, case.target
+    removals = removals or Removals(case)
+    own = prompt.turns[case.turn - 1].user
+    about = pointed_image(own, len(structure.images))
+    asked: list[tuple[str, int | None, Source]] = [(own, about if about is not None else image, "as asked")]
+    visible = {block.number for block in case.reachable}
+    if len(visible) > 1 or typed:
+        options = alternative_questions(prompt, case.turn, image, len(structure.images), typed)
+        asked += [option for option in options if option[1] is None or option[1] in visible]
+    prompts = [changed_question(case, question) for question, _, _ in asked]
+    given = case.answer_ids
+    open_ended = [Variant(target.start, ids, (target.start + len(ids),) * 2) for ids in prompts]
+    answers = [given, *(found or (vlm.eos_token_id,) for found in replay.answer(open_ended[1:], case.max_new_tokens))]
+    removed = [frozenset[int](), *(frozenset({block.number}) for block in structure.images)]
+    variants: list[Variant] = []
+    for ids, answer in zip(prompts, answers, strict=True):
+        for scored in (answer, given):
+            span = (target.start + len(ids), target.start + len(ids) + len(scored))
+            variants += [removals.of_ending(gone, target, (*ids, *scored), span) for gone in removed]
+    outcomes = replay.run(variants)
+    width = len(structure.images) + 1
+    found: list[Asked] = []
+    for n, ((question, number, source), ids, answer) in enumerate(zip(asked, prompts, answers, strict=True)):
+        mine, same = (outcomes[(2 * n + k) * width : (2 * n + k + 1) * width] for k in range(2))
+        found.append(
+            Asked(
+                question,
+                number,
+                source,
+                case.text(answer),
+                math.exp(mine[0].logprob / len(answer)),
+                tuple(mine[0].logprob - outcome.logprob for outcome in mine[1:]),
+                tuple(same[0].logprob - outcome.logprob for outcome in same[1:]),
+                ids,
+                answer,
+            )
+        )
+    contrasts = tuple(_contrast(found, block.number) for block in structure.images)
+    return Selection(tuple(found), image, contrasts, _verdict_contrast(found, image))
+
+
+def changed_question(case: Case, question: str) -> tuple[int, ...]:
+    """Ids from the target's start to where the model is to answer, with ``question`` in the turn's place."""
+    turns = list(case.prompt.turns)
+    turns[case.turn - 1] = replace(turns[case.turn - 1], user=question)
+    # The whole row: later images decide whether the ones before them are numbered.
+    row = prepare_row(case.vlm, replace(case.prompt, turns=tuple(turns)))
+    structure = read_structure(row, document_mask=case.structure.document_mask, decode=case.text)
+    ids = tuple(row.input_ids.tolist())[: structure.questions[case.turn - 1].answer[0]]
+    if ids[: case.target.start] != case.replay.ids[: case.target.start]:
+        raise ValueError("The changed question changes what stands before it.")
+    return ids[case.target.start :]
+
+
+def _contrast(asked: Sequence[Asked], image: int) -> float | None:
+    own = [one.effects[image - 1] for one in asked if one.image == image]
+    other = [one.effects[image - 1] for one in asked if one.image is not None and one.image != image]
+    return None if not own or not other else own[0] - sum(other) / len(other)
+
+
+def _others(asked: Sequence[Asked], image: int | None) -> tuple[Asked, ...]:
+    return tuple(one for one in asked[1:] if one.image != image)
+
+
+def _effects_otherwise(asked: Sequence[Asked], image: int | None) -> tuple[float, float] | None:
+    others = _others(asked, image)
+    if image is None or not others:
+        return None
+    given = sum(one.effects[image - 1] for one in others) / len(others)
+    return given, sum(one.same_answer_effects[image - 1] for one in others) / len(others)
+
+
+def _verdict_contrast(asked: Sequence[Asked], image: int | None) -> float | None:
+    otherwise = _effects_otherwise(asked, image)
+    if image is None or otherwise is None:
+        return None
+    own = asked[0].effects[image - 1], asked[0].same_answer_effects[image - 1]
+    return min(mine - other for mine, other in zip(own, otherwise, strict=True))

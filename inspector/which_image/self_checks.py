@@ -1,0 +1,137 @@
+"""Does the instrument measure what it says? Identities that must hold on this very prompt, with the error found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from inspector.interventions.target import Case, image_keys, is_answered, target_of
+from inspector.row.layout import ImageBlock
+from inspector.row.prompt import prepare_samples
+from inspector.which_image.image_effects import Dependence, TurnMatrix
+from model import Batch, Cut, Tap, collate
+from model.language import build_mask
+
+TOLERANCE = 1e-4
+"""Nats in float32."""
+HALF_TOLERANCE = 0.25
+"""Nats in a 16-bit type, whose sums differ by the order they are taken in."""
+PADDING = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """``value`` is the error found, in nats unless ``name`` says otherwise, ``limit`` what is allowed."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ok": self.ok}
+
+
+@torch.no_grad()
+def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[Check, ...]:
+    """Every identity that this prompt allows to be tested; costs about five readings of the row."""
+    tolerance = TOLERANCE if case.replay.hidden.dtype == torch.float32 else HALF_TOLERANCE
+    whole = _score_hidden(case, case.replay.hidden)
+    empty = case.replay.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
+    checks = [
+        Check("an empty knockout, read from the cache = the whole row read at once", abs(empty - whole), tolerance),
+        Check("Shapley values add up to log p with all images − without any",
+              abs(sum(dependence.shapley) - dependence.total), TOLERANCE),
+        Check("effects of images that a question can't see", max(matrix.beyond_reach, _beyond_reach(case)), 0.0),
+    ]  # fmt: skip
+    if case.reachable:
+        image = max(case.reachable, key=lambda block: abs(dependence.leave_one_out[block.number - 1]))
+        cut = dependence.logprob - dependence.leave_one_out[image.number - 1]
+        checks.append(Check(f"image {image.number} taken away = its positions deleted from the row, the others kept",
+                            abs(cut - _deleted(case, image)), tolerance))  # fmt: skip
+    if len(case.replay.row) + PADDING <= case.vlm.config.lm_max_position_embeddings:
+        checks.append(Check("a knockout of padding", _cut_padding(case), tolerance))
+    if case.prompt.layout == "packed":
+        checks.append(Check("the packed row with a document mask = the sample alone", _alone(case), 10 * tolerance))
+    return tuple(checks)
+
+
+def _score_hidden(case: Case, hidden: torch.Tensor, places: Sequence[int] | None = None) -> float:
+    """log p of the answer from the decoder's output ``[pos width]``; ``places``: where each position of the row is in
+    it, if not in its own place."""
+    first, stop = case.target.scored
+    rows = [(places[p] if places is not None else p) for p in range(first - 1, stop - 1)]
+    logprobs = case.vlm.decoder.head(hidden[rows]).float().log_softmax(dim=-1)
+    ids = torch.tensor(case.answer_ids, device=logprobs.device)
+    return float(logprobs.gather(-1, ids[:, None]).sum())
+
+
+def _batch(case: Case) -> Batch:
+    return case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask)
+
+
+def _deleted(case: Case, image: ImageBlock) -> float:
+    """The row without the image's positions, the others keeping their numbers."""
+    batch = _batch(case)
+    hidden = set(image_keys(image))
+    kept = [p for p in range(len(case.replay.row)) if p not in hidden]
+    embeds = case.replay.embeds[kept][None]
+    segments = batch.segment_ids[:, kept] if batch.document_mask else None
+    mask = build_mask(batch.attention_mask[:, kept], segments, len(kept), embeds.dtype)
+    out = case.vlm.decoder(embeds, mask, batch.position_ids[:, kept], rope_length=len(case.replay.row))
+    places = {p: n for n, p in enumerate(kept)}
+    return _score_hidden(case, out[0], [places.get(p, 0) for p in range(len(case.replay.row))])
+
+
+def _beyond_reach(case: Case) -> float:
+    """The largest change of an answer's log p when the features of an image that its question can't see are put in
+    another order: whole passes of one shape, which agree to the last bit."""
+    batch, largest = _batch(case), 0.0
+    segments = batch.segment_ids if batch.document_mask else None
+    mask = build_mask(batch.attention_mask, segments, len(case.replay.row), case.replay.embeds.dtype)
+
+    def read(embeds: torch.Tensor) -> torch.Tensor:
+        return case.vlm.decoder(embeds[None], mask, batch.position_ids)[0]
+
+    questions = [question for question in case.structure.questions if is_answered(question)]
+    hidden_from = {image: [q for q in questions if image.number not in q.reachable] for image in case.structure.images}
+    # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
+    before = read(case.replay.embeds) if any(hidden_from.values()) else case.replay.hidden
+    for image, blind in hidden_from.items():
+        if not blind:
+            continue
+        embeds = case.replay.embeds.clone()
+        embeds[list(image.tokens)] = embeds[list(image.tokens)].flip(0)
+        after = read(embeds)
+        for question in blind:
+            other = replace(case, target=target_of(case.structure, question))
+            largest = max(largest, abs(_score_hidden(other, after) - _score_hidden(other, before)))
+    return largest
+
+
+def _cut_padding(case: Case) -> float:
+    row = case.replay.row
+    batch = collate([row], pad_token_id=case.vlm.pad_token_id, max_length=len(row) + PADDING,
+                    document_mask=case.replay.document_mask).to(case.vlm.device)  # fmt: skip
+    places = range(PADDING, PADDING + len(row))
+    cut = Tap(cuts=(Cut(places, range(PADDING)),))
+    return abs(
+        _score_hidden(case, case.vlm.hidden(batch)[0], places)
+        - _score_hidden(case, case.vlm.hidden(batch, cut)[0], places)
+    )
+
+
+def _alone(case: Case) -> float:
+    samples = prepare_samples(case.vlm, case.prompt)
+    sample = samples[case.target.question.sample - 1]
+    apart = case.vlm.collate([case.replay.row], document_mask=True)
+    offset = sum(len(other) + 1 for other in samples[: case.target.question.sample - 1])
+    alone = case.vlm.hidden(case.vlm.collate([sample]))[0]
+    places = [max(0, p - offset) for p in range(len(case.replay.row))]
+    return abs(_score_hidden(case, case.vlm.hidden(apart)[0]) - _score_hidden(case, alone, places))

@@ -1,0 +1,1 @@
+"""Data sets as they come: readers, examples, captions, and the report on them."""

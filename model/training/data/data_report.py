@@ -1,0 +1,281 @@
+"""What a data set will be for a model, told before a run: how much, how long, what is dropped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from model.chat import ChatRenderer, Conversation
+from model.collator import collate
+from model.config import MOST_POSITIONS
+from model.errors import InputError
+from model.lint import Finding, lint_batch
+from model.sample import Sample
+from model.tokenizer import decode
+from model.training.data.example import Example
+from model.training.data.readers.source import Problem
+from model.vlm import VLM
+
+SHOWN = 4
+"""How many of the samples are kept to be looked at."""
+TOLD = 200
+"""Problems, kinds of answers and letters of a text that are told one by one: beyond that nobody reads them."""
+MAX_BINS = 20
+
+
+@dataclass(frozen=True)
+class Bin:
+    """``count`` samples of ``start`` to ``stop − 1`` tokens."""
+
+    start: int
+    stop: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """``count`` of the examples looked at will be dropped for ``reason``: “too long”, “no label”, “too many images” or
+    “can't be rendered”. ``example`` says what is wrong with the first of them, and where it is."""
+
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Lint:
+    """A finding of :func:`model.lint.lint_batch` in ``count`` of the examples looked at; ``where`` is the first."""
+
+    finding: Finding
+    count: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """One example as the model will get it."""
+
+    where: str
+    conversation: Conversation
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """``examples`` are all of the source; every other number is of the ``measured`` ones, drawn by a seed.
+
+    ``turns``, ``images``, ``tokens`` and ``trained_tokens`` (those with a label) are sums over the ``usable`` ones, and
+    so are the distributions: ``token_histogram``, ``images_per_sample`` and ``tiles_per_image`` (value → how many).
+    ``problems`` were found by the reader in the whole source, ``more_problems`` are further ones that nobody kept.
+    ``looks`` are a few usable samples, in no order.
+    """
+
+    name: str
+    max_length: int
+    examples: int
+    measured: int
+    usable: int
+    turns: int
+    images: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    token_histogram: tuple[Bin, ...]
+    images_per_sample: dict[int, int]
+    tiles_per_image: dict[int, int]
+    families: dict[str, int]
+    drops: tuple[Drop, ...]
+    lint: tuple[Lint, ...]
+    problems: tuple[Problem, ...]
+    looks: tuple[Look, ...]
+    text_of_looks: tuple[str, ...]
+    more_problems: int = 0
+
+    @property
+    def trained_share(self) -> float:
+        """Tokens with a label, of all tokens; 0 if there is none."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; of the looks their place, length and text."""
+        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
+                 "trained_share", "longest", "more_problems")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in names},
+            "token_histogram": [asdict(part) for part in self.token_histogram],
+            **{name: {str(key): count for key, count in getattr(self, name).items()}
+               for name in ("images_per_sample", "tiles_per_image", "families")},
+            "drops": [asdict(drop) for drop in self.drops],
+            "lint": [asdict(lint.finding) | {"count": lint.count, "where": lint.where} for lint in self.lint],
+            "problems": [problem.to_json() for problem in self.problems],
+            "looks": [{"where": look.where, "tokens": len(look.sample), "text": text}
+                      for look, text in zip(self.looks, self.text_of_looks, strict=True)],
+        }  # fmt: skip
+
+    def shorten(self) -> DataReport:
+        """The report without what grows with the data, as it is told to another process."""
+        return replace(
+            self,
+            families=dict(list(self.families.items())[:TOLD]),
+            problems=self.problems[:TOLD],
+            more_problems=self.more_problems + len(self.problems[TOLD:]),
+            text_of_looks=tuple(text if len(text) <= 100 * TOLD else text[: 100 * TOLD] + "…"
+                                for text in self.text_of_looks),
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataReport:
+        """What :meth:`to_json` wrote, but for the samples themselves: their text is all that is left."""
+        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
+                 "longest", "more_problems")  # fmt: skip
+        return cls(
+            **{name: values[name] for name in names},
+            token_histogram=tuple(Bin(**part) for part in values["token_histogram"]),
+            images_per_sample={int(key): count for key, count in values["images_per_sample"].items()},
+            tiles_per_image={int(key): count for key, count in values["tiles_per_image"].items()},
+            families=dict(values["families"]),
+            drops=tuple(Drop(**drop) for drop in values["drops"]),
+            lint=tuple(
+                Lint(Finding(lint["severity"], lint["rule"], lint["sentence"]), lint["count"], lint["where"])
+                for lint in values["lint"]
+            ),
+            problems=tuple(Problem(**problem) for problem in values["problems"]),
+            looks=(),
+            text_of_looks=tuple(look["text"] for look in values["looks"]),
+        )
+
+
+def report_data(
+    vlm: VLM,
+    source: Sequence[Example],
+    max_length: int | None = None,
+    *,
+    sample: int = 1000,
+    seed: int = 0,
+    max_images: int | None = None,
+) -> DataReport:
+    """Renders ``sample`` examples of ``source`` (0: all), drawn by ``seed``, and measures them; ``vlm`` needs no
+    weights. ``max_length``: tokens of a sample at most (None, or more than the model reads: what the model reads);
+    ``max_images``: images at most. InputError if the source is empty or a number makes no sense."""
+    if not len(source):
+        raise InputError("The data hold no example, so there is nothing to report; choose other data.")
+    if sample < 0 or (max_length is not None and max_length < 1) or (max_images is not None and max_images < 0):
+        raise InputError(
+            f"sample is {sample}, max_length {max_length}, max_images {max_images}; they must be 0 or more (length: 1)."
+        )
+    limit = vlm.config.lm_max_position_embeddings
+    limit = limit if max_length is None else min(limit, max_length)
+    # The model's own renderer refuses what is too long; here its length is what people want to know.
+    renderer = ChatRenderer(replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS), vlm.tokenizer)
+    numbers = _draw(len(source), sample, seed)
+    looked = set(np.random.default_rng((seed, 1)).permutation(len(numbers)).tolist()[: 4 * SHOWN])
+
+    lengths: list[int] = []
+    usable = turns = trained = n_images = longest = 0
+    per_sample: Counter[int] = Counter()
+    per_image: Counter[int] = Counter()
+    families: Counter[str] = Counter()
+    drops: dict[str, Drop] = {}
+    lints: dict[tuple[str, str], Lint] = {}
+    looks: list[Look] = []
+
+    def drop(reason: str, sentence: str) -> None:
+        found = drops.get(reason)
+        drops[reason] = Drop(reason, 1, sentence) if found is None else replace(found, count=found.count + 1)
+
+    for order, number in enumerate(numbers):
+        try:
+            example = source[number]
+        except InputError as error:  # a reader's sentence begins with the place
+            drop("can't be rendered", str(error))
+            continue
+        where = example.source or f"example {number + 1}"
+        try:
+            rendered = renderer.render(example.conversation, vlm.process_image)
+        except InputError as error:
+            drop("can't be rendered", f"{where}: {error}")
+            continue
+        longest = max(longest, len(rendered))
+        if max_images is not None and len(rendered.images) > max_images:
+            drop("too many images", f"{where} has {len(rendered.images)} images; at most {max_images} are allowed")
+            continue
+        if len(rendered) > limit:
+            drop("too long", f"{where} has {len(rendered):,} tokens; at most {limit:,} are read")
+            continue
+        messages = example.conversation.messages
+        typed = tuple(message.text for message in messages)
+        batch = collate([rendered], pad_token_id=vlm.pad_token_id)
+        for finding in lint_batch(vlm, (rendered,), batch, typed):
+            key = finding.severity, finding.rule
+            found = lints.get(key)
+            lints[key] = Lint(finding, 1, where) if found is None else replace(found, count=found.count + 1)
+        if not bool(rendered.loss_mask.any()):
+            drop("no label", f"{where} has no answer to learn from")
+            continue
+        usable += 1
+        lengths.append(len(rendered))
+        trained += int(rendered.loss_mask.sum())
+        turns += sum(message.role == "assistant" for message in messages)
+        families.update(example.families)
+        n_images += len(rendered.images)
+        per_sample[len(rendered.images)] += 1
+        per_image.update(len(image.boxes) for image in rendered.images)
+        if order in looked and len(looks) < SHOWN:
+            looks.append(Look(where, example.conversation, rendered))
+    return DataReport(
+        name=str(getattr(source, "name", "data")),
+        max_length=limit,
+        examples=len(source),
+        measured=len(numbers),
+        usable=usable,
+        turns=turns,
+        images=n_images,
+        tokens=sum(lengths),
+        trained_tokens=trained,
+        longest=longest,
+        token_histogram=_histogram(lengths),
+        images_per_sample=dict(sorted(per_sample.items())),
+        tiles_per_image=dict(sorted(per_image.items())),
+        families=dict(families.most_common()),
+        drops=tuple(sorted(drops.values(), key=lambda drop: -drop.count)),
+        lint=tuple(lints.values()),
+        problems=tuple(getattr(source, "problems", ())),
+        looks=tuple(looks),
+        text_of_looks=tuple(_text(vlm, look.sample) for look in looks),
+    )
+
+
+def _draw(length: int, sample: int, seed: int) -> list[int]:
+    if not sample or sample >= length:
+        return list(range(length))
+    return sorted(int(number) for number in np.random.default_rng((seed, 0)).choice(length, sample, replace=False))
+
+
+def _histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
+    """At most :data:`MAX_BINS` bins of one width, a round number of tokens, from the shortest to the longest."""
+    if not lengths:
+        return ()
+    reach = max(lengths) - min(lengths) + 1
+    width = next(
+        step * scale for scale in (10**power for power in range(18)) for step in (1, 2, 5)
+        if reach <= step * scale * (MAX_BINS - 1)
+    )  # fmt: skip
+    counts = Counter(length // width for length in lengths)
+    return tuple(
+        Bin(index * width, (index + 1) * width, counts[index]) for index in range(min(counts), max(counts) + 1)
+    )
+
+
+def _text(vlm: VLM, sample: Sample) -> str:
+    """The sample's text with every run of image tokens written once with its length."""
+    parts = []
+    for span in sample.spans:
+        if span.kind == "image":
+            parts.append(f"⟨{len(span)} image tokens⟩")
+        else:
+            parts.append(decode(vlm.tokenizer, sample.input_ids[span.start : span.stop].tolist()))
+    return "".join(parts)

@@ -1,0 +1,204 @@
+"""What a reader hands out: examples that are made when they are taken, and what was wrong with the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+from model.chat import ROLES, Conversation, Message
+from model.errors import InputError
+from model.image import OpenedImage, open_image
+from model.training.data.example import Example
+
+Stored = Path | bytes
+"""A picture before it is opened: a file, or the bytes of one."""
+
+SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<image>|<image: \d+>|<row_\d+_col_\d+>")
+"""Text that some model reads as a special token."""
+
+LONGEST_MESSAGE = 400
+"""Letters of what is said of a record."""
+
+T = TypeVar("T")
+
+
+def clean_text(text: str) -> str:
+    """The text with a question mark for every half of a surrogate pair, which no file and no page can hold: such come
+    from JSON and from file names that are not UTF-8."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+class RecordError(Exception):
+    """A record can't be used. Its message is half a sentence that follows the record's place and a colon."""
+
+    def __init__(self, message: str) -> None:
+        # It may quote the record: no more of it than a sentence bears, and nothing that can't be written.
+        super().__init__(clean_text(message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "…"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was found in the data. ``kind`` “skipped”: the record at ``where`` is left out; “note”: it is used and
+    ``sentence`` says what happened to it. Alike notes are one, with the first ``where`` and their ``count``."""
+
+    where: str
+    sentence: str
+    kind: Literal["skipped", "note"]
+    count: int = 1
+
+    def __str__(self) -> str:
+        more = f" (and {self.count - 1:,} more like it)" if self.count > 1 else ""
+        return f"{self.where}: {self.sentence}{more}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ProblemList:
+    """Collects problems while a source is read. ``on_error``: “stop” makes :meth:`close` raise if a record can't be
+    used, “skip” leaves it out."""
+
+    def __init__(self, on_error: str) -> None:
+        self.on_error = on_error
+        self._skipped: list[Problem] = []
+        self._notes: dict[str, Problem] = {}
+
+    def skip(self, where: str, error: RecordError) -> None:
+        self._skipped.append(Problem(where, str(error), "skipped"))
+
+    def note(self, where: str, sentence: str) -> None:
+        found = self._notes.get(sentence)
+        self._notes[sentence] = (
+            Problem(where, sentence, "note") if found is None else replace(found, count=found.count + 1)
+        )
+
+    def close(self) -> tuple[Problem, ...]:
+        """All problems, left-out records first. InputError with the first of these and their number under “stop”."""
+        if self._skipped and self.on_error == "stop":
+            others = len(self._skipped) - 1
+            more = f" ({others:,} more record{'s' * (others > 1)} can't be used either)" if others else ""
+            raise InputError(
+                f'{self._skipped[0]}{more}; correct the data, or set on_error = "skip" to leave such records out.'
+            )
+        return (*self._skipped, *self._notes.values())
+
+
+class ExampleSource(Sequence[Example]):
+    """Examples of one data set. ``keys`` say where each lies and ``build`` makes it from its key, so pictures are
+    opened only when an example is taken; InputError then if one is damaged. ``problems`` were found on reading."""
+
+    def __init__(
+        self, name: str, keys: Sequence[T], build: Callable[[T], Example], problems: tuple[Problem, ...] = ()
+    ) -> None:
+        self.name = clean_text(name)
+        self.problems = problems
+        self._keys: Sequence[Any] = keys
+        self._build: Callable[[Any], Example] = build
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> ExampleSource: ...
+    def __getitem__(self, index: int | slice) -> Example | ExampleSource:
+        if isinstance(index, slice):
+            return ExampleSource(self.name, self._keys[index], self._build, self.problems)
+        return self._build(self._keys[index])
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A message whose pictures are still closed."""
+
+    role: str
+    text: str
+    images: tuple[Stored, ...] = ()
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example before its pictures are opened, and what is to be said of it (:meth:`ProblemList.note`)."""
+
+    drafts: tuple[Draft, ...]
+    notes: tuple[str, ...] = ()
+
+
+def check_record(record: Record) -> Record:
+    """The record as it will be trained on. RecordError if it has no answer, an empty answer, an unknown role, or a
+    picture that is not with the user. A question after the last answer is dropped: nothing would be learnt from it."""
+    drafts, notes = list(record.drafts), list(record.notes)
+    for number, draft in enumerate(drafts, start=1):
+        if draft.role not in ROLES:
+            raise RecordError(f"message {number} has the role {draft.role!r}; allowed are {', '.join(ROLES)}")
+        if draft.images and draft.role != "user":
+            raise RecordError(f"message {number} is the {draft.role}'s and has an image; only the user's can have one")
+        if draft.role == "assistant" and not draft.text.strip():
+            raise RecordError(f"the answer in message {number} is empty")
+        for image in draft.images:
+            if isinstance(image, Path) and not image.is_file():
+                raise RecordError(f"the image “{image.name}” is not there")
+    if not any(draft.role == "assistant" for draft in drafts):
+        raise RecordError("it has no answer, so there is nothing to learn from it")
+    while drafts[-1].role != "assistant":
+        drafts.pop()
+        if "a question without an answer at the end is left out" not in notes:
+            notes.append("a question without an answer at the end is left out")
+    if any(SPECIAL_TEXT.search(draft.text) for draft in drafts):
+        notes.append("the text holds what some models read as a special token; here it stays plain text")
+    return Record(tuple(drafts), tuple(notes))
+
+
+def open_record(record: Record, where: str) -> Example:
+    """The example with its pictures. InputError that begins with ``where`` if one can't be opened."""
+    messages = tuple(
+        Message(draft.role, draft.text, tuple(open_stored(image, where) for image in draft.images))
+        for draft in record.drafts
+    )
+    families = tuple(draft.family for draft in record.drafts if draft.role == "assistant")
+    return Example(Conversation(messages), families if any(families) else (), where)
+
+
+def open_stored(image: Stored, where: str) -> OpenedImage:
+    """The picture; InputError that begins with ``where`` if it can't be opened."""
+    try:
+        return open_image(image)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def need_text(value: object, what: str) -> str:
+    """``value`` if it is text; RecordError that names ``what`` if not."""
+    if not isinstance(value, str):
+        raise RecordError(f"{what} is {describe(value)}; it must be text")
+    return value
+
+
+def need_list(value: object, what: str) -> list[Any]:
+    """``value`` if it is a list; RecordError that names ``what`` if not."""
+    if not isinstance(value, list):
+        raise RecordError(f"{what} is {describe(value)}; it must be a list")
+    return value
+
+
+def need_object(value: object, what: str) -> Mapping[str, Any]:
+    """``value`` if it is a JSON object; RecordError that names ``what`` if not."""
+    if not isinstance(value, Mapping):
+        raise RecordError(f"{what} is {describe(value)}; it must be an object with named fields")
+    return value
+
+
+def describe(value: object) -> str:
+    """A value's kind in a person's words."""
+    if value is None:
+        return "missing"
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (bool, "true or false"), ((int, float), "a number"), (str, "text"), (bytes, "bytes"),
+        ((list, tuple), "a list"), (Mapping, "an object"),
+    )  # fmt: skip
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""Measuring what never was trained on."""

@@ -1,0 +1,110 @@
+"""How well a stage does on what it never trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from model.collator import collate
+from model.training.batches import (
+    FeatureCache,
+    count_patches,
+    make_pairs,
+    split_rows,
+    usable_sample,
+    with_features,
+)
+from model.training.evaluation.answering import answer_probes, probe_examples, score
+from model.training.events import Answered
+from model.training.recipe import Stage
+from model.training.stages import ContrastiveLoss, count_labels
+from model.vlm import VLM
+
+SHOWN_ANSWERS = 8
+EVAL_ROWS = 16
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """``loss``: mean in nats per label or pair; None if nothing held out has any. ``accuracy``: the share that is
+    right, by family of questions; ``answers``: some of them."""
+
+    loss: float | None
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    answers: tuple[Answered, ...] = ()
+
+
+class HeldOut:
+    """What a stage holds out. Questions are chosen once, so that every evaluation asks the same ones; only the main
+    process asks them."""
+
+    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, examples: Sequence[Any], seed: int,
+                 cache: FeatureCache | None) -> None:  # fmt: skip
+        self._vlm, self._accelerator, self._seed, self._cache = vlm, accelerator, seed, cache
+        self._examples = examples
+        self._most_tokens = stage.batch_tokens
+        asks = stage.kind != "contrastive" and bool(stage.eval_examples) and bool(accelerator.is_main_process)
+        self._probes = probe_examples(vlm, examples, stage.eval_examples, seed) if asks else []
+
+        self._shown = _choose_shown([probe.family for probe in self._probes])
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def measure(self, module: nn.Module) -> HeldOutScore:
+        """``module`` is the stage's own; it is left in the mode that it came in."""
+        training = module.training
+        module.eval()
+        try:
+            if isinstance(module, ContrastiveLoss):
+                return self._contrast(module)
+            loss = self._mean_loss()
+            if not self._probes:
+                return HeldOutScore(loss)
+            with self._accelerator.autocast():
+                answered = answer_probes(self._vlm, self._probes)
+            return HeldOutScore(loss, score(answered), tuple(answered[n] for n in self._shown))
+        finally:
+            module.train(training)
+
+    def _contrast(self, module: ContrastiveLoss) -> HeldOutScore:
+        if not self._examples:
+            return HeldOutScore(None)
+        pairs = make_pairs(self._vlm, list(self._examples), np.random.default_rng((self._seed, 3)))
+        with torch.no_grad(), self._accelerator.autocast():
+            loss, captions, phrases = module.measure(pairs.to(self._accelerator.device))
+        return HeldOutScore(float(loss), {"caption": captions} | ({} if math.isnan(phrases) else {"phrase": phrases}))
+
+    @torch.no_grad()
+    def _mean_loss(self) -> float | None:
+        """Over the labels of the examples that can be used; None without any."""
+        total, labels = 0.0, 0
+        for start in range(0, len(self._examples), EVAL_ROWS):
+            samples = [sample for example in self._examples[start : start + EVAL_ROWS]
+                       if (sample := usable_sample(self._vlm, example)) is not None]  # fmt: skip
+            if not samples:
+                continue
+            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm.config)):
+                batch = collate(part, pad_token_id=self._vlm.pad_token_id)
+                count = count_labels(batch)
+                with self._accelerator.autocast():
+                    features = with_features(batch.to(self._vlm.device), self._cache)
+                    total += float(self._vlm.loss(features)) * count
+                labels += count
+        return total / labels if labels else None
+
+
+def _choose_shown(families: Sequence[str]) -> list[int]:
+    """The numbers of the answers that people are shown, always the same ones, so that they can be watched: the first
+    of as many families as there is room for, then others."""
+    first = {family: n for n, family in reversed(list(enumerate(families)))}
+    chosen = sorted(first.values())[:SHOWN_ANSWERS]
+    others = [n for n in range(len(families)) if n not in chosen]
+    return sorted([*chosen, *others[: SHOWN_ANSWERS - len(chosen)]])

@@ -1,0 +1,1 @@
+"""Data that are drawn: scenes, easy-VQA, words to teach, the example prompts."""

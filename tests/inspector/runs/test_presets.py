@@ -1,0 +1,100 @@
+"""From a form to a recipe: whatever a program sends is one sentence that names the field, and no file of the server."""
+
+import math
+
+import pytest
+
+from inspector.bounds import private_bounds, public_bounds
+from inspector.runs.presets import HUB, PRESETS, UPLOAD, list_data, read_form, write_recipe
+from model import InputError
+from model.ranges import MAX_SEED
+
+VALUES = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values}
+NAMES = {
+    "steps": "Steps", "lora_rank": "LoRA rank", "batch_rows": "Rows per batch", "eval_every": "Evaluate every",
+    "seed": "Seed", "vision_rate": "The encoder's learning rate", "projector_rate": "The projector's learning rate",
+    "decoder_rate": "The language model's learning rate", "text_rate": "The text tower's learning rate",
+}  # fmt: skip
+WORDS = {"kind": "Stage", "base": "Base model", "data": "Data", "path": "Data set on the hub", "source": "Format",
+         "packing": "Packing"}  # fmt: skip
+
+
+def write(bounds=None, **changes):
+    return write_recipe(read_form(**{**VALUES, **changes}), "embedded", "a run", bounds or private_bounds())
+
+
+@pytest.mark.parametrize("value", [None, "", math.nan, math.inf, -math.inf, float("1e400"), "5", "many", [1], {}, True])
+@pytest.mark.parametrize("key", NAMES)
+def test_what_is_no_number_is_named(key, value):
+    with pytest.raises(InputError) as caught:
+        write(**{key: value})
+    assert str(caught.value).startswith(f"{NAMES[key]} is ")
+    assert "number" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**400, 1e300, -1], ids=["huge", "large", "below"])
+@pytest.mark.parametrize("key", NAMES)
+def test_a_number_beyond_every_range_is_named(key, value):
+    with pytest.raises(InputError, match=r"it must be a (whole )?number") as caught:
+        write(**{key: value})
+    assert str(caught.value).startswith(f"{NAMES[key]} is ")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", [5, ["x"], {"a": 1}, math.nan, True, "x" * 5000])
+@pytest.mark.parametrize("key", WORDS)
+def test_what_is_no_text_is_named(key, value):
+    with pytest.raises(InputError, match=f"{WORDS[key]} is .*; it must be a text of at most 1000 letters"):
+        write(**{key: value})
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"batch_rows": 65}, "Rows per batch is 65; it must be a whole number from 1 to 64."),
+    ({"steps": 601}, "Steps is 601; it must be a whole number from 1 to 600."),
+    ({"lora_rank": 65}, "LoRA rank is 65; it must be a whole number from 0 to 64."),
+    ({"seed": MAX_SEED + 1}, "Seed is 9007199254740992; it must be"),
+    ({"data": "a hub data set", "path": "owner/name"}, "This server fetches no data from the hub; upload a file"),
+])  # fmt: skip
+def test_a_public_server_gives_less(change, sentence):
+    with pytest.raises(InputError) as caught:
+        write(public_bounds(), **change)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_form_asks_for_what_the_server_can_hold():
+    public, private = write(public_bounds()), write()
+    assert (public.stages[0].batch_tokens, public.cache_mib) == (16_384, 512)
+    assert (private.stages[0].batch_tokens, private.cache_mib) == (65_536, 4096)
+    assert write(seed=MAX_SEED).stages[0].data[0]["seed"] == 20
+
+
+def test_hub_data_are_offered_where_they_are_given():
+    assert HUB not in list_data(public_bounds())
+    assert {UPLOAD, HUB} <= set(list_data(private_bounds()))
+
+
+@pytest.mark.parametrize("source", ["llava", "chat", "captions", "scenes", "word", "/etc", "easy-vqa"])
+def test_data_of_the_hub_are_read_by_no_reader_of_files(source):
+    with pytest.raises(InputError, match=r"read as rows|There is no format"):
+        write(data=HUB, path="owner/name", source=source)
+
+
+@pytest.mark.parametrize("path", [
+    "/etc/passwd", "../../etc", "~/.ssh", "owner/name/../../x", "owner/..", "./owner", "model/embedded", "owner\\name",
+    "owner/name\0", "file:///etc/passwd", "http://x/y", ".hidden/x", "owner/.x", "owner", "a/b/c", "owner/na me",
+])  # fmt: skip
+def test_data_of_the_hub_are_a_name_there_and_no_path_here(path):
+    with pytest.raises(InputError, match="is no data set of the hub"):
+        write(data=HUB, path=path)
+
+
+def test_data_of_the_hub_are_asked_for_without_a_token():
+    assert dict(write(data=HUB, path="owner/name:part", source="auto").stages[0].data[0]) == {
+        "source": "rows", "path": "owner/name", "limit": 2000, "on_error": "skip", "streaming": True, "subset": "part",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["scenes", "word", "rows", "/etc/passwd", "captions", ""])
+def test_there_are_no_other_data(data):
+    with pytest.raises(InputError, match=f"There are no data “{data}”; choose one of scenes: one picture"):
+        write(data=data, path="/etc/passwd")
