@@ -19,6 +19,7 @@ test: lint unit browser
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	@# gradio writes .pyi files beside components; they know less than the source and mypy would prefer them.
 	find inspector -name '*.pyi' -delete
 	$(BIN)/mypy

@@ -35,10 +35,13 @@ def main(_: int) -> None:
     with tempfile.TemporaryDirectory(prefix="limits-") as name, run_public_server(Path(name)) as server:
         folder, end = Path(name), time.monotonic() + SECONDS
         tasks: list[Callable[[], None]] = [
-            partial(_open_pages, server, folder, end), partial(_check_data, server, folder, end),
-            partial(_train, server, end), partial(_run_all, server, folder, end), partial(_run_battery, server, end),
+            partial(_open_pages, server, folder, end),
+            partial(_check_data, server, folder, end),
+            partial(_train, server, end),
+            partial(_run_all, server, folder, end),
+            partial(_run_battery, server, end),
             *(partial(_plan_huge, server, folder, number, end) for number in range(4)),
-        ]  # fmt: skip
+        ]
         threads = [threading.Thread(target=task, daemon=True) for task in tasks]
         for thread in threads:
             thread.start()
@@ -101,8 +104,17 @@ def _plan_huge(server: PublicServer, folder: Path, number: int, end: float) -> N
 
 
 def _check_data(server: PublicServer, folder: Path, end: float) -> None:
-    line = json.dumps({"messages": [{"role": "user", "content": "What colour is it? " * 8},
-                                    {"role": "assistant", "content": "red " * 10}]}) + "\n"  # fmt: skip
+    line = (
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "What colour is it? " * 8},
+                    {"role": "assistant", "content": "red " * 10},
+                ]
+            }
+        )
+        + "\n"
+    )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("data.jsonl", line * (150_000_000 // len(line)))
@@ -112,16 +124,23 @@ def _check_data(server: PublicServer, folder: Path, end: float) -> None:
         _say("upload of 150 MB of JSON", person.call("train_upload", [person.upload(path), None]))
         values = person.defaults("train_check")
         fields = person.events["train_check"]["inputs"]
-        values = ["my file" if person.component(n)["props"].get("elem_id") == "train-data" else value
-                  for n, value in zip(fields, values, strict=True)]  # fmt: skip
+        values = [
+            "my file" if person.component(n)["props"].get("elem_id") == "train-data" else value
+            for n, value in zip(fields, values, strict=True)
+        ]
         while time.monotonic() < end:
             _say("check of it", person.call("train_check", values))
 
 
 def _train(server: PublicServer, end: float) -> None:
     """The largest form: every row that is given, the encoder trained."""
-    wanted = {"train-data": "scenes: several pictures", "train-steps": 600, "train-vision-rate": 1e-4,
-              "train-projector-rate": 1e-4, "train-decoder-rate": 1e-4}  # fmt: skip
+    wanted = {
+        "train-data": "scenes: several pictures",
+        "train-steps": 600,
+        "train-vision-rate": 1e-4,
+        "train-projector-rate": 1e-4,
+        "train-decoder-rate": 1e-4,
+    }
     with Stranger(server.url, "127.0.7.2") as person:
         values = []
         for number in person.events["train_start"]["inputs"]:

@@ -32,9 +32,17 @@ from model import VLM, VLMConfig, load_vlm, open_image
 PHOTO = (4000, 3000)
 LARGE = (9459, 9459)
 SHAPE_TILES = {
-    **SHAPE_222M, "vit_img_size": 512, "mp_pixel_shuffle_factor": 4, "mp_image_token_length": 64, "max_img_size": 2048,
-    "resize_to_max_side_len": True, "vit_hidden_dim": 96, "vit_inter_dim": 96, "vit_n_blocks": 1, "lm_n_blocks": 2,
-}  # fmt: skip
+    **SHAPE_222M,
+    "vit_img_size": 512,
+    "mp_pixel_shuffle_factor": 4,
+    "mp_image_token_length": 64,
+    "max_img_size": 2048,
+    "resize_to_max_side_len": True,
+    "vit_hidden_dim": 96,
+    "vit_inter_dim": 96,
+    "vit_n_blocks": 1,
+    "lm_n_blocks": 2,
+}
 """nanoVLM's 222M as far as images go: 12 tiles and a thumbnail for a photo. It has few layers, so that this takes
 seconds: of a layer nothing is kept but the decoder's attention of one row, :data:`ATTENTION_MB` for all 30."""
 ATTENTION_MB = 30 * 9 * 2573 * 4 / 1e6
@@ -129,8 +137,11 @@ def measure_session(shape: str, keep_pixels: bool, folder: Path, sessions: int) 
     grown = (held_mb([os.getpid()]) - before) / sessions
     name = "pixels, tiles and batch kept" if keep_pixels else "ours"
     layers = "" if shape == "embedded" else f"; with all its layers {ATTENTION_MB:.1f} MB more"
-    print(f"kept per session, three 12-MP photos, {shape:9} {name:29} {grown:7.1f} MB by the system, "
-          f"{kept[0][0].nbytes / 1e6:6.1f} MB counted (without tiles and batch){layers}", flush=True)  # fmt: skip
+    print(
+        f"kept per session, three 12-MP photos, {shape:9} {name:29} {grown:7.1f} MB by the system, "
+        f"{kept[0][0].nbytes / 1e6:6.1f} MB counted (without tiles and batch){layers}",
+        flush=True,
+    )
 
 
 def measure_plans(mode: str, in_process: bool, folder: Path) -> None:
@@ -168,8 +179,11 @@ def measure_plans(mode: str, in_process: bool, folder: Path) -> None:
             thread.join()
         highest = peak()
     name = "in the server's process" if in_process else "ours"
-    print(f"three 89-MP PNGs, {mode:4} {name:24} growth after two requests {grown:7.0f} MB, peak of four at once "
-          f"{highest:7.0f} MB, {highest - before:7.0f} above what was there", flush=True)  # fmt: skip
+    print(
+        f"three 89-MP PNGs, {mode:4} {name:24} growth after two requests {grown:7.0f} MB, peak of four at once "
+        f"{highest:7.0f} MB, {highest - before:7.0f} above what was there",
+        flush=True,
+    )
 
 
 def compare_times(folder: Path, repeats: int) -> None:
@@ -186,10 +200,13 @@ def compare_times(folder: Path, repeats: int) -> None:
 
     report(
         "Ask with three 12-MP photos",
-        *measure(lambda: ask(tuple(SHELF.find(path) for path in paths)),
-                 lambda: ask(tuple(open_image(path) for path in paths)), repeats),
+        *measure(
+            lambda: ask(tuple(SHELF.find(path) for path in paths)),
+            lambda: ask(tuple(open_image(path) for path in paths)),
+            repeats,
+        ),
         "opened in the process",
-    )  # fmt: skip
+    )
 
 
 def main(repeats: int) -> None:

@@ -20,21 +20,44 @@ def compare_with_transformers(repeats: int) -> None:
     of prompt, and greedy decode."""
     config = VLMConfig(**SHAPE_222M)
     vlm = VLM(config, embedded_tokenizer()).eval()
-    vision = SiglipVisionModel(SiglipVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
-        patch_size=16, vision_use_head=False,
-    )).eval()  # fmt: skip
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=config.lm_vocab_size, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=config.lm_rms_eps,
-        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )).eval()  # fmt: skip
+    vision = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            image_size=224,
+            patch_size=16,
+            vision_use_head=False,
+        )
+    ).eval()
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.lm_vocab_size,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rms_norm_eps=config.lm_rms_eps,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        )
+    ).eval()
     _share_weights(vlm, vision, llama)
     tiles = torch.rand(1, 3, 224, 224)
     ids = torch.full((1, 70), 5)
     ids[:, 4:53] = vlm.image_token_id
-    batch = Batch(ids, torch.ones_like(ids).bool(), torch.full_like(ids, -100), torch.arange(70)[None],
-                  torch.zeros_like(ids), tiles, torch.zeros(1, dtype=torch.long))  # fmt: skip
+    batch = Batch(
+        ids,
+        torch.ones_like(ids).bool(),
+        torch.full_like(ids, -100),
+        torch.arange(70)[None],
+        torch.zeros_like(ids),
+        tiles,
+        torch.zeros(1, dtype=torch.long),
+    )
 
     def our_prefill() -> torch.Tensor:
         return next(iter(generate_batch(vlm, batch, max_new_tokens=2, eos_token_id=-1)))[0]
@@ -73,10 +96,17 @@ def compare_with_transformers(repeats: int) -> None:
 
 
 def _share_weights(vlm: VLM, vision: SiglipVisionModel, llama: LlamaForCausalLM) -> None:
-    names = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attn.q_proj": "self_attn.q_proj",
-             "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj", "attn.out_proj": "self_attn.o_proj",
-             "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.up_proj",
-             "mlp.down_proj": "mlp.down_proj"}  # fmt: skip
+    names = {
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
+        "attn.q_proj": "self_attn.q_proj",
+        "attn.k_proj": "self_attn.k_proj",
+        "attn.v_proj": "self_attn.v_proj",
+        "attn.out_proj": "self_attn.o_proj",
+        "mlp.gate_proj": "mlp.gate_proj",
+        "mlp.up_proj": "mlp.up_proj",
+        "mlp.down_proj": "mlp.down_proj",
+    }
     state = llama.model.state_dict()
     target = vlm.decoder.state_dict()
     target["token_embedding.weight"].copy_(state["embed_tokens.weight"])
@@ -84,8 +114,13 @@ def _share_weights(vlm: VLM, vision: SiglipVisionModel, llama: LlamaForCausalLM)
     for layer in range(vlm.config.lm_n_blocks):
         for ours, theirs in names.items():
             target[f"blocks.{layer}.{ours}.weight"].copy_(state[f"layers.{layer}.{theirs}.weight"])
-    names = {"ln1": "layer_norm1", "ln2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.fc1": "mlp.fc1",
-             "mlp.fc2": "mlp.fc2"}  # fmt: skip
+    names = {
+        "ln1": "layer_norm1",
+        "ln2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
     state = {name.removeprefix("vision_model."): tensor for name, tensor in vision.state_dict().items()}
     target = vlm.vision_encoder.state_dict()
     target["patch_embedding.position_embedding"].copy_(state["embeddings.position_embedding.weight"][None])
@@ -131,14 +166,18 @@ def measure_readout(tokens: int, rows: int, repeats: int) -> None:
     ours, theirs = measure(read, plain, repeats)
     report(f"forward with a read-out of {rows} rows, {tokens} tokens", ours, theirs, "plain forward")
     memory = statistics.median(peaks["read"]) / statistics.median(peaks["plain"])
-    print(f"peak memory with the read-out / without: {memory:.3f}; all attention kept would be "
-          f"{32 * 15 * tokens**2 * 2 / 2**30:.1f} GiB in half precision")  # fmt: skip
+    print(
+        f"peak memory with the read-out / without: {memory:.3f}; all attention kept would be "
+        f"{32 * 15 * tokens**2 * 2 / 2**30:.1f} GiB in half precision"
+    )
 
 
 def main(repeats: int, tokens: int = 4096) -> None:
     # A process for each: what one leaves behind in memory would be counted against the other.
-    for part, arguments in ((compare_with_transformers, (repeats,)),
-                            (measure_readout, (tokens, 32, max(1, repeats // 3)))):  # fmt: skip
+    for part, arguments in (
+        (compare_with_transformers, (repeats,)),
+        (measure_readout, (tokens, 32, max(1, repeats // 3))),
+    ):
         process = get_context("spawn").Process(target=part, args=arguments)
         process.start()
         process.join()

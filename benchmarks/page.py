@@ -49,8 +49,11 @@ def measure_payload(vlm: VLM) -> None:
     images = tuple(open_image(Image.new("RGB", size, "red")) for size in SIZES)
     made = inspect(vlm, Prompt(images, (Turn(QUESTION.format(3), "red"),)))
     text = json.dumps(strip_payload(made, "key"))
-    print(f"token strip, {len(made.row):,} tokens, {len(images)} images: {len(text) / 1000:.1f} kB of JSON "
-          f"({len(gzip.compress(text.encode())) / 1000:.1f} kB compressed)", flush=True)  # fmt: skip
+    print(
+        f"token strip, {len(made.row):,} tokens, {len(images)} images: {len(text) / 1000:.1f} kB of JSON "
+        f"({len(gzip.compress(text.encode())) / 1000:.1f} kB compressed)",
+        flush=True,
+    )
 
 
 def _free_port() -> int:
@@ -109,12 +112,18 @@ def measure_start(browser: Browser, repeats: int) -> None:
         usable = time.perf_counter()
         page.wait_for_selector("#strip button.tok", timeout=WAIT_MS)
         answered, used = time.perf_counter(), _processor_seconds(process)
-        print(f"from the start of app.py to a listening server {listening - start:.1f} s, to a page that can be asked "
-              f"{usable - start:.1f} s; the example that it opens with is answered and drawn {answered - usable:.1f} s "
-              f"later; the server used {used:.1f} s of processor time for all of it", flush=True)  # fmt: skip
+        print(
+            f"from the start of app.py to a listening server {listening - start:.1f} s, to a page that can be asked "
+            f"{usable - start:.1f} s; the example that it opens with is answered and drawn {answered - usable:.1f} s "
+            f"later; the server used {used:.1f} s of processor time for all of it",
+            flush=True,
+        )
         times = [_answer(page) for _ in range(repeats)]
-        print(f"the first example asked again: {statistics.median(times):.2f} s, the median of {repeats}, "
-              f"at most {max(times):.2f} s", flush=True)  # fmt: skip
+        print(
+            f"the first example asked again: {statistics.median(times):.2f} s, the median of {repeats}, "
+            f"at most {max(times):.2f} s",
+            flush=True,
+        )
     page.close()
 
 
@@ -136,8 +145,11 @@ def measure_beside_job(browser: Browser, repeats: int) -> None:
         page.wait_for_selector("#train-status .tr-done, #train-status .tr-stopped", timeout=WAIT_MS)
     page.close()
     one, other = statistics.median(idle), statistics.median(busy)
-    print(f"the first example asked again: {one:.2f} s idle, {other:.2f} s while a training job runs, medians of "
-          f"{repeats}: {other / one:.2f} × as long", flush=True)  # fmt: skip
+    print(
+        f"the first example asked again: {one:.2f} s idle, {other:.2f} s while a training job runs, medians of "
+        f"{repeats}: {other / one:.2f} × as long",
+        flush=True,
+    )
 
 
 def measure_strip(browser: Browser, vlm: VLM, repeats: int) -> None:
@@ -170,9 +182,11 @@ def measure_strip(browser: Browser, vlm: VLM, repeats: int) -> None:
                 times.append(painted["at"] - answered)
                 tokens = painted["tokens"]
                 page.wait_for_timeout(1000)
-            print(f"token strip, {tokens:,} tokens, 5 images: on the screen {statistics.median(times):.0f} ms after "
-                  f"the row's message, the median of {repeats}, at most {max(times):.0f} ms",
-                  flush=True)  # fmt: skip
+            print(
+                f"token strip, {tokens:,} tokens, 5 images: on the screen {statistics.median(times):.0f} ms after "
+                f"the row's message, the median of {repeats}, at most {max(times):.0f} ms",
+                flush=True,
+            )
     page.close()
 
 

@@ -25,8 +25,13 @@ from scripts.stranger import Stranger
 
 CLIENTS, JOBS = 20, 2
 EXPERIMENTS = ("which_image", "which_all", "which_pathways", "which_regions", "which_heads")
-EXPECTED = ("Stopped, for something new was asked", "runs are waiting already", "You have a run that isn't over",
-            "requests of this page", "runs of yours")  # fmt: skip
+EXPECTED = (
+    "Stopped, for something new was asked",
+    "runs are waiting already",
+    "You have a run that isn't over",
+    "requests of this page",
+    "runs of yours",
+)
 """Refusals that a person reads as what they are."""
 SLOWER = 20.0
 """An answer may take so many times as long as alone, at the 95th percentile."""
@@ -200,9 +205,11 @@ def _answer_alone(server: PublicServer, folder: Path) -> float:
 
 def _print_sample(sample: Sample) -> None:
     mib = {name: getattr(sample, name) >> 20 for name in ("server", "workers", "bytes", "runs")}
-    print(f"{sample.seconds / 60:5.1f} min   server {mib['server']:6,} MiB   workers {mib['workers']:6,} MiB   "
-          f"temporary {sample.files:5} files {mib['bytes']:5,} MiB   runs {mib['runs']:5,} MiB",
-          flush=True)  # fmt: skip
+    print(
+        f"{sample.seconds / 60:5.1f} min   server {mib['server']:6,} MiB   workers {mib['workers']:6,} MiB   "
+        f"temporary {sample.files:5} files {mib['bytes']:5,} MiB   runs {mib['runs']:5,} MiB",
+        flush=True,
+    )
 
 
 def _judge(log: Log, samples: list[Sample], alone: float, stuck: int, server: PublicServer) -> bool:

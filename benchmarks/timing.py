@@ -18,11 +18,22 @@ from model.checkpoint import EMBEDDED
 from model.tokenizer import load_tokenizer
 
 SHAPE_222M = {
-    "vit_hidden_dim": 768, "vit_inter_dim": 3072, "vit_patch_size": 16, "vit_img_size": 224, "vit_n_heads": 12,
-    "vit_n_blocks": 12, "lm_hidden_dim": 576, "lm_inter_dim": 1536, "lm_n_heads": 9, "lm_n_kv_heads": 3,
-    "lm_n_blocks": 30, "mp_pixel_shuffle_factor": 2, "mp_image_token_length": 49, "max_img_size": 224,
+    "vit_hidden_dim": 768,
+    "vit_inter_dim": 3072,
+    "vit_patch_size": 16,
+    "vit_img_size": 224,
+    "vit_n_heads": 12,
+    "vit_n_blocks": 12,
+    "lm_hidden_dim": 576,
+    "lm_inter_dim": 1536,
+    "lm_n_heads": 9,
+    "lm_n_kv_heads": 3,
+    "lm_n_blocks": 30,
+    "mp_pixel_shuffle_factor": 2,
+    "mp_image_token_length": 49,
+    "max_img_size": 224,
     "resize_to_max_side_len": False,
-}  # fmt: skip
+}
 
 
 def measure(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:

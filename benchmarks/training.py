@@ -25,9 +25,13 @@ from model.training.stages import build_optimizer, build_stage, count_labels
 from model.training.trainer_state import GoodWeights
 
 SHAPE_8K = {
-    **SHAPE_222M, "vit_img_size": 512, "mp_pixel_shuffle_factor": 4, "mp_image_token_length": 64,
-    "max_img_size": 2048, "lm_vocab_size": 49218,
-}  # fmt: skip
+    **SHAPE_222M,
+    "vit_img_size": 512,
+    "mp_pixel_shuffle_factor": 4,
+    "mp_image_token_length": 64,
+    "max_img_size": 2048,
+    "lm_vocab_size": 49218,
+}
 ALIGNMENT = {"MP": 1e-3}
 INSTRUCTION = {"MP": 1e-3, "decoder": 1e-4}
 
@@ -50,12 +54,20 @@ def make_batch(vlm: VLM, rows: int, tokens: int, tiles_per_row: int, answer: int
     labels[:, -answer:] = ids[:, -answer:]
     side = vlm.config.vit_img_size
     tiles = torch.rand(rows * tiles_per_row, 3, side, side, generator=generator)
-    return Batch(ids, torch.ones_like(ids).bool(), labels, torch.arange(tokens).expand(rows, tokens),
-                 torch.zeros_like(ids), tiles, torch.arange(rows).repeat_interleave(tiles_per_row))  # fmt: skip
+    return Batch(
+        ids,
+        torch.ones_like(ids).bool(),
+        labels,
+        torch.arange(tokens).expand(rows, tokens),
+        torch.zeros_like(ids),
+        tiles,
+        torch.arange(rows).repeat_interleave(tiles_per_row),
+    )
 
 
-def steps(vlm: VLM, rates: dict[str, float], batch: Batch, precision: str = "fp32"
-          ) -> tuple[Callable[[], object], Callable[[], object]]:  # fmt: skip
+def steps(
+    vlm: VLM, rates: dict[str, float], batch: Batch, precision: str = "fp32"
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """Our step, as the trainer takes it, and the plain loop's, on the same weights."""
     stage = Stage("benchmark", "instruction", 100, rates, ({"source": "none"},))
     module = build_stage(stage, vlm, 0, vlm.tokenizer).train()
@@ -111,8 +123,11 @@ def compare(ours: Callable[[], object], plain: Callable[[], object], repeats: in
 
 def report(name: str, target: float, ours: Measured, plain: Measured) -> None:
     ratio = plain.seconds / ours.seconds
-    print(f"{name:56} {ours.seconds:7.2f} s {ours.mib:6.0f} MiB  plain loop {plain.seconds:7.2f} s {plain.mib:6.0f} MiB"
-          f"   {ratio:5.2f} x (wanted {target} x)", flush=True)  # fmt: skip
+    print(
+        f"{name:56} {ours.seconds:7.2f} s {ours.mib:6.0f} MiB  plain loop {plain.seconds:7.2f} s {plain.mib:6.0f} MiB"
+        f"   {ratio:5.2f} x (wanted {target} x)",
+        flush=True,
+    )
 
 
 def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> None:

@@ -31,8 +31,11 @@ def main(repeats: int) -> None:
             files = [person.upload(path) for path in images[:2]]
             alone = [_ask(person, files) for _ in range(repeats + 1)][1:]
             _print("an answer alone", alone, alone)
-            _print("… behind another's “Run all” of 12 images", _behind_run_all(server, person, files, images, repeats),
-                   alone)  # fmt: skip
+            _print(
+                "… behind another's “Run all” of 12 images",
+                _behind_run_all(server, person, files, images, repeats),
+                alone,
+            )
             _print("… behind 200 questions of one client", _behind_many(server, person, files, images, repeats), alone)
         _print("a place is free after its page was closed", [_free(server, images[:4]) for _ in range(repeats)], alone)
 

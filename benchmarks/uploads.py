@@ -52,8 +52,12 @@ def running_app(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     environment = {**os.environ, "PYTHONPATH": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    app = subprocess.Popen([sys.executable, "app.py", "--public", "--port", str(port)], cwd=folder,
-                           env=environment, stdout=subprocess.DEVNULL)  # fmt: skip
+    app = subprocess.Popen(
+        [sys.executable, "app.py", "--public", "--port", str(port)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         end = time.monotonic() + WAIT_S
         while True:

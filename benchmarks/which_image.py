@@ -26,11 +26,22 @@ from model import VLM, Cut, OpenedImage, Tap, VLMConfig, load_vlm
 from model.language import build_mask
 
 SHAPE = {
-    "vit_hidden_dim": 192, "vit_inter_dim": 384, "vit_patch_size": 16, "vit_img_size": 256, "vit_n_heads": 3,
-    "vit_n_blocks": 2, "lm_hidden_dim": 576, "lm_inter_dim": 1536, "lm_n_heads": 9, "lm_n_kv_heads": 3,
-    "lm_n_blocks": 10, "mp_pixel_shuffle_factor": 2, "mp_image_token_length": 64, "max_img_size": 512,
+    "vit_hidden_dim": 192,
+    "vit_inter_dim": 384,
+    "vit_patch_size": 16,
+    "vit_img_size": 256,
+    "vit_n_heads": 3,
+    "vit_n_blocks": 2,
+    "lm_hidden_dim": 576,
+    "lm_inter_dim": 1536,
+    "lm_n_heads": 9,
+    "lm_n_kv_heads": 3,
+    "lm_n_blocks": 10,
+    "mp_pixel_shuffle_factor": 2,
+    "mp_image_token_length": 64,
+    "max_img_size": 512,
     "resize_to_max_side_len": False,
-}  # fmt: skip
+}
 """nanoVLM 222M's decoder with a third of its layers (the ratio does not depend on how many), a small encoder."""
 
 
@@ -70,8 +81,9 @@ def _forward(case: Case, tap: Tap | None) -> torch.Tensor:
 def main(repeats: int) -> None:
     case = open_example()
     tokens = len(case.replay.row)
-    interventions = 2 ** len(case.reachable) + sum(
-        len(q.reachable) for q in case.structure.questions[:-1]) + NOISE_DRAWS  # fmt: skip
+    interventions = (
+        2 ** len(case.reachable) + sum(len(q.reachable) for q in case.structure.questions[:-1]) + NOISE_DRAWS
+    )
 
     def reread() -> Case:
         replay = Replay(case.vlm, case.replay.row, embeds=case.replay.embeds)

@@ -34,26 +34,38 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--top-k", type=int, default=0)
     inspect.add_argument("--top-p", type=float, default=1.0)
     inspect.add_argument(
-        "--position", type=int,
+        "--position",
+        type=int,
         help="row whose attention is read (default: the one whose output chose the answer's first token)",
-    )  # fmt: skip
+    )
     which = commands.add_parser("which-image", help="ask, and test which image the answer rests on")
     _add_prompt(which)
     which.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
     which.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
-    which.add_argument("--contrast", action="append", default=[], metavar="TEXT",
-                       help="a question about another image to compare with; repeat for several")  # fmt: skip
+    which.add_argument(
+        "--contrast",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question about another image to compare with; repeat for several",
+    )
     cut = commands.add_parser("cut", help="ask, cut edges of the attention by hand, and answer without them")
     _add_prompt(cut)
     cut.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
-    cut.add_argument("--cut", action="append", required=True, metavar="EDGES",
-                     help=f"such as “{EXAMPLE}”; repeat for several")  # fmt: skip
+    cut.add_argument(
+        "--cut", action="append", required=True, metavar="EDGES", help=f"such as “{EXAMPLE}”; repeat for several"
+    )
     report = commands.add_parser("report", help="ask, run every test, and write a page that stands for itself")
     _add_prompt(report)
     report.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
     report.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
-    report.add_argument("--contrast", action="append", default=[], metavar="TEXT",
-                        help="a question about another image to compare with; repeat for several")  # fmt: skip
+    report.add_argument(
+        "--contrast",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question about another image to compare with; repeat for several",
+    )
     report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
@@ -69,8 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_prompt(command: argparse.ArgumentParser) -> None:
     _add_questions(command)
-    command.add_argument("--answer", action="append", default=[], metavar="TEXT",
-                         help="given, not the model's; one for each --ask in order, empty: its own")  # fmt: skip
+    command.add_argument(
+        "--answer",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="given, not the model's; one for each --ask in order, empty: its own",
+    )
     command.add_argument("--layout", choices=LAYOUTS, default="images-first")
     command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
     command.add_argument("--seed", type=int, default=0)
@@ -88,8 +105,10 @@ def read_prompt(options: argparse.Namespace) -> Prompt:
     """InputError for an image that can't be opened, or too much of anything."""
     prompt = read_questions(options)
     if len(options.answer) > len(prompt.turns):
-        raise InputError(f"There are {len(options.answer)} answers for {len(prompt.turns)} questions; give one "
-                         "--answer for each --ask at most.")  # fmt: skip
+        raise InputError(
+            f"There are {len(options.answer)} answers for {len(prompt.turns)} questions; give one "
+            "--answer for each --ask at most."
+        )
     answers = [*options.answer, *[""] * (len(prompt.turns) - len(options.answer))]
     turns = tuple(replace(turn, assistant=answer) for turn, answer in zip(prompt.turns, answers, strict=True))
     return replace(prompt, turns=turns, layout=options.layout, document_mask=options.document_mask)
@@ -122,8 +141,15 @@ def run_which_image(options: argparse.Namespace) -> dict:
     prompt = read_prompt(options)
     vlm = load_vlm(options.model)
     inspection = ask_and_inspect(vlm, prompt, settings)
-    *_, found = study_answer(vlm, inspection, options.turn, reference=options.reference, typed=options.contrast,
-                             max_new_tokens=options.max_new_tokens, seed=options.seed)  # fmt: skip
+    *_, found = study_answer(
+        vlm,
+        inspection,
+        options.turn,
+        reference=options.reference,
+        typed=options.contrast,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
     return found.to_json()
 
 
@@ -143,11 +169,19 @@ def run_report(options: argparse.Namespace) -> dict:
     prompt = read_prompt(options)
     vlm = load_vlm(options.model)
     inspection = ask_and_inspect(vlm, prompt, settings)
-    known = study_whole(vlm, inspection, options.turn, reference=options.reference, typed=options.contrast,
-                        max_new_tokens=options.max_new_tokens, seed=options.seed)  # fmt: skip
+    known = study_whole(
+        vlm,
+        inspection,
+        options.turn,
+        reference=options.reference,
+        typed=options.contrast,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
     names = [Path(image).name for image in options.image]
-    command = write_which_image(inspection.prompt, options.model, options.image, settings, known.found.turn,
-                                options.reference, options.contrast)  # fmt: skip
+    command = write_which_image(
+        inspection.prompt, options.model, options.image, settings, known.found.turn, options.reference, options.contrast
+    )
     try:
         Path(options.out).write_text(report(vlm, inspection, options.model, names, known, command), encoding="utf-8")
     except OSError as error:
@@ -185,8 +219,12 @@ def run_battery_command(options: argparse.Namespace) -> dict | str:
 
 
 def report_progress(progress: Progress) -> None:
-    print(f"\r{progress.done}/{progress.total} {progress.cell:<24}", end="\n" if not progress.cell else "",
-          file=sys.stderr, flush=True)  # fmt: skip
+    print(
+        f"\r{progress.done}/{progress.total} {progress.cell:<24}",
+        end="\n" if not progress.cell else "",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {

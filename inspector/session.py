@@ -48,6 +48,7 @@ class Answering:
     settings: GenerationSettings
     tokens: tuple[tuple[AnswerToken, ...], ...]
 
+
 RUN_MODEL = "RUN/model"
 """Stands for the model of a run: the folder ``model`` in RUN, where the run's export was unpacked. Where it lies on the
 server is nobody's business, and its name there is a secret."""

@@ -150,8 +150,11 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     def place(model: str, gallery: prompt_view.GalleryValue, history: list, event: gr.EventData) -> tuple:
         try:
-            return changed(model, prompt_view.place_image(gallery, read_event(event, "start", int),
-                           read_event(event, "stop", int)), history)  # fmt: skip
+            return changed(
+                model,
+                prompt_view.place_image(gallery, read_event(event, "start", int), read_event(event, "stop", int)),
+                history,
+            )
         except InputError as error:
             raise refuse(error) from error
 
@@ -166,8 +169,13 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     view.plans.refuse(refused, None, view.refused, api_name="refuse_files", **in_turn)
 
-    view.clear.click(lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]), view.history, images,
-                     api_name="clear_images", **free)  # fmt: skip
+    view.clear.click(
+        lambda history: ([], show_plans([], [], []), "", [*history[-19:], []]),
+        view.history,
+        images,
+        api_name="clear_images",
+        **free,
+    )
 
     def undo(model: str, history: list) -> tuple[Any, str, str, list]:
         if len(history) < 2:
@@ -187,8 +195,13 @@ def _wire_prompt(store: ModelStore, view: prompt_view.PromptView) -> None:
 
     for button, step, name in ((view.add_turn, 1, "add_turn"), (view.drop_turn, -1, "drop_turn")):
         button.click(resize(step), view.shown_turns, [view.shown_turns, *view.rows], api_name=name, **in_turn)
-    view.layout.change(lambda layout: gr.update(visible=layout == "packed"), view.layout, view.document_mask,
-                       api_name="pick_layout", **free)  # fmt: skip
+    view.layout.change(
+        lambda layout: gr.update(visible=layout == "packed"),
+        view.layout,
+        view.document_mask,
+        api_name="pick_layout",
+        **free,
+    )
 
 
 def _wire_results(
@@ -233,11 +246,21 @@ def _wire_results(
         found = attend(store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
         heat = attention_view.heat_of(found, position, layer, head, own_scale)
         # Viewer and readout take row and heat from the strip, in the browser.
-        return [replace(page, selected=position, attention=found), gr.update(heat=encode(heat)),
-                attention_view.summarise(page.inspection, found)]  # fmt: skip
+        return [
+            replace(page, selected=position, attention=found),
+            gr.update(heat=encode(heat)),
+            attention_view.summarise(page.inspection, found),
+        ]
 
-    def on_select(page: Shown | None, layer: str, head: str, own_row: bool, exclude_sinks: bool, own_scale: bool,
-                  event: gr.EventData) -> list[Any]:  # fmt: skip
+    def on_select(
+        page: Shown | None,
+        layer: str,
+        head: str,
+        own_row: bool,
+        exclude_sinks: bool,
+        own_scale: bool,
+        event: gr.EventData,
+    ) -> list[Any]:
         return look(page, read_event(event, "position", int), layer, head, own_row, exclude_sinks, own_scale)
 
     def on_control(page: Shown | None, *options: Any) -> list[Any]:
@@ -246,13 +269,22 @@ def _wire_results(
     # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.
     place: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, "show_progress": "hidden"}
     results.strip.select(
-        turns.run(Rank.LOOK, on_select), [shown, *attention.controls], looked, api_name="select_token",
-        trigger_mode="multiple", **place,
-    )  # fmt: skip
+        turns.run(Rank.LOOK, on_select),
+        [shown, *attention.controls],
+        looked,
+        api_name="select_token",
+        trigger_mode="multiple",
+        **place,
+    )
     gr.on(
-        [control.input for control in attention.controls], turns.run(Rank.LOOK, on_control),
-        [shown, *attention.controls], looked, api_name="attention_controls", trigger_mode="always_last", **place,
-    )  # fmt: skip
+        [control.input for control in attention.controls],
+        turns.run(Rank.LOOK, on_control),
+        [shown, *attention.controls],
+        looked,
+        api_name="attention_controls",
+        trigger_mode="always_last",
+        **place,
+    )
 
     def on_make(page: Shown | None, arrangement: str) -> Any:
         if page is None:

@@ -64,8 +64,9 @@ def import_siglip(folder: str | Path) -> tuple[dict[str, Any], VisionEncoder]:
     }
     side = settings["vit_img_size"] // settings["vit_patch_size"]
     # Of the sizes that belong to no encoder any will do that go together.
-    config = VLMConfig(**settings, mp_pixel_shuffle_factor=1, mp_image_token_length=side * side,
-                       max_img_size=settings["vit_img_size"])  # fmt: skip
+    config = VLMConfig(
+        **settings, mp_pixel_shuffle_factor=1, mp_image_token_length=side * side, max_img_size=settings["vit_img_size"]
+    )
     source = {name.removeprefix("vision_model."): tensor for name, tensor in _read_shards(folder).items()}
     state: dict[str, Tensor] = {}
     try:

@@ -202,13 +202,26 @@ def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys())
-    shapes = [f"{name} is {found[name]} and should be {wanted[name]}"
-              for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]  # fmt: skip
-    kinds = [f"{name} is {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in sorted(state.items())
-             if name in wanted and not tensor.is_floating_point()]  # fmt: skip
-    faults = [f"{title}: {_shorten(names)}" for title, names in
-              (("missing", missing), ("not wanted", extra), ("of another shape", shapes),
-               ("no floating-point numbers", kinds)) if names]  # fmt: skip
+    shapes = [
+        f"{name} is {found[name]} and should be {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name] != found[name]
+    ]
+    kinds = [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in sorted(state.items())
+        if name in wanted and not tensor.is_floating_point()
+    ]
+    faults = [
+        f"{title}: {_shorten(names)}"
+        for title, names in (
+            ("missing", missing),
+            ("not wanted", extra),
+            ("of another shape", shapes),
+            ("no floating-point numbers", kinds),
+        )
+        if names
+    ]
     if faults:
         raise InputError(
             f"The weights in {folder} don't fit its config.json; {'; '.join(faults)}. "
@@ -262,8 +275,15 @@ def load_shape(folder: Path) -> VLM:
 
 def _write_tokenizer_config(vlm: VLM, folder: Path) -> None:
     tokenizer = vlm.tokenizer
-    named = {name: str(getattr(tokenizer, name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-             if getattr(tokenizer, name) is not None}  # fmt: skip
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named,
-              "extra_special_tokens": dict(vlm.config.vlm_extra_tokens)}  # fmt: skip
+    named = {
+        name: str(getattr(tokenizer, name))
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        if getattr(tokenizer, name) is not None
+    }
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **named,
+        "extra_special_tokens": dict(vlm.config.vlm_extra_tokens),
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -35,11 +35,22 @@ _OBSOLETE_KEYS = frozenset({"lm_eos_token_id"})
 # the end, before it can be compared with the weights.
 MOST_POSITIONS = 16_777_216
 _LARGEST = {
-    "vit_hidden_dim": 65_536, "vit_inter_dim": 262_144, "vit_patch_size": 4_096, "vit_img_size": 8_192,
-    "vit_n_heads": 1_024, "vit_n_blocks": 1_024, "lm_hidden_dim": 65_536, "lm_inter_dim": 262_144,
-    "lm_n_heads": 1_024, "lm_n_kv_heads": 1_024, "lm_n_blocks": 1_024, "lm_vocab_size": 4_194_304,
-    "lm_max_position_embeddings": MOST_POSITIONS, "mp_pixel_shuffle_factor": 64, "max_img_size": 32_768,
-}  # fmt: skip
+    "vit_hidden_dim": 65_536,
+    "vit_inter_dim": 262_144,
+    "vit_patch_size": 4_096,
+    "vit_img_size": 8_192,
+    "vit_n_heads": 1_024,
+    "vit_n_blocks": 1_024,
+    "lm_hidden_dim": 65_536,
+    "lm_inter_dim": 262_144,
+    "lm_n_heads": 1_024,
+    "lm_n_kv_heads": 1_024,
+    "lm_n_blocks": 1_024,
+    "lm_vocab_size": 4_194_304,
+    "lm_max_position_embeddings": MOST_POSITIONS,
+    "mp_pixel_shuffle_factor": 64,
+    "max_img_size": 32_768,
+}
 _MOST_WEIGHTS = 200_000_000_000
 _MOST_BYTES = 4 << 20
 """Of a config.json; the longest of nanoVLM's has 4,000."""
@@ -132,37 +143,61 @@ class VLMConfig:
             need(isinstance(value, bool), f"{name} is {name_value(value)} and must be true or false")
         need(isinstance(self.lm_tokenizer, str), f"lm_tokenizer is {name_value(self.lm_tokenizer)} and must be text")
         template = self.lm_chat_template
-        need(template is None or isinstance(template, str), f"lm_chat_template is {name_value(template)} and must be "
-             "text")  # fmt: skip
+        need(
+            template is None or isinstance(template, str),
+            f"lm_chat_template is {name_value(template)} and must be text",
+        )
         for token in self.vlm_extra_tokens.items():
-            need(all(isinstance(part, str) and part for part in token), f"vlm_extra_tokens has the entry "
-                 f"{name_value(token)}; each must give a name its token, both text")  # fmt: skip
+            need(
+                all(isinstance(part, str) and part for part in token),
+                f"vlm_extra_tokens has the entry {name_value(token)}; each must give a name its token, both text",
+            )
         eos = self.extra.get("lm_eos_token_id")
-        need(eos is None or (is_whole(eos) and 0 <= eos < self.lm_vocab_size),
-             f"lm_eos_token_id is {name_value(eos)} and must be a token of the vocabulary")  # fmt: skip
-        need(self.vit_hidden_dim % self.vit_n_heads == 0,
-             f"vit_hidden_dim {self.vit_hidden_dim} is not a multiple of vit_n_heads {self.vit_n_heads}")  # fmt: skip
-        need(self.lm_hidden_dim % self.lm_n_heads == 0,
-             f"lm_hidden_dim {self.lm_hidden_dim} is not a multiple of lm_n_heads {self.lm_n_heads}")  # fmt: skip
-        need(self.head_dim % 2 == 0, f"a head of the language model is {self.head_dim} wide and must be even, for its "
-             "positions are turned in pairs")  # fmt: skip
-        need(self.lm_n_heads % self.lm_n_kv_heads == 0,
-             f"lm_n_heads {self.lm_n_heads} is not a multiple of lm_n_kv_heads {self.lm_n_kv_heads}")  # fmt: skip
-        need(self.vit_img_size % (self.vit_patch_size * self.mp_pixel_shuffle_factor) == 0,
-             f"a tile of {self.vit_img_size} px does not divide into patches of {self.vit_patch_size} px "
-             f"shuffled by {self.mp_pixel_shuffle_factor}")  # fmt: skip
-        need(self.mp_image_token_length == self.cells_per_side**2,
-             f"mp_image_token_length is {name_value(self.mp_image_token_length)} where the tile gives "
-             f"({self.vit_img_size} / {self.vit_patch_size} / {self.mp_pixel_shuffle_factor})² = "
-             f"{self.cells_per_side**2} image tokens")  # fmt: skip
-        need(not self.splits_images or self.max_img_size % self.vit_img_size == 0,
-             f"max_img_size {self.max_img_size} is not a multiple of vit_img_size {self.vit_img_size}, so that an "
-             "image of that size can't be cut into tiles")  # fmt: skip
+        need(
+            eos is None or (is_whole(eos) and 0 <= eos < self.lm_vocab_size),
+            f"lm_eos_token_id is {name_value(eos)} and must be a token of the vocabulary",
+        )
+        need(
+            self.vit_hidden_dim % self.vit_n_heads == 0,
+            f"vit_hidden_dim {self.vit_hidden_dim} is not a multiple of vit_n_heads {self.vit_n_heads}",
+        )
+        need(
+            self.lm_hidden_dim % self.lm_n_heads == 0,
+            f"lm_hidden_dim {self.lm_hidden_dim} is not a multiple of lm_n_heads {self.lm_n_heads}",
+        )
+        need(
+            self.head_dim % 2 == 0,
+            f"a head of the language model is {self.head_dim} wide and must be even, for its "
+            "positions are turned in pairs",
+        )
+        need(
+            self.lm_n_heads % self.lm_n_kv_heads == 0,
+            f"lm_n_heads {self.lm_n_heads} is not a multiple of lm_n_kv_heads {self.lm_n_kv_heads}",
+        )
+        need(
+            self.vit_img_size % (self.vit_patch_size * self.mp_pixel_shuffle_factor) == 0,
+            f"a tile of {self.vit_img_size} px does not divide into patches of {self.vit_patch_size} px "
+            f"shuffled by {self.mp_pixel_shuffle_factor}",
+        )
+        need(
+            self.mp_image_token_length == self.cells_per_side**2,
+            f"mp_image_token_length is {name_value(self.mp_image_token_length)} where the tile gives "
+            f"({self.vit_img_size} / {self.vit_patch_size} / {self.mp_pixel_shuffle_factor})² = "
+            f"{self.cells_per_side**2} image tokens",
+        )
+        need(
+            not self.splits_images or self.max_img_size % self.vit_img_size == 0,
+            f"max_img_size {self.max_img_size} is not a multiple of vit_img_size {self.vit_img_size}, so that an "
+            "image of that size can't be cut into tiles",
+        )
         need(not self.vit_cls_flag, "vit_cls_flag is true, but the projector has no place for a class token")
-        need(self.generation == "v0.1" or "image_token" in self.vlm_extra_tokens,
-             "vlm_extra_tokens names no image_token")  # fmt: skip
-        need(self.weights <= _MOST_WEIGHTS, f"its sizes make {self.weights:.1e} weights and {_MOST_WEIGHTS:.0e} are "
-             "the most that this code builds")  # fmt: skip
+        need(
+            self.generation == "v0.1" or "image_token" in self.vlm_extra_tokens, "vlm_extra_tokens names no image_token"
+        )
+        need(
+            self.weights <= _MOST_WEIGHTS,
+            f"its sizes make {self.weights:.1e} weights and {_MOST_WEIGHTS:.0e} are the most that this code builds",
+        )
 
     @cached_property
     def cells_per_side(self) -> int:
@@ -259,9 +294,15 @@ class VLMConfig:
         values.setdefault("resize_to_max_side_len", False)
         if "max_img_size" not in values:
             values["max_img_size"] = values["vit_img_size"]
-        for name, kind in (("vit_img_size", int), ("vit_patch_size", int), ("mp_pixel_shuffle_factor", int),
-                           ("lm_base_vocab_size", int), ("lm_vocab_size", int), ("extra_token_amount", int),
-                           ("vlm_extra_tokens", Mapping)):  # fmt: skip
+        for name, kind in (
+            ("vit_img_size", int),
+            ("vit_patch_size", int),
+            ("mp_pixel_shuffle_factor", int),
+            ("lm_base_vocab_size", int),
+            ("lm_vocab_size", int),
+            ("extra_token_amount", int),
+            ("vlm_extra_tokens", Mapping),
+        ):
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
                 wanted = "a whole number" if kind is int else "an object of token names"
                 raise InputError(
@@ -302,8 +343,16 @@ class VLMConfig:
         values["vlm_extra_tokens"] = dict(self.vlm_extra_tokens)
         dropped: tuple[str, ...] = ()
         if self.generation == "v0.1":
-            dropped = ("lm_base_vocab_size", "extra_token_amount", "lm_chat_template", "mp_image_token_length",
-                       "max_img_size", "resize_to_max_side_len", "vlm_extra_tokens", "hf_repo_name")  # fmt: skip
+            dropped = (
+                "lm_base_vocab_size",
+                "extra_token_amount",
+                "lm_chat_template",
+                "mp_image_token_length",
+                "max_img_size",
+                "resize_to_max_side_len",
+                "vlm_extra_tokens",
+                "hf_repo_name",
+            )
         elif self.generation == "v0.2":
             dropped = ("max_img_size", "resize_to_max_side_len")
             dropped += ("lm_chat_template",) if self.lm_chat_template is None else ()

@@ -67,15 +67,23 @@ def check_sampling(
 ) -> None:
     """InputError for what nothing can be drawn with."""
     checks = (
-        (is_number(temperature) and temperature >= 0,
-         f"The temperature is {name_value(temperature)}; it must be 0 (greedy) or more."),
-        (top_k is None or (is_whole(top_k) and top_k >= 0),
-         f"top-k is {name_value(top_k)}; it must be a whole number, 0 (off) or more."),
-        (top_p is None or (is_number(top_p) and 0 <= top_p <= 1),
-         f"top-p is {name_value(top_p)}; it must be above 0 and at most 1 (off)."),
-        (seed is None or (is_whole(seed) and 0 <= seed < 2**64),
-         f"The seed is {name_value(seed)}; it must be a whole number from 0 to 2⁶⁴ − 1."),
-    )  # fmt: skip
+        (
+            is_number(temperature) and temperature >= 0,
+            f"The temperature is {name_value(temperature)}; it must be 0 (greedy) or more.",
+        ),
+        (
+            top_k is None or (is_whole(top_k) and top_k >= 0),
+            f"top-k is {name_value(top_k)}; it must be a whole number, 0 (off) or more.",
+        ),
+        (
+            top_p is None or (is_number(top_p) and 0 <= top_p <= 1),
+            f"top-p is {name_value(top_p)}; it must be above 0 and at most 1 (off).",
+        ),
+        (
+            seed is None or (is_whole(seed) and 0 <= seed < 2**64),
+            f"The seed is {name_value(seed)}; it must be a whole number from 0 to 2⁶⁴ − 1.",
+        ),
+    )
     for ok, sentence in checks:
         if not ok:
             raise InputError(sentence)

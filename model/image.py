@@ -124,9 +124,7 @@ def cut_image(
     rows, cols = plan.grid
     width, height = plan.original_size
     whole = Box(0.0, 0.0, float(width), float(height))
-    boxes = tuple(
-        _part(whole, rows, cols, row, col) for row in range(rows) for col in range(cols)
-    )  # fmt: skip
+    boxes = tuple(_part(whole, rows, cols, row, col) for row in range(rows) for col in range(cols))
     return ProcessedImage(
         resized=torch.from_numpy(resized),
         grid=plan.grid,

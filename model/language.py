@@ -86,9 +86,15 @@ class CausalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         causal = context.causal and mask is context.mask
         z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if causal else mask.to(q.dtype), is_causal=causal, dropout_p=dropout,
-            scale=self.scale, enable_gqa=True,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            attn_mask=None if causal else mask.to(q.dtype),
+            is_causal=causal,
+            dropout_p=dropout,
+            scale=self.scale,
+            enable_gqa=True,
+        )
         z = self.out_proj(z.transpose(1, 2).reshape(batch, pos, width))
         return F.dropout(z, dropout, self.training)
 

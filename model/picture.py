@@ -327,9 +327,9 @@ def resized_size(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
         return tile, tile
     long, short = (width, height) if width >= height else (height, width)
     # Upstream's float arithmetic on purpose, odd cases too: 1092 × 1092 becomes 1536 × 2048, not square.
-    target = geometry.max_side_px if geometry.always_max_side else min(
-        geometry.max_side_px, math.ceil(long / tile) * tile
-    )  # fmt: skip
+    target = (
+        geometry.max_side_px if geometry.always_max_side else min(geometry.max_side_px, math.ceil(long / tile) * tile)
+    )
     scale = target / long
     other = max(math.ceil(short * scale / tile) * tile, tile)
     return (target, other) if width >= height else (other, target)

@@ -43,8 +43,10 @@ def control_base(seed: int) -> VLM:
 
 def halved(vlm: VLM) -> VLM:
     """The same model with bfloat16 weights, as it is stored; rotary frequencies stay float32."""
-    state = {name: tensor if name.endswith("inv_freq") else tensor.to(torch.bfloat16)
-             for name, tensor in vlm.state_dict().items()}  # fmt: skip
+    state = {
+        name: tensor if name.endswith("inv_freq") else tensor.to(torch.bfloat16)
+        for name, tensor in vlm.state_dict().items()
+    }
     return copy_vlm(vlm, state)
 
 
@@ -86,8 +88,9 @@ def _ask(vlm: VLM, question: str, scenes: list[sc.Scene]) -> Sample:
     return vlm.prepare(Conversation((Message("user", question, tuple(map(sc.draw, scenes))),)), True)
 
 
-def measure_control(vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE_EACH, seed: int = SEED
-                    ) -> ControlMeasurement:  # fmt: skip
+def measure_control(
+    vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE_EACH, seed: int = SEED
+) -> ControlMeasurement:
     """Greedy answers on freshly drawn scenes."""
     rng = np.random.default_rng((seed, 1))
     single = {}
@@ -108,12 +111,13 @@ def measure_control(vlm: VLM, prompts: int = INDEX_PROMPTS, n_each: int = SINGLE
     read = answer_samples(vlm, [_ask(vlm, turn[0], scenes) for turn, scenes in told], 4)
     sets = [([next(given).strip() for _ in questions], golds) for questions, golds, _ in drawn]
     return ControlMeasurement(
-        single, prompts,
+        single,
+        prompts,
         unchanged=sum(len(set(answers)) == 1 for answers, _ in sets) / prompts,
         about_last=sum(set(answers) == {golds[-1]} for answers, golds in sets) / prompts,
         about_one=sum(len(set(answers)) == 1 and answers[0] in golds for answers, golds in sets) / prompts,
         told=sum(answer.strip() == turn[1] for answer, (turn, _) in zip(read, told, strict=True)) / prompts,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

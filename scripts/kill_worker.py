@@ -29,10 +29,20 @@ STEPS = 8
 
 def small_recipe() -> Recipe:
     """Two stages, of which the second has an adapter; its state is saved after every step."""
-    common = {"kind": "instruction", "batch_rows": 2, "eval_every": 0, "eval_examples": 2, "save_every_s": 0.0,
-              "data": [{"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}]}  # fmt: skip
-    first = {**common, "name": "all", "steps": STEPS, "learning_rates": {"vision_encoder": 1e-4, "MP": 1e-3,
-                                                                         "decoder": 1e-3}}  # fmt: skip
+    common = {
+        "kind": "instruction",
+        "batch_rows": 2,
+        "eval_every": 0,
+        "eval_examples": 2,
+        "save_every_s": 0.0,
+        "data": [{"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}],
+    }
+    first = {
+        **common,
+        "name": "all",
+        "steps": STEPS,
+        "learning_rates": {"vision_encoder": 1e-4, "MP": 1e-3, "decoder": 1e-3},
+    }
     second = {**common, "name": "adapter", "steps": STEPS, "lora_rank": 2, "learning_rates": {"decoder": 1e-3}}
     base = str(ROOT / "tests" / "golden" / "tiny_vlm")
     return build_recipe({"base": base, "precision": "fp32", "threads": 1, "stages": [first, second]}, Path())

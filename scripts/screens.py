@@ -115,8 +115,10 @@ def shoot_all(browser: Browser, url: str, folder: Path, examples: list[str], tra
                 open_example(page, example)
                 made = shoot_panels(page, folder, f"{width}-{theme}-{example}")
                 wide = page.evaluate("document.documentElement.scrollWidth")
-                print(f"{width} px, {theme}, {example}: {made} pictures"
-                      + (f"; the page is {wide} px wide and scrolls sideways" if wide > width else ""))  # fmt: skip
+                print(
+                    f"{width} px, {theme}, {example}: {made} pictures"
+                    + (f"; the page is {wide} px wide and scrolls sideways" if wide > width else "")
+                )
             if train:
                 follow_run(page, folder, f"{width}-{theme}")
             page.close()

@@ -71,8 +71,13 @@ class Stranger:
             yield
 
     def join(self, event: str, data: list[Any], event_data: Any = None, page: str | None = None) -> httpx.Response:
-        body = {"data": data, "fn_index": self.events[event]["id"], "session_hash": page or self.page,
-                "event_data": event_data, "trigger_id": None}  # fmt: skip
+        body = {
+            "data": data,
+            "fn_index": self.events[event]["id"],
+            "session_hash": page or self.page,
+            "event_data": event_data,
+            "trigger_id": None,
+        }
         return self.http.post("/gradio_api/queue/join", json=body)
 
     def messages(self, page: str | None = None) -> Iterator[dict[str, Any]]:

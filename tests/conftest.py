@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 
 
 _LOCAL = (
-    "http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost", "data:", "blob:", "about:", "file:",
-)  # fmt: skip
+    "http://127.0.0.1",
+    "http://localhost",
+    "ws://127.0.0.1",
+    "ws://localhost",
+    "data:",
+    "blob:",
+    "about:",
+    "file:",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -57,7 +57,8 @@ USABLE = {
     "wide.png": encode(Image.new("L", (20_000, 30), 90)),
     "deep.png": encode(Image.fromarray(np.full((40, 40), 30_000, dtype=np.uint16))),
     "print.jpg": encode(Image.new("CMYK", (40, 40), (0, 200, 200, 0)), "JPEG"),
-    "moving.gif": encode(Image.new("RGB", (32, 32), "red"), "GIF", save_all=True,
-                         append_images=[Image.new("RGB", (32, 32), "blue")]),
+    "moving.gif": encode(
+        Image.new("RGB", (32, 32), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (32, 32), "blue")]
+    ),
     "turned.jpg": turned(),
-}  # fmt: skip
+}

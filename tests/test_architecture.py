@@ -87,8 +87,11 @@ def test_the_rules_catch_a_relative_import(tmp_path, monkeypatch):
     offender.write_text("from ..figures import heat\nfrom . import shares\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert _imports(offender) == {
-        "inspector.figures", "inspector.figures.heat", "inspector.row", "inspector.row.shares",
-    }  # fmt: skip
+        "inspector.figures",
+        "inspector.figures.heat",
+        "inspector.row",
+        "inspector.row.shares",
+    }
 
 
 def test_no_drawer_for_everything():

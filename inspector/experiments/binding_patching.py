@@ -125,8 +125,10 @@ def _why_not(selection: Selection, equal: Sequence[Asked]) -> str:
     if len(selection.asked) < 2:
         return "The pointer was not patched: there is no question about another image."
     if not equal:
-        return ("The pointer was not patched: no question about another image has as many tokens as the prompt's own, "
-                f"{len(selection.asked[0].prompt_ids)}.")  # fmt: skip
+        return (
+            "The pointer was not patched: no question about another image has as many tokens as the prompt's own, "
+            f"{len(selection.asked[0].prompt_ids)}."
+        )
     return "The pointer was not patched: every question of equal length gets the same answer."
 
 
@@ -162,9 +164,16 @@ def patch_between(case: Case, source: Asked, target: Asked, rows: Rows) -> Addre
         found = [outcome.logprob for outcome in case.replay.run(variants, patches)[1:]]
         logprobs += zip(found[::2], found[1::2], strict=True)
     return AddressCurve(
-        rows, source.question, target.question, source.image, target.image, source.answer, target.answer,
-        tuple(one for one, _ in logprobs), tuple(other for _, other in logprobs),
-    )  # fmt: skip
+        rows,
+        source.question,
+        target.question,
+        source.image,
+        target.image,
+        source.answer,
+        target.answer,
+        tuple(one for one, _ in logprobs),
+        tuple(other for _, other in logprobs),
+    )
 
 
 def _ended(answer: tuple[int, ...], eos: int) -> tuple[int, ...]:

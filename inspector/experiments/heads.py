@@ -144,8 +144,9 @@ def score_heads(case: Case, selection: Selection) -> tuple[np.ndarray | None, tu
         groups[list(block.tokens)] = n
     shares = np.stack([_read(case, ids, groups) for _, ids in questions])
     about = np.array([image for image, _ in questions])
-    differences = [shares[about == k][..., k - 1].mean(axis=0) - shares[about != k][..., k - 1].mean(axis=0)
-                   for k in asked]  # fmt: skip
+    differences = [
+        shares[about == k][..., k - 1].mean(axis=0) - shares[about != k][..., k - 1].mean(axis=0) for k in asked
+    ]
     return np.mean(differences, axis=0), asked
 
 
@@ -214,8 +215,9 @@ def _draw(heads: Sequence[Head], n_heads: int, rng: np.random.Generator) -> tupl
         return [choice for choice in every if frozenset(choice) != own], possible
     drawn: dict[frozenset[Head], tuple[Head, ...]] = {}
     while len(drawn) < DRAWS:
-        choice = tuple((layer, int(head)) for layer, count in counts
-                       for head in sorted(rng.choice(n_heads, count, replace=False)))  # fmt: skip
+        choice = tuple(
+            (layer, int(head)) for layer, count in counts for head in sorted(rng.choice(n_heads, count, replace=False))
+        )
         if frozenset(choice) != own:
             drawn.setdefault(frozenset(choice), choice)
     return list(drawn.values()), possible
@@ -260,23 +262,29 @@ def _conclude(found: Heads) -> str:
     names = ", ".join(f"layer {layer} head {head}" for layer, head in found.top)
     heads = f"{len(found.top)} heads have the largest scores, {_mean_score(found):.3f} on average: {names}"
     if found.bar is None or len(found.random) < LEAST_DRAWS:
-        return unshown + (f"{heads}. Their layers have {len(found.random)} other sets of as many heads, and a "
-                          f"comparison needs {LEAST_DRAWS}.")  # fmt: skip
+        return unshown + (
+            f"{heads}. Their layers have {len(found.random)} other sets of as many heads, and a "
+            f"comparison needs {LEAST_DRAWS}."
+        )
     beaten = sum(value < found.effect for value in found.random)
     others = "other sets, all that there are," if found.possible <= DRAWS else "random draws"
     part = ""
     if found.all_heads >= STRONG:
         share = max(found.effect, 0.0) / found.all_heads
         part = f" ({share:.0%} of the {say(found.all_heads)} nats that all heads together cost)"
-    compared = (f"Cutting image {found.image} in them lowers log p by at least {say(found.effect)} nats{part}, "
-                f"more than in {beaten} of {len(found.random)} {others} "
-                f"of as many heads of the same layers ({QUANTILE:.0%} of these lower it by at most {say(found.bar)}; "
-                f"noise floor {say(found.noise_floor)}, and {say(STRONG)} nats count).")  # fmt: skip
+    compared = (
+        f"Cutting image {found.image} in them lowers log p by at least {say(found.effect)} nats{part}, "
+        f"more than in {beaten} of {len(found.random)} {others} "
+        f"of as many heads of the same layers ({QUANTILE:.0%} of these lower it by at most {say(found.bar)}; "
+        f"noise floor {say(found.noise_floor)}, and {say(STRONG)} nats count)."
+    )
     told = [one for one in found.steered if one.followed is not None]
     if told:
         right = sum(bool(one.followed) for one in told)
-        compared += (f" Shown another image alone in these heads, the model gives that image's answer in {right} of "
-                     f"{len(told)} cases.")  # fmt: skip
+        compared += (
+            f" Shown another image alone in these heads, the model gives that image's answer in {right} of "
+            f"{len(told)} cases."
+        )
     return f"{heads}. {compared}" if found.shown else f"{unshown}{heads}. {compared}"
 
 

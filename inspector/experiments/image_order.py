@@ -87,8 +87,10 @@ class PermutationSummary:
             return "There is no other order to try."
         told = f"{self.right} of {self.predicted}" if self.predicted else "none was made"
         expected = f" (predicted in {self.changes_predicted})" if self.predicted else ""
-        return (f"Other orders tried: {self.orders}. Predictions that were right: {told}. The answer changed in "
-                f"{self.changed}{expected}: inconsistency rate {self.inconsistency:.2f}.")  # fmt: skip
+        return (
+            f"Other orders tried: {self.orders}. Predictions that were right: {told}. The answer changed in "
+            f"{self.changed}{expected}: inconsistency rate {self.inconsistency:.2f}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -167,8 +169,9 @@ class _Rules:
         named = int(self.own_answer) if self.own_answer.strip().isdecimal() else 0
         if _ASKS_WHICH.search(self._question) and 1 <= named <= self._count:
             place = order.index(named) + 1
-            return str(place), (f"The question asks which image, and the answer names image {named}, which stands in "
-                                f"place {place} now.")  # fmt: skip
+            return str(place), (
+                f"The question asks which image, and the answer names image {named}, which stands in place {place} now."
+            )
         return self.own_answer, "The question names no image: the answer should stay with the content."
 
     def _follow_place(self, order: tuple[int, ...], place: int) -> tuple[str | None, str]:

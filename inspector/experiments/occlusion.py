@@ -276,8 +276,10 @@ def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) ->
     base = _behind(case, block, rows)
 
     def score(sets: Sequence[frozenset[int]]) -> list[float]:
-        hidden = [image_keys(block) if len(gone) == len(parts) else [p for n in sorted(gone) for p in parts[n][1]]
-                  for gone in sets]  # fmt: skip
+        hidden = [
+            image_keys(block) if len(gone) == len(parts) else [p for n in sorted(gone) for p in parts[n][1]]
+            for gone in sets
+        ]
         return [outcome.logprob for outcome in case.replay.run([_hide(base, keys) for keys in hidden])]
 
     return score
@@ -286,8 +288,9 @@ def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) ->
 def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
     image = case.prompt.images[block.number - 1]
     paint = run_at_full_size(image, find_median)
-    covers = [(across.start, down.start, across.stop, down.stop)
-              for down, across in (_pixels_of(box) for box, _ in parts)]  # fmt: skip
+    covers = [
+        (across.start, down.start, across.stop, down.stop) for down, across in (_pixels_of(box) for box, _ in parts)
+    ]
     states = _name_own(case, block)
     start = block.tokens[0]
     base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
@@ -415,18 +418,24 @@ def _conclude(found: Regions) -> str:
 def _say_pixels(pixels: RegionMap, found: Regions) -> list[str]:
     bar = max(found.noise_floor, STRONG)
     if pixels.whole < bar:
-        sentence = (f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that "
-                    f"count, so its parts say little; the largest effect is {_name_place(pixels.top)}.")  # fmt: skip
+        sentence = (
+            f"Painted over as a whole it costs {say(pixels.whole)} nats, less than the {say(bar)} that "
+            f"count, so its parts say little; the largest effect is {_name_place(pixels.top)}."
+        )
     else:
-        sentence = (f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
-                    f"painted over costs {say(pixels.whole)}.")  # fmt: skip
+        sentence = (
+            f"In the picture, the region that matters most is {_name_place(pixels.top)}; the whole picture "
+            f"painted over costs {say(pixels.whole)}."
+        )
     return [sentence, *_say_curve(pixels)]
 
 
 def _name_place(region: Region) -> str:
     box = region.box
-    return (f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px: without it log p falls by "
-            f"{say(region.loss)} nats, alone it brings {say(region.gain)}")  # fmt: skip
+    return (
+        f"x {box.left:.0f} to {box.right:.0f}, y {box.top:.0f} to {box.bottom:.0f} px: without it log p falls by "
+        f"{say(region.loss)} nats, alone it brings {say(region.gain)}"
+    )
 
 
 def _say_tokens(tokens: RegionMap, found: Regions) -> list[str]:
@@ -448,7 +457,9 @@ def _say_curve(found: RegionMap) -> list[str]:
     areas = [curve.area for curve in found.random]
     done = "Painted over" if found.how == "painted over" else "Hidden"
     judged = "better than random" if found.better else "no better than random"
-    sentence = (f"{done} in the order of effect, log p is {say(found.strongest_first.area)} nats on average, in random "
-                f"orders {say(sum(areas) / len(areas))} ({found.beaten} of {len(areas)} beaten): {judged}, by "
-                f"{say(found.gap, sign=True)}.")  # fmt: skip
+    sentence = (
+        f"{done} in the order of effect, log p is {say(found.strongest_first.area)} nats on average, in random "
+        f"orders {say(sum(areas) / len(areas))} ({found.beaten} of {len(areas)} beaten): {judged}, by "
+        f"{say(found.gap, sign=True)}."
+    )
     return [sentence]

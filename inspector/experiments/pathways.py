@@ -184,8 +184,13 @@ def _all_plans(case: Case) -> Iterator[_Plan]:
         own = (*image.marks, *range(*(image.ordinal or (0, 0))))
         yield _Plan("marks → question", image.number, target.start, Cut(asked, own), sliding)
     yield _Plan("marks → question", None, target.start, Cut(asked, _marks(case)), sliding)
-    earlier = [p for turn in structure.questions if turn.number < target.question.number
-               for run in ((turn.start, turn.stop), turn.answer) for p in range(*run)]  # fmt: skip
+    earlier = [
+        p
+        for turn in structure.questions
+        if turn.number < target.question.number
+        for run in ((turn.start, turn.stop), turn.answer)
+        for p in range(*run)
+    ]
     earlier = _of_sample(case, earlier, target.start)
     yield _Plan("earlier turns → question", None, target.start, Cut(target.queries, earlier), sliding)
     for image in seen:
@@ -289,9 +294,12 @@ def _narrow(case: Case, found: Routes, plans: Sequence[_Plan]) -> Narrowest | No
     parts = [route for edges in PARTS if (route := found.find(edges, image)) is not None]
     wide = [route for route in parts if route.whole >= HALF * whole]
     for routes, runs in ((parts, False), (wide, True), ([total], False), ([total], True)):
-        holding = [(route, layers, effect) for route in routes
-                   for layers, effect in _effects(case, route, plans, found.layers if runs else None)
-                   if effect >= HALF * whole]  # fmt: skip
+        holding = [
+            (route, layers, effect)
+            for route in routes
+            for layers, effect in _effects(case, route, plans, found.layers if runs else None)
+            if effect >= HALF * whole
+        ]
         if holding:
             route, layers, effect = min(holding, key=lambda one: (one[1][1] - one[1][0], -one[2]))
             return Narrowest(route.edges, image, layers, effect, whole)
@@ -325,18 +333,22 @@ def _conclude(case: Case, found: Routes, narrowest: Narrowest | None) -> str:
     total = _leading(found)
     if total is None or narrowest is None:
         largest = max(found.routes, key=lambda route: route.whole if route.image else float("-inf"))
-        return (f"No image has an effect of the {say(bar)} nats that count, cut everywhere in all layers ({floor}; the "
-                f"largest of any route is {largest.edges} of image {largest.image}, {say(largest.whole)} nats), so "
-                "there is no route to name.")  # fmt: skip
+        return (
+            f"No image has an effect of the {say(bar)} nats that count, cut everywhere in all layers ({floor}; the "
+            f"largest of any route is {largest.edges} of image {largest.image}, {say(largest.whole)} nats), so "
+            "there is no route to name."
+        )
     k = narrowest.image
     routes = [(edges, route) for edges in PARTS if (route := found.find(edges, k)) is not None]
     layers = _name_layers(narrowest.layers, found.layers)
     wide = narrowest.layers not in total.windows and narrowest.layers not in sliding_windows(found.layers)
     single = narrowest.edges != "image → everything"
     what = f"cutting {narrowest.edges}" if single else "cutting every edge that leaves it"
-    first = (f"Image {k}: {what} in {layers} lowers log p by at least {say(narrowest.effect)} nats, "
-             f"{narrowest.share:.0%} of the {say(narrowest.whole)} nats that it costs everywhere and in all layers "
-             f"({floor})" + ("; nothing narrower that was measured holds half." if wide else "."))  # fmt: skip
+    first = (
+        f"Image {k}: {what} in {layers} lowers log p by at least {say(narrowest.effect)} nats, "
+        f"{narrowest.share:.0%} of the {say(narrowest.whole)} nats that it costs everywhere and in all layers "
+        f"({floor})" + ("; nothing narrower that was measured holds half." if wide else ".")
+    )
     alone = {kept.edges: kept.nats for kept in total.kept}
     numbers = "; ".join(f"{edges} {say(route.whole)} (alone it keeps {say(alone[edges])})" for edges, route in routes)
     able = [edges for edges, _ in routes if alone[edges] >= HALF * narrowest.whole]

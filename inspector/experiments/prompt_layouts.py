@@ -112,8 +112,11 @@ def _study(
     seen[given] = cell.name
     try:
         for turn in range(len(prompt.turns)):
-            steps = vlm.generate(_write(vlm, prompt, ordinals, answering=turn), max_new_tokens=max_new_tokens,
-                                 document_mask=prompt.document_mask)  # fmt: skip
+            steps = vlm.generate(
+                _write(vlm, prompt, ordinals, answering=turn),
+                max_new_tokens=max_new_tokens,
+                document_mask=prompt.document_mask,
+            )
             prompt = prompt.with_answer(turn, "".join(step.text for step in steps))
         row = _write(vlm, prompt, ordinals)
     except InputError as error:
@@ -124,14 +127,21 @@ def _study(
     probabilities: list[float | None] = [None] * len(prompt.turns)
     if not answered:
         return replace(cell, length=len(row), answers=answers, probabilities=tuple(probabilities))
-    case = Case(vlm, prompt, Replay(vlm, row, document_mask=prompt.document_mask), structure,
-                target_of(structure, answered[-1]), max_new_tokens)  # fmt: skip
+    case = Case(
+        vlm,
+        prompt,
+        Replay(vlm, row, document_mask=prompt.document_mask),
+        structure,
+        target_of(structure, answered[-1]),
+        max_new_tokens,
+    )
     targets = [target_of(structure, question) for question in answered]
     outcomes = case.replay.run([case.replay.variant(t.start, t.scored, stop=t.scored[1]) for t in targets])
     for question, outcome in zip(answered, outcomes, strict=True):
         probabilities[question.number - 1] = math.exp(outcome.logprob / len(outcome.logprobs))
-    return replace(cell, length=len(row), answers=answers, probabilities=tuple(probabilities),
-                   matrix=measure_matrix(case))  # fmt: skip
+    return replace(
+        cell, length=len(row), answers=answers, probabilities=tuple(probabilities), matrix=measure_matrix(case)
+    )
 
 
 def _write(vlm: VLM, prompt: Prompt, ordinals: bool, answering: int | None = None) -> Sample:
@@ -174,8 +184,11 @@ def tell_layouts(cells: Sequence[LayoutCell]) -> tuple[str, ...]:
         else:
             told = "; ".join(f"“{answer}” in {', '.join(names)}" for answer, names in by_answer.items())
             sentences.append(f"Turn {turn + 1} is answered {told}.")
-    leaks = [f"{cell.leakage:.2f} in {cell.name}" for cell in read
-             if cell.leakage is not None and cell.layout != "images-first" and len(cell.answers) > 1]  # fmt: skip
+    leaks = [
+        f"{cell.leakage:.2f} in {cell.name}"
+        for cell in read
+        if cell.leakage is not None and cell.layout != "images-first" and len(cell.answers) > 1
+    ]
     if leaks:
         sentences.append(f"Share of the effects that is of other turns' images: {', '.join(leaks)}.")
     return tuple(sentences)

@@ -31,9 +31,16 @@ EXPLANATION = (
 )
 
 Family = Literal[
-    "ordinal", "naming", "image numbers", "region marks", "separators", "turn boundary", "template marks", "distance",
+    "ordinal",
+    "naming",
+    "image numbers",
+    "region marks",
+    "separators",
+    "turn boundary",
+    "template marks",
+    "distance",
     "length",
-]  # fmt: skip
+]
 """What a cue is evidence for. "naming" is a cue that the prompt lacks: the question is made to name an image."""
 
 FAMILY_NAMES: dict[Family, str] = {
@@ -136,8 +143,10 @@ def compare_cues(case: Case, cues: Sequence[Cue]) -> str:
     """What each kind of cue did to the image's share, with the numbers, and which kind the evidence favours. The
     strongest change of a kind stands for it."""
     if len(case.reachable) < 2:
-        return ("The question can see no more than one image: the mask decides, and there is no share that a cue could "
-                "move.")  # fmt: skip
+        return (
+            "The question can see no more than one image: the mask decides, and there is no share that a cue could "
+            "move."
+        )
     told = [cue for cue in cues if cue.share_before is not None]
     if not told:
         return "No image stands out in the answer, so there is no share that a cue could move."
@@ -153,8 +162,11 @@ def compare_cues(case: Case, cues: Sequence[Cue]) -> str:
         parts.append(f"changing {_list([FAMILY_NAMES[cue.family] for cue in still])} left it within {STILL:.2f}")
     top = max((cue.moved or 0.0 for cue in ranked), default=0.0)
     favoured = [FAMILY_NAMES[cue.family] for cue in ranked if (cue.moved or 0.0) >= max(MOVED, top / 2)]
-    judged = (f"the evidence favours {_list(favoured)}" if favoured else
-              f"no cue moved it by {MOVED:.2f} or more, so the evidence favours none")  # fmt: skip
+    judged = (
+        f"the evidence favours {_list(favoured)}"
+        if favoured
+        else f"no cue moved it by {MOVED:.2f} or more, so the evidence favours none"
+    )
     sentences = [
         f"Image {told[0].image} has a share of {told[0].share_before:.2f} in the effects of all images.",
         f"{_capital('; '.join(parts))}: on this prompt {judged}." if parts else _capital(f"{judged}."),
@@ -164,8 +176,10 @@ def compare_cues(case: Case, cues: Sequence[Cue]) -> str:
     if gone:
         sentences.append(f"After {gone} of the changes all effects together were below {FAINT} nats.")
     if naming is not None:
-        sentences.append("Naming another image in the question, a cue that this prompt lacks, moved the share to "
-                         f"{naming.share_after:.2f}.")  # fmt: skip
+        sentences.append(
+            "Naming another image in the question, a cue that this prompt lacks, moved the share to "
+            f"{naming.share_after:.2f}."
+        )
     return " ".join(sentences)
 
 
@@ -236,13 +250,16 @@ class _Bench:
 
     def report(self, family: Family, change: str, tokens: int, measured: _Measured) -> Cue:
         return Cue(
-            family, change, self.image, tokens,
+            family,
+            change,
+            self.image,
+            tokens,
             fall=self.base.logprob - measured.logprob,
             answers=(measured.answer,),
             effects=measured.effects,
             share_before=share_of(self.base.effects, self.image),
             share_after=share_of(measured.effects, self.image),
-        )  # fmt: skip
+        )
 
     def hide(self, family: Family, change: str, keys: Sequence[int], *, everywhere: bool = False) -> Cue:
         """Cuts the edges from ``keys`` into the question and its answer, or into all that is behind them. They go on
@@ -275,8 +292,10 @@ class _Bench:
             return parents[id(variant)]
 
         images = self.case.reachable
-        removed = [self.removals.of_ending(frozenset({image.number}), self.case.target, found.ids, found.scored)
-                   for image in images]  # fmt: skip
+        removed = [
+            self.removals.of_ending(frozenset({image.number}), self.case.target, found.ids, found.scored)
+            for image in images
+        ]
         outcomes = replay.run([under(variant) for variant in removed])
         return [(image, outcome.logprob) for image, outcome in zip(images, outcomes, strict=True)]
 
@@ -311,10 +330,15 @@ def _edit_ordinal(bench: _Bench, selection: Selection) -> Cue:
     own = selection.asked[0]
     edited = [asked for asked in selection.asked[1:] if asked.source in ("ordinal edited", "image named")]
     if not edited:
-        return Cue("ordinal", "edited the ordinal in the question", bench.image,
-                   not_done="No other image can be named in the question.")  # fmt: skip
-    variants = [_ending(Variant(bench.case.target.start, asked.prompt_ids, (0, 0)), bench.case.answer_ids)
-                for asked in edited]  # fmt: skip
+        return Cue(
+            "ordinal",
+            "edited the ordinal in the question",
+            bench.image,
+            not_done="No other image can be named in the question.",
+        )
+    variants = [
+        _ending(Variant(bench.case.target.start, asked.prompt_ids, (0, 0)), bench.case.answer_ids) for asked in edited
+    ]
     logprobs = [outcome.logprob for outcome in bench.case.replay.run(variants)]
     shares = [share for asked in edited if (share := share_of(asked.effects, bench.image)) is not None]
     named = ", ".join(str(asked.image) for asked in edited)
@@ -329,7 +353,7 @@ def _edit_ordinal(bench: _Bench, selection: Selection) -> Cue:
         effects=_mean_effects(edited),
         share_before=share_of(bench.base.effects, bench.image),
         share_after=sum(shares) / len(shares) if shares else None,
-    )  # fmt: skip
+    )
 
 
 def _mean_effects(asked: Sequence[Asked]) -> tuple[float, ...]:
@@ -352,8 +376,11 @@ def pointing_positions(case: Case) -> tuple[int, ...]:
         return ()
     ids = case.replay.ids[question.start : question.stop]
     ends = [len(decode(case.vlm.tokenizer, ids[: n + 1])) for n in range(len(ids))]
-    return tuple(question.start + n for n, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-                 if begin < pointer.stop and end > pointer.start)  # fmt: skip
+    return tuple(
+        question.start + n
+        for n, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+        if begin < pointer.stop and end > pointer.start
+    )
 
 
 def _marks(case: Case) -> Iterator[tuple[Family, tuple[int, ...], str, str]]:
@@ -364,27 +391,50 @@ def _marks(case: Case) -> Iterator[tuple[Family, tuple[int, ...], str, str]]:
     structure, question = case.structure, case.target.question
     attended = case.replay.row.attention_mask.tolist()
     segments = case.replay.row.segment_ids.tolist()
-    seen = [p for p in range(question.start)
-            if attended[p] and not (structure.document_mask and segments[p] != segments[question.start])]  # fmt: skip
+    seen = [
+        p
+        for p in range(question.start)
+        if attended[p] and not (structure.document_mask and segments[p] != segments[question.start])
+    ]
     visible = frozenset(seen[1:])
 
     def kept(positions: Sequence[int]) -> tuple[int, ...]:
         return tuple(p for p in sorted(positions) if p in visible)
 
     numbered = [image.ordinal for image in case.reachable if image.ordinal is not None]
-    yield ("image numbers", kept([p for start, stop in numbered for p in range(start, stop)]),
-           "the `<image: k>` texts", "The question can see no `<image: k>` text.")  # fmt: skip
-    yield ("region marks", kept([p for image in case.reachable for p in image.marks]),
-           "the region marks", "The question can see no region mark.")  # fmt: skip
+    yield (
+        "image numbers",
+        kept([p for start, stop in numbered for p in range(start, stop)]),
+        "the `<image: k>` texts",
+        "The question can see no `<image: k>` text.",
+    )
+    yield (
+        "region marks",
+        kept([p for image in case.reachable for p in image.marks]),
+        "the region marks",
+        "The question can see no region mark.",
+    )
     # Nobody attends to a separator as it is: this must change nothing, and shows that it does not.
-    yield ("separators", tuple(p for p in structure.separators if p < question.start),
-           "the separators", "No separator stands before the question.")  # fmt: skip
+    yield (
+        "separators",
+        tuple(p for p in structure.separators if p < question.start),
+        "the separators",
+        "No separator stands before the question.",
+    )
     template = {p for mark in structure.marks for p in range(mark.start, mark.stop)}
     boundary, rest = kept(_boundary(case, template)), kept(list(template))
-    yield ("turn boundary", boundary,
-           "the marks where its turn begins", "No mark stands where the question's turn begins.")  # fmt: skip
-    yield ("template marks", () if rest == boundary else rest, "the template's marks before the question",
-           "They are the marks where its turn begins." if rest else "There is none.")  # fmt: skip
+    yield (
+        "turn boundary",
+        boundary,
+        "the marks where its turn begins",
+        "No mark stands where the question's turn begins.",
+    )
+    yield (
+        "template marks",
+        () if rest == boundary else rest,
+        "the template's marks before the question",
+        "They are the marks where its turn begins." if rest else "There is none.",
+    )
 
 
 def _boundary(case: Case, template: set[int]) -> list[int]:

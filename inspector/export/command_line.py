@@ -17,9 +17,14 @@ def write_inspect(prompt: Prompt, model: str, files: Sequence[str], settings: Ge
 
 
 def write_which_image(
-    prompt: Prompt, model: str, files: Sequence[str], settings: GenerationSettings, turn: int, reference: str = "",
+    prompt: Prompt,
+    model: str,
+    files: Sequence[str],
+    settings: GenerationSettings,
+    turn: int,
+    reference: str = "",
     contrasts: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Tests the same answer again. Answers are written out, so that it explains the same ones whatever they were
     generated with."""
     words = _words("which-image", prompt, model, files, answers=True) + _turn(prompt, turn)

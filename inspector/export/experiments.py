@@ -123,14 +123,27 @@ def look_beside(found: WhichImage) -> Gaze | None:
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment("where", "Where", "By which edges, in which layers, does an image reach the answer? Press Where.",
-               _run_routes),
-    Experiment("cues", "Which cue", "The number in the question, the marks, the distance: which of them leads to the "
-               "image? Press Which cue.", _run_cues),
+    Experiment(
+        "where", "Where", "By which edges, in which layers, does an image reach the answer? Press Where.", _run_routes
+    ),
+    Experiment(
+        "cues",
+        "Which cue",
+        "The number in the question, the marks, the distance: which of them leads to the image? Press Which cue.",
+        _run_cues,
+    ),
     Experiment("heads", "Heads", "Do some heads turn to whichever image is asked about? Press Heads.", _run_heads),
     Experiment("regions", "Regions", "Which part of the image does the answer rest on? Press Regions.", _run_regions),
-    Experiment("permutations", "Other orders", "Does the answer follow the picture or the place? Press Other orders.",
-               _run_permutations),
-    Experiment("layouts", "Layouts", "All images first, one per turn, packed: what becomes of the answers? Press "
-               "Layouts.", _run_layouts),
-)  # fmt: skip
+    Experiment(
+        "permutations",
+        "Other orders",
+        "Does the answer follow the picture or the place? Press Other orders.",
+        _run_permutations,
+    ),
+    Experiment(
+        "layouts",
+        "Layouts",
+        "All images first, one per turn, packed: what becomes of the answers? Press Layouts.",
+        _run_layouts,
+    ),
+)

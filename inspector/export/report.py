@@ -50,8 +50,9 @@ def study(
 ) -> Iterator[Study]:
     """Yields after each step; see :func:`inspector.which_image.study.study_answer`."""
     gaze: Gaze | None = None
-    for found in study_answer(vlm, inspection, turn, reference=reference, typed=typed, max_new_tokens=max_new_tokens,
-                              seed=seed):  # fmt: skip
+    for found in study_answer(
+        vlm, inspection, turn, reference=reference, typed=typed, max_new_tokens=max_new_tokens, seed=seed
+    ):
         if found.step == "attention":
             gaze = look_beside(found)
         facts = {} if found.verdict is None else found.to_json()
@@ -79,8 +80,13 @@ def study_whole(vlm: VLM, inspection: Inspection, turn: int | None = None, **opt
     """:func:`study`, then every experiment."""
     *_, known = study(vlm, inspection, turn, **options)
     for one in EXPERIMENTS:
-        case = open_case(vlm, inspection, known.found.turn, max_new_tokens=options.get("max_new_tokens", 32),
-                         seed=options.get("seed", 0))  # fmt: skip
+        case = open_case(
+            vlm,
+            inspection,
+            known.found.turn,
+            max_new_tokens=options.get("max_new_tokens", 32),
+            seed=options.get("seed", 0),
+        )
         *_, (html, facts) = one.run(case, known.found)
         known = known.adding(one.key, html, facts)
     return known

@@ -41,10 +41,19 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
     scores = table(("score", "found", "wanted", ""), [_score(score) for score in battery.scores], "Scores")
     tried = [cell for cell in battery.cells if cell.testable]
     cells = table(
-        ("cell", "answered rightly", "right image named", "most attended", "“the question selects it”",
-         "twin’s answer", "other swaps flip", "orders predicted"),
-        [_cell(cell) for cell in tried], "Cells",
-    )  # fmt: skip
+        (
+            "cell",
+            "answered rightly",
+            "right image named",
+            "most attended",
+            "“the question selects it”",
+            "twin’s answer",
+            "other swaps flip",
+            "orders predicted",
+        ),
+        [_cell(cell) for cell in tried],
+        "Cells",
+    )
     return f'<div class="wi-battery">{head}{scores}{cells}{_conflicts(tried)}{_left_out(battery)}</div>'
 
 

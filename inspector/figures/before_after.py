@@ -44,8 +44,10 @@ def show_comparison(comparison: Comparison | None, measured: Measured | None, do
 
 def _heads(comparison: Comparison) -> tuple[str, str]:
     """The columns' titles: each side names its weights."""
-    return (f"before <code>{escape(comparison.before.fingerprint[:8])}</code>",
-            f"after <code>{escape(comparison.after.fingerprint[:8])}</code>")  # fmt: skip
+    return (
+        f"before <code>{escape(comparison.before.fingerprint[:8])}</code>",
+        f"after <code>{escape(comparison.after.fingerprint[:8])}</code>",
+    )
 
 
 # --- answers ---
@@ -100,8 +102,11 @@ def _show_rest(comparison: Comparison) -> str:
             change = f"<mark>{change}</mark>" if comparison.shifts[k] else change
         rows.append([badge(k), *(_worth(side, k, top) for side in sides), f"<td class=num>{change}</td>"])
     rows.append([_title("noise floor"), *map(_floor, sides), ""])
-    sentences = "".join(f"<p>{name}: {escape(side.rest.verdict.sentence)}</p>"
-                        for name, side in zip(("Before", "After"), sides, strict=True) if side.rest)  # fmt: skip
+    sentences = "".join(
+        f"<p>{name}: {escape(side.rest.verdict.sentence)}</p>"
+        for name, side in zip(("Before", "After"), sides, strict=True)
+        if side.rest
+    )
     return (
         table(["rests on", *_heads(comparison), "change"], rows, "what the answer rests on")
         + "<p class='vi-caption'>What the last answer rests on: nats of log p of each model's own answer that each "
@@ -138,8 +143,10 @@ def _worth(side: Side, image: int, top: float) -> str:
     value = side.rest.dependence.shapley[image]
     if value <= 0 or not top:
         return f"<td class=num>{copied(value)}</td>"
-    return (f'<td class=num>{copied(value)}<span class="tr-bar" style="width:{100 * value / top:.1f}%"><i '
-            f'style="width:100%;background:{image_colour(image)}"></i></span></td>')  # fmt: skip
+    return (
+        f'<td class=num>{copied(value)}<span class="tr-bar" style="width:{100 * value / top:.1f}%"><i '
+        f'style="width:100%;background:{image_colour(image)}"></i></span></td>'
+    )
 
 
 # --- attention ---
@@ -153,8 +160,14 @@ def _show_maps(comparison: Comparison) -> str:
     rows = []
     for k, image in enumerate(comparison.prompt.images):
         one, two = before.image_shares[k], after.image_shares[k]
-        rows.append([badge(k), _look(image, before, k, top), _look(image, after, k, top),
-                     f"<td class=num>{say(100 * (two - one), sign=True)} points</td>"])  # fmt: skip
+        rows.append(
+            [
+                badge(k),
+                _look(image, before, k, top),
+                _look(image, after, k, top),
+                f"<td class=num>{say(100 * (two - one), sign=True)} points</td>",
+            ]
+        )
     return (
         table(["where it looked", *_heads(comparison), "change"], rows, "attention before and after")
         + '<p class="vi-caption">Attention of the position that chose the answer\'s first token, mean over layers and '

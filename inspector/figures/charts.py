@@ -165,9 +165,14 @@ class HeatRow:
 
 
 def heat_table(
-    head: Sequence[str], rows: Sequence[HeatRow], label: str, *, digits: int = 2, top: float | None = None,
+    head: Sequence[str],
+    rows: Sequence[HeatRow],
+    label: str,
+    *,
+    digits: int = 2,
+    top: float | None = None,
     shares: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Values as coloured cells with their numbers; ``head`` names the first column and the others. Diverging about 0,
     or with ``shares`` viridis from 0 up. ``top``: the value at the end of the scale (default: the largest)."""
     values = [abs(cell) for row in rows for cell in row.cells if cell is not None]

@@ -25,8 +25,9 @@ from inspector.row.numbers import say
 TEXTS: dict[str, PanelText] = {
     "where": PanelText("Where it goes through", "closing one way after another", pathways.EXPLANATION),
     "cues": PanelText(
-        "Which cue leads to the image", "changing one cue after another",
-        f"{reference_cues.EXPLANATION} {binding_patching.EXPLANATION}"
+        "Which cue leads to the image",
+        "changing one cue after another",
+        f"{reference_cues.EXPLANATION} {binding_patching.EXPLANATION}",
     ),
     "heads": PanelText("Heads that follow the question", "testing heads against random heads", heads.EXPLANATION),
     "regions": PanelText("Which part of the image", "hiding one part after another", occlusion.EXPLANATION),
@@ -42,8 +43,11 @@ TEXTS: dict[str, PanelText] = {
 def show_routes(found: pathways.Routes) -> str:
     """Image × window of layers for each edge set, all on one scale."""
     top = max((abs(effect) for route in found.routes for effect in (*route.effects, route.whole)), default=0.0)
-    lead = f'<p class="wi-lead">{escape(found.sentence)}</p>' if found.sentence else (
-        f'<p class="wi-lead">{len(found.routes)} of {found.planned} ways closed so far.</p>')  # fmt: skip
+    lead = (
+        f'<p class="wi-lead">{escape(found.sentence)}</p>'
+        if found.sentence
+        else (f'<p class="wi-lead">{len(found.routes)} of {found.planned} ways closed so far.</p>')
+    )
     tables = []
     for edges in dict.fromkeys(route.edges for route in found.routes):
         own = [route for route in found.routes if route.edges == edges]
@@ -86,8 +90,11 @@ def _order_card(one: image_order.Permuted, images: Sequence[PromptImage]) -> str
     )
     mark = {True: "✓", False: "✗", None: ""}[one.right]
     css = {True: "wi-right", False: "wi-wrong", None: ""}[one.right]
-    predicted = "the prompt's own order" if one.is_own_order else (
-        f"Predicted: “{escape(one.predicted)}”" if one.predicted is not None else "No prediction")  # fmt: skip
+    predicted = (
+        "the prompt's own order"
+        if one.is_own_order
+        else (f"Predicted: “{escape(one.predicted)}”" if one.predicted is not None else "No prediction")
+    )
     return (
         f'<li class="{css}"><div class="wi-pictures">{pictures}</div><p>{predicted}. Said: '
         f"<b>“{escape(one.answer)}”</b> "
@@ -106,8 +113,11 @@ def show_cues(
             rows.append([change, f'<td colspan=4 class="wi-aside">not done: {say_with_code(cue.not_done)}</td>'])
             continue
         said = ", ".join(f"“{escape(answer)}”" for answer in cue.answers)
-        share = "no effect to share out" if cue.share_before is None else (
-            f"{say(cue.share_before)} → {'–' if cue.share_after is None else say(cue.share_after)}")  # fmt: skip
+        share = (
+            "no effect to share out"
+            if cue.share_before is None
+            else (f"{say(cue.share_before)} → {'–' if cue.share_after is None else say(cue.share_after)}")
+        )
         moved = heat_cell(cue.moved, 1.0, "no share to compare") if cue.share_before is not None else ""
         rows.append([change, copied(cue.fall or 0.0), said, f'<td class="wi-steady">{share}</td>', moved])
     image = next((cue.image for cue in found if cue.image), None)
@@ -127,16 +137,26 @@ def _address_curve(curve: binding_patching.AddressCurve) -> str:
     if curve.not_done:
         return f'<p class="vi-caption">{escape(curve.not_done)}</p>'
     lines = [
-        Line(f"“{escape(curve.source_answer)}”, answer of the question put in", curve.source_logprobs,
-             _image_line(curve.source_image)),
-        Line(f"“{escape(curve.target_answer)}”, answer of the prompt's own question", curve.target_logprobs,
-             _image_line(curve.target_image), dashed=True),
-    ]  # fmt: skip
+        Line(
+            f"“{escape(curve.source_answer)}”, answer of the question put in",
+            curve.source_logprobs,
+            _image_line(curve.source_image),
+        ),
+        Line(
+            f"“{escape(curve.target_answer)}”, answer of the prompt's own question",
+            curve.target_logprobs,
+            _image_line(curve.target_image),
+            dashed=True,
+        ),
+    ]
     where = "all rows of the question" if curve.rows == "question" else "the row that chooses the answer alone"
     drawn = curves(
-        list(range(len(curve.source_logprobs))), lines, x_name="states put in before layer (last: after all)",
-        y_name=f"States of {where}: log p, nats", label=curve.sentence,
-    )  # fmt: skip
+        list(range(len(curve.source_logprobs))),
+        lines,
+        x_name="states put in before layer (last: after all)",
+        y_name=f"States of {where}: log p, nats",
+        label=curve.sentence,
+    )
     return f'<div>{drawn}<p class="vi-caption">{escape(curve.sentence)}</p></div>'
 
 
@@ -154,8 +174,9 @@ def show_layouts(cells: Sequence[prompt_layouts.LayoutCell]) -> str:
             rows.append([say_with_code(cell.name), aside])
             continue
         answers = []
-        for answer, probability, leader in zip(cell.answers, cell.probabilities, cell.leaders or (None,) * turns,
-                                               strict=False):  # fmt: skip
+        for answer, probability, leader in zip(
+            cell.answers, cell.probabilities, cell.leaders or (None,) * turns, strict=False
+        ):
             sure = "" if probability is None else f" <small>p {say(probability)}</small>"
             answers.append(f"“{escape(answer)}”{sure} {badge(leader - 1) if leader else '<small>no image</small>'}")
         leak = "" if cell.leakage is None else copied(cell.leakage)
@@ -185,10 +206,14 @@ def show_heads(found: heads.Heads) -> str:
     if found.shown and found.steered:
         marks = {True: "✓ follows", False: "✗ does not", None: ""}
         steered = [
-            [f"{badge(one.image - 1)} alone", f"“{escape(one.answer)}”",
-             "–" if one.predicted is None else f"“{escape(one.predicted)}”", marks[one.followed]]
+            [
+                f"{badge(one.image - 1)} alone",
+                f"“{escape(one.answer)}”",
+                "–" if one.predicted is None else f"“{escape(one.predicted)}”",
+                marks[one.followed],
+            ]
             for one in found.steered
-        ]  # fmt: skip
+        ]
         body += table(
             ["these heads see", "the model says", "asked about it, it says", ""], steered, "steering the heads"
         )
@@ -221,9 +246,11 @@ def _pixel_heat(found: occlusion.Regions, region_map: occlusion.RegionMap, image
     for region in region_map.regions:
         box, share = region.box, abs(region.effect) / top
         colour = "120,0,20" if region.effect > 0 else "20,60,140"
-        place = (f"left:{100 * box.left / width:.2f}%;top:{100 * box.top / height:.2f}%;"
-                 f"width:{100 * (box.right - box.left) / width:.2f}%;"
-                 f"height:{100 * (box.bottom - box.top) / height:.2f}%")  # fmt: skip
+        place = (
+            f"left:{100 * box.left / width:.2f}%;top:{100 * box.top / height:.2f}%;"
+            f"width:{100 * (box.right - box.left) / width:.2f}%;"
+            f"height:{100 * (box.bottom - box.top) / height:.2f}%"
+        )
         css = " class=wi-top" if region is region_map.top and region.effect > 0 else ""
         cells.append(
             f'<i{css} style="{place};background:rgba({colour},{0.85 * share:.2f})" '
@@ -248,8 +275,13 @@ def _deletion(image: int, found: occlusion.RegionMap) -> str:
     ]
     band = found.band
     if band:
-        lines.append(Line(f"{len(found.random)} random orders: mean, and from lowest to highest",
-                          tuple(mean for _, mean, _ in band), "#808794"))  # fmt: skip
+        lines.append(
+            Line(
+                f"{len(found.random)} random orders: mean, and from lowest to highest",
+                tuple(mean for _, mean, _ in band),
+                "#808794",
+            )
+        )
     return curves(
         found.strongest_first.counts,
         lines,

@@ -68,8 +68,9 @@ def _picture(inspection: Inspection, image: ImageBlock) -> str:
 
 
 def _tile(thing: str, label: str, whole: str, place: str) -> str:
-    return _button(thing, f'<span class="wi-hidden">{escape(label)}</span>', "wi-tile", style=place,
-                   name=f"{label}, {whole}")  # fmt: skip
+    return _button(
+        thing, f'<span class="wi-hidden">{escape(label)}</span>', "wi-tile", style=place, name=f"{label}, {whole}"
+    )
 
 
 def _part(thing: str, label: str, whole: str) -> str:
@@ -98,17 +99,37 @@ def _shorten(text: str, limit: int = 32) -> str:
 def show_lab(lab: Lab | None, command: str = "") -> str:
     """The old answer and the new one, every step between them, and the command that repeats it."""
     if lab is None or not lab.cuts:
-        return ('<p class="vi-empty">Click what is to be hidden, say from whom, and press Cut: the new answer appears '
-                "beside the old.</p>")  # fmt: skip
+        return (
+            '<p class="vi-empty">Click what is to be hidden, say from whom, and press Cut: the new answer appears '
+            "beside the old.</p>"
+        )
     last = lab.trials[-1]
     what = "changes" if lab.flipped else "stays"
-    rows = [["as it was", f"“{escape(lab.trials[0].answer)}”", copied(lab.trials[0].probability, 3),
-             copied(lab.trials[0].logprob), ""]]  # fmt: skip
+    rows = [
+        [
+            "as it was",
+            f"“{escape(lab.trials[0].answer)}”",
+            copied(lab.trials[0].probability, 3),
+            copied(lab.trials[0].logprob),
+            "",
+        ]
+    ]
     for cut, trial, before in zip(lab.cuts, lab.trials[1:], lab.trials, strict=False):
-        rows.append([f"<code>{escape(cut.text)}</code>", f"“{escape(trial.answer)}”", copied(trial.probability, 3),
-                     copied(trial.logprob), copied(trial.logprob - before.logprob, sign=True)])  # fmt: skip
-    steps = table(["cuts, one after another", "answer", "p", f"log p of “{escape(lab.answer)}”", "change, nats"], rows,
-                  "answers with one cut, two, and so on", marked=[len(rows) - 1])  # fmt: skip
+        rows.append(
+            [
+                f"<code>{escape(cut.text)}</code>",
+                f"“{escape(trial.answer)}”",
+                copied(trial.probability, 3),
+                copied(trial.logprob),
+                copied(trial.logprob - before.logprob, sign=True),
+            ]
+        )
+    steps = table(
+        ["cuts, one after another", "answer", "p", f"log p of “{escape(lab.answer)}”", "change, nats"],
+        rows,
+        "answers with one cut, two, and so on",
+        marked=[len(rows) - 1],
+    )
     return (
         f'<div class="wi-lab-answers" aria-live="polite"><p><small>answer of turn {lab.turn}</small>'
         f'<b>{escape(lab.answer)}</b></p><span aria-hidden="true">→</span>'

@@ -171,8 +171,10 @@ def heat_payload(
     averaged = tuple(axis for axis, one in enumerate((layer, head)) if one is None)
     alike = attention.pattern.mean(axis=averaged) if shared_scale else values
     top = float(alike[..., usual].max()) if usual.any() else 1.0
-    names = ("mean over layers" if layer is None else f"layer {layer}",
-             "mean over heads" if head is None else f"head {head}")  # fmt: skip
+    names = (
+        "mean over layers" if layer is None else f"layer {layer}",
+        "mean over heads" if head is None else f"head {head}",
+    )
     label = "mean over layers and heads" if layer is None and head is None else ", ".join(names)
     return {
         "from": attention.position,

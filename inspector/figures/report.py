@@ -98,8 +98,10 @@ def show_row(inspection: Inspection) -> str:
         if span.kind in ("image", "padding"):
             what = title.removeprefix(f"image {(span.image or 0) + 1} · tile ") if span.kind == "image" else "padding"
             own = badge(span.image) if span.image is not None else ""
-            lines[-1].append(f'<span class="rp-{span.kind}"{style} title="{escape(title)}, positions {span.start} to '
-                             f'{span.stop - 1}">{own} {escape(what)} ×{len(span)}</span>')  # fmt: skip
+            lines[-1].append(
+                f'<span class="rp-{span.kind}"{style} title="{escape(title)}, positions {span.start} to '
+                f'{span.stop - 1}">{own} {escape(what)} ×{len(span)}</span>'
+            )
             continue
         for position in range(span.start, span.stop):
             label = "trained" if table.trained[position] else "not trained"

@@ -20,10 +20,17 @@ MAX_POINTS = 1500
 """A curve that is sent whole is thinned to about so many points; those that follow come one by one."""
 PART_NAMES = {"vision_encoder": "image encoder", "MP": "projector", "decoder": "language model", "text": "text tower"}
 STATUS_WORDS = {
-    "queued": "waiting", "starting": "starting", "running": "running", "pausing": "pausing after this step",
-    "paused": "paused", "stopping": "stopping, keeping the weights", "stopped": "stopped, weights kept", "done": "done",
-    "failed": "failed", "interrupted": "broken off",
-}  # fmt: skip
+    "queued": "waiting",
+    "starting": "starting",
+    "running": "running",
+    "pausing": "pausing after this step",
+    "paused": "paused",
+    "stopping": "stopping, keeping the weights",
+    "stopped": "stopped, weights kept",
+    "done": "done",
+    "failed": "failed",
+    "interrupted": "broken off",
+}
 
 
 def chart_payload(job: str, progress: Progress, train_from: int, held_from: int) -> dict[str, Any]:
@@ -70,8 +77,10 @@ def show_modules(sizes: Sequence[ModuleSize | dict[str, Any]]) -> str:
         state = "frozen" if not on else "trains" if on == all_ else f"{on / all_:.1%} trains"
         module = str(part["module"])
         name = PART_NAMES.get(module, module)
-        bar = (f'<td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%"><i style="width:'
-               f'{100 * on / all_ if all_ else 0:.1f}%"></i></span></td>')  # fmt: skip
+        bar = (
+            f'<td><span class="tr-bar" style="width:{100 * all_ / top:.1f}%"><i style="width:'
+            f'{100 * on / all_ if all_ else 0:.1f}%"></i></span></td>'
+        )
         rows.append([escape(name), f"<td class=num>{all_:,}</td>", f"<td class=num>{on:,}</td>", state, bar])
     trained = sum(part["trainable"] for part in parts)
     whole = sum(part["parameters"] for part in parts)
@@ -97,8 +106,9 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
     top = max((part.count for part in report.token_histogram), default=1) or 1
     bars = "".join(
         f'<i style="height:{100 * part.count / top:.0f}%;max-width:48px" title="{part.start} to {part.stop - 1} '
-        f'tokens: {part.count}"></i>' for part in report.token_histogram
-    )  # fmt: skip
+        f'tokens: {part.count}"></i>'
+        for part in report.token_histogram
+    )
     histogram = ""
     if bars:
         low, high = report.token_histogram[0].start, report.token_histogram[-1].stop - 1
@@ -106,16 +116,23 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
             f'<figure class="tr-histogram"><div role="img" aria-label="{low} to {high} tokens">{bars}</div>'
             f"<figcaption><span>{low}</span><span>tokens per sample</span><span>{high}</span></figcaption></figure>"
         )
-    notes = [f"<li><b>dropped</b> {drop.count} of {report.measured}: {escape(drop.reason)} ({escape(drop.example)})"
-             "</li>" for drop in report.drops]  # fmt: skip
-    notes += [f"<li><b>{escape(item.finding.severity)}</b> <code>{escape(item.finding.rule)}</code> "
-              f"{escape(item.finding.sentence)} ({item.count}×, first {escape(item.where)})</li>"
-              for item in report.lint]  # fmt: skip
+    notes = [
+        f"<li><b>dropped</b> {drop.count} of {report.measured}: {escape(drop.reason)} ({escape(drop.example)})</li>"
+        for drop in report.drops
+    ]
+    notes += [
+        f"<li><b>{escape(item.finding.severity)}</b> <code>{escape(item.finding.rule)}</code> "
+        f"{escape(item.finding.sentence)} ({item.count}×, first {escape(item.where)})</li>"
+        for item in report.lint
+    ]
     notes += [f"<li><b>{problem.kind}</b> {escape(str(problem))}</li>" for problem in report.problems[:5]]
     if more := len(report.problems[5:]) + report.more_problems:
         notes.append(f"<li>… {more:,} more in the file</li>")
-    verdict = f'<ul class="vi-findings">{"".join(notes)}</ul>' if notes else (
-        '<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>')  # fmt: skip
+    verdict = (
+        f'<ul class="vi-findings">{"".join(notes)}</ul>'
+        if notes
+        else ('<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>')
+    )
     looks = "".join(f"<pre>{escape(text)}</pre>" for text in report.text_of_looks[:2])
     samples = f"<details><summary>Two samples as the model will read them</summary>{looks}</details>" if looks else ""
     return f'<div class="tr-report">{facts}{histogram}{verdict}{samples}</div>'
@@ -144,8 +161,9 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
             parts.append(f"stage “{escape(str(last['stage']))}”")
         parts.append(f"loss {last['loss']:.3f}")
         parts.append(f"|gradient| {last.get('gradient_norm', 0):.2f}")
-        rates = ", ".join(f"{PART_NAMES.get(part, part)} {rate:.1e}"
-                          for part, rate in last.get("learning_rates", {}).items())  # fmt: skip
+        rates = ", ".join(
+            f"{PART_NAMES.get(part, part)} {rate:.1e}" for part, rate in last.get("learning_rates", {}).items()
+        )
         parts.append(f"rate {escape(rates)}")
         parts.append(f"{last.get('tokens_per_s', 0):,.0f} tokens/s")
         if state.status == "running":
@@ -163,8 +181,11 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
         done = 1.0
     error = f'<p class="tr-error" role="alert">{escape(hide_paths(state.error))}</p>' if state.error else ""
     words = escape(hide_paths(state.output))
-    output = (f"<details><summary>The process's last words</summary><pre>{words}</pre></details>"
-              if state.output and state.output != state.error else "")  # fmt: skip
+    output = (
+        f"<details><summary>The process's last words</summary><pre>{words}</pre></details>"
+        if state.output and state.output != state.error
+        else ""
+    )
     return (
         f'<div class="tr-status"><div class="tr-line">{" <span aria-hidden=true>·</span> ".join(parts)}</div>'
         f'<div class="tr-progress" role="progressbar" aria-label="steps done" aria-valuemin="0" aria-valuemax="100" '
@@ -201,8 +222,10 @@ def show_evaluation(progress: Progress) -> str:
         rows.append([escape(one["question"]), f"<b>{escape(one['answered'])}</b>", escape(one["expected"]), mark])
     answers = table(["held-out question", "answer", "expected", "verdict"], rows, "sample answers") if rows else ""
     since = f"; in brackets, points since step {progress.evaluations[-2]['at']:,}" if moved else ""
-    return (f'<p class="vi-caption">Held-out data after step {last["at"]:,}: share answered right to the letter{since}.'
-            f'</p><ul class="tr-shares">{"".join(shares)}</ul>{answers}')  # fmt: skip
+    return (
+        f'<p class="vi-caption">Held-out data after step {last["at"]:,}: share answered right to the letter{since}.'
+        f'</p><ul class="tr-shares">{"".join(shares)}</ul>{answers}'
+    )
 
 
 # --- history ---
@@ -227,6 +250,7 @@ def show_history(runs: Sequence[tuple[JobState, Progress, Sequence[str]]]) -> st
         link = f'<a href="?job={escape(state.id)}">{escape(run_label(state))}</a>'
         # Wide enough for words: on a narrow screen the table scrolls in its frame.
         name = f'<th scope=row style="min-width:160px">{link}</th>'
-        rows.append([name, word, f"<td class=num>{train}</td>", f"<td class=num>{held}</td>",
-                     escape("; ".join(settings))])  # fmt: skip
+        rows.append(
+            [name, word, f"<td class=num>{train}</td>", f"<td class=num>{held}</td>", escape("; ".join(settings))]
+        )
     return table(["run", "state", "train loss", "held-out loss", "settings"], rows, "runs")

@@ -95,7 +95,7 @@ PANELS: dict[str, PanelText] = {
         "Identities that must hold on this very prompt, with the error that was found. They show that cuts and cache "
         "do what they say; they can't show that a cut is the right question to ask.",
     ),
-}  # fmt: skip
+}
 
 _HEADLINES = {
     "mask": "{images}: the mask alone decides",
@@ -265,8 +265,10 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
             continue
         error = None if found.standard_errors is None else found.standard_errors[k]
         spread = f" ± {say(error)}" if error is not None else ""
-        text = (f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(-found.leave_one_out[k], sign=True)}, "
-                f"with it alone {copied(found.alone[k], sign=True)}</small>")  # fmt: skip
+        text = (
+            f"<b>{copied(value)}</b>{spread} nats <small>without it {copied(-found.leave_one_out[k], sign=True)}, "
+            f"with it alone {copied(found.alone[k], sign=True)}</small>"
+        )
         rows.append(Bar(k + 1, value, text, found.leave_one_out[k], error))
     said = f"“{escape(found.answer)}”" if found.answer else "(empty)"
     facts = (
@@ -275,10 +277,12 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
         f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats. Beside each bar: by how much "
         "log p changes without that image, and with it alone."
     )
-    how = (f"Exact, {found.runs} runs." if found.exact else
-           f"Sampled: {found.runs} runs, ± one standard error.")  # fmt: skip
-    drawn = bars(rows, noise=found.noise_floor, label=f"Shapley value of each image for {whose}") if rows else (
-        '<p class="vi-empty">There is no image.</p>')  # fmt: skip
+    how = f"Exact, {found.runs} runs." if found.exact else f"Sampled: {found.runs} runs, ± one standard error."
+    drawn = (
+        bars(rows, noise=found.noise_floor, label=f"Shapley value of each image for {whose}")
+        if rows
+        else ('<p class="vi-empty">There is no image.</p>')
+    )
     legend = (
         '<ul class="wi-legend"><li><i class="wi-key"></i>Shapley value</li><li><i class="wi-key wi-key-tick"></i>fall '
         'without that image</li><li><i class="wi-key wi-key-noise"></i>noise floor</li></ul>'
@@ -300,8 +304,10 @@ def _pairs(found: Dependence, seen: Sequence[int]) -> str:
         for a in seen
     ]
     drawn = heat_table(["", *(badge(b - 1) for b in seen)], rows, "Shapley interactions of pairs, nats")
-    return (f"<details class=wi-explain><summary>Pairs</summary><p>Above 0: needed together; below 0: either will do "
-            f"(Shapley interaction, nats).</p>{drawn}</details>")  # fmt: skip
+    return (
+        f"<details class=wi-explain><summary>Pairs</summary><p>Above 0: needed together; below 0: either will do "
+        f"(Shapley interaction, nats).</p>{drawn}</details>"
+    )
 
 
 # --- matrix, selection ---
@@ -313,15 +319,24 @@ def show_matrix(matrix: TurnMatrix, structure: RowStructure) -> str:
     for question, effects, seen in zip(structure.questions, matrix.effects, matrix.reachable, strict=True):
         cells = [None if effects is None or not reachable else effects[k] for k, reachable in enumerate(seen)]
         answer = f" “{escape(question.answer_text)}”" if question.answer_text else ""
-        rows.append(HeatRow(f"turn {question.number}{answer}", tuple(cells),
-                            "no answer" if effects is None else "out of reach: exactly 0"))  # fmt: skip
+        rows.append(
+            HeatRow(
+                f"turn {question.number}{answer}",
+                tuple(cells),
+                "no answer" if effects is None else "out of reach: exactly 0",
+            )
+        )
     head = ["fall of log p, nats", *(badge(image.number - 1) for image in structure.images)]
-    body = heat_table(head, rows, "effect of each image on each answer") if structure.images else (
-        '<p class="vi-empty">There is no image.</p>')  # fmt: skip
+    body = (
+        heat_table(head, rows, "effect of each image on each answer")
+        if structure.images
+        else ('<p class="vi-empty">There is no image.</p>')
+    )
     notes = [f"Largest effect of an image that a question can't see: {copied(matrix.beyond_reach, 2)} (must be 0)."]
     if matrix.leakage is not None and any(not mine for row in matrix.own for mine in row):
-        notes.append(f"Leakage: {copied(matrix.leakage * 100, 0)} % of all effects are of images that another turn "
-                     "brought.")  # fmt: skip
+        notes.append(
+            f"Leakage: {copied(matrix.leakage * 100, 0)} % of all effects are of images that another turn brought."
+        )
     return show_panel("matrix", f'{body}<p class="vi-caption">{" ".join(notes)}</p>')
 
 
@@ -338,12 +353,16 @@ def show_selection(selection: Selection) -> str:
     head = ["asked", "answer", "p", "about", *(badge(k - 1) for k in images)]
     body = table(head, rows, "questions about each image, and the effects of the images", marked=[0])
     if len(selection.asked) < 2:
-        body += ('<p class="vi-empty">No question about another image could be made from this one; type one in '
-                 "“Contrast with”.</p>")  # fmt: skip
+        body += (
+            '<p class="vi-empty">No question about another image could be made from this one; type one in '
+            "“Contrast with”.</p>"
+        )
     notes = []
     if selection.contrast is not None:
-        notes.append(f"Contrast of image {selection.image}: {copied(selection.contrast)} nats, the smaller of two "
-                     "measures (on each question's own answer, and on the answer under study).")  # fmt: skip
+        notes.append(
+            f"Contrast of image {selection.image}: {copied(selection.contrast)} nats, the smaller of two "
+            "measures (on each question's own answer, and on the answer under study)."
+        )
     notes.append("Cells: fall of log p of the row's own answer without that image, nats.")
     return show_panel("selection", f'{body}<p class="vi-caption">{" ".join(notes)}</p>')
 
@@ -403,8 +422,10 @@ def show_attention(gaze: Gaze | None) -> str:
         + _look_tables(look)
     )
     if gaze.question is not None:
-        body += (f"<details class=wi-explain><summary>The question's own rows</summary>"
-                 f"{_look_tables(gaze.question)}</details>")  # fmt: skip
+        body += (
+            f"<details class=wi-explain><summary>The question's own rows</summary>"
+            f"{_look_tables(gaze.question)}</details>"
+        )
     return show_panel("attention", body)
 
 
@@ -421,10 +442,12 @@ def _look_tables(look: Look) -> str:
         heat_table(
             [name, *(badge(k - 1) for k in images)],
             [HeatRow(f"layer {n}", row) for n, row in enumerate(values)],
-            f"{what}, {whose}", digits=digits, shares=True,
+            f"{what}, {whose}",
+            digits=digits,
+            shares=True,
         )
         for name, values, digits, what in parts
-    ]  # fmt: skip
+    ]
     return (
         f'<div class="wi-tables">{"".join(tables)}</div><p class="vi-caption">Of {whose}, mean over heads: share of '
         "all attention without its sinks; lift (1: as much as its number of tokens would get); share of what the "
@@ -436,10 +459,14 @@ def show_checks(checks: Sequence[Check]) -> str:
     """Name, error, limit, and whether it holds."""
     passed = sum(check.ok for check in checks)
     rows = [
-        [escape(check.name), f'<span data-copy="{check.value!r}">{_error(check.value)}</span>', _error(check.limit),
-         f'<span class="{"wi-right" if check.ok else "wi-wrong"}">{"✓ holds" if check.ok else "✗ fails"}</span>']
+        [
+            escape(check.name),
+            f'<span data-copy="{check.value!r}">{_error(check.value)}</span>',
+            _error(check.limit),
+            f'<span class="{"wi-right" if check.ok else "wi-wrong"}">{"✓ holds" if check.ok else "✗ fails"}</span>',
+        ]
         for check in checks
-    ]  # fmt: skip
+    ]
     body = table(["what must hold", "error, nats", "allowed", ""], rows, "self-checks of this very prompt")
     return show_panel("checks", f'<p class="wi-lead">{passed} of {len(checks)} hold.</p>{body}')
 

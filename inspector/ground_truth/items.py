@@ -171,10 +171,19 @@ def _item(cell: Cell, number: int, seed: int, images: tuple[int, int], canvas: t
     shape = scene.shapes[0]
     twin = replace(scene, shapes=(replace(shape, colour=draw.spare),))
     return Item(
-        cell=cell, number=number, prompt=prompt, turn=turn, image=place + 1, answer=shape.colour,
-        answers_by_image=draw.colours, twin=OpenedImage(sc.draw(twin)), twin_answer=draw.spare, box=Box(*shape.box),
-        single_prompt=Prompt((prompt.images[place],), (Turn(_alone(cell, draw, place)),)), cues=cues,
-    )  # fmt: skip
+        cell=cell,
+        number=number,
+        prompt=prompt,
+        turn=turn,
+        image=place + 1,
+        answer=shape.colour,
+        answers_by_image=draw.colours,
+        twin=OpenedImage(sc.draw(twin)),
+        twin_answer=draw.spare,
+        box=Box(*shape.box),
+        single_prompt=Prompt((prompt.images[place],), (Turn(_alone(cell, draw, place)),)),
+        cues=cues,
+    )
 
 
 def _draw(rng: np.random.Generator, cell: Cell, n_images: int, round_: int, canvas: tuple[int, int]) -> _Drawing:
@@ -187,10 +196,11 @@ def _draw(rng: np.random.Generator, cell: Cell, n_images: int, round_: int, canv
     slot, other = _slots(cell, n_images, round_)
     odd = other if cell == "ordinal vs content" else slot
     scenes = tuple(
-        sc.random_scene(np.random.default_rng(seeds[n]), canvas, 1, colour=colours[n],
-                        kind=kinds[0] if n == odd else fill[n])
+        sc.random_scene(
+            np.random.default_rng(seeds[n]), canvas, 1, colour=colours[n], kind=kinds[0] if n == odd else fill[n]
+        )
         for n in range(n_images)
-    )  # fmt: skip
+    )
     return _Drawing(scenes, slot, other, odd, colours[n_images], word)
 
 
@@ -232,16 +242,16 @@ def _ask(cell: Cell, draw: _Drawing) -> tuple[Prompt, int, tuple[Cue, ...]]:
         "ordinal from 0": (f"in <image: {draw.slot}>, {asked}?", (ordinal,)),
         "last": (f"{asked} in the last image?", (ordinal,)),
         "content": (f"{draw.odd_asked}?", (Cue("content", number),)),
-        "ordinal vs content": (
-            f"in image {number}, {draw.odd_asked}?", (ordinal, Cue("content", draw.odd + 1))),
+        "ordinal vs content": (f"in image {number}, {draw.odd_asked}?", (ordinal, Cue("content", draw.odd + 1))),
         "null": (f"the answer is {draw.spare}. what is the answer?", ()),
-    }  # fmt: skip
+    }
     question, cues = questions[cell]
     return Prompt(draw.images, (Turn(question),)), 0, cues
 
 
-def _after_pictures(draw: _Drawing, given: int, question: str, layout: Literal["per-turn", "packed"] = "per-turn"
-                    ) -> Prompt:  # fmt: skip
+def _after_pictures(
+    draw: _Drawing, given: int, question: str, layout: Literal["per-turn", "packed"] = "per-turn"
+) -> Prompt:
     """One picture per turn. The first ``given`` turns have a question and answer that give no picture away, then comes
     ``question``."""
     turns = tuple(Turn("how many shapes are there?", "1") for _ in range(given))

@@ -135,8 +135,9 @@ class _Found:
     regions: list[tuple[bool, bool, float]] = field(default_factory=list)
 
     def sum_up(self, finished: bool = False) -> Battery:
-        cells = tuple(sum_up_cell(cell, gate, [t for t in self.trials if t.cell == cell])
-                      for cell, gate in self.gates.items())  # fmt: skip
+        cells = tuple(
+            sum_up_cell(cell, gate, [t for t in self.trials if t.cell == cell]) for cell, gate in self.gates.items()
+        )
         scores = (
             *score_trials(self.trials),
             Score("deletion curve of regions below random orders", count([r[0] for r in self.regions]), 0.9, True),
@@ -177,8 +178,7 @@ def _try_regions(vlm: VLM, item: Item) -> list[tuple[bool, bool, float]]:
 
 
 def _overlap(one: Box, other: Box) -> bool:
-    return (one.left < other.right and other.left < one.right
-            and one.top < other.bottom and other.top < one.bottom)  # fmt: skip
+    return one.left < other.right and other.left < one.right and one.top < other.bottom and other.top < one.bottom
 
 
 def _told(study: _Study | None) -> tuple[str, int | None]:
@@ -234,8 +234,28 @@ def try_item(vlm: VLM, item: Item) -> Trial:
     """One item through the same experiments as a person's prompt."""
     study = _study(vlm, item, item.prompt)
     if study is None:
-        return Trial(item.cell, item.number, item.image, item.answer, "", False, 0.0, "unclear", None, 0, 0, 0, None,
-                     None, 0, 0, "", False, 0, 0)  # fmt: skip
+        return Trial(
+            item.cell,
+            item.number,
+            item.image,
+            item.answer,
+            "",
+            False,
+            0.0,
+            "unclear",
+            None,
+            0,
+            0,
+            0,
+            None,
+            None,
+            0,
+            0,
+            "",
+            False,
+            0,
+            0,
+        )
     answer = study.inspection.prompt.turns[item.turn].assistant.strip()
     gold_ids = vlm.tokenizer(item.answer, add_special_tokens=False).input_ids
     gold = measure_dependence(study.case, study.removals, answer_ids=gold_ids)
@@ -273,8 +293,11 @@ def try_item(vlm: VLM, item: Item) -> Trial:
 
 
 def _all_right(selection: Selection, item: Item) -> bool:
-    return all(asked.answer.strip() == item.answers_by_image[asked.image - 1]
-               for asked in selection.asked if asked.image is not None and asked.source != "image named")  # fmt: skip
+    return all(
+        asked.answer.strip() == item.answers_by_image[asked.image - 1]
+        for asked in selection.asked
+        if asked.image is not None and asked.source != "image named"
+    )
 
 
 def _largest(values: Sequence[float]) -> int:

@@ -37,8 +37,12 @@ class Share:
         return max(0.0, middle - half), min(1.0, middle + half)
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "total": self.total, "value": self.value,
-                "interval": None if self.interval is None else list(self.interval)}  # fmt: skip
+        return {
+            "count": self.count,
+            "total": self.total,
+            "value": self.value,
+            "interval": None if self.interval is None else list(self.interval),
+        }
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,12 @@ class CellResult:
 
     def to_json(self) -> dict[str, Any]:
         shares = {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Share)}
-        return {"cell": self.cell, "testable": self.testable, **shares,
-                "followed": {name: share.to_json() for name, share in self.followed}}  # fmt: skip
+        return {
+            "cell": self.cell,
+            "testable": self.testable,
+            **shares,
+            "followed": {name: share.to_json() for name, share in self.followed},
+        }
 
 
 _SHARES = tuple(field.name for field in fields(CellResult) if field.type == "Share")
@@ -124,8 +132,13 @@ class Score:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, **self.share.to_json(), "limit": self.limit,
-                "at_least": self.at_least, "ok": self.ok}  # fmt: skip
+        return {
+            "name": self.name,
+            **self.share.to_json(),
+            "limit": self.limit,
+            "at_least": self.at_least,
+            "ok": self.ok,
+        }
 
 
 @dataclass(frozen=True)
@@ -140,9 +153,14 @@ class Battery:
     scores: tuple[Score, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "n_each": self.n_each, "seed": self.seed, "finished": self.finished,
-                "cells": [cell.to_json() for cell in self.cells],
-                "scores": [score.to_json() for score in self.scores]}  # fmt: skip
+        return {
+            "fingerprint": self.fingerprint,
+            "n_each": self.n_each,
+            "seed": self.seed,
+            "finished": self.finished,
+            "cells": [cell.to_json() for cell in self.cells],
+            "scores": [score.to_json() for score in self.scores],
+        }
 
 
 def read_battery(facts: dict[str, Any]) -> Battery:
@@ -206,23 +224,39 @@ def score_trials(trials: Sequence[Trial]) -> tuple[Score, ...]:
     swapped = [t for t in right if t.twin_right is not None]
     right_swaps = Share(sum(t.others_flipped for t in right), sum(t.others for t in right))
     return (
-        Score("right image named by Shapley value, where the answer is right",
-              _share(right, lambda t: t.named == t.image), 0.98, True),
-        Score("right image attended to most, for comparison",
-              _share(right, lambda t: t.attended == t.image), None, True),
-        Score("swap of the relevant image gives its twin's answer",
-              _share(swapped, lambda t: bool(t.twin_right)), 0.9, True),
+        Score(
+            "right image named by Shapley value, where the answer is right",
+            _share(right, lambda t: t.named == t.image),
+            0.98,
+            True,
+        ),
+        Score(
+            "right image attended to most, for comparison", _share(right, lambda t: t.attended == t.image), None, True
+        ),
+        Score(
+            "swap of the relevant image gives its twin's answer",
+            _share(swapped, lambda t: bool(t.twin_right)),
+            0.9,
+            True,
+        ),
         Score("swap of another image changes the answer", right_swaps, 0.05, False),
-        Score("“depends on image k” where no image is needed",
-              _share(nulls, lambda t: t.verdict_image is not None), 0.05, False),
+        Score(
+            "“depends on image k” where no image is needed",
+            _share(nulls, lambda t: t.verdict_image is not None),
+            0.05,
+            False,
+        ),
         Score("permutation predicted rightly", _orders(right), 0.95, True),
-    )  # fmt: skip
+    )
 
 
 def format_battery(battery: Battery) -> str:
     """A plain-text table."""
-    lines = [f"model {battery.fingerprint[:12]} · {battery.n_each} items a cell · seed {battery.seed}"
-             + ("" if battery.finished else " · stopped"), ""]  # fmt: skip
+    lines = [
+        f"model {battery.fingerprint[:12]} · {battery.n_each} items a cell · seed {battery.seed}"
+        + ("" if battery.finished else " · stopped"),
+        "",
+    ]
     head = ("cell", "alone", "right", "named", "attended", "selected", "twin", "others", "orders")
     rows: list[tuple[str, ...]] = [head]
     for cell in battery.cells:
@@ -231,8 +265,10 @@ def format_battery(battery: Battery) -> str:
             continue
         shares = (cell.gate, cell.right, cell.named, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
         rows.append((cell.cell, *(_cell_text(share) for share in shares)))
-    widths = [max(len(row[n]) for row in rows if row[2:3] != ("not testable on this model",) or n < 2)
-              for n in range(len(head))]  # fmt: skip
+    widths = [
+        max(len(row[n]) for row in rows if row[2:3] != ("not testable on this model",) or n < 2)
+        for n in range(len(head))
+    ]
     lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for cell in battery.cells:
         if cell.testable and cell.followed:

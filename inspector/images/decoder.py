@@ -81,8 +81,9 @@ class Decoder:
                 if isinstance(error, TimeoutError) or (isinstance(error, EOFError) and status == -signal.SIGXCPU):
                     raise InputError(f"{name} takes too long to open; save it again as PNG or JPEG.") from error
                 if isinstance(error, EOFError):
-                    raise InputError(f"{name} can't be opened, its decoder broke off; save it again as PNG or JPEG.") \
-                        from error  # fmt: skip
+                    raise InputError(
+                        f"{name} can't be opened, its decoder broke off; save it again as PNG or JPEG."
+                    ) from error
                 raise
             if spent:
                 process.end()
@@ -92,8 +93,10 @@ class Decoder:
         if became == "refused":
             raise InputError(result)
         if became == "memory":
-            raise InputError(f"{name} needs more memory to open than an image may take; scale it down or save it again "
-                             "as PNG or JPEG.")  # fmt: skip
+            raise InputError(
+                f"{name} needs more memory to open than an image may take; scale it down or save it again "
+                "as PNG or JPEG."
+            )
         if became == "failed":
             _log.error("%s failed in a decoding process: %s", function.__name__, result)
             raise InputError(f"{name} can't be opened; save it again as PNG or JPEG.")
@@ -123,8 +126,11 @@ class Decoder:
                 self._changed.notify_all()
 
     def _is_next(self, ticket: object, weight: int) -> bool:
-        return (self._waiting[0] is ticket and self._running < self.bounds.decoders
-                and self._pixels + weight <= self.bounds.decoding_pixels)  # fmt: skip
+        return (
+            self._waiting[0] is ticket
+            and self._running < self.bounds.decoders
+            and self._pixels + weight <= self.bounds.decoding_pixels
+        )
 
     def _take_process(self) -> _Process:
         with self._changed:
@@ -141,14 +147,27 @@ class _Process:
         home = str(Path(__file__).parents[2])
         self._connection: Connection
         self._connection, other = Pipe()
-        command = [sys.executable, "-P", "-c", START, home, str(other.fileno()), str(bounds.decode_bytes),
-                   str(bounds.decode_s)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            START,
+            home,
+            str(other.fileno()),
+            str(bounds.decode_bytes),
+            str(bounds.decode_s),
+        ]
         # A session of its own: Ctrl+C is the server's business, which closes the connection when it ends.
         with other:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                             stderr=subprocess.DEVNULL, pass_fds=[other.fileno()],
-                                             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-                                             start_new_session=True)  # fmt: skip
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
 
     @property
     def lives(self) -> bool:

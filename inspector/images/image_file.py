@@ -114,8 +114,9 @@ class ImageFile:
 
     def _check_identity(self) -> None:
         if not self.is_unchanged():
-            raise InputError(f"{name_source(self.path)} was uploaded too long ago and is no longer there; upload it "
-                             "again.")  # fmt: skip
+            raise InputError(
+                f"{name_source(self.path)} was uploaded too long ago and is no longer there; upload it again."
+            )
 
 
 PromptImage = OpenedImage | ImageFile

@@ -51,8 +51,9 @@ def _check_directory(file: Path, shown: str, most_files: int) -> None:
         count, length = struct.unpack_from("<QQ", tail, at - 76 + 32)
     # Folders are entries too. The count may be a lie, the length can't be: it is what is read.
     if count > 2 * most_files or length > 2 * most_files * 1024:
-        raise Refusal(f"{shown} holds {max(count, length // 1024):,} entries; at most {most_files:,} files are "
-                      "unpacked.")  # fmt: skip
+        raise Refusal(
+            f"{shown} holds {max(count, length // 1024):,} entries; at most {most_files:,} files are unpacked."
+        )
 
 
 def _unpack_entries(archive: zipfile.ZipFile, shown: str, folder: Path, most_bytes: int, most_files: int) -> None:
@@ -122,8 +123,9 @@ def _unpack_entry(
         # Broken bz2 data, and places that lie outside the file.
         raise _damaged(shown, entry, error) from error
     except NotImplementedError as error:
-        raise Refusal(f"{shown} has {quote(entry.filename)}, packed in a way that isn't read ({_reason(error)}); "
-                      "use deflate.") from error  # fmt: skip
+        raise Refusal(
+            f"{shown} has {quote(entry.filename)}, packed in a way that isn't read ({_reason(error)}); use deflate."
+        ) from error
     except (zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, Refusal):
             raise

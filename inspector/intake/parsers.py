@@ -132,10 +132,15 @@ class Reading:
         self.watch: Callable[[], None] | None = None
         self._pool, self._module, self._name, self._environment = pool, module, quote(name), dict(environment)
         bounds = pool.bounds
-        self._request = json.dumps({
-            "task": dict(task), "seconds": bounds.parse_s, "memory": bounds.parse_bytes,
-            "file_bytes": bounds.unpacked_bytes, "nice": NICE,
-        }).encode()  # fmt: skip
+        self._request = json.dumps(
+            {
+                "task": dict(task),
+                "seconds": bounds.parse_s,
+                "memory": bounds.parse_bytes,
+                "file_bytes": bounds.unpacked_bytes,
+                "nice": NICE,
+            }
+        ).encode()
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
         self._begun, self._ready = 0.0, False
@@ -197,8 +202,9 @@ class Reading:
         command = [_PYTHON, "-P", "-m", self._module]  # -P: not what lies in the working folder
         try:
             self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the reading)
-            process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=self._output,
-                                       start_new_session=True)  # fmt: skip
+            process = subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.PIPE, stdout=self._output, start_new_session=True
+            )
         except OSError as error:
             raise InputError(f"{self._name} can't be read now ({error.strerror}); try again later.") from error
         self._process = process
@@ -247,8 +253,14 @@ def _make_environment(home: Path | None, online: bool) -> dict[str, str]:
     """A bare one without the hub, in which a process finds the modules of this program; ``online`` all of this
     server's."""
     modules = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    quiet = {"PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-             "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system"}  # fmt: skip
+    quiet = {
+        "PYTHONPATH": modules,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+    }
     if online:
         return {**os.environ, **quiet}
     place = {"HOME": str(home), "HF_HOME": str(home / "hub")} if home is not None else {}

@@ -38,8 +38,10 @@ class Removals:
     def __post_init__(self) -> None:
         structure = self.case.structure
         found = [_Stretch(image_keys(image)[0], image_keys(image)[-1] + 1, image) for image in structure.images]
-        found += [_Stretch(target.start, target.scored[1])
-                  for target in (target_of(structure, q) for q in structure.questions if is_answered(q))]  # fmt: skip
+        found += [
+            _Stretch(target.start, target.scored[1])
+            for target in (target_of(structure, q) for q in structure.questions if is_answered(q))
+        ]
         found.sort(key=lambda stretch: stretch.start)
         stretches: list[_Stretch] = []
         at = 0

@@ -127,8 +127,9 @@ class Replay:
         held = [*self._kept, *nodes]
         starts = lay_out(held)
         kept = self._kept_positions
-        positions = [starts[id(variant)] - kept + row - variant.start
-                     for row, variant in zip(rows, variants, strict=True)]  # fmt: skip
+        positions = [
+            starts[id(variant)] - kept + row - variant.start for row, variant in zip(rows, variants, strict=True)
+        ]
         own = torch.full((count_positions(held),), -1, dtype=torch.long)
         for node in held:
             start, stop = starts[id(node)], min(node.stop, self._length)
@@ -235,9 +236,14 @@ class Replay:
                     queries = places[self._places(node, starts, queries)].tolist()
                     keys = [p for p in places[self._places(node, starts, keys)].tolist() if p >= 0]
                     cuts.append(Cut(queries, keys, cut.layers, cut.heads))
-        moved = [Patch(patch.layer, places[self._places(source, starts, patch.positions)].tolist(),
-                       places[self._places(target, starts, patch.positions)].tolist())
-                 for source, target, patch in patches]  # fmt: skip
+        moved = [
+            Patch(
+                patch.layer,
+                places[self._places(source, starts, patch.positions)].tolist(),
+                places[self._places(target, starts, patch.positions)].tolist(),
+            )
+            for source, target, patch in patches
+        ]
         tap = Tap(reader, tuple(cuts), tuple(moved)) if reader is not None or cuts or moved else None
         first = cache.length
         hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)

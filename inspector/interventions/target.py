@@ -119,8 +119,9 @@ def is_answered(question: Question) -> bool:
 
 def target_of(structure: RowStructure, question: Question) -> Target:
     """Where the turn of ``question`` begins behind its images, and which tokens are its answer."""
-    opening = [mark.start for mark in structure.marks
-               if mark.message == question.message and mark.stop <= question.start]  # fmt: skip
+    opening = [
+        mark.start for mark in structure.marks if mark.message == question.message and mark.stop <= question.start
+    ]
     # Its own images, or every image where a format puts them all before the text.
     images = [image.stop for image in structure.images if image.stop <= question.start]
     start = max([min(opening, default=question.start), *images])

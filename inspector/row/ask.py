@@ -36,11 +36,13 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         longest = self.bounds.answer_tokens
         if not (is_whole(self.max_new_tokens) and 1 <= self.max_new_tokens <= longest):
-            raise InputError(f"The answer may be {name_value(self.max_new_tokens)} tokens long; allowed are 1 to "
-                             f"{longest}.")  # fmt: skip
+            raise InputError(
+                f"The answer may be {name_value(self.max_new_tokens)} tokens long; allowed are 1 to {longest}."
+            )
         if not (is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
-            raise InputError(f"The temperature is {name_value(self.temperature)}; allowed are 0 (greedy) to "
-                             f"{MAX_TEMPERATURE}.")  # fmt: skip
+            raise InputError(
+                f"The temperature is {name_value(self.temperature)}; allowed are 0 (greedy) to {MAX_TEMPERATURE}."
+            )
         check_sampling(self.temperature, self.top_k, self.top_p, self.seed)
         if self.top_p == 0:
             raise InputError("top-p is 0; it must be above 0 and at most 1 (off).")
@@ -96,8 +98,11 @@ class Inspection:
         ids, found, after = self.table.ids, [], 0
         for tokens in self.answers:
             wanted = tuple(token.token_id for token in tokens)
-            starts = (n for n in range(after, len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted
-                      and self.table.trained[n])  # fmt: skip
+            starts = (
+                n
+                for n in range(after, len(ids) - len(wanted) + 1)
+                if ids[n : n + len(wanted)] == wanted and self.table.trained[n]
+            )
             start = next(starts, None) if wanted else None
             found.append(() if start is None else tuple(range(start, start + len(wanted))))
             after = after if start is None else start + len(wanted)
@@ -164,9 +169,7 @@ def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ..
     samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
     ids = row.input_ids.tolist()
     faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)
-    return Inspection(
-        prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint
-    )
+    return Inspection(prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint)
 
 
 def _contains(row: list[int], part: list[int]) -> bool:
@@ -204,24 +207,44 @@ def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[
     """The facts that ``python -m inspector inspect`` prints; images and turns in order, indices from 0."""
     batch, samples = training_batch(vlm, inspection, "row")
     return {
-        "model": {"fingerprint": inspection.fingerprint, "generation": vlm.config.generation,
-                  "parameters": sum(p.numel() for p in vlm.parameters()),
-                  "dtype": str(vlm.MP.proj.weight.dtype).removeprefix("torch."), "device": str(vlm.device)},
+        "model": {
+            "fingerprint": inspection.fingerprint,
+            "generation": vlm.config.generation,
+            "parameters": sum(p.numel() for p in vlm.parameters()),
+            "dtype": str(vlm.MP.proj.weight.dtype).removeprefix("torch."),
+            "device": str(vlm.device),
+        },
         "layout": inspection.prompt.layout,
         "document_mask": inspection.prompt.document_mask,
         "answer": inspection.prompt.turns[-1].assistant,
-        "turns": [{"user": turn.user, "assistant": turn.assistant,
-                   "generated": [{"id": t.token_id, "text": t.text, "probability": t.probability} for t in tokens]}
-                  for turn, tokens in zip(inspection.prompt.turns, inspection.answers, strict=True)],
+        "turns": [
+            {
+                "user": turn.user,
+                "assistant": turn.assistant,
+                "generated": [{"id": t.token_id, "text": t.text, "probability": t.probability} for t in tokens],
+            }
+            for turn, tokens in zip(inspection.prompt.turns, inspection.answers, strict=True)
+        ],
         "faithful": inspection.faithful,
-        "images": [{"original_size": image.original_size, "resized_size": image.resized_size, "grid": image.grid,
-                    "has_thumbnail": image.has_thumbnail, "tiles": len(image.boxes), "notes": image.notes,
-                    "boxes": [[box.left, box.top, box.right, box.bottom] for box in image.boxes]}
-                   for image in inspection.row.images],
+        "images": [
+            {
+                "original_size": image.original_size,
+                "resized_size": image.resized_size,
+                "grid": image.grid,
+                "has_thumbnail": image.has_thumbnail,
+                "tiles": len(image.boxes),
+                "notes": image.notes,
+                "boxes": [[box.left, box.top, box.right, box.bottom] for box in image.boxes],
+            }
+            for image in inspection.row.images
+        ],
         "sequence": inspection.table.to_json(),
-        "batch": {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-                  for name, tensor in vars(batch).items() if isinstance(tensor, torch.Tensor)},
+        "batch": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in vars(batch).items()
+            if isinstance(tensor, torch.Tensor)
+        },
         "samples": len(samples),
         "lint": [vars(finding) for finding in lint(vlm, inspection)],
         "attention": attention.to_json(),
-    }  # fmt: skip
+    }

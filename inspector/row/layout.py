@@ -234,10 +234,12 @@ def _images(
         }
         ordinal = [span for span in own if span.kind == "region" and span.tile is None]
         runs = tuple(
-            TileRun(span.tile or 0, tile_name(sample, index, span.tile or 0), span.start, span.stop,
-                    marks.get(span.tile))
-            for span in own if span.kind == "image"
-        )  # fmt: skip
+            TileRun(
+                span.tile or 0, tile_name(sample, index, span.tile or 0), span.start, span.stop, marks.get(span.tile)
+            )
+            for span in own
+            if span.kind == "image"
+        )
         place = (ordinal[0].start, ordinal[-1].stop) if ordinal else None
         message = (own[0].message or 0) + 1
         yield ImageBlock(
@@ -257,9 +259,12 @@ def _images(
 
 
 def _questions(
-    sample: Sample, messages: Sequence[_Message], images: Sequence[ImageBlock], document_mask: bool,
+    sample: Sample,
+    messages: Sequence[_Message],
+    images: Sequence[ImageBlock],
+    document_mask: bool,
     text: Callable[[int, int], str],
-) -> Iterator[Question]:  # fmt: skip
+) -> Iterator[Question]:
     number = 0
     for place, message in enumerate(messages):
         if not message.is_question:
@@ -275,8 +280,19 @@ def _questions(
         answer, chooser, end = _reply(sample, reply) if reply else ((message.spans[-1].stop,) * 2, None, None)
         last = max(start, stop - 1)
         sights = tuple(_see(image, message.sample, start, last, document_mask) for image in images)
-        yield Question(number, message.sample, message.number, start, stop, text(start, stop), answer, text(*answer),
-                       chooser, end, sights)  # fmt: skip
+        yield Question(
+            number,
+            message.sample,
+            message.number,
+            start,
+            stop,
+            text(start, stop),
+            answer,
+            text(*answer),
+            chooser,
+            end,
+            sights,
+        )
 
 
 def _reply(sample: Sample, reply: _Message) -> tuple[Positions, int, int | None]:
@@ -301,8 +317,14 @@ def _marks(sample: Sample, segments: Sequence[int], text: Callable[[int, int], s
     for span in sample.spans:
         if span.kind in ("special", "role"):
             name = text(span.start, span.stop).strip() or "line break"
-            yield Mark(name, "special" if span.kind == "special" else "role", span.start, span.stop,
-                       segments[span.start] + 1, (span.message or 0) + 1)  # fmt: skip
+            yield Mark(
+                name,
+                "special" if span.kind == "special" else "role",
+                span.start,
+                span.stop,
+                segments[span.start] + 1,
+                (span.message or 0) + 1,
+            )
 
 
 def _sample_runs(attended: Sequence[bool], segments: Sequence[int]) -> Iterator[Positions]:
@@ -316,9 +338,12 @@ def _sample_runs(attended: Sequence[bool], segments: Sequence[int]) -> Iterator[
 
 
 def _judge_row(
-    attended: Sequence[bool], images: Sequence[ImageBlock], questions: Sequence[Question], document_mask: bool,
+    attended: Sequence[bool],
+    images: Sequence[ImageBlock],
+    questions: Sequence[Question],
+    document_mask: bool,
     text: Callable[[int, int], str],
-) -> RowVerdict:  # fmt: skip
+) -> RowVerdict:
     """Reads the row as nanoVLM writes it: ``data/datasets.py`` puts all images of a sample before its first question
     and numbers them if there are several; ``data/advanced_datasets.py`` parts packed samples by one masked token."""
     runs = _masked_runs(attended)
@@ -330,13 +355,17 @@ def _judge_row(
     unnumbered = len(images) > 1 and not numbered and marked
     if numbered:
         begin = numbered[0].ordinal or (0, 0)
-        reasons.append(f"The text `{numbered[0].ordinal_text}` stands at position {begin[0]:,}: nanoVLM numbers images "
-                       "only when one sample has several.")  # fmt: skip
+        reasons.append(
+            f"The text `{numbered[0].ordinal_text}` stands at position {begin[0]:,}: nanoVLM numbers images "
+            "only when one sample has several."
+        )
     elif unnumbered:
         reasons.append("There is no `<image: k>` text, which nanoVLM writes as soon as one sample has several images.")
     if between:
-        reasons.append("Images stand between questions, which one sample of nanoVLM never has: it puts all of its "
-                       "images before the first question.")  # fmt: skip
+        reasons.append(
+            "Images stand between questions, which one sample of nanoVLM never has: it puts all of its "
+            "images before the first question."
+        )
     elif len(images) > 1 and questions:
         reasons.append(f"All {len(images)} images stand before the first question, as in one sample of nanoVLM.")
 
@@ -392,8 +421,7 @@ def _barrier_sentence(questions: Sequence[Question], document_mask: bool) -> str
     asked = f"question {later}" if later else "a later sample"
     if document_mask:
         return f"A document mask keeps {asked} from reading the samples before it."
-    return (f"Nothing keeps {asked} from reading the samples before it: there is no document mask, and positions run "
-            "on.")  # fmt: skip
+    return f"Nothing keeps {asked} from reading the samples before it: there is no document mask, and positions run on."
 
 
 # --- in words ---
@@ -419,20 +447,33 @@ def describe_structure(structure: RowStructure) -> dict[str, Any]:
 
 def _describe_image(image: ImageBlock) -> dict[str, Any]:
     return {
-        "number": image.number, "sample": image.sample, "message": image.message, "question": image.question,
-        "block": [image.start, image.stop], "image_tokens": len(image.tokens), "region_marks": list(image.marks),
-        "ordinal": list(image.ordinal) if image.ordinal else None, "ordinal_text": image.ordinal_text,
-        "grid": list(image.grid), "tiles": [asdict(tile) for tile in image.tiles],
-    }  # fmt: skip
+        "number": image.number,
+        "sample": image.sample,
+        "message": image.message,
+        "question": image.question,
+        "block": [image.start, image.stop],
+        "image_tokens": len(image.tokens),
+        "region_marks": list(image.marks),
+        "ordinal": list(image.ordinal) if image.ordinal else None,
+        "ordinal_text": image.ordinal_text,
+        "grid": list(image.grid),
+        "tiles": [asdict(tile) for tile in image.tiles],
+    }
 
 
 def _describe_question(question: Question) -> dict[str, Any]:
     return {
-        "number": question.number, "sample": question.sample, "message": question.message,
-        "positions": [question.start, question.stop], "text": question.text, "answer": list(question.answer),
-        "answer_text": question.answer_text, "chooser": question.chooser, "reachable": list(question.reachable),
+        "number": question.number,
+        "sample": question.sample,
+        "message": question.message,
+        "positions": [question.start, question.stop],
+        "text": question.text,
+        "answer": list(question.answer),
+        "answer_text": question.answer_text,
+        "chooser": question.chooser,
+        "reachable": list(question.reachable),
         "images": [asdict(sight) for sight in question.sights],
-    }  # fmt: skip
+    }
 
 
 def structure_sentences(structure: RowStructure) -> tuple[str, ...]:

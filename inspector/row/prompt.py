@@ -48,8 +48,9 @@ class Prompt:
             raise InputError(f"The document mask is {name_value(self.document_mask)}; it must be true or false.")
         check_count(len(self.images), bounds)
         if len(self.turns) > bounds.turns:
-            raise InputError(f"There are {len(self.turns):,} turns; at most {bounds.turns} fit one prompt, remove "
-                             "some.")  # fmt: skip
+            raise InputError(
+                f"There are {len(self.turns):,} turns; at most {bounds.turns} fit one prompt, remove some."
+            )
         for number, turn in enumerate(self.turns, start=1):
             for text in (turn.user, turn.assistant):
                 _check_text(text, number, bounds)
@@ -73,12 +74,14 @@ def check_count(images: int, bounds: Bounds) -> None:
 
 def check_pixels(images: Sequence[PromptImage], bounds: Bounds) -> None:
     """InputError if the images together have more pixels than one prompt may; none is decoded for that."""
-    total = sum(image.count_pixels() if isinstance(image, ImageFile) else image.size[0] * image.size[1]
-                for image in images)  # fmt: skip
+    total = sum(
+        image.count_pixels() if isinstance(image, ImageFile) else image.size[0] * image.size[1] for image in images
+    )
     if total > bounds.prompt_pixels:
-        raise InputError(f"The images have {total / 1e6:,.6g} million pixels together; at most "
-                         f"{bounds.prompt_pixels / 1e6:,.6g} million fit one prompt, scale them down or remove some."
-                         )  # fmt: skip
+        raise InputError(
+            f"The images have {total / 1e6:,.6g} million pixels together; at most "
+            f"{bounds.prompt_pixels / 1e6:,.6g} million fit one prompt, scale them down or remove some."
+        )
 
 
 def check_length(text: str, what: str, bounds: Bounds) -> None:
@@ -141,8 +144,10 @@ def process_images(
 ) -> tuple[ProcessedImage, ...]:
     """What the model sees of each image; ``replaced``: what it sees instead, by index."""
     others = replaced or {}
-    return tuple(others[index] if index in others else process_prompt_image(image, vlm.config)
-                 for index, image in enumerate(prompt.images))  # fmt: skip
+    return tuple(
+        others[index] if index in others else process_prompt_image(image, vlm.config)
+        for index, image in enumerate(prompt.images)
+    )
 
 
 def prepare_row(
@@ -157,9 +162,11 @@ def prepare_row(
         vlm.prepare(part, add_generation_prompt=answering is not None and index == len(parts) - 1)
         for index, part in enumerate(parts)
     ]
-    row = samples[0] if prompt.layout != "packed" else pack_samples(
-        samples, vlm.pad_token_id, separate_last=answering is None
-    )  # fmt: skip
+    row = (
+        samples[0]
+        if prompt.layout != "packed"
+        else pack_samples(samples, vlm.pad_token_id, separate_last=answering is None)
+    )
     limit = vlm.config.lm_max_position_embeddings
     if len(row) > limit:
         raise InputError(

@@ -18,27 +18,90 @@ from model import InputError
 _SINGULAR = ("image", "picture", "photo", "photograph", "pic", "img", "screenshot", "snapshot")
 _PLURAL = tuple(noun + "s" for noun in _SINGULAR)
 _ORDINALS = (
-    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
     "twelfth",
-)  # fmt: skip
+)
 _CARDINALS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 _LAST = ("last", "final")
 _NUMBER_SIGNS = ("#", "no", "nr", "num", "number", "-", "_", "(", ".")
 _LINKS = ("and", "or", "&", ",", "/")
 _COMPARISONS = ("and", "or", "than", "from", "as", "to", "with", "vs", "versus", "like", "&")
 _DETERMINERS = (
-    "a", "an", "the", "this", "that", "each", "every", "any", "one", "your", "my", "which", "what", "no", "some",
+    "a",
+    "an",
+    "the",
+    "this",
+    "that",
+    "each",
+    "every",
+    "any",
+    "one",
+    "your",
+    "my",
+    "which",
+    "what",
+    "no",
+    "some",
     "same",
-)  # fmt: skip
+)
 _INDEFINITE = ("a", "an", "each", "every", "another", "any")
 # What may follow a number that belongs to the image before it; after any other word it may count something else.
 _GOES_ON = (
-    "is", "are", "was", "were", "has", "have", "had", "does", "do", "did", "show", "shows", "contain", "contains",
-    "look", "looks", "what", "which", "who", "where", "how", "why", "in", "on", "of", "but", "compared", "differ",
-    "differs", *_COMPARISONS,
-)  # fmt: skip
+    "is",
+    "are",
+    "was",
+    "were",
+    "has",
+    "have",
+    "had",
+    "does",
+    "do",
+    "did",
+    "show",
+    "shows",
+    "contain",
+    "contains",
+    "look",
+    "looks",
+    "what",
+    "which",
+    "who",
+    "where",
+    "how",
+    "why",
+    "in",
+    "on",
+    "of",
+    "but",
+    "compared",
+    "differ",
+    "differs",
+    *_COMPARISONS,
+)
 _UNITS = ("px", "pixel", "pixels", "times", "cm", "mm", "inch", "inches", "kb", "mb", "megapixel", "megapixels", "x")
 _MAX_DIGITS = 2
 

@@ -81,8 +81,10 @@ def tabulate_tokens(vlm: VLM, sample: Sample, losses: Tensor | None = None) -> T
     """``losses [pos]``: see :func:`token_losses`."""
     ids = tuple(sample.input_ids.tolist())
     image_token = vlm.config.image_token or "<image>"
-    texts = {token_id: image_token if token_id == vlm.image_token_id else token_text(vlm.tokenizer, token_id)
-             for token_id in sorted(set(ids))}  # fmt: skip
+    texts = {
+        token_id: image_token if token_id == vlm.image_token_id else token_text(vlm.tokenizer, token_id)
+        for token_id in sorted(set(ids))
+    }
     values: tuple[float | None, ...] = (None,) * len(ids)
     if losses is not None:
         values = tuple(None if value != value else value for value in losses.tolist())
@@ -131,8 +133,13 @@ def span_title(sample: Sample, span: Span) -> str:
     if span.kind == "separator":
         before = int(sample.segment_ids[span.start]) + 1
         return f"separator after sample {before}"
-    names = {"special": "special token", "role": "written by the chat template", "text": "text", "answer": "answer",
-             "padding": "padding"}  # fmt: skip
+    names = {
+        "special": "special token",
+        "role": "written by the chat template",
+        "text": "text",
+        "answer": "answer",
+        "padding": "padding",
+    }
     turn = "" if span.message is None else f" · message {span.message + 1}"
     return names[span.kind] + turn
 

@@ -101,11 +101,17 @@ def compare_answers(before: VLM, after: VLM, prompt: Prompt, settings: Generatio
 
 def _side(vlm: VLM, inspection: Inspection) -> Side:
     found = attend(vlm, inspection, inspection.row_that_chose(inspection.first_answer_position))
-    odds = tuple(float(np.prod([token.probability for token in tokens])) if tokens else float("nan")
-                 for tokens in inspection.answers)  # fmt: skip
-    return Side(inspection.fingerprint, tuple(turn.assistant for turn in inspection.prompt.turns), odds,
-                tuple(float(share) for share in found.image_shares.mean(axis=0)),
-                _lay_out(inspection, found))  # fmt: skip
+    odds = tuple(
+        float(np.prod([token.probability for token in tokens])) if tokens else float("nan")
+        for tokens in inspection.answers
+    )
+    return Side(
+        inspection.fingerprint,
+        tuple(turn.assistant for turn in inspection.prompt.turns),
+        odds,
+        tuple(float(share) for share in found.image_shares.mean(axis=0)),
+        _lay_out(inspection, found),
+    )
 
 
 def _lay_out(inspection: Inspection, attention: AttentionMap) -> tuple[Grid, ...]:
@@ -181,5 +187,7 @@ def _count(pairs: Sequence[tuple[Answered, Answered]], names: Sequence[str]) -> 
     hits: dict[str, list[tuple[bool, bool]]] = {}
     for name, (one, two) in zip(names, pairs, strict=True):
         hits.setdefault(name, []).append((one.right, two.right))
-    return {name: (sum(a for a, _ in found) / len(found), sum(b for _, b in found) / len(found), len(found))
-            for name, found in hits.items()}  # fmt: skip
+    return {
+        name: (sum(a for a, _ in found) / len(found), sum(b for _, b in found) / len(found), len(found))
+        for name, found in hits.items()
+    }

@@ -94,8 +94,12 @@ def push_run(folder: Path, run: dict[str, Any], repository: str, token: str) -> 
     try:
         address = api.create_repo(repository.strip(), private=True, exist_ok=True)
         # What says where things came from is written anew; everything else goes as it is.
-        api.upload_folder(repo_id=repository.strip(), folder_path=folder / MODEL, commit_message="Checkpoint of a run",
-                          ignore_patterns=list(CONFIGS))  # fmt: skip
+        api.upload_folder(
+            repo_id=repository.strip(),
+            folder_path=folder / MODEL,
+            commit_message="Checkpoint of a run",
+            ignore_patterns=list(CONFIGS),
+        )
         for name, text in configs.items():
             api.upload_file(repo_id=repository.strip(), path_in_repo=name, path_or_fileobj=text.encode())
         api.upload_file(repo_id=repository.strip(), path_or_fileobj=recipe.encode(), path_in_repo=RECIPE)

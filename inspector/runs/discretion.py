@@ -79,11 +79,18 @@ def share_recipe(recipe: Recipe, uploads: Path, base: str) -> str:
     :func:`name_base`."""
 
     def shared(tables: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-        return tuple({key: name_data(value, uploads) if isinstance(value, str) and is_path(value) else value
-                      for key, value in table.items() if key not in OWN_PLACES} for table in tables)  # fmt: skip
+        return tuple(
+            {
+                key: name_data(value, uploads) if isinstance(value, str) and is_path(value) else value
+                for key, value in table.items()
+                if key not in OWN_PLACES
+            }
+            for table in tables
+        )
 
-    stages = tuple(dataclasses.replace(stage, data=shared(stage.data), held_out=shared(stage.held_out))
-                   for stage in recipe.stages)  # fmt: skip
+    stages = tuple(
+        dataclasses.replace(stage, data=shared(stage.data), held_out=shared(stage.held_out)) for stage in recipe.stages
+    )
     # From no folder: what is named now lies beside the recipe, wherever that will be.
     return dataclasses.replace(recipe, base=base, stages=stages, folder=NOWHERE).to_toml()
 
@@ -136,8 +143,10 @@ def share_config(text: str) -> str:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
-    kept = {key: name_data(value, NOWHERE) if isinstance(value, str) and is_path(value) else value
-            for key, value in values.items()}  # fmt: skip
+    kept = {
+        key: name_data(value, NOWHERE) if isinstance(value, str) and is_path(value) else value
+        for key, value in values.items()
+    }
     return text if kept == values else json.dumps(kept, indent=4, ensure_ascii=False)
 
 

@@ -39,8 +39,9 @@ from model.training.runs import (
 FORMAT = 1
 JOB = "job.json"
 
-Status = Literal["queued", "starting", "running", "pausing", "paused", "stopping", "stopped", "done", "failed",
-                 "interrupted"]  # fmt: skip
+Status = Literal[
+    "queued", "starting", "running", "pausing", "paused", "stopping", "stopped", "done", "failed", "interrupted"
+]
 LIVE: tuple[Status, ...] = ("queued", "starting", "running", "pausing", "paused", "stopping")
 PAUSABLE: tuple[Status, ...] = ("starting", "running")
 STOPPABLE: tuple[Status, ...] = ("starting", "running", "pausing", "paused")
@@ -104,10 +105,19 @@ class Record:
 
 _NUMBER, _TEXT = (int, float, NoneType), (str, NoneType)
 _KINDS: dict[str, Any] = {
-    "id": str, "title": str, "created": (int, float), "person": _TEXT, "uploads": _TEXT, "cancelled": bool,
-    "begun": _NUMBER, "spent_s": (int, float), "ended": _NUMBER, "pid": (int, NoneType),
-    "exit_status": (int, NoneType), "why": _TEXT,
-}  # fmt: skip
+    "id": str,
+    "title": str,
+    "created": (int, float),
+    "person": _TEXT,
+    "uploads": _TEXT,
+    "cancelled": bool,
+    "begun": _NUMBER,
+    "spent_s": (int, float),
+    "ended": _NUMBER,
+    "pid": (int, NoneType),
+    "exit_status": (int, NoneType),
+    "why": _TEXT,
+}
 LAST_YEAR = 4_000_000_000.0
 """Seconds since 1970 beyond which no calendar is asked for a date."""
 
@@ -200,9 +210,14 @@ class JobFolder:
     def look(self, bounds: Bounds, uploads: Path, place: int | None, pid: int | None) -> JobState:
         """How it stands. ``uploads``: where uploads' folders lie; ``place`` in the queue; ``pid`` as
         :meth:`find_process`."""
-        state = JobState(self.path.name, "a damaged run", min(self.last_sign(), LAST_YEAR), "failed",
-                         has_model=_is_file(self.run.path / MODEL / "model.safetensors"),
-                         has_adapter=_is_file(self.run.path / ADAPTER / "adapter_model.safetensors"))  # fmt: skip
+        state = JobState(
+            self.path.name,
+            "a damaged run",
+            min(self.last_sign(), LAST_YEAR),
+            "failed",
+            has_model=_is_file(self.run.path / MODEL / "model.safetensors"),
+            has_adapter=_is_file(self.run.path / ADAPTER / "adapter_model.safetensors"),
+        )
         try:
             record = self.read()
         except InputError as error:
@@ -232,8 +247,14 @@ class JobFolder:
             return "stopping"
         return "pausing" if asked == "pause" and status != "paused" else status
 
-    def _look_at_end(self, record: Record, state: JobState, there: bool, problem: str | None, why_not: str | None,
-                     ) -> JobState:  # fmt: skip
+    def _look_at_end(
+        self,
+        record: Record,
+        state: JobState,
+        there: bool,
+        problem: str | None,
+        why_not: str | None,
+    ) -> JobState:
         words = last_words(self.path)
         reason = record.why or explain_end(words, record.exit_status)
         if problem is not None:

@@ -184,8 +184,15 @@ class Keeper:
                 uploads, now = record.uploads, time.time()
                 # When one ended that an earlier server started is told by what it wrote last.
                 spent = folder.spent(record, now if worker.process is not None else min(now, folder.last_sign()))
-                folder.note(begun=None, spent_s=spent, ended=now, pid=worker.pid, exit_status=worker.exit_status,
-                            why=worker.why, person=None)  # fmt: skip
+                folder.note(
+                    begun=None,
+                    spent_s=spent,
+                    ended=now,
+                    pid=worker.pid,
+                    exit_status=worker.exit_status,
+                    why=worker.why,
+                    person=None,
+                )
         finally:
             self.workers.pop(job, None)
             self.queue.remove(job)
@@ -256,8 +263,9 @@ class Keeper:
         False if that doesn't suffice."""
         if self.bounds.runs_bytes is None:
             return True
-        sizes = {folder.name: JobFolder(folder).measure() for folder in self._folders(self.root)
-                 if folder.name != UPLOADS}  # fmt: skip
+        sizes = {
+            folder.name: JobFolder(folder).measure() for folder in self._folders(self.root) if folder.name != UPLOADS
+        }
         total = sum(sizes.values())
         for _, job in self._ended_jobs() if self.bounds.run_hours is not None else ():
             if total <= self.bounds.runs_bytes:

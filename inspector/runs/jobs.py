@@ -32,8 +32,14 @@ class JobTable:
     """The jobs of this server. ``root``: where their folders lie (a temporary folder, removed at the end, if None).
     ``threads``: what a training process computes with; by default half the machine's."""
 
-    def __init__(self, root: str | Path | None = None, bounds: Bounds | None = None, *, threads: int | None = None,
-                 nice: int = NICE) -> None:  # fmt: skip
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        bounds: Bounds | None = None,
+        *,
+        threads: int | None = None,
+        nice: int = NICE,
+    ) -> None:
         self.bounds = bounds or Bounds()
         temporary = root is None
         made = Path(tempfile.mkdtemp(prefix="vlm-inspector-jobs-")) if root is None else Path(root)
@@ -100,8 +106,16 @@ class JobTable:
             record = folder.read()
             spent = folder.spent(record, folder.last_sign())
             folder.prepare()
-            folder.note(cancelled=False, person=person, begun=None, spent_s=spent, ended=None, pid=None,
-                        exit_status=None, why=None)  # fmt: skip
+            folder.note(
+                cancelled=False,
+                person=person,
+                begun=None,
+                spent_s=spent,
+                ended=None,
+                pid=None,
+                exit_status=None,
+                why=None,
+            )
             self._keeper.queue.add(job)
             self._keeper.dispatch()
 
@@ -189,8 +203,10 @@ class JobTable:
             raise InputError(f"{waiting} runs are waiting already; try again in a few minutes.")
         if not self._keeper.make_room():
             room = format_bound(self.bounds.runs_bytes, "bytes")
-            raise InputError(f"The runs of this server fill the {room} that they are given; try again when some are "
-                             "over and swept, or ask whoever runs the server to remove old ones.")  # fmt: skip
+            raise InputError(
+                f"The runs of this server fill the {room} that they are given; try again when some are "
+                "over and swept, or ask whoever runs the server to remove old ones."
+            )
 
     def _check_time(self, folder: JobFolder) -> None:
         minutes = self.bounds.run_minutes

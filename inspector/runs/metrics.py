@@ -69,8 +69,14 @@ class DataCheck:
         save_shape(vlm, self._folder)
         # A file lies at an absolute path; anything else is a name on the hub.
         task = {"model": str(self._folder), "recipe": recipe.to_toml(), "folder": str(recipe.folder)}
-        self._reading = pool.open("inspector.intake.data_check", task, self._name, page=page, home=self._folder,
-                                  online=not Path(path).is_absolute())  # fmt: skip
+        self._reading = pool.open(
+            "inspector.intake.data_check",
+            task,
+            self._name,
+            page=page,
+            home=self._folder,
+            online=not Path(path).is_absolute(),
+        )
         self._reading.watch = self._check_disk
 
     def look(self) -> list[Report] | None:

@@ -67,8 +67,16 @@ class Preset:
     values: Mapping[str, Any]
 
 
-_COMMON: dict[str, Any] = {"vision_rate": 0.0, "projector_rate": 0.0, "decoder_rate": 0.0, "text_rate": 0.0,
-                           "lora_rank": 0, "packing": "off", "batch_rows": 16, "eval_every": 25}  # fmt: skip
+_COMMON: dict[str, Any] = {
+    "vision_rate": 0.0,
+    "projector_rate": 0.0,
+    "decoder_rate": 0.0,
+    "text_rate": 0.0,
+    "lora_rank": 0,
+    "packing": "off",
+    "batch_rows": 16,
+    "eval_every": 25,
+}
 PRESETS: dict[str, Preset] = {
     "projector alignment": Preset(
         "projector alignment",
@@ -80,37 +88,69 @@ PRESETS: dict[str, Preset] = {
         "instruction tuning",
         "Projector and language model learn from questions and answers; the encoder stays frozen, so its output is "
         "computed once for each picture.",
-        {**_COMMON, "kind": "instruction", "data": "scenes: one picture", "steps": 100, "projector_rate": 5e-4,
-         "decoder_rate": 5e-4},
+        {
+            **_COMMON,
+            "kind": "instruction",
+            "data": "scenes: one picture",
+            "steps": 100,
+            "projector_rate": 5e-4,
+            "decoder_rate": 5e-4,
+        },
     ),
     "LoRA": Preset(
         "LoRA",
         "The language model's weights stay; beside each matrix a product of two thin ones learns. Few numbers, a small "
         "file, and what was known before is forgotten less.",
-        {**_COMMON, "kind": "instruction", "data": "scenes: one picture", "steps": 100, "projector_rate": 0.0,
-         "decoder_rate": 2e-3, "lora_rank": 8},
+        {
+            **_COMMON,
+            "kind": "instruction",
+            "data": "scenes: one picture",
+            "steps": 100,
+            "projector_rate": 0.0,
+            "decoder_rate": 2e-3,
+            "lora_rank": 8,
+        },
     ),
     "contrastive demo": Preset(
         "contrastive demo",
         "CLIP's stage: the image encoder and a small text tower learn which caption belongs to which picture of the "
         "batch. The language model is not in play and won't know the changed encoder, so it starts from nothing.",
-        {**_COMMON, "kind": "contrastive", "base": NEW, "data": "scenes: captioned tiles", "steps": 100,
-         "vision_rate": 1.5e-3, "text_rate": 1.5e-3, "batch_rows": 48},
+        {
+            **_COMMON,
+            "kind": "contrastive",
+            "base": NEW,
+            "data": "scenes: captioned tiles",
+            "steps": 100,
+            "vision_rate": 1.5e-3,
+            "text_rate": 1.5e-3,
+            "batch_rows": 48,
+        },
     ),
     "custom": Preset("custom", "Every field is yours; a learning rate of 0 freezes its part.", {}),
-}  # fmt: skip
+}
 
 
-WHOLE = {"steps": "Steps", "lora_rank": "LoRA rank", "batch_rows": "Rows per batch", "eval_every": "Evaluate every",
-         "seed": "Seed"}  # fmt: skip
+WHOLE = {
+    "steps": "Steps",
+    "lora_rank": "LoRA rank",
+    "batch_rows": "Rows per batch",
+    "eval_every": "Evaluate every",
+    "seed": "Seed",
+}
 RATES = {
     "vision_rate": "The encoder's learning rate",
     "projector_rate": "The projector's learning rate",
     "decoder_rate": "The language model's learning rate",
     "text_rate": "The text tower's learning rate",
 }
-WORDS = {"kind": "Stage", "base": "Base model", "data": "Data", "path": "Data set on the hub", "source": "Format",
-         "packing": "Packing"}  # fmt: skip
+WORDS = {
+    "kind": "Stage",
+    "base": "Base model",
+    "data": "Data",
+    "path": "Data set on the hub",
+    "source": "Format",
+    "packing": "Packing",
+}
 RATE = Range(0, 1, whole=False)
 
 
@@ -137,18 +177,25 @@ def read_form(**values: Any) -> Form:
     """Checks that every number is one and every text a text, whatever a program sends; ranges are the business of
     :func:`write_recipe`. InputError names the field."""
     values = {**values, "path": "" if values["path"] is None else values["path"]}
-    return Form(**{**{key: _words(values[key], name) for key, name in WORDS.items()},
-                   **{key: _number(values[key], name, True) for key, name in WHOLE.items()},
-                   **{key: _number(values[key], name, False) for key, name in RATES.items()}})  # fmt: skip
+    return Form(
+        **{
+            **{key: _words(values[key], name) for key, name in WORDS.items()},
+            **{key: _number(values[key], name, True) for key, name in WHOLE.items()},
+            **{key: _number(values[key], name, False) for key, name in RATES.items()},
+        }
+    )
 
 
 def _check_ranges(form: Form, bounds: Bounds) -> None:
     """InputError for the first number that is more than ``bounds`` give, or than makes sense anywhere."""
     allowed = {
-        "steps": Range(1, bounds.run_steps), "batch_rows": Range(1, bounds.run_rows),
-        "lora_rank": Range(0, bounds.run_lora_rank), "eval_every": RANGES["eval_every"], "seed": SEEDS,
+        "steps": Range(1, bounds.run_steps),
+        "batch_rows": Range(1, bounds.run_rows),
+        "lora_rank": Range(0, bounds.run_lora_rank),
+        "eval_every": RANGES["eval_every"],
+        "seed": SEEDS,
         **dict.fromkeys(RATES, RATE),
-    }  # fmt: skip
+    }
     for key, name in {**WHOLE, **RATES}.items():
         value = getattr(form, key)
         if not allowed[key].holds(value):
@@ -161,8 +208,12 @@ def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None
     bounds = bounds or private_bounds()
     _check_ranges(form, bounds)
     contrastive = form.kind == "contrastive"
-    rates = {"vision_encoder": form.vision_rate, "MP": form.projector_rate, "decoder": form.decoder_rate,
-             "text": form.text_rate}  # fmt: skip
+    rates = {
+        "vision_encoder": form.vision_rate,
+        "MP": form.projector_rate,
+        "decoder": form.decoder_rate,
+        "text": form.text_rate,
+    }
     chosen = {part: rate for part, rate in rates.items() if rate > 0}
     if not contrastive:
         chosen.pop("text", None)
@@ -170,13 +221,27 @@ def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None
     if data.get("set") == "tiles" and not contrastive:
         raise InputError("“scenes: captioned tiles” has no questions; it is for the contrastive stage only.")
     stage = {
-        "name": form.kind, "kind": form.kind, "steps": form.steps, "batch_rows": form.batch_rows,
-        "learning_rates": chosen, "betas": [0.9, 0.95], "lora_rank": form.lora_rank,
-        "packing": "off" if contrastive else form.packing, "eval_every": form.eval_every, "eval_examples": 48,
-        "save_every_s": 20.0, "data": [data], "batch_tokens": min(Stage.batch_tokens, bounds.run_tokens),
-    }  # fmt: skip
-    values = {"title": title, "base": base, "seed": form.seed, "cache_mib": bounds.run_cache_bytes >> 20,
-              "stages": [stage]}  # fmt: skip
+        "name": form.kind,
+        "kind": form.kind,
+        "steps": form.steps,
+        "batch_rows": form.batch_rows,
+        "learning_rates": chosen,
+        "betas": [0.9, 0.95],
+        "lora_rank": form.lora_rank,
+        "packing": "off" if contrastive else form.packing,
+        "eval_every": form.eval_every,
+        "eval_examples": 48,
+        "save_every_s": 20.0,
+        "data": [data],
+        "batch_tokens": min(Stage.batch_tokens, bounds.run_tokens),
+    }
+    values = {
+        "title": title,
+        "base": base,
+        "seed": form.seed,
+        "cache_mib": bounds.run_cache_bytes >> 20,
+        "stages": [stage],
+    }
     return build_recipe(values, Path())
 
 
@@ -190,8 +255,11 @@ def _data_table(form: Form, bounds: Bounds) -> dict[str, Any]:
     if form.source not in SOURCES:
         raise InputError(f"There is no format “{form.source[:60]}”; choose one of {', '.join(SOURCES)}.")
     if not form.path.strip():
-        raise InputError("Upload a file first." if form.data == UPLOAD else
-                         "Name the data set as on the hub, owner/name, or owner/name:subset.")  # fmt: skip
+        raise InputError(
+            "Upload a file first."
+            if form.data == UPLOAD
+            else "Name the data set as on the hub, owner/name, or owner/name:subset."
+        )
     if form.data == UPLOAD:
         converted = {"cache": str(Path(form.path).parent / CONVERTED)} if form.source == "rows" else {}
         return {"source": form.source, "path": form.path, "on_error": "skip", **converted}
@@ -202,8 +270,14 @@ def _data_table(form: Form, bounds: Bounds) -> dict[str, Any]:
     # The other readers know files alone, and would look for one of this name.
     if form.source not in ("auto", "rows"):
         raise InputError(f"Data of the hub are read as rows; choose the format auto or rows, not {form.source}.")
-    return {"source": "rows", "path": name, "limit": HUB_ROWS, "on_error": "skip", "streaming": True,
-            **({"subset": subset} if subset else {})}  # fmt: skip
+    return {
+        "source": "rows",
+        "path": name,
+        "limit": HUB_ROWS,
+        "on_error": "skip",
+        "streaming": True,
+        **({"subset": subset} if subset else {}),
+    }
 
 
 def describe_recipe(recipe: Recipe) -> list[str]:

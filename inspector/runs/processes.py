@@ -72,8 +72,17 @@ def start_process(folder: Path, *, resumed: bool, threads: int, nice: int) -> Wo
     OSError where none can be started."""
     # Made now, so that a process that is still starting can be asked for something.
     (folder / RUN_FOLDER).mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "model.training", "run", str(folder / RECIPE), "--out", str(folder / RUN_FOLDER),
-               "--quiet", *(["--resume", "--keep-request"] if resumed else [])]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "model.training",
+        "run",
+        str(folder / RECIPE),
+        "--out",
+        str(folder / RUN_FOLDER),
+        "--quiet",
+        *(["--resume", "--keep-request"] if resumed else []),
+    ]
     if program := shutil.which("nice"):
         command = [program, "-n", str(nice), *command]
     environment = clean_environment(threads)
@@ -82,8 +91,16 @@ def start_process(folder: Path, *, resumed: bool, threads: int, nice: int) -> Wo
         raise InputError("Another process trains this run already; wait until it has ended.")
     try:
         with (folder / OUTPUT).open("ab") as output:
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                                       stderr=output, start_new_session=True, pass_fds=(lock,))  # fmt: skip
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(process.pid).encode(), 0)
@@ -154,8 +171,11 @@ def last_words(folder: Path) -> str:
 
 def explain_memory(run_bytes: int | None) -> str:
     """What a run is told that takes more memory than it is given."""
-    more = "memory than there is" if run_bytes is None else (
-        f"than {format_bound(run_bytes, 'bytes')} of memory, which is all that a run is given here")  # fmt: skip
+    more = (
+        "memory than there is"
+        if run_bytes is None
+        else (f"than {format_bound(run_bytes, 'bytes')} of memory, which is all that a run is given here")
+    )
     return f"The run needs more {more}; take fewer rows or shorter ones."
 
 

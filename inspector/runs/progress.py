@@ -134,8 +134,17 @@ def _advance(progress: Progress, text: bytes) -> Progress:
             if math.isfinite(event["loss"]):  # else nothing could be measured
                 held_out.append((offset + event["step"], event["loss"]))
             evaluations.append({**event, "at": offset + event["step"]})
-    return Progress(progress.generation, tuple(stages), tuple(train), tuple(held_out), trainable, data, last,
-                    tuple(evaluations), damaged)  # fmt: skip
+    return Progress(
+        progress.generation,
+        tuple(stages),
+        tuple(train),
+        tuple(held_out),
+        trainable,
+        data,
+        last,
+        tuple(evaluations),
+        damaged,
+    )
 
 
 # --- what an event holds, each of the kind that it must be of ---
@@ -172,31 +181,48 @@ def _finite(value: Any) -> float:
 
 def _start(event: dict[str, Any]) -> dict[str, Any]:
     return {
-        "event": "start", "stage": _text(event["stage"]), "kind": _text(event.get("kind", "")),
+        "event": "start",
+        "stage": _text(event["stage"]),
+        "kind": _text(event.get("kind", "")),
         "steps": _count(event["steps"]),
-        "trainable": tuple({"module": _text(part["module"]), "parameters": _count(part["parameters"]),
-                            "trainable": _count(part["trainable"])} for part in event.get("trainable", ())),
+        "trainable": tuple(
+            {
+                "module": _text(part["module"]),
+                "parameters": _count(part["parameters"]),
+                "trainable": _count(part["trainable"]),
+            }
+            for part in event.get("trainable", ())
+        ),
         "data": {_text(name): _count(count) for name, count in event.get("data", {}).items()},
-    }  # fmt: skip
+    }
 
 
 def _step(event: dict[str, Any]) -> dict[str, Any]:
     return {
-        "event": "step", "stage": _text(event["stage"]), "step": _count(event["step"]),
-        "steps": _count(event.get("steps", event["step"])), "loss": _number(event["loss"]),
+        "event": "step",
+        "stage": _text(event["stage"]),
+        "step": _count(event["step"]),
+        "steps": _count(event.get("steps", event["step"])),
+        "loss": _number(event["loss"]),
         "learning_rates": {_text(part): _finite(rate) for part, rate in event.get("learning_rates", {}).items()},
         **{name: _finite(event.get(name, 0.0)) for name in ("gradient_norm", "tokens_per_s", "seconds", "eta_s")},
-    }  # fmt: skip
+    }
 
 
 def _eval(event: dict[str, Any]) -> dict[str, Any]:
     shares = {_text(family): _number(share) for family, share in event.get("accuracy", {}).items()}
-    answers = [{name: _text(one.get(name, "")) for name in ("question", "expected", "answered", "family")}
-               for one in event.get("answers", ())]  # fmt: skip
+    answers = [
+        {name: _text(one.get(name, "")) for name in ("question", "expected", "answered", "family")}
+        for one in event.get("answers", ())
+    ]
     return {
-        "event": "eval", "stage": _text(event["stage"]), "step": _count(event["step"]), "loss": _number(event["loss"]),
-        "accuracy": {family: share for family, share in shares.items() if math.isfinite(share)}, "answers": answers,
-    }  # fmt: skip
+        "event": "eval",
+        "stage": _text(event["stage"]),
+        "step": _count(event["step"]),
+        "loss": _number(event["loss"]),
+        "accuracy": {family: share for family, share in shares.items() if math.isfinite(share)},
+        "answers": answers,
+    }
 
 
 def _other(event: dict[str, Any]) -> dict[str, Any]:
@@ -204,5 +230,10 @@ def _other(event: dict[str, Any]) -> dict[str, Any]:
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "start": _start, "step": _step, "eval": _eval, "saved": _other, "done": _other, "failed": _other,
-}  # fmt: skip
+    "start": _start,
+    "step": _step,
+    "eval": _eval,
+    "saved": _other,
+    "done": _other,
+    "failed": _other,
+}

@@ -76,8 +76,13 @@ class UploadShelf:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError(f"{quote(file.name)} can't be stored ({error.strerror}); try again later.") from error
-        task = {"file": str(place), "name": file.name, "folder": str(folder / DATA), "bytes": left,
-                "files": self.bounds.unpacked_files}  # fmt: skip
+        task = {
+            "file": str(place),
+            "name": file.name,
+            "folder": str(folder / DATA),
+            "bytes": left,
+            "files": self.bounds.unpacked_files,
+        }
         reading = self.pool.open("inspector.intake", task, file.name, page=page)
         return Intake(self, folder, reading, owner, old)
 
@@ -96,8 +101,10 @@ class UploadShelf:
             held = measure(folder)
             everybody += held
             mine += held if _read_owner(folder) == owner else 0
-        for held, most, whose in ((mine, bounds.upload_bytes_per_person, "Your uploads"),
-                                  (everybody, bounds.upload_bytes, "All uploads on this server")):  # fmt: skip
+        for held, most, whose in (
+            (mine, bounds.upload_bytes_per_person, "Your uploads"),
+            (everybody, bounds.upload_bytes, "All uploads on this server"),
+        ):
             if held + size > most:
                 raise InputError(
                     f"{whose} take {_say_size(held)} of {format_bound(most, 'bytes')}, and {shown} needs "

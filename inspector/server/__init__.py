@@ -1,9 +1,9 @@
 """What stands between strangers and the app: which files they may name, whose turn it is, what is kept how long.
 
-    blocks.py      the page's Blocks with everything below built in
-    gate.py        every HTTP request: routes, hosts, sizes, and what ends with a connection
-    admission.py   every file that a client names
-    queue.py       every event: how many wait, and who is next
-    turns.py       every use of a model: who gives way to whom, and what is given up
-    sweeper.py     what is kept of those who have gone
+blocks.py      the page's Blocks with everything below built in
+gate.py        every HTTP request: routes, hosts, sizes, and what ends with a connection
+admission.py   every file that a client names
+queue.py       every event: how many wait, and who is next
+turns.py       every use of a model: who gives way to whom, and what is given up
+sweeper.py     what is kept of those who have gone
 """

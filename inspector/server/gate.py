@@ -37,11 +37,15 @@ BODY_S = 300.0
 
 # What the page and gradio's clients need. Gradio has more: dashboards, a proxy, code editing, recordings, links that
 # store a page's state on this server, direct calls that go round the queue, streams that put new data into an event.
-_PAGE = re.compile(r"/(config/?|assets/.*|static/.*|svelte/.*|theme\.css|favicon\.ico|robots\.txt|manifest\.json|"
-                   r"pwa_icon(/\d+)?|login/?|logout/?|user/?|login_check/?|token/?)?")  # fmt: skip
-_API = re.compile(r"/gradio_api/(info/?|openapi\.json|app_id/?|startup-events|user/?|login_check/?|token/?|theme\.css|"
-                  r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
-                  r"upload_progress|file=.*|file/.*|custom_component/.*)")  # fmt: skip
+_PAGE = re.compile(
+    r"/(config/?|assets/.*|static/.*|svelte/.*|theme\.css|favicon\.ico|robots\.txt|manifest\.json|"
+    r"pwa_icon(/\d+)?|login/?|logout/?|user/?|login_check/?|token/?)?"
+)
+_API = re.compile(
+    r"/gradio_api/(info/?|openapi\.json|app_id/?|startup-events|user/?|login_check/?|token/?|theme\.css|"
+    r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
+    r"upload_progress|file=.*|file/.*|custom_component/.*)"
+)
 _FOLLOWED = ("/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/call/")
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
@@ -112,8 +116,12 @@ class Gate:
         blocks = scope["app"].get_blocks()
         path, headers = scope["path"], _read_headers(scope)
         if not blocks.open_to_all and not _is_local(headers.get("host", "")):
-            await _answer(send, 403, f"This server answers on this machine only; name it in {HOSTS} to ask it as "
-                                     f"“{headers.get('host', '')[:80]}”.")  # fmt: skip
+            await _answer(
+                send,
+                403,
+                f"This server answers on this machine only; name it in {HOSTS} to ask it as "
+                f"“{headers.get('host', '')[:80]}”.",
+            )
             return
         # A page elsewhere can't read what it is answered here, but could fill the disk or have something computed.
         if not blocks.open_to_all and not _is_local(headers.get("origin", "//localhost").partition("//")[2]):
@@ -170,8 +178,10 @@ class Gate:
         mine = self._intakes.setdefault(address, _Intake())
 
         def check(size: int) -> None:
-            for used, allowed, whose in ((mine.total, bounds.upload_bytes_per_person, "yours"),
-                                         (self._all.total, bounds.upload_bytes, "everybody's")):  # fmt: skip
+            for used, allowed, whose in (
+                (mine.total, bounds.upload_bytes_per_person, "yours"),
+                (self._all.total, bounds.upload_bytes, "everybody's"),
+            ):
                 if used + size > allowed:
                     raise exchange.refuse(
                         413,

@@ -214,9 +214,12 @@ def _check_schema(schema: Mapping[str, Any], value: Any, name: str, longest: int
     if kind == "string":
         return check_text(value, name, longest)
     fits = {
-        "boolean": isinstance(value, bool), "integer": is_number(value) and is_whole(value),
-        "number": is_number(value), "array": isinstance(value, list), "object": isinstance(value, dict),
-    }.get(str(kind), True)  # fmt: skip
+        "boolean": isinstance(value, bool),
+        "integer": is_number(value) and is_whole(value),
+        "number": is_number(value),
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }.get(str(kind), True)
     if not fits:
         raise InputError(f"“{name}” is {name_value(value)}; it takes {_SCHEMA_KINDS[str(kind)]}.")
     if kind == "array":
@@ -225,8 +228,13 @@ def _check_schema(schema: Mapping[str, Any], value: Any, name: str, longest: int
     return value
 
 
-_SCHEMA_KINDS = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "array": "a list",
-                 "object": "an object"}  # fmt: skip
+_SCHEMA_KINDS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "array": "a list",
+    "object": "an object",
+}
 _CHECKS: tuple[tuple[type | tuple[type, ...], _Check], ...] = (
     (gr.Textbox, _check_textbox),
     (gr.Checkbox, _check_tick),

@@ -46,9 +46,19 @@ class Page:
     @property
     def answered(self) -> list[Any]:
         """What every event that asks fills: note, answer and ``answering`` while tokens come, all at the end."""
-        return [self.prompt.note, self.results.answer, self.answering, self.header.provenance, self.shown,
-                self.results.viewer, self.results.strip, self.attention.summary, self.attention.layer,
-                self.attention.head, *self.which.fresh]  # fmt: skip
+        return [
+            self.prompt.note,
+            self.results.answer,
+            self.answering,
+            self.header.provenance,
+            self.shown,
+            self.results.viewer,
+            self.results.strip,
+            self.attention.summary,
+            self.attention.layer,
+            self.attention.head,
+            *self.which.fresh,
+        ]
 
 
 def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> None:
@@ -122,10 +132,16 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     asks: list[Any] = [
         gr.on(
             [prompt.ask.click, *(question.submit for question in prompt.questions)],
-            in_turn, inputs, answered, api_name="ask", concurrency_id=place, concurrency_limit=1,
-            show_progress="minimal", show_progress_on=[page.results.answer],
+            in_turn,
+            inputs,
+            answered,
+            api_name="ask",
+            concurrency_id=place,
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=[page.results.answer],
         )
-    ]  # fmt: skip
+    ]
 
     def loader(index: int) -> Any:
         def load(model: str, history: list) -> list[Any]:
@@ -139,13 +155,29 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     again: dict[str, Any] = {"concurrency_id": place, "api_visibility": "undocumented"}
     for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
         name = example.name.replace("-", "_")
-        loaded = button.click(loader(index), [prompt.model, prompt.history], filled, api_name=f"example_{name}",
-                              concurrency_limit=None, show_progress="hidden")  # fmt: skip
-        asks.append(loaded.success(in_turn, inputs, answered, api_name=f"ask_example_{name}", show_progress="minimal",
-                                   show_progress_on=[page.results.answer], **again))  # fmt: skip
+        loaded = button.click(
+            loader(index),
+            [prompt.model, prompt.history],
+            filled,
+            api_name=f"example_{name}",
+            concurrency_limit=None,
+            show_progress="hidden",
+        )
+        asks.append(
+            loaded.success(
+                in_turn,
+                inputs,
+                answered,
+                api_name=f"ask_example_{name}",
+                show_progress="minimal",
+                show_progress_on=[page.results.answer],
+                **again,
+            )
+        )
     # Something real as soon as the page is open.
-    loaded = demo.load(loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load",
-                       show_progress="hidden")  # fmt: skip
+    loaded = demo.load(
+        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
+    )
     asks.append(loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
 
     def on_stop(before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
@@ -164,9 +196,13 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
 
     # In the same place, so after what is being computed has ended: at its model's next block.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
-        demo.turns.run(Rank.ASK, on_stop), [page.shown, page.answering, *attention.controls], answered,
-        api_name="stopped", show_progress="hidden", **again,
-    )  # fmt: skip
+        demo.turns.run(Rank.ASK, on_stop),
+        [page.shown, page.answering, *attention.controls],
+        answered,
+        api_name="stopped",
+        show_progress="hidden",
+        **again,
+    )
 
 
 def show_turns(inspection: Inspection) -> str:

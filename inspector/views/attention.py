@@ -58,18 +58,19 @@ def build_attention() -> AttentionView:
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
     with gr.Row():
-        own_row = gr.Checkbox(False, label="an answer token's own row, not the row that chose it", min_width=220,
-                              elem_id="own-row")  # fmt: skip
-        exclude_sinks = gr.Checkbox(False, label="exclude sinks (rest scaled up to 1)", min_width=220,
-                                    elem_id="exclude-sinks")  # fmt: skip
+        own_row = gr.Checkbox(
+            False, label="an answer token's own row, not the row that chose it", min_width=220, elem_id="own-row"
+        )
+        exclude_sinks = gr.Checkbox(
+            False, label="exclude sinks (rest scaled up to 1)", min_width=220, elem_id="exclude-sinks"
+        )
         own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
     sight = Sight("heat")
     # Unseen until they are drawn: the label of an empty plot is one that screen readers may not be given.
     plot: dict[str, Any] = {"show_label": False, "min_width": 270, "visible": False}
     with gr.Row():
         share, images, kinds = (gr.Plot(label=label, **plot) for label in ("layer × head", "per image", "per kind"))
-    return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, sight, share, images,
-                         kinds)  # fmt: skip
+    return AttentionView(summary, layer, head, own_row, exclude_sinks, own_scale, sight, share, images, kinds)
 
 
 def choices(attention: AttentionMap) -> tuple[Any, Any]:

@@ -73,11 +73,18 @@ def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prom
             raise refuse(error) from error
 
     # Minutes long: in a queue of its own, one at a time, so that nobody's question waits for it.
-    running = view.start.click(demo.turns.run(Rank.BATTERY, run, demo.bounds.battery_s), [prompt.model, view.size],
-                               outputs, api_name="battery", concurrency_id=Rank.BATTERY.place, concurrency_limit=1,
-                               show_progress="hidden")  # fmt: skip
-    view.stop.click(lambda: gr.update(busy=""), None, view.card, cancels=[running], api_name="battery_stop",
-                    show_progress="hidden")  # fmt: skip
+    running = view.start.click(
+        demo.turns.run(Rank.BATTERY, run, demo.bounds.battery_s),
+        [prompt.model, view.size],
+        outputs,
+        api_name="battery",
+        concurrency_id=Rank.BATTERY.place,
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
+    view.stop.click(
+        lambda: gr.update(busy=""), None, view.card, cancels=[running], api_name="battery_stop", show_progress="hidden"
+    )
     gr.on(
         [demo.load, prompt.model.change], show, prompt.model, outputs, api_name="battery_card", show_progress="hidden"
     )

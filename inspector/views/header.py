@@ -53,6 +53,12 @@ def build_header(title: str) -> HeaderView:
         file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
     note = gr.HTML(elem_id="header-note")
     command = gr.Textbox(
-        label=LINE, lines=1, max_lines=4, interactive=False, buttons=["copy"], visible=False, elem_id="share-command",
-    )  # fmt: skip
+        label=LINE,
+        lines=1,
+        max_lines=4,
+        interactive=False,
+        buttons=["copy"],
+        visible=False,
+        elem_id="share-command",
+    )
     return HeaderView(provenance, share, export, file, command, note)

@@ -58,13 +58,26 @@ def build_lab() -> LabView:
         )
         board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
         with gr.Row(elem_classes="wi-controls"):
-            rows = gr.Radio([(_ROW_NAMES[name], name) for name in ROWS], value="question", label="Hidden from",
-                            min_width=260, elem_id="lab-rows")  # fmt: skip
+            rows = gr.Radio(
+                [(_ROW_NAMES[name], name) for name in ROWS],
+                value="question",
+                label="Hidden from",
+                min_width=260,
+                elem_id="lab-rows",
+            )
             layers = gr.CheckboxGroup([], label="In these layers only (none: all)", min_width=180, elem_id="lab-layers")
             heads = gr.CheckboxGroup([], label="In these heads only (none: all)", min_width=180, elem_id="lab-heads")
         with gr.Row(elem_classes="wi-controls", equal_height=False):
-            line = gr.Textbox("", label="The cut", placeholder=EXAMPLE, lines=1, max_lines=1, scale=3, min_width=260,
-                              elem_id="lab-line")  # fmt: skip
+            line = gr.Textbox(
+                "",
+                label="The cut",
+                placeholder=EXAMPLE,
+                lines=1,
+                max_lines=1,
+                scale=3,
+                min_width=260,
+                elem_id="lab-line",
+            )
             add = gr.Button("Add selected token", size="sm", min_width=120, scale=0, elem_id="lab-add")
             cut = gr.Button("Cut", variant="primary", size="sm", min_width=70, scale=0, elem_id="lab-cut")
             undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
@@ -74,8 +87,9 @@ def build_lab() -> LabView:
         facts = gr.JSON(visible=False)
     things: gr.State = gr.State([])
     cuts: gr.State = gr.State([])
-    return LabView(switch, group, board, add, rows, layers, heads, line, cut, undo, clear, note, result, things, cuts,
-                   facts)  # fmt: skip
+    return LabView(
+        switch, group, board, add, rows, layers, heads, line, cut, undo, clear, note, result, things, cuts, facts
+    )
 
 
 def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) -> dict[Any, Any]:
@@ -116,10 +130,24 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         return things, compose(page, things, rows, layers, heads)
 
     # None of several quick choices may be dropped, as gradio does while one is on its way.
-    view.board.choose(choose, [shown, *limits], [view.things, view.line], api_name="lab_choose", concurrency_limit=1,
-                      show_progress="hidden", trigger_mode="multiple")  # fmt: skip
-    gr.on([control.input for control in limits], compose, [shown, view.things, *limits], view.line,
-          api_name="lab_limits", trigger_mode="always_last", **free)  # fmt: skip
+    view.board.choose(
+        choose,
+        [shown, *limits],
+        [view.things, view.line],
+        api_name="lab_choose",
+        concurrency_limit=1,
+        show_progress="hidden",
+        trigger_mode="multiple",
+    )
+    gr.on(
+        [control.input for control in limits],
+        compose,
+        [shown, view.things, *limits],
+        view.line,
+        api_name="lab_limits",
+        trigger_mode="always_last",
+        **free,
+    )
 
     def add(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
         if page is None:
@@ -141,11 +169,13 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
                 changed = change(cuts, cut)
-                case = open_case(store.get(page.model), page.inspection, turn,
-                                 max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
+                case = open_case(
+                    store.get(page.model), page.inspection, turn, max_new_tokens=page.settings.max_new_tokens
+                )
                 lab = run_lab(case, changed)
-                command = write_cut(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings,
-                                    lab.turn, changed)  # fmt: skip
+                command = write_cut(
+                    page.inspection.prompt, store.argument_of(page.model), page.names, page.settings, lab.turn, changed
+                )
                 yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
             except InputError as error:
                 yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
@@ -166,9 +196,11 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         return cuts[:-1]
 
     place: dict[str, Any] = {
-        "concurrency_id": Rank.TEST.place, "concurrency_limit": 1, "show_progress": "minimal",
+        "concurrency_id": Rank.TEST.place,
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
         "show_progress_on": [view.result],
-    }  # fmt: skip
+    }
     inputs: list[Any] = [shown, view.cuts, view.line, turn]
     gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **place)
     view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **place)

@@ -29,9 +29,19 @@ MAX_REFUSED = 12
 """So many refused files are named; the rest is counted."""
 
 INPUT_NAMES = (
-    "model", "gallery", "turns", "layout", "document_mask", "max_new_tokens", "temperature", "top_k", "top_p", "seed",
-    *(f"question_{n + 1}" for n in range(MAX_TURNS)), *(f"answer_{n + 1}" for n in range(MAX_TURNS)),
-)  # fmt: skip
+    "model",
+    "gallery",
+    "turns",
+    "layout",
+    "document_mask",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    *(f"question_{n + 1}" for n in range(MAX_TURNS)),
+    *(f"answer_{n + 1}" for n in range(MAX_TURNS)),
+)
 """What a program calls the inputs of /ask."""
 
 ABOUT = (
@@ -75,14 +85,31 @@ class PromptView:
     @property
     def inputs(self) -> list[Any]:
         """In the order of :data:`INPUT_NAMES`."""
-        return [self.model, self.gallery, self.shown_turns, self.layout, self.document_mask, *self.settings,
-                *self.questions, *self.answers]  # fmt: skip
+        return [
+            self.model,
+            self.gallery,
+            self.shown_turns,
+            self.layout,
+            self.document_mask,
+            *self.settings,
+            *self.questions,
+            *self.answers,
+        ]
 
     @property
     def contents(self) -> list[Any]:
         """What an example fills in; see :func:`load_example`."""
-        return [self.gallery, self.plans, self.rejected, self.shown_turns, self.layout, self.document_mask,
-                *self.questions, *self.answers, *self.rows]  # fmt: skip
+        return [
+            self.gallery,
+            self.plans,
+            self.rejected,
+            self.shown_turns,
+            self.layout,
+            self.document_mask,
+            *self.questions,
+            *self.answers,
+            *self.rows,
+        ]
 
 
 def build_examples() -> tuple[gr.Button, ...]:
@@ -116,8 +143,14 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
                 elem_id="images",
             )
             with gr.Row(elem_classes="vi-image-buttons"):
-                add = FilesButton("Add images", file_types=["image"], file_count="multiple", size="sm",
-                                  min_width=90, elem_id="add-images")  # fmt: skip
+                add = FilesButton(
+                    "Add images",
+                    file_types=["image"],
+                    file_count="multiple",
+                    size="sm",
+                    min_width=90,
+                    elem_id="add-images",
+                )
                 clear = gr.Button("Remove all", size="sm", min_width=80, elem_id="clear-images")
                 undo = gr.Button("Undo", size="sm", min_width=60, elem_id="undo-images")
             refused = gr.HTML(elem_id="refused-files")
@@ -159,9 +192,11 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
             elem_id="layout",
         )
         document_mask = gr.Checkbox(
-            False, label="document mask (packed samples can't see one another; nanoVLM trains without)", visible=False,
+            False,
+            label="document mask (packed samples can't see one another; nanoVLM trains without)",
+            visible=False,
             elem_id="document-mask",
-        )  # fmt: skip
+        )
         with gr.Accordion("Generation settings", open=False):
             settings: tuple[gr.Component, ...] = (
                 gr.Slider(1, min(128, bounds.answer_tokens), 32, step=1, label="Longest answer (tokens)"),
@@ -176,9 +211,31 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
             ask = gr.Button("Ask", variant="primary", elem_id="ask")
             stop = gr.Button("Stop", min_width=60, scale=0, elem_id="stop")
         note = gr.HTML(elem_id="ask-note")
-    return PromptView(model, gallery, plans, add, clear, undo, refused, rejected, history, tuple(questions),
-                      tuple(answers), tuple(rows), shown_turns, add_turn, drop_turn, layout, document_mask, settings,
-                      ask, stop, note, examples, bounds)  # fmt: skip
+    return PromptView(
+        model,
+        gallery,
+        plans,
+        add,
+        clear,
+        undo,
+        refused,
+        rejected,
+        history,
+        tuple(questions),
+        tuple(answers),
+        tuple(rows),
+        shown_turns,
+        add_turn,
+        drop_turn,
+        layout,
+        document_mask,
+        settings,
+        ask,
+        stop,
+        note,
+        examples,
+        bounds,
+    )
 
 
 def paths_of(gallery: GalleryValue) -> list[str]:
@@ -208,9 +265,7 @@ def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
     return GenerationSettings(max_new_tokens, temperature, top_k, top_p, seed, bounds)
 
 
-def plan_images(
-    store: ModelStore, model: str, gallery: GalleryValue, bounds: Bounds
-) -> tuple[GalleryValue, str, str]:
+def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bounds) -> tuple[GalleryValue, str, str]:
     """The pictures that can be opened, what they will cost, and a sentence for each that can't be used or is beyond
     the server's ``bounds``."""
     config = store.get(model).config
@@ -241,8 +296,9 @@ def plan_images(
         pictures.append(thumbnail_uri(image))
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
-        sentences.append(f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} "
-                         "left out.")  # fmt: skip
+        sentences.append(
+            f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} left out."
+        )
     return kept, show_plans([Path(path).name for path, _ in kept], plans, notes, pictures), show_notes(sentences)
 
 
@@ -298,5 +354,14 @@ def load_example(store: ModelStore, model: str, index: int, folder: Path) -> lis
     kept, plans, rejected = plan_images(store, model, gallery, Bounds())  # pictures of our own are small
     turns = len(example.turns)
     questions = [*example.turns, *[""] * (MAX_TURNS - turns)]
-    return [kept, plans, rejected, turns, example.layout, gr.update(value=False, visible=example.layout == "packed"),
-            *questions, *[""] * MAX_TURNS, *show_turns(turns)]  # fmt: skip
+    return [
+        kept,
+        plans,
+        rejected,
+        turns,
+        example.layout,
+        gr.update(value=False, visible=example.layout == "packed"),
+        *questions,
+        *[""] * MAX_TURNS,
+        *show_turns(turns),
+    ]

@@ -79,8 +79,10 @@ def say_bounds(bounds: Bounds) -> str:
         runs = "1 run" if bounds.runs_per_person == 1 else f"{bounds.runs_per_person} runs"
         said.append(f"each person has {runs} at a time")
     if bounds.run_minutes is not None:
-        said.append(f"a run takes at most {bounds.run_steps:,} steps and {bounds.run_minutes:g} minutes, loading and "
-                    "pauses included")  # fmt: skip
+        said.append(
+            f"a run takes at most {bounds.run_steps:,} steps and {bounds.run_minutes:g} minutes, loading and "
+            "pauses included"
+        )
     if bounds.run_bytes is not None:
         said.append(f"a run has {format_bound(bounds.run_bytes, 'bytes')} of memory")
     if not bounds.keep_uploads:
@@ -124,8 +126,14 @@ def wire_train(
         except InputError as error:
             raise refuse(error, stays=True) from error
 
-    form.start.click(start, [form.preset, form.upload, person, *form.fields.values()], [form.modules, *started],
-                     api_name="train_start", concurrency_limit=1, show_progress="hidden")  # fmt: skip
+    form.start.click(
+        start,
+        [form.preset, form.upload, person, *form.fields.values()],
+        [form.modules, *started],
+        api_name="train_start",
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
 
     def teach(word: str, rgb: str, known: Any, request: gr.Request) -> list[Any]:
         known = read_person(known)
@@ -135,8 +143,14 @@ def wire_train(
         except InputError as error:
             raise refuse(error, stays=True) from error
 
-    form.teach.click(teach, [form.word, form.rgb, person], started, api_name="train_teach_word", concurrency_limit=1,
-                     show_progress="hidden")  # fmt: skip
+    form.teach.click(
+        teach,
+        [form.word, form.rgb, person],
+        started,
+        api_name="train_teach_word",
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
 
     def attach(known: Any, request: gr.Request) -> list[Any]:
         """The run that the address names, else this browser's newest that isn't over, else its newest."""
@@ -165,14 +179,20 @@ def _describe_job(jobs: JobTable) -> Any:
         except InputError as error:
             raise refuse(error) from error
         return {
-            "id": state.id, "title": state.title, "status": state.status, "position": state.position,
-            "error": hide_paths(state.error or "") or None, "fingerprint": state.run.get("fingerprint"),
-            "base_fingerprint": state.run.get("base_fingerprint"), "steps_done": len(progress.train),
+            "id": state.id,
+            "title": state.title,
+            "status": state.status,
+            "position": state.position,
+            "error": hide_paths(state.error or "") or None,
+            "fingerprint": state.run.get("fingerprint"),
+            "base_fingerprint": state.run.get("base_fingerprint"),
+            "steps_done": len(progress.train),
             "losses": [point[1] if math.isfinite(point[1]) else None for point in progress.train],
             "held_out": [list(p) for p in progress.held_out],
             "accuracy": progress.evaluations[-1]["accuracy"] if progress.evaluations else {},
-            "can_resume": state.can_resume, "command": COMMAND,
-        }  # fmt: skip
+            "can_resume": state.can_resume,
+            "command": COMMAND,
+        }
 
     return describe
 

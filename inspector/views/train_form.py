@@ -44,9 +44,11 @@ from model.training.synthetic.outlines import OUTLINES
 from model.training.synthetic.word import COLOUR_LOOKS
 
 RATES = (
-    ("vision_rate", "Rate: image encoder"), ("projector_rate", "Rate: projector"),
-    ("decoder_rate", "Rate: language model"), ("text_rate", "Rate: text tower"),
-)  # fmt: skip
+    ("vision_rate", "Rate: image encoder"),
+    ("projector_rate", "Rate: projector"),
+    ("decoder_rate", "Rate: language model"),
+    ("text_rate", "Rate: text tower"),
+)
 FIRST = "instruction tuning"
 LOOK_S = 0.2
 """Between two looks at what is read."""
@@ -74,43 +76,65 @@ class TrainForm:
 
 def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
     with gr.Group(elem_classes="tr-teach"):
-        gr.HTML('<p class="vi-good">The model has never heard of “purple” or “star”. Teach it the word, in about a '
-                "minute, and compare before and after.</p>")  # fmt: skip
+        gr.HTML(
+            '<p class="vi-good">The model has never heard of “purple” or “star”. Teach it the word, in about a '
+            "minute, and compare before and after.</p>"
+        )
         with gr.Row():
-            word = gr.Dropdown([*COLOUR_LOOKS, *OUTLINES], value="purple", label="Word", allow_custom_value=True,
-                               min_width=130, elem_id="train-word")  # fmt: skip
-            rgb = gr.Textbox("", label="RGB, for a colour of your own", placeholder="128, 0, 128", min_width=150,
-                             elem_id="train-rgb")  # fmt: skip
+            word = gr.Dropdown(
+                [*COLOUR_LOOKS, *OUTLINES],
+                value="purple",
+                label="Word",
+                allow_custom_value=True,
+                min_width=130,
+                elem_id="train-word",
+            )
+            rgb = gr.Textbox(
+                "", label="RGB, for a colour of your own", placeholder="128, 0, 128", min_width=150, elem_id="train-rgb"
+            )
         teach = gr.Button("Teach it a word", variant="primary", elem_id="train-teach")
     preset = gr.Radio(list(PRESETS), value=FIRST, label="Or begin with", elem_id="train-preset")
     why = gr.HTML(_why(FIRST), elem_id="train-why")
     values = {"seed": 0, "base": store.names[0], "path": "", "source": "auto", **PRESETS[FIRST].values}
     fields: dict[str, Any] = {}
     with gr.Row():
-        fields["base"] = gr.Dropdown([*store.names, (f"{NEW}: random weights", NEW)], value=values["base"],
-                                     label="Base model", min_width=150, elem_id="train-base")  # fmt: skip
-        fields["data"] = gr.Dropdown(list(list_data(bounds)), value=values["data"], label="Data", min_width=150,
-                                     elem_id="train-data")  # fmt: skip
+        fields["base"] = gr.Dropdown(
+            [*store.names, (f"{NEW}: random weights", NEW)],
+            value=values["base"],
+            label="Base model",
+            min_width=150,
+            elem_id="train-base",
+        )
+        fields["data"] = gr.Dropdown(
+            list(list_data(bounds)), value=values["data"], label="Data", min_width=150, elem_id="train-data"
+        )
         fields["steps"] = gr.Number(values["steps"], label="Steps", step=1, min_width=90, elem_id="train-steps")
     with gr.Row():
-        file = FileInput(label=f"Data file ({', '.join(SUFFIXES)})", file_types=list(SUFFIXES), height=110,
-                       visible=False, elem_id="train-file")  # fmt: skip
-        fields["path"] = gr.Textbox("", label="Data set on the hub: owner/name or owner/name:subset", visible=False,
-                                    elem_id="train-hub")  # fmt: skip
-        fields["source"] = gr.Dropdown(list(SOURCES), value="auto", label="Format", min_width=110, visible=False,
-                                       elem_id="train-source")  # fmt: skip
+        file = FileInput(
+            label=f"Data file ({', '.join(SUFFIXES)})",
+            file_types=list(SUFFIXES),
+            height=110,
+            visible=False,
+            elem_id="train-file",
+        )
+        fields["path"] = gr.Textbox(
+            "", label="Data set on the hub: owner/name or owner/name:subset", visible=False, elem_id="train-hub"
+        )
+        fields["source"] = gr.Dropdown(
+            list(SOURCES), value="auto", label="Format", min_width=110, visible=False, elem_id="train-source"
+        )
     with gr.Accordion("Learning rates and the rest", open=False, elem_id="train-more"):
         with gr.Row():
             for name, label in RATES:
-                fields[name] = gr.Number(values[name], label=f"{label} (0: frozen)", min_width=140,
-                                         elem_id=f"train-{name.replace('_', '-')}")  # fmt: skip
+                fields[name] = gr.Number(
+                    values[name], label=f"{label} (0: frozen)", min_width=140, elem_id=f"train-{name.replace('_', '-')}"
+                )
         with gr.Row():
             fields["kind"] = gr.Dropdown(list(KINDS), value=values["kind"], label="Stage", min_width=110)
             fields["lora_rank"] = gr.Number(values["lora_rank"], label="LoRA rank (0: off)", step=1, min_width=90)
             fields["packing"] = gr.Dropdown(list(PACKINGS), value=values["packing"], label="Packing", min_width=100)
             fields["batch_rows"] = gr.Number(values["batch_rows"], label="Rows per batch", step=1, min_width=90)
-            fields["eval_every"] = gr.Number(values["eval_every"], label="Evaluate every … steps", step=1,
-                                             min_width=90)  # fmt: skip
+            fields["eval_every"] = gr.Number(values["eval_every"], label="Evaluate every … steps", step=1, min_width=90)
             fields["seed"] = gr.Number(values["seed"], label="Seed", step=1, min_width=80)
     with gr.Row():
         check = gr.Button("Check: what trains, on what", size="sm", elem_id="train-check")
@@ -196,8 +220,9 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         finally:
             _discard(file)
 
-    form.file.upload(uploaded, [form.file, form.upload], [form.upload, form.fields["source"]],
-                     api_name="train_upload", **newest)  # fmt: skip
+    form.file.upload(
+        uploaded, [form.file, form.upload], [form.upload, form.fields["source"]], api_name="train_upload", **newest
+    )
 
     def cleared(request: gr.Request, old: Upload | None) -> None:
         pool.stop((request.session_hash or "",))
@@ -221,15 +246,26 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
             async for reports in looks:
                 yield (gr.skip(), gr.skip()) if reports is None else (shown, show_reports(reports))
 
-    checked = form.check.click(check, [form.preset, form.upload, *form.fields.values()], [form.modules, form.reports],
-                               api_name="train_check", show_progress_on=[form.reports], **newest)  # fmt: skip
+    checked = form.check.click(
+        check,
+        [form.preset, form.upload, *form.fields.values()],
+        [form.modules, form.reports],
+        api_name="train_check",
+        show_progress_on=[form.reports],
+        **newest,
+    )
 
     def stop(request: gr.Request) -> None:
         pool.stop((request.session_hash or "", CHECKING))
 
     # What is checked is over with whatever changes it; a start checks for itself.
-    gr.on([form.halt.click, form.start.click, form.preset.input, *(field.input for field in form.fields.values())],
-          stop, None, None, **unseen)  # fmt: skip
+    gr.on(
+        [form.halt.click, form.start.click, form.preset.input, *(field.input for field in form.fields.values())],
+        stop,
+        None,
+        None,
+        **unseen,
+    )
 
     def offer_halt() -> Any:
         return gr.update(visible=True)
@@ -267,5 +303,4 @@ def _discard(file: Path) -> None:
 def _ask_for(data: Any) -> list[Any]:
     """Which of the fields about data of one's own are shown; a program may send anything."""
     data = str(data)
-    return [gr.update(visible=data == UPLOAD), gr.update(visible=data == HUB),
-            gr.update(visible=data not in BUILT_IN)]  # fmt: skip
+    return [gr.update(visible=data == UPLOAD), gr.update(visible=data == HUB), gr.update(visible=data not in BUILT_IN)]

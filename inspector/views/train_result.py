@@ -50,13 +50,18 @@ def build_result() -> ResultView:
         use = gr.Button("Use this model", size="sm", interactive=False, elem_id="train-use")
         export = gr.Button("Export", size="sm", min_width=80, interactive=False, elem_id="train-export")
     result = gr.HTML(EMPTY, elem_id="train-result")
-    files = gr.File(label="Checkpoint in nanoVLM's format, adapter, recipe, command", interactive=False, visible=False,
-                    elem_id="train-files")  # fmt: skip
+    files = gr.File(
+        label="Checkpoint in nanoVLM's format, adapter, recipe, command",
+        interactive=False,
+        visible=False,
+        elem_id="train-files",
+    )
     with gr.Accordion("Push to the hub", open=False, elem_id="train-hub-push"):
         with gr.Row():
             repository = gr.Textbox("", label="Repository, owner/name (made private)", min_width=180)
-            token = gr.Textbox("", label="Token that may write (used once, kept nowhere)", type="password",
-                               min_width=180)  # fmt: skip
+            token = gr.Textbox(
+                "", label="Token that may write (used once, kept nowhere)", type="password", min_width=180
+            )
             push = gr.Button("Push", size="sm", min_width=80, interactive=False, elem_id="train-push")
         pushed = gr.HTML()
     return ResultView(compare, use, export, result, files, repository, token, push, pushed, gr.State([]))
@@ -94,13 +99,24 @@ def wire_result(
             raise refuse(error, stays=True) from error
 
     compared = view.compare.click(
-        demo.turns.run(Rank.EXPERIMENT, compare, demo.bounds.study_s), [job, *prompt.inputs], view.result,
-        api_name="train_compare", concurrency_id=Rank.EXPERIMENT.place, concurrency_limit=1, show_progress="hidden",
-    )  # fmt: skip
+        demo.turns.run(Rank.EXPERIMENT, compare, demo.bounds.study_s),
+        [job, *prompt.inputs],
+        view.result,
+        api_name="train_compare",
+        concurrency_id=Rank.EXPERIMENT.place,
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
     # What was found of one run must not stand below another.
-    job.change(lambda: (EMPTY, gr.update(value=None, visible=False)), None, [view.result, view.files],
-               api_name="train_another", concurrency_limit=None, show_progress="hidden",
-               cancels=[compared])  # fmt: skip
+    job.change(
+        lambda: (EMPTY, gr.update(value=None, visible=False)),
+        None,
+        [view.result, view.files],
+        api_name="train_another",
+        concurrency_limit=None,
+        show_progress="hidden",
+        cancels=[compared],
+    )
 
     def use(job: str, own: list[tuple[str, str]]) -> list[Any]:
         try:
@@ -112,11 +128,20 @@ def wire_result(
         own = [(label, name), *(entry for entry in own if entry[1] != name)]
         common = [(shared, shared) for shared in store.names]
         inform(f"“{label}” is in the model picker of this page, for you alone.")
-        return [own, gr.update(choices=[*common, *own], value=name, visible=True),
-                gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)])]  # fmt: skip
+        return [
+            own,
+            gr.update(choices=[*common, *own], value=name, visible=True),
+            gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)]),
+        ]
 
-    view.use.click(use, [job, view.own_models], [view.own_models, prompt.model, base], api_name="train_use",
-                   concurrency_limit=None, show_progress="hidden")  # fmt: skip
+    view.use.click(
+        use,
+        [job, view.own_models],
+        [view.own_models, prompt.model, base],
+        api_name="train_use",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
 
     def export(job: str) -> Any:
         try:
@@ -136,8 +161,9 @@ def wire_result(
             return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'
         return "", f'<p class="vi-good">✓ On the hub: <a href="{escape(address)}">{escape(address)}</a></p>'
 
-    view.push.click(push, [job, view.repository, view.token], [view.token, view.pushed], api_name="train_push",
-                    concurrency_limit=1)  # fmt: skip
+    view.push.click(
+        push, [job, view.repository, view.token], [view.token, view.pushed], api_name="train_push", concurrency_limit=1
+    )
 
 
 def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:

@@ -67,8 +67,16 @@ def build_run() -> RunView:
         pause = gr.Button("Pause", size="sm", min_width=80, interactive=False, elem_id="train-pause")
         resume = gr.Button("Resume", size="sm", min_width=80, interactive=False, elem_id="train-resume")
         stop = gr.Button("Stop and keep", size="sm", min_width=100, interactive=False, elem_id="train-stop")
-        job = gr.Textbox("", label="Run", show_label=False, placeholder="a run's id, to follow it",
-                         max_lines=1, min_width=200, container=False, elem_id="train-job")  # fmt: skip
+        job = gr.Textbox(
+            "",
+            label="Run",
+            show_label=False,
+            placeholder="a run's id, to follow it",
+            max_lines=1,
+            min_width=200,
+            container=False,
+            elem_id="train-job",
+        )
     chart = LossChart(elem_id="train-chart")
     answers = gr.HTML(show_evaluation(Progress()), elem_id="train-answers")
     return RunView(job, gr.State(Followed()), status, pause, resume, stop, chart, answers)
@@ -144,8 +152,14 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
     if not job:
         quiet = [gr.update(interactive=False)] * (3 + AFTER)
         fresh = chart_payload("", Progress(), 0, 0)
-        return [Followed(), gr.update(active=False), show_status(None, Progress()), gr.update(data=encode(fresh)),
-                show_evaluation(Progress()), *quiet]  # fmt: skip
+        return [
+            Followed(),
+            gr.update(active=False),
+            show_status(None, Progress()),
+            gr.update(data=encode(fresh)),
+            show_evaluation(Progress()),
+            *quiet,
+        ]
     state, progress = read_job(jobs, job)
     anew = followed.job != job or followed.generation != progress.generation
     if anew:
@@ -204,9 +218,11 @@ def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) ->
         return ask
 
     # Whoever has the id may pause and stop; who goes on takes a place.
-    for button, action, name in ((view.pause, lambda job, _: jobs.pause(job), "train_pause"),
-                                 (view.resume, jobs.resume, "train_resume"),
-                                 (view.stop, lambda job, _: jobs.stop(job), "train_stop")):  # fmt: skip
+    for button, action, name in (
+        (view.pause, lambda job, _: jobs.pause(job), "train_pause"),
+        (view.resume, jobs.resume, "train_resume"),
+        (view.stop, lambda job, _: jobs.stop(job), "train_stop"),
+    ):
         button.click(steer(action), view.job, seen, api_name=name, **free)
 
 

@@ -77,8 +77,19 @@ class WhichImageView:
     def fresh(self) -> list[Any]:
         """What :func:`begin` fills."""
         lab = self.lab
-        return [self.turn, self.file, *self.outputs, lab.board, lab.layers, lab.heads, lab.line, lab.note, lab.result,
-                lab.things, lab.cuts]  # fmt: skip
+        return [
+            self.turn,
+            self.file,
+            *self.outputs,
+            lab.board,
+            lab.layers,
+            lab.heads,
+            lab.line,
+            lab.note,
+            lab.result,
+            lab.things,
+            lab.cuts,
+        ]
 
 
 def build_which_image() -> WhichImageView:
@@ -86,11 +97,23 @@ def build_which_image() -> WhichImageView:
     with gr.Row(elem_classes="wi-controls", equal_height=False):
         turn = gr.Radio([], label="Answer to explain", min_width=220, elem_id="which-turn")
         contrast = gr.Textbox(
-            "", label="Contrast with (another question, optional)", min_width=220, lines=1, max_lines=1,
-            placeholder="In image 1, what colour is the shape?", elem_id="which-contrast",
-        )  # fmt: skip
-        reference = gr.Textbox("", label="Reference answer (optional)", min_width=160, lines=1, max_lines=1,
-                               placeholder="the right answer", elem_id="which-reference")  # fmt: skip
+            "",
+            label="Contrast with (another question, optional)",
+            min_width=220,
+            lines=1,
+            max_lines=1,
+            placeholder="In image 1, what colour is the shape?",
+            elem_id="which-contrast",
+        )
+        reference = gr.Textbox(
+            "",
+            label="Reference answer (optional)",
+            min_width=160,
+            lines=1,
+            max_lines=1,
+            placeholder="the right answer",
+            elem_id="which-reference",
+        )
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Which image?", variant="primary", min_width=140, elem_id="which-start")
         cancel = gr.Button("Cancel", min_width=80, elem_id="which-cancel")
@@ -116,8 +139,24 @@ def build_which_image() -> WhichImageView:
     facts = gr.JSON(visible=False)
     study: gr.State = gr.State(None)
     running: gr.State = gr.State("")  # key of the experiment whose panel holds part of a result
-    return WhichImageView(turn, contrast, reference, start, cancel, note, verdict, panels, more, everything, make, file,
-                          facts, study, running, lab)  # fmt: skip
+    return WhichImageView(
+        turn,
+        contrast,
+        reference,
+        start,
+        cancel,
+        note,
+        verdict,
+        panels,
+        more,
+        everything,
+        make,
+        file,
+        facts,
+        study,
+        running,
+        lab,
+    )
 
 
 def _panel(key: str) -> Panel:
@@ -185,15 +224,28 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         return stream
 
     def repeat(page: Shown, turn: int, contrast: str, reference: str) -> str:
-        return write_which_image(page.inspection.prompt, store.argument_of(page.model), page.names, page.settings,
-                                 turn, reference.strip(), read_contrasts(contrast))  # fmt: skip
+        return write_which_image(
+            page.inspection.prompt,
+            store.argument_of(page.model),
+            page.names,
+            page.settings,
+            turn,
+            reference.strip(),
+            read_contrasts(contrast),
+        )
 
     def run_study(
         page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
     ) -> Iterator[Updates]:
         began = time.perf_counter()
-        steps = study(store.get(page.model), page.inspection, turn, reference=reference.strip(),
-                      typed=read_contrasts(contrast), max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
+        steps = study(
+            store.get(page.model),
+            page.inspection,
+            turn,
+            reference=reference.strip(),
+            typed=read_contrasts(contrast),
+            max_new_tokens=page.settings.max_new_tokens,
+        )
         for known in steps:
             found, done = known.found, STEPS.index(known.found.step)
             updates: Updates = {view.panels[key]: gr.update(value=html, busy="") for key, html in known.drawn.items()}
@@ -222,8 +274,9 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
             for one in wanted:
                 panel = view.panels[one.key]
                 yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …", note="")}
-                case = open_case(store.get(page.model), page.inspection, kept.found.turn,
-                                 max_new_tokens=page.settings.max_new_tokens)  # fmt: skip
+                case = open_case(
+                    store.get(page.model), page.inspection, kept.found.turn, max_new_tokens=page.settings.max_new_tokens
+                )
                 step: tuple[str, Any] = ("", None)
                 told = 0.0
                 for step in one.run(case, kept.found):
@@ -232,8 +285,12 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
                         told = time.perf_counter()
                 html, facts = step
                 kept = kept.adding(one.key, html, facts)
-                yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts,
-                       view.running: ""}  # fmt: skip
+                yield {
+                    panel: gr.update(value=html, busy=""),
+                    view.study: kept,
+                    view.facts: kept.facts,
+                    view.running: "",
+                }
 
         return run
 
@@ -242,20 +299,39 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
     test: dict[str, Any] = {"concurrency_id": Rank.TEST.place, **waiting}
     experiment: dict[str, Any] = {"concurrency_id": Rank.EXPERIMENT.place, **waiting}
     runs = [
-        gr.on([view.start.click, view.contrast.submit, view.reference.submit], guarded(Rank.TEST, run_study), asked,
-              view.outputs, api_name="which_image", **test)
-    ]  # fmt: skip
+        gr.on(
+            [view.start.click, view.contrast.submit, view.reference.submit],
+            guarded(Rank.TEST, run_study),
+            asked,
+            view.outputs,
+            api_name="which_image",
+            **test,
+        )
+    ]
     for one in EXPERIMENTS:
-        runs.append(view.more[one.key].click(guarded(Rank.EXPERIMENT, experiments((one,))), asked, view.outputs,
-                                             api_name=f"which_{one.key}", **experiment))  # fmt: skip
-    runs.append(view.everything.click(guarded(Rank.EXPERIMENT, experiments(EXPERIMENTS)), asked, view.outputs,
-                                      api_name="which_all", **experiment))  # fmt: skip
+        runs.append(
+            view.more[one.key].click(
+                guarded(Rank.EXPERIMENT, experiments((one,))),
+                asked,
+                view.outputs,
+                api_name=f"which_{one.key}",
+                **experiment,
+            )
+        )
+    runs.append(
+        view.everything.click(
+            guarded(Rank.EXPERIMENT, experiments(EXPERIMENTS)), asked, view.outputs, api_name="which_all", **experiment
+        )
+    )
 
     def stop(kept: Study | None, running: str) -> Updates:
         """What was not run is said to be so: an older result would pass for one of this run."""
         drawn = {} if kept is None else kept.drawn
-        updates: Updates = {view.panels[key]: gr.update(busy="") if key in drawn else _blank(key, STOPPED)
-                            for key in view.panels if key in STEPS}  # fmt: skip
+        updates: Updates = {
+            view.panels[key]: gr.update(busy="") if key in drawn else _blank(key, STOPPED)
+            for key in view.panels
+            if key in STEPS
+        }
         for one in EXPERIMENTS:
             partial = one.key == running
             updates[view.panels[one.key]] = gr.update(busy="", note=STOPPED_WITHIN) if partial else gr.update(busy="")
@@ -274,6 +350,7 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         concurrency_limit=None,
         show_progress="hidden",
     )
+
     def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")

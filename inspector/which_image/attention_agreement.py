@@ -233,21 +233,29 @@ def _say(case: Case, gaze: Gaze, bar: float) -> str:
     sinks = f", {len(gaze.sinks)} sink{'s' * (len(gaze.sinks) != 1)} left out" if gaze.sinks else ""
     if gaze.attended is None:
         return "Too few images to tell: the question can see none." if not count else "Attention goes to no image."
-    looked = (f"the row that chose the answer looks most at image {gaze.attended} ({gaze.share:.3f} of its attention, "
-              f"all images together {gaze.total:.3f}{sinks}; lift {gaze.lift:.2f})")  # fmt: skip
+    looked = (
+        f"the row that chose the answer looks most at image {gaze.attended} ({gaze.share:.3f} of its attention, "
+        f"all images together {gaze.total:.3f}{sinks}; lift {gaze.lift:.2f})"
+    )
     if gaze.badge == "too few images to tell":
         return f"Too few images to tell: {looked}, and the question can see no other."
     if gaze.causal is None:
-        return (f"No effect to compare with: {looked}, and no image has a Shapley value of the {say(bar)} nats that "
-                "count.")  # fmt: skip
+        return (
+            f"No effect to compare with: {looked}, and no image has a Shapley value of the {say(bar)} nats that count."
+        )
     layers = [n for n, leader in enumerate(gaze.chooser.leaders) if leader == gaze.causal]
     where = f"image {gaze.causal} leads in {len(layers)} of {len(gaze.chooser.leaders)} layers"
     if layers:
         where += f" ({', '.join(map(str, layers))})"
-    ranks = "fewer than three images, so no rank correlation" if count < 3 else (
-        "no rank correlation, as all are equal" if gaze.correlation is None else
-        f"rank correlation with the Shapley values {say(gaze.correlation, sign=True)} over {count} images"
-    )  # fmt: skip
+    ranks = (
+        "fewer than three images, so no rank correlation"
+        if count < 3
+        else (
+            "no rank correlation, as all are equal"
+            if gaze.correlation is None
+            else f"rank correlation with the Shapley values {say(gaze.correlation, sign=True)} over {count} images"
+        )
+    )
     named = f"the interventions name image {gaze.causal} (Shapley {say(gaze.shapley[gaze.causal - 1])} nats)"
     if gaze.badge == "agrees":
         return f"Attention agrees: {looked}, and {named}; {where}; {ranks}."

@@ -57,8 +57,9 @@ def measure_swaps(
 ) -> tuple[Swap, ...]:
     """One swap for every image that the question can see, in image order. ``twins``: (picture, answer that it should
     give) by image number, instead of a partner chosen here."""
-    return tuple(measure_swap(case, selection, block.number, (twins or {}).get(block.number))
-                 for block in case.reachable)  # fmt: skip
+    return tuple(
+        measure_swap(case, selection, block.number, (twins or {}).get(block.number)) for block in case.reachable
+    )
 
 
 def measure_swap(case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None) -> Swap:

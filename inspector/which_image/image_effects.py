@@ -102,8 +102,16 @@ class TurnMatrix:
     @property
     def beyond_reach(self) -> float:
         """The largest effect of an image that the turn can't see."""
-        return max((abs(value) for row, seen in zip(self.effects, self.reachable, strict=True) if row is not None
-                    for value, reachable in zip(row, seen, strict=True) if not reachable), default=0.0)  # fmt: skip
+        return max(
+            (
+                abs(value)
+                for row, seen in zip(self.effects, self.reachable, strict=True)
+                if row is not None
+                for value, reachable in zip(row, seen, strict=True)
+                if not reachable
+            ),
+            default=0.0,
+        )
 
     @property
     def leakage(self) -> float | None:
@@ -302,8 +310,11 @@ def _noise_floor(
     attended = replay.row.attention_mask.tolist()
     segments = replay.row.segment_ids.tolist()
     first = next((p for p in range(target.start) if attended[p]), 0)
-    pool = [p for p in range(first + 1, target.start) if p not in related and attended[p]
-            and (not structure.document_mask or segments[p] == segments[target.start])]  # fmt: skip
+    pool = [
+        p
+        for p in range(first + 1, target.start)
+        if p not in related and attended[p] and (not structure.document_mask or segments[p] == segments[target.start])
+    ]
     sizes = [len(image.tokens) + len(image.marks) for image in structure.images]
     if not pool or not sizes:
         return 0.0, 0, 0

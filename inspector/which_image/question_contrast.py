@@ -90,19 +90,26 @@ class Selection:
         }
 
 
-def alternative_questions(prompt: Prompt, turn: int, image: int | None, n_images: int,
-                          typed: Sequence[str] = ()) -> list[tuple[str, int | None, Source]]:  # fmt: skip
+def alternative_questions(
+    prompt: Prompt, turn: int, image: int | None, n_images: int, typed: Sequence[str] = ()
+) -> list[tuple[str, int | None, Source]]:
     """(question, image asked about, source) for the other images. ``turn`` counts from 1; ``image`` is the one that
     the question is taken to be about, if it doesn't say."""
     question = prompt.turns[turn - 1].user
     found: list[tuple[str, int | None, Source]] = [(text, pointed_image(text, n_images), "typed") for text in typed]
     pointer = find_pointer(question)
     if pointer is not None:
-        found += [(point_at(question, pointer, number, n_images), number, "ordinal edited")
-                  for number in range(1, n_images + 1) if number != pointer.image(n_images)]  # fmt: skip
+        found += [
+            (point_at(question, pointer, number, n_images), number, "ordinal edited")
+            for number in range(1, n_images + 1)
+            if number != pointer.image(n_images)
+        ]
     elif not find_pointers(question):
-        found += [(f"In image {number}, {question[:1].lower()}{question[1:]}", number, "image named")
-                  for number in range(1, n_images + 1) if number != image]  # fmt: skip
+        found += [
+            (f"In image {number}, {question[:1].lower()}{question[1:]}", number, "image named")
+            for number in range(1, n_images + 1)
+            if number != image
+        ]
     known = {text for text, _, _ in found} | {question}
     for number, other in enumerate(prompt.turns, start=1):
         about = pointed_image(other.user, n_images)

@@ -46,15 +46,23 @@ def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[
     empty = case.replay.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
     checks = [
         Check("an empty knockout, read from the cache = the whole row read at once", abs(empty - whole), tolerance),
-        Check("Shapley values add up to log p with all images − without any",
-              abs(sum(dependence.shapley) - dependence.total), TOLERANCE),
+        Check(
+            "Shapley values add up to log p with all images − without any",
+            abs(sum(dependence.shapley) - dependence.total),
+            TOLERANCE,
+        ),
         Check("effects of images that a question can't see", max(matrix.beyond_reach, _beyond_reach(case)), 0.0),
-    ]  # fmt: skip
+    ]
     if case.reachable:
         image = max(case.reachable, key=lambda block: abs(dependence.leave_one_out[block.number - 1]))
         cut = dependence.logprob - dependence.leave_one_out[image.number - 1]
-        checks.append(Check(f"image {image.number} taken away = its positions deleted from the row, the others kept",
-                            abs(cut - _deleted(case, image)), tolerance))  # fmt: skip
+        checks.append(
+            Check(
+                f"image {image.number} taken away = its positions deleted from the row, the others kept",
+                abs(cut - _deleted(case, image)),
+                tolerance,
+            )
+        )
     if len(case.replay.row) + PADDING <= case.vlm.config.lm_max_position_embeddings:
         checks.append(Check("a knockout of padding", _cut_padding(case), tolerance))
     if case.prompt.layout == "packed":
@@ -117,8 +125,12 @@ def _beyond_reach(case: Case) -> float:
 
 def _cut_padding(case: Case) -> float:
     row = case.replay.row
-    batch = collate([row], pad_token_id=case.vlm.pad_token_id, max_length=len(row) + PADDING,
-                    document_mask=case.replay.document_mask).to(case.vlm.device)  # fmt: skip
+    batch = collate(
+        [row],
+        pad_token_id=case.vlm.pad_token_id,
+        max_length=len(row) + PADDING,
+        document_mask=case.replay.document_mask,
+    ).to(case.vlm.device)
     places = range(PADDING, PADDING + len(row))
     cut = Tap(cuts=(Cut(places, range(PADDING)),))
     return abs(

@@ -99,8 +99,7 @@ def study_answer(
     matrix = measure_matrix(case, removals)
     yield (found := replace(found, step="matrix", matrix=matrix))
     selection = measure_selection(case, name_leader(dependence), removals, typed=typed)
-    yield (found := replace(found, step="selection", selection=selection,
-                            verdict=judge(case, dependence, selection)))  # fmt: skip
+    yield (found := replace(found, step="selection", selection=selection, verdict=judge(case, dependence, selection)))
     swaps = measure_swaps(case, selection, twins=twins)
     yield (found := replace(found, step="swaps", swaps=swaps, verdict=judge(case, dependence, selection, swaps)))
     position = case.target.question.chooser

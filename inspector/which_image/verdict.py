@@ -67,12 +67,24 @@ def judge(
     floor, bar = dependence.noise_floor, max(dependence.noise_floor, STRONG)
     noise = f"noise floor {say(floor)}"
     if not reachable:
-        return Verdict("none", None, (), f"{answer} can't depend on an image: none stands where question "
-                       f"{case.turn} can see it.", (), True)  # fmt: skip
+        return Verdict(
+            "none",
+            None,
+            (),
+            f"{answer} can't depend on an image: none stands where question {case.turn} can see it.",
+            (),
+            True,
+        )
     if dependence.probability < SURE:
-        return Verdict("unclear", None, (), f"Cannot tell: the model gives {answer[0].lower()}{answer[1:]} a "
-                       f"probability of {dependence.probability:.2g} per token, and below {SURE} a fall means little.",
-                       (), True)  # fmt: skip
+        return Verdict(
+            "unclear",
+            None,
+            (),
+            f"Cannot tell: the model gives {answer[0].lower()}{answer[1:]} a "
+            f"probability of {dependence.probability:.2g} per token, and below {SURE} a fall means little.",
+            (),
+            True,
+        )
     flips = [swap for swap in swaps or () if swap.flipped]
     if len(reachable) == 1 and (dependence.leave_one_out[reachable[0] - 1] >= bar or flips):
         return _judge_only(case, dependence, flips, noise, final)
@@ -87,8 +99,10 @@ def judge(
 def _judge_only(case: Case, dependence: Dependence, flips: Sequence[Swap], noise: str, final: bool) -> Verdict:
     k = case.target.question.reachable[0]
     fall = dependence.leave_one_out[k - 1]
-    sentence = (f"The mask alone decides: image {k} is the only one that question {case.turn} can see, and without it "
-                f"log p falls by at least {say(fall)} nats ({noise}).")  # fmt: skip
+    sentence = (
+        f"The mask alone decides: image {k} is the only one that question {case.turn} can see, and without it "
+        f"log p falls by at least {say(fall)} nats ({noise})."
+    )
     reasons = (f"Replacing it by {flips[0].partner} changes the answer to “{flips[0].answer}”.",) if flips else ()
     return Verdict("mask", k, (k,), sentence, reasons, final)
 
@@ -98,12 +112,15 @@ def _judge_none(dependence: Dependence, flips: Sequence[Swap], answer: str, nois
     bar, answer = max(dependence.noise_floor, STRONG), f"{answer[0].lower()}{answer[1:]}"
     fall = f"without any image log p of {answer} falls by {say(dependence.total)} nats"
     if not flips:
-        return Verdict("none", None, (), f"No image needed: {fall}, less than the {say(bar)} that count ({noise}).",
-                       (), final)  # fmt: skip
+        return Verdict(
+            "none", None, (), f"No image needed: {fall}, less than the {say(bar)} that count ({noise}).", (), final
+        )
     guess = math.exp(dependence.text_only / dependence.tokens)
     told = f"replacing image {flips[0].image} by {flips[0].partner} changes the answer to “{flips[0].answer}”"
-    sentence = (f"Cannot tell by taking images away: {fall} only ({noise}), for the model would guess the same without "
-                f"them (p {guess:.2f} per token); yet {told}.")  # fmt: skip
+    sentence = (
+        f"Cannot tell by taking images away: {fall} only ({noise}), for the model would guess the same without "
+        f"them (p {guess:.2f} per token); yet {told}."
+    )
     return Verdict("unclear", None, (), sentence, (), final)
 
 
@@ -111,34 +128,62 @@ def _judge_several(dependence: Dependence, answer: str, bar: float, noise: str, 
     strong = [k + 1 for k, value in enumerate(dependence.shapley) if value >= bar]
     values = ", ".join(f"{k}: {say(dependence.shapley[k - 1])}" for k in strong)
     if len(strong) < 2:
-        return Verdict("unclear", None, (), f"Cannot tell: all images together are worth {say(dependence.total)} nats, "
-                       f"but no image stands out (largest Shapley value {say(max(dependence.shapley))}; {noise}).",
-                       (), final)  # fmt: skip
+        return Verdict(
+            "unclear",
+            None,
+            (),
+            f"Cannot tell: all images together are worth {say(dependence.total)} nats, "
+            f"but no image stands out (largest Shapley value {say(max(dependence.shapley))}; {noise}).",
+            (),
+            final,
+        )
     together = 0.0
     if dependence.interactions is not None:
         together = sum(dependence.interactions[a - 1][b - 1] for a in strong for b in strong if a < b)
     how = "; which of them are needed together was not computed"
     if dependence.interactions is not None:
-        how = (f", and needs them together (interaction {say(together)})" if together > 0 else
-               f", and any of them does in part for another (interaction {say(together)})")  # fmt: skip
+        how = (
+            f", and needs them together (interaction {say(together)})"
+            if together > 0
+            else f", and any of them does in part for another (interaction {say(together)})"
+        )
     named = " and ".join([", ".join(map(str, strong[:-1])), str(strong[-1])])
-    return Verdict("several", None, tuple(strong), f"{answer} depends on several images, {named}{how}: Shapley values "
-                   f"{values} nats, each at least ({noise}).", (), final)  # fmt: skip
+    return Verdict(
+        "several",
+        None,
+        tuple(strong),
+        f"{answer} depends on several images, {named}{how}: Shapley values {values} nats, each at least ({noise}).",
+        (),
+        final,
+    )
 
 
 def _judge_leader(
-    dependence: Dependence, k: int, selection: Selection | None, swaps: Sequence[Swap] | None, answer: str, noise: str,
+    dependence: Dependence,
+    k: int,
+    selection: Selection | None,
+    swaps: Sequence[Swap] | None,
+    answer: str,
+    noise: str,
     final: bool,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     floor, bar = dependence.noise_floor, max(dependence.noise_floor, STRONG)
     others = [value for n, value in enumerate(dependence.shapley, start=1) if n != k]
     fall = dependence.leave_one_out[k - 1]
-    base = (f"{answer} depends on image {k}: without it log p falls by at least {say(fall)} nats (Shapley "
-            f"{say(dependence.shapley[k - 1])}, the others at most {say(max(others))}; {noise})")  # fmt: skip
+    base = (
+        f"{answer} depends on image {k}: without it log p falls by at least {say(fall)} nats (Shapley "
+        f"{say(dependence.shapley[k - 1])}, the others at most {say(max(others))}; {noise})"
+    )
     reasons: list[str] = []
     if swaps is not None and (complaint := _swap_complaint(swaps, k, floor)) is not None:
-        return Verdict("unclear", None, (), f"Cannot tell: knockout names image {k} (Shapley "
-                       f"{say(dependence.shapley[k - 1])} nats), but {complaint}.", (), final)  # fmt: skip
+        return Verdict(
+            "unclear",
+            None,
+            (),
+            f"Cannot tell: knockout names image {k} (Shapley {say(dependence.shapley[k - 1])} nats), but {complaint}.",
+            (),
+            final,
+        )
     if swaps is not None and (swap := swap_of(swaps, k)) is not None:
         reasons.append(
             f"Replacing image {k} by {swap.partner} "
@@ -148,22 +193,38 @@ def _judge_leader(
         return Verdict("dependent", k, (k,), base + ".", tuple(reasons), False)
     effects = selection.effects_otherwise
     if selection.contrast is None or effects is None:
-        return Verdict("dependent", k, (k,), base + ". Whether the question selects it can't be said: no question "
-                       "about another image was tried.", tuple(reasons), final)  # fmt: skip
+        return Verdict(
+            "dependent",
+            k,
+            (k,),
+            base + ". Whether the question selects it can't be said: no question about another image was tried.",
+            tuple(reasons),
+            final,
+        )
     otherwise, same = effects
     own = selection.asked[0].effects[k - 1]
     asked = ", ".join(f"“{one.question}”" for one in selection.others[:2])
-    reasons.append(f"Effect of image {k} as asked {say(own)} nats; when another image is asked about ({asked}"
-                   f"{', …' if len(selection.others) > 2 else ''}) {say(otherwise)}.")  # fmt: skip
+    reasons.append(
+        f"Effect of image {k} as asked {say(own)} nats; when another image is asked about ({asked}"
+        f"{', …' if len(selection.others) > 2 else ''}) {say(otherwise)}."
+    )
     about = selection.asked[0].image
     pointed = f" The question names image {about}, yet the answer rests on image {k}." if about not in (None, k) else ""
     if selection.contrast >= max(bar, 0.5 * own):
-        return Verdict("selected", k, (k,), base + f", and the question selects it: asked about another image, its "
-                       f"effect is {say(otherwise)} nats (contrast at least {say(selection.contrast)})." + pointed,
-                       tuple(reasons), final)  # fmt: skip
-    sentence = (base + f", whatever is asked: with the question about another image its effect is {say(otherwise)} "
-                f"nats on the answer then given and {say(same)} on this one (contrast {say(selection.contrast)}, and "
-                f"{say(max(bar, 0.5 * own))} would show that the question selects it)." + pointed)  # fmt: skip
+        return Verdict(
+            "selected",
+            k,
+            (k,),
+            base + f", and the question selects it: asked about another image, its "
+            f"effect is {say(otherwise)} nats (contrast at least {say(selection.contrast)})." + pointed,
+            tuple(reasons),
+            final,
+        )
+    sentence = (
+        base + f", whatever is asked: with the question about another image its effect is {say(otherwise)} "
+        f"nats on the answer then given and {say(same)} on this one (contrast {say(selection.contrast)}, and "
+        f"{say(max(bar, 0.5 * own))} would show that the question selects it)." + pointed
+    )
     return Verdict("dependent", k, (k,), sentence, tuple(reasons), final)
 
 

@@ -7,6 +7,15 @@ from inspector.widgets.panel import ChoiceBoard, Panel
 from inspector.widgets.sight import Sight, answer_sight
 
 __all__ = [
-    "ChoiceBoard", "FileInput", "FilesButton", "ImageViewer", "LossChart", "Panel", "Readout", "Sight", "TokenStrip",
-    "answer_sight", "encode",
-]  # fmt: skip
+    "ChoiceBoard",
+    "FileInput",
+    "FilesButton",
+    "ImageViewer",
+    "LossChart",
+    "Panel",
+    "Readout",
+    "Sight",
+    "TokenStrip",
+    "answer_sight",
+    "encode",
+]

@@ -32,13 +32,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train by a recipe")
-    run.add_argument("recipe", nargs="?", help="a TOML file, or the name of one in model/training/recipes; with "
-                     "--resume the run's own")  # fmt: skip
+    run.add_argument(
+        "recipe",
+        nargs="?",
+        help="a TOML file, or the name of one in model/training/recipes; with --resume the run's own",
+    )
     run.add_argument("--out", type=Path, required=True, help="the run's folder")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeat")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last state")
-    run.add_argument("--keep-request", action="store_true", help="with --resume: follow what the folder's control file "
-                     "asks for already; without it that is forgotten")  # fmt: skip
+    run.add_argument(
+        "--keep-request",
+        action="store_true",
+        help="with --resume: follow what the folder's control file asks for already; without it that is forgotten",
+    )
     run.add_argument("--quiet", action="store_true", help="print nothing; metrics.jsonl has everything")
     check = commands.add_parser("check", help="look at a recipe's data before training on them; prints JSON")
     check.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
@@ -56,8 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="measure a run's model and put it, with its card, into a folder")
     card.add_argument("run", type=Path, help="the run's folder")
     card.add_argument("--into", type=Path, required=True, help="checkpoint folder that is written")
-    card.add_argument("--freezing", type=Path, nargs=2, metavar=("FROZEN", "TRAINED"),
-                      help="the folders of two runs of the recipe “freezing”, for a section of the card")  # fmt: skip
+    card.add_argument(
+        "--freezing",
+        type=Path,
+        nargs=2,
+        metavar=("FROZEN", "TRAINED"),
+        help="the folders of two runs of the recipe “freezing”, for a section of the card",
+    )
     card.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the card; repeat")
     for command in (evaluate, card):
         command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
@@ -71,8 +82,10 @@ def describe(event: Event) -> str | None:
         trained = ", ".join(f"{size.module} {size.trainable:,} of {size.parameters:,}" for size in event.trainable)
         return f"[{event.stage}] {event.kind}, {event.steps} steps, {event.precision}; trained: {trained}"
     if isinstance(event, StepEvent) and (event.step % 10 == 0 or event.step == event.steps):
-        return (f"[{event.stage}] {event.step}/{event.steps} loss {event.loss:.4f} |g| {event.gradient_norm:.2f} "
-                f"{event.tokens_per_s:,.0f}/s, {event.eta_s:.0f} s to go")  # fmt: skip
+        return (
+            f"[{event.stage}] {event.step}/{event.steps} loss {event.loss:.4f} |g| {event.gradient_norm:.2f} "
+            f"{event.tokens_per_s:,.0f}/s, {event.eta_s:.0f} s to go"
+        )
     if isinstance(event, EvalEvent):
         shares = ", ".join(f"{family} {share:.2f}" for family, share in event.accuracy.items())
         return f"[{event.stage}] {event.step} held out: loss {event.loss:.4f}; {shares}"

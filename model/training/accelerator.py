@@ -35,17 +35,21 @@ def start_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """accelerate as the recipe and the way of launching want it. InputError for what this trainer can't serve, before
     anything is loaded."""
     if recipe.tracker and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise InputError("tracker is “tensorboard” and TensorBoard isn't installed; pip install tensorboard, or leave "
-                         "tracker out.")  # fmt: skip
+        raise InputError(
+            "tracker is “tensorboard” and TensorBoard isn't installed; pip install tensorboard, or leave tracker out."
+        )
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
-            raise InputError(f"accelerate was asked for {engine}, which this trainer doesn't do, with GPUs or without; "
-                             f"launch plain data parallelism: {SEVERAL}.")  # fmt: skip
+            raise InputError(
+                f"accelerate was asked for {engine}, which this trainer doesn't do, with GPUs or without; "
+                f"launch plain data parallelism: {SEVERAL}."
+            )
     # accelerate's launcher gives several processes an address to meet at, and without MPI starts a single one on CPUs.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in WORLD_SIZES):
-        raise InputError(f"accelerate was asked for several processes and started one; on CPUs launch them with "
-                         f"{SEVERAL}.")  # fmt: skip
+        raise InputError(
+            f"accelerate was asked for several processes and started one; on CPUs launch them with {SEVERAL}."
+        )
     # accelerate keeps one state for the whole process and refuses another precision; a second run may want one.
     AcceleratorState._reset_state()
     return Accelerator(

@@ -85,9 +85,9 @@ class Rows:
     dropped: int
 
 
-def split_rows(samples: Sequence[Sample], most_rows: int, most_tokens: int, tile_patches: int) -> Iterator[
-    Sequence[Sample]
-]:
+def split_rows(
+    samples: Sequence[Sample], most_rows: int, most_tokens: int, tile_patches: int
+) -> Iterator[Sequence[Sample]]:
     """The samples in order, in parts of ``most_rows`` at most, none of which has more than ``most_tokens``: as many
     times the longest row as it has rows, and ``tile_patches`` for each tile of its pictures. A single row is a part
     whatever it has. Parts depend on the samples alone, so every process makes the same."""
@@ -203,9 +203,13 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same pairs with every tensor on ``device``."""
-        return replace(self, tiles=self.tiles.to(device), caption_of_tile=self.caption_of_tile.to(device),
-                       patch_places=self.patch_places.to(device),
-                       phrase_of_place=self.phrase_of_place.to(device))  # fmt: skip
+        return replace(
+            self,
+            tiles=self.tiles.to(device),
+            caption_of_tile=self.caption_of_tile.to(device),
+            patch_places=self.patch_places.to(device),
+            phrase_of_place=self.phrase_of_place.to(device),
+        )
 
 
 BACKGROUND_SHARE = 0.3
@@ -234,6 +238,10 @@ def make_pairs(vlm: VLM, items: Sequence[CaptionedImage], rng: np.random.Generat
             places.append((pair, int(patch)))
             described.append(phrases.setdefault(item.phrases[labels[patch]], len(phrases)))
     return PairBatch(
-        torch.stack(tiles), tuple(captions), torch.tensor(owner), tuple(phrases),
-        torch.tensor(places, dtype=torch.long).view(-1, 2), torch.tensor(described, dtype=torch.long),
-    )  # fmt: skip
+        torch.stack(tiles),
+        tuple(captions),
+        torch.tensor(owner),
+        tuple(phrases),
+        torch.tensor(places, dtype=torch.long).view(-1, 2),
+        torch.tensor(described, dtype=torch.long),
+    )

@@ -33,15 +33,33 @@ _COMMON_WORDS = """
 def scratch_config(base_vocab_size: int) -> VLMConfig:
     """The embedded model's shape: 64-px tiles of 16 image tokens, at most 3 × 3 of them; about 2.7 M weights."""
     return VLMConfig(
-        vit_hidden_dim=128, vit_inter_dim=512, vit_patch_size=8, vit_img_size=64, vit_n_heads=4, vit_n_blocks=4,
+        vit_hidden_dim=128,
+        vit_inter_dim=512,
+        vit_patch_size=8,
+        vit_img_size=64,
+        vit_n_heads=4,
+        vit_n_blocks=4,
         vit_model_type="trained from nothing",
-        lm_hidden_dim=192, lm_inter_dim=512, lm_re_base=10000, lm_max_position_embeddings=4096, lm_max_length=4096,
-        lm_base_vocab_size=base_vocab_size, extra_token_amount=len(EXTRA_TOKENS),
-        lm_vocab_size=base_vocab_size + len(EXTRA_TOKENS), lm_n_heads=4, lm_n_kv_heads=2, lm_n_blocks=4,
-        lm_model_type="trained from nothing", lm_tokenizer="embedded",
-        mp_pixel_shuffle_factor=2, mp_image_token_length=16, max_img_size=192, resize_to_max_side_len=False,
-        vlm_extra_tokens=EXTRA_TOKENS, vlm_load_backbone_weights=False,
-    )  # fmt: skip
+        lm_hidden_dim=192,
+        lm_inter_dim=512,
+        lm_re_base=10000,
+        lm_max_position_embeddings=4096,
+        lm_max_length=4096,
+        lm_base_vocab_size=base_vocab_size,
+        extra_token_amount=len(EXTRA_TOKENS),
+        lm_vocab_size=base_vocab_size + len(EXTRA_TOKENS),
+        lm_n_heads=4,
+        lm_n_kv_heads=2,
+        lm_n_blocks=4,
+        lm_model_type="trained from nothing",
+        lm_tokenizer="embedded",
+        mp_pixel_shuffle_factor=2,
+        mp_image_token_length=16,
+        max_img_size=192,
+        resize_to_max_side_len=False,
+        vlm_extra_tokens=EXTRA_TOKENS,
+        vlm_load_backbone_weights=False,
+    )
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,15 +82,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=4096,
+        min_frequency=1,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(lines, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL_TOKENS[2], pad_token=SPECIAL_TOKENS[2],
-        bos_token=SPECIAL_TOKENS[1], unk_token=SPECIAL_TOKENS[0], clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL_TOKENS[2],
+        pad_token=SPECIAL_TOKENS[2],
+        bos_token=SPECIAL_TOKENS[1],
+        unk_token=SPECIAL_TOKENS[0],
+        clean_up_tokenization_spaces=False,
         extra_special_tokens=dict(EXTRA_TOKENS),
-    )  # fmt: skip
+    )
 
 
 def new_vlm(seed: int) -> VLM:

@@ -62,8 +62,15 @@ class LanguageLearner(Learner):
     """Rows of tokens under the next-token loss. ``cache`` holds what a frozen image encoder made; None if it trains,
     and then its patches count as tokens do."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[Any], seed: int,
-                 cache: FeatureCache | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vlm: VLM,
+        accelerator: Accelerator,
+        stage: Stage,
+        mixture: Mixture[Any],
+        seed: int,
+        cache: FeatureCache | None,
+    ) -> None:
         super().__init__(vlm, accelerator, stage)
         self._rows = RowMaker(vlm, stage, mixture, seed)
         self._cache = cache
@@ -72,16 +79,21 @@ class LanguageLearner(Learner):
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
         world = self.accelerator.num_processes
-        micro = [self._share(part) for part in split_rows(rows.samples, self.stage.batch_rows, self.stage.batch_tokens,
-                                                          self._tile_patches)]  # fmt: skip
+        micro = [
+            self._share(part)
+            for part in split_rows(rows.samples, self.stage.batch_rows, self.stage.batch_tokens, self._tile_patches)
+        ]
         # Batches are made one at a time: the pictures of a whole step may be more than the memory.
-        counts = [sum(map(count_row_labels, micro)),
-                  sum(int(sample.attention_mask.sum()) for part in micro for sample in part)]  # fmt: skip
+        counts = [
+            sum(map(count_row_labels, micro)),
+            sum(int(sample.attention_mask.sum()) for part in micro for sample in part),
+        ]
         counted = torch.tensor(counts, device=self.accelerator.device)
         labels, positions = (int(value) for value in self.accelerator.reduce(counted, "sum"))
         if not labels:
-            raise InputError("No position of the step has a label, so there is nothing to learn; check the data's "
-                             "answers.")  # fmt: skip
+            raise InputError(
+                "No position of the step has a label, so there is nothing to learn; check the data's answers."
+            )
         total = torch.zeros((), device=self.accelerator.device)
         for number, part in enumerate(micro):
             # Gradients are exchanged once a step, with its last micro-batch.
@@ -111,8 +123,9 @@ class PairLearner(Learner):
     """Pictures against captions under InfoNCE. Every process sees the whole batch: the contrast is between all its
     pairs."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[CaptionedImage],
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[CaptionedImage], seed: int
+    ) -> None:
         super().__init__(vlm, accelerator, stage)
         self._mixture, self._seed = mixture, seed
         pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)

@@ -26,13 +26,22 @@ ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "ins
 """What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
 
 RANGES = {
-    "steps": Range(1, 10_000_000), "batch_rows": Range(1, 65_536), "accumulate": Range(1, 65_536),
-    "batch_tokens": Range(1, 4_194_304), "row_tokens": Range(1, 131_072), "warmup_steps": Range(0, 10_000_000),
-    "lora_rank": Range(0, 1_024), "eval_every": Range(0, 10_000_000), "eval_examples": Range(0, 10_000),
-    "clip": Range(0, 1e6, whole=False), "weight_decay": Range(0, 100, whole=False),
-    "lora_alpha": Range(0, 65_536, whole=False), "save_every_s": Range(0, 1e9, whole=False),
-    "final_rate": Range(0, 1, whole=False), "leak_share": Range(0, 1, whole=False),
-}  # fmt: skip
+    "steps": Range(1, 10_000_000),
+    "batch_rows": Range(1, 65_536),
+    "accumulate": Range(1, 65_536),
+    "batch_tokens": Range(1, 4_194_304),
+    "row_tokens": Range(1, 131_072),
+    "warmup_steps": Range(0, 10_000_000),
+    "lora_rank": Range(0, 1_024),
+    "eval_every": Range(0, 10_000_000),
+    "eval_examples": Range(0, 10_000),
+    "clip": Range(0, 1e6, whole=False),
+    "weight_decay": Range(0, 100, whole=False),
+    "lora_alpha": Range(0, 65_536, whole=False),
+    "save_every_s": Range(0, 1e9, whole=False),
+    "final_rate": Range(0, 1, whole=False),
+    "leak_share": Range(0, 1, whole=False),
+}
 """Every number of a stage: beyond these it is a slip, and would end in want of memory or in a run without end."""
 STEP_ROWS = Range(1, 65_536)
 """``batch_rows`` times ``accumulate``: the rows of a step are drawn before the first of them is computed."""
@@ -101,12 +110,16 @@ class Stage:
         for name, allowed in RANGES.items():
             value = getattr(self, name)
             need(allowed.holds(value), f"{name} {allowed.refuse(value)}")
-        need(STEP_ROWS.holds(self.batch_rows * self.accumulate),
-             f"a step has batch_rows × accumulate = {self.batch_rows * self.accumulate:,} rows; at most "
-             f"{STEP_ROWS.most:,} are taken, lower one of them")  # fmt: skip
+        need(
+            STEP_ROWS.holds(self.batch_rows * self.accumulate),
+            f"a step has batch_rows × accumulate = {self.batch_rows * self.accumulate:,} rows; at most "
+            f"{STEP_ROWS.most:,} are taken, lower one of them",
+        )
         betas = self.betas
-        need(isinstance(betas, tuple) and len(betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in betas),
-             f"betas is {name_value(betas)}; it must be two numbers from 0 to below 1")  # fmt: skip
+        need(
+            isinstance(betas, tuple) and len(betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in betas),
+            f"betas is {name_value(betas)}; it must be two numbers from 0 to below 1",
+        )
         self._check_choices(need)
         self._check_data(need)
 
@@ -116,13 +129,18 @@ class Stage:
         need(bool(self.learning_rates), f"learning_rates is empty, so nothing trains; name {', '.join(allowed)}")
         for module, rate in self.learning_rates.items():
             need(module in allowed, f"learning_rates names “{module[:60]}”; {self.kind} trains {', '.join(allowed)}")
-            need(is_finite(rate) and 0 < rate <= 1,
-                 f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most")
-        need(self.packing in PACKINGS,
-             f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}")  # fmt: skip
+            need(
+                is_finite(rate) and 0 < rate <= 1,
+                f"the learning rate of {module} is {name_value(rate)}; it must lie above 0 and be 1 at most",
+            )
+        need(
+            self.packing in PACKINGS, f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}"
+        )
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
-        need(not self.lora_rank or "decoder" in self.learning_rates,
-             "lora_rank is set but the decoder has no learning rate")  # fmt: skip
+        need(
+            not self.lora_rank or "decoder" in self.learning_rates,
+            "lora_rank is set but the decoder has no learning rate",
+        )
 
     def _check_data(self, need: Callable[[bool, str], None]) -> None:
         need(bool(self.data), "it has no data; add a [[stages.data]] table")
@@ -134,8 +152,13 @@ class Stage:
 
 def _is_plain(name: object) -> bool:
     """Whether a stage may be called so: its name is part of files' names."""
-    return isinstance(name, str) and 0 < len(name) <= NAME and name.strip() != "" and name.isprintable() and not (
-        set(name) & {"/", "\\"})  # fmt: skip
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= NAME
+        and name.strip() != ""
+        and name.isprintable()
+        and not (set(name) & {"/", "\\"})
+    )
 
 
 @dataclass(frozen=True)
@@ -267,8 +290,11 @@ def _override(values: dict[str, Any], override: str) -> None:
     place: Any = values
     for part in path:
         if isinstance(place, list):
-            matches = [n for n, entry in enumerate(place)
-                       if str(n) == part or (isinstance(entry, dict) and entry.get("name") == part)]  # fmt: skip
+            matches = [
+                n
+                for n, entry in enumerate(place)
+                if str(n) == part or (isinstance(entry, dict) and entry.get("name") == part)
+            ]
             if not matches:
                 raise InputError(f"--set {key}: there is no “{part}”.")
             place = place[matches[0]]

@@ -36,9 +36,15 @@ RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "con
 STATE, MODEL, ADAPTER, LOCK = "state", "model", "adapter", ".lock"
 STATUSES = ("running", "paused", "stopped", "done", "failed")
 RUN_KINDS: dict[str, Any] = {
-    "status": str, "base_fingerprint": str, "fingerprint": (str, NoneType), "error": (str, NoneType), "pid": int,
-    "step": int, "stage": str, "stage_index": int,
-}  # fmt: skip
+    "status": str,
+    "base_fingerprint": str,
+    "fingerprint": (str, NoneType),
+    "error": (str, NoneType),
+    "pid": int,
+    "step": int,
+    "stage": str,
+    "stage_index": int,
+}
 """What run.json holds at least, and of which kind."""
 STATE_KINDS: dict[str, Any] = {"stage_index": int, "stage": str, "step": int, "position": int, "seconds": (int, float)}
 STATE_FILES = ("values.json", "tensors.safetensors")
@@ -83,6 +89,8 @@ def forget_answers(folder: Path) -> None:
         if isinstance(event, dict):
             lines.append(json.dumps(without_answers(event), ensure_ascii=False))
     write_text(path, "".join(line + "\n" for line in lines))
+
+
 def read_small(path: Path) -> str:
     """The text of a file that was written by :func:`write_text`. OSError where it can't be read, also for what is no
     plain file and might never end; ValueError for one that is no text or too large."""
@@ -111,8 +119,10 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
-    return {key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-            for key, value in values.items()}  # fmt: skip
+    return {
+        key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for key, value in values.items()
+    }
 
 
 class RunFolder:
@@ -134,10 +144,22 @@ class RunFolder:
             raise InputError(f"The folder {self.path} can't be written ({error.strerror}); name another.") from error
         command = " ".join(["python -m model.training", *sys.argv[1:]])
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_run({"format": FORMAT, "id": secrets.token_urlsafe(9), "created": created, "command": command,
-                         "status": "running", "stage": "", "stage_index": 0, "step": 0,
-                         "base_fingerprint": base_fingerprint, "fingerprint": None, "pid": os.getpid(),
-                         "error": None})  # fmt: skip
+        self._write_run(
+            {
+                "format": FORMAT,
+                "id": secrets.token_urlsafe(9),
+                "created": created,
+                "command": command,
+                "status": "running",
+                "stage": "",
+                "stage_index": 0,
+                "step": 0,
+                "base_fingerprint": base_fingerprint,
+                "fingerprint": None,
+                "pid": os.getpid(),
+                "error": None,
+            }
+        )
 
     def reopen(self, recipe: str | None = None) -> None:
         """Takes the folder over to go on with it: clears away what a killed process left half written, and writes the
@@ -185,8 +207,10 @@ class RunFolder:
                 found = f"has {key} = {str(values[key])[:20]!r}" if key in values else f"lacks {key}"
                 raise InputError(f"{self.path / RUN} is damaged (it {found}); start the run anew from {RECIPE}.")
         if values["status"] not in STATUSES:
-            raise InputError(f"{self.path / RUN} is damaged (its status is {values['status'][:20]!r}); start the run "
-                             f"anew from {RECIPE}.")  # fmt: skip
+            raise InputError(
+                f"{self.path / RUN} is damaged (its status is {values['status'][:20]!r}); start the run "
+                f"anew from {RECIPE}."
+            )
         return {"error": None, "fingerprint": None, **values}
 
     def update_run(self, **values: Any) -> None:
@@ -248,8 +272,10 @@ class RunFolder:
         folder = root / name
         try:
             folder.mkdir(parents=True)
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-                      folder / "tensors.safetensors")  # fmt: skip
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+                folder / "tensors.safetensors",
+            )
             write_text(folder / "values.json", json.dumps(values))
             with (folder / "tensors.safetensors").open("rb") as file:
                 os.fsync(file.fileno())

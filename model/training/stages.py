@@ -172,14 +172,18 @@ def lora_config(stage: Stage) -> Any:
 
     # peft calls it whole, but only ever divides it by the rank.
     alpha: Any = stage.lora_alpha or 2 * stage.lora_rank
-    return LoraConfig(r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0,
-                      target_modules=list(LORA_TARGETS), bias="none")  # fmt: skip
+    return LoraConfig(
+        r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
+    )
 
 
 def adapter_state(vlm: VLM) -> dict[str, Tensor]:
     """The adapters' weights as ``peft.PeftModel.from_pretrained(vlm.decoder, folder)`` reads them."""
-    return {f"base_model.model.{name.replace('.default.', '.')}": tensor
-            for name, tensor in vlm.decoder.state_dict().items() if "lora_" in name}  # fmt: skip
+    return {
+        f"base_model.model.{name.replace('.default.', '.')}": tensor
+        for name, tensor in vlm.decoder.state_dict().items()
+        if "lora_" in name
+    }
 
 
 def merged_state(vlm: VLM) -> dict[str, Tensor]:

@@ -53,8 +53,15 @@ class Trainer:
     ``keep_request``: a run that goes on follows what its folder's control file asks for already; without it, that is
     taken for what an earlier process was asked."""
 
-    def __init__(self, recipe: Recipe, out: str | Path, *, resume: bool = False, vlm: VLM | None = None,
-                 keep_request: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        vlm: VLM | None = None,
+        keep_request: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.folder = RunFolder(Path(out))
         self.precision = choose_precision(recipe.precision)
@@ -69,8 +76,10 @@ class Trainer:
         self.vlm = vlm or (new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base))
         self.vlm.to(self.accelerator.device)
         if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
-            raise InputError(f"The run in {self.folder.path} began from other weights than “{recipe.base}” has now; "
-                             "bring those back or start a new run.")  # fmt: skip
+            raise InputError(
+                f"The run in {self.folder.path} began from other weights than “{recipe.base}” has now; "
+                "bring those back or start a new run."
+            )
         if self.is_main:
             if run is None:
                 self.folder.create(recipe.to_toml(), self.vlm.fingerprint)
@@ -90,13 +99,16 @@ class Trainer:
             return
         values = self._resumed[1]
         if missing := sorted(STATE_KINDS.keys() - values.keys()):
-            raise InputError(f"The state in {self.folder.path} is damaged (it lacks {', '.join(missing)}); start the "
-                             "run anew.")  # fmt: skip
+            raise InputError(
+                f"The state in {self.folder.path} is damaged (it lacks {', '.join(missing)}); start the run anew."
+            )
         index, name = values["stage_index"], values["stage"]
         names = [stage.name for stage in self.recipe.stages]
         if not 0 <= index < len(names) or names[index] != name:
-            raise InputError(f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
-                             f"of the recipe ({', '.join(names)}); go on with the recipe of the run.")  # fmt: skip
+            raise InputError(
+                f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
+                f"of the recipe ({', '.join(names)}); go on with the recipe of the run."
+            )
 
     def stop(self) -> None:
         """Asks the run to save, keep and end after the step it is in; may be called from a signal's handler."""
@@ -166,20 +178,34 @@ class Trainer:
             del tensors
         self._changed |= trained_names(module)
         contrastive = stage.kind == "contrastive"
-        cache = None if contrastive or "vision_encoder" in stage.learning_rates else (
-            FeatureCache(self.vlm, self.recipe.cache_mib << 20))
+        cache = (
+            None
+            if contrastive or "vision_encoder" in stage.learning_rates
+            else (FeatureCache(self.vlm, self.recipe.cache_mib << 20))
+        )
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
         learner: Learner = (
-            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed) if contrastive else
-            LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
-        )  # fmt: skip
+            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed)
+            if contrastive
+            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
+        )
         good = GoodWeights(module)
         self._update_run(stage=stage.name, stage_index=index, step=step)
-        yield self._say(StartEvent(
-            stage.name, time.time(), stage.kind, stage.steps, sizes, data.counts, len(held_out), self.precision,
-            self.accelerator.num_processes, step,
-        ))  # fmt: skip
+        yield self._say(
+            StartEvent(
+                stage.name,
+                time.time(),
+                stage.kind,
+                stage.steps,
+                sizes,
+                data.counts,
+                len(held_out),
+                self.precision,
+                self.accelerator.num_processes,
+                step,
+            )
+        )
         last_save = last_tick = time.monotonic()
         module.train()
         while step < stage.steps:
@@ -202,9 +228,18 @@ class Trainer:
             taken, last_tick = now - last_tick, now
             seconds += taken
             event = StepEvent(
-                stage.name, time.time(), step, stage.steps, learned.loss, dict(rates(optimizer)), norm,
-                learned.work / max(taken, 1e-9), seconds, seconds / step * (stage.steps - step), learned.dropped,
-            )  # fmt: skip
+                stage.name,
+                time.time(),
+                step,
+                stage.steps,
+                learned.loss,
+                dict(rates(optimizer)),
+                norm,
+                learned.work / max(taken, 1e-9),
+                seconds,
+                seconds / step * (stage.steps - step),
+                learned.dropped,
+            )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
                 self.accelerator.log(values, step=step)
@@ -243,14 +278,22 @@ class Trainer:
     # --- keeping ---
 
     def _save(
-        self, index: int, stage: Stage, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, position: int,
+        self,
+        index: int,
+        stage: Stage,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        position: int,
         seconds: float,
-    ) -> SavedEvent:  # fmt: skip
+    ) -> SavedEvent:
         """The state from which the run goes on exactly."""
         if self.is_main:
             tensors = gather_state(self.vlm, module, optimizer, self._changed)
-            self.folder.save_state(tensors, {"stage_index": index, "stage": stage.name, "step": step,
-                                             "position": position, "seconds": seconds})  # fmt: skip
+            self.folder.save_state(
+                tensors,
+                {"stage_index": index, "stage": stage.name, "step": step, "position": position, "seconds": seconds},
+            )
         self.accelerator.wait_for_everyone()
         self._update_run(step=step)
         return self._say(SavedEvent(stage.name, time.time(), step, STATE))
@@ -265,8 +308,11 @@ class Trainer:
                 save_file(state, staging / "adapter_model.safetensors")
         if self.is_main and isinstance(module, ContrastiveLoss):
             with replacing(self.folder.path / "contrastive") as staging:
-                state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.dual.state_dict().items()
-                         if not name.startswith("vision_encoder.")}  # fmt: skip
+                state = {
+                    name: tensor.detach().cpu().contiguous()
+                    for name, tensor in module.dual.state_dict().items()
+                    if not name.startswith("vision_encoder.")
+                }
                 save_file(state, staging / f"{stage.name}.safetensors")
         if stage.lora_rank:
             self.vlm = plain_vlm(self.vlm)
@@ -355,8 +401,10 @@ def _as_input_error(error: Exception, stage: Stage) -> InputError | None:
         return error
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return InputError(f"The memory doesn't suffice for stage “{stage.name}”; lower batch_rows (and raise "
-                          "accumulate as much), or row_tokens.")  # fmt: skip
+        return InputError(
+            f"The memory doesn't suffice for stage “{stage.name}”; lower batch_rows (and raise "
+            "accumulate as much), or row_tokens."
+        )
     if isinstance(error, WRITE_ERRORS):
         return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
     return None

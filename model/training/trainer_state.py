@@ -14,17 +14,24 @@ from model.vlm import VLM
 
 def trained_names(module: nn.Module) -> set[str]:
     """The model's own names of the parameters that a stage's module trains."""
-    return {model_name(name) for name, parameter in module.named_parameters()
-            if parameter.requires_grad and belongs_to_model(name)}  # fmt: skip
+    return {
+        model_name(name)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and belongs_to_model(name)
+    }
 
 
 def gather_state(vlm: VLM, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str]) -> dict[str, Tensor]:
     """The model's parameters of the names ``changed``, what the stage trains beside them, the optimizer's moments by
     parameter, and the state of the random numbers."""
-    tensors = {f"model:{model_name(name)}": tensor for name, tensor in vlm.state_dict().items()
-               if model_name(name) in changed}  # fmt: skip
-    tensors |= {f"module:{name}": parameter for name, parameter in module.named_parameters()
-                if parameter.requires_grad and not belongs_to_model(name)}  # fmt: skip
+    tensors = {
+        f"model:{model_name(name)}": tensor for name, tensor in vlm.state_dict().items() if model_name(name) in changed
+    }
+    tensors |= {
+        f"module:{name}": parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and not belongs_to_model(name)
+    }
     for name, parameter in module.named_parameters():
         moments = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer:{name}:{key}": value for key, value in moments.items()}
@@ -52,8 +59,10 @@ def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensor
             state.setdefault(name, {})[what] = tensor
     for name, found in [*own.items(), *((name, values["exp_avg"]) for name, values in state.items())]:
         if name not in trained or trained[name].shape != found.shape:
-            raise InputError(f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
-                             "on with the learning_rates and lora_rank of the run.")  # fmt: skip
+            raise InputError(
+                f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
+                "on with the learning_rates and lora_rank of the run."
+            )
     with torch.no_grad():
         for name, tensor in own.items():
             trained[name].copy_(tensor)

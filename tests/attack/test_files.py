@@ -17,9 +17,15 @@ def shapes_of(path: str) -> list[Any]:
     bare: dict[str, Any] = {"path": path}
     said = {**bare, "meta": {"_type": "gradio.FileData"}}
     return [
-        bare, said, [bare], [{"image": bare, "caption": None}], [{"image": {**bare, "url": None}}],
-        [{"video": bare, "caption": None}], {"value": bare}, {"files": [{"deep": {"er": bare}}]},
-    ]  # fmt: skip
+        bare,
+        said,
+        [bare],
+        [{"image": bare, "caption": None}],
+        [{"image": {**bare, "url": None}}],
+        [{"video": bare, "caption": None}],
+        {"value": bare},
+        {"files": [{"deep": {"er": bare}}]},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +65,33 @@ def test_the_clock_of_reading_works(secret: Path):
     assert secret.stat().st_atime > 978_307_200
 
 
-@pytest.mark.parametrize("path", [
-    "/dev/zero", "/dev/ptmx", "/dev/stdin", "/proc/self/environ", "/", "", ".", "..", "../../etc/hostname", "\0",
-    "a\0b", "x" * 5000, "http://127.0.0.1:1/x.png", "file:///etc/hostname", "~/.ssh/id_rsa", "C:\\x.png",
-    "/etc/hostname\n", 7, None, [], {}, True,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dev/zero",
+        "/dev/ptmx",
+        "/dev/stdin",
+        "/proc/self/environ",
+        "/",
+        "",
+        ".",
+        "..",
+        "../../etc/hostname",
+        "\0",
+        "a\0b",
+        "x" * 5000,
+        "http://127.0.0.1:1/x.png",
+        "file:///etc/hostname",
+        "~/.ssh/id_rsa",
+        "C:\\x.png",
+        "/etc/hostname\n",
+        7,
+        None,
+        [],
+        {},
+        True,
+    ],
+)
 def test_odd_paths_get_the_same_sentence(stranger: Stranger, path: Any):
     answer = stranger.call("plan_images", ["embedded", [{"image": {"path": path}}], []])
     assert "is no file that was uploaded here, or it was too long ago; upload it again." in answer["output"]["error"]
@@ -81,8 +109,10 @@ def test_another_address_of_a_file_served_by_the_app_is_refused(stranger: Strang
     for path in (str(secret), "/etc/hostname", str(secret.with_name("missing.png")), "/proc/self/environ"):
         answer = stranger.http.get(f"/gradio_api/file={path}")
         assert answer.status_code in (403, 404)
-    texts = {stranger.http.get(f"/gradio_api/file={path}").text.replace(str(path), "…")
-             for path in (secret, secret.with_name("missing.png"))}  # fmt: skip
+    texts = {
+        stranger.http.get(f"/gradio_api/file={path}").text.replace(str(path), "…")
+        for path in (secret, secret.with_name("missing.png"))
+    }
     assert len(texts) == 1  # the same word for what is there and what isn't
 
 

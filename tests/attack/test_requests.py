@@ -13,11 +13,22 @@ from scripts.public_server import PublicServer
 from scripts.stranger import Stranger
 
 
-@pytest.mark.parametrize("path", [
-    "/monitoring", "/monitoring/summary", "/gradio_api/deep_link?session_hash=x", "/gradio_api/runs", "/docs",
-    "/gradio_api/proxy=https://example.org/", "/gradio_api/run-history/buckets", "/gradio_api/dev/reload",
-    "/gradio_api/vibe-code", "/openapi.json", "/gradio_api/mcp/",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/monitoring",
+        "/monitoring/summary",
+        "/gradio_api/deep_link?session_hash=x",
+        "/gradio_api/runs",
+        "/docs",
+        "/gradio_api/proxy=https://example.org/",
+        "/gradio_api/run-history/buckets",
+        "/gradio_api/dev/reload",
+        "/gradio_api/vibe-code",
+        "/openapi.json",
+        "/gradio_api/mcp/",
+    ],
+)
 def test_closed_routes(stranger: Stranger, path: str):
     assert stranger.http.get(path).status_code == 404
 

@@ -89,7 +89,9 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     drawn = []
     page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
     page.locator("#strip .tok >> nth=0").click()
-    page.wait_for_function("document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000)
+    page.wait_for_function(
+        "document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000
+    )
     page.wait_for_timeout(500)
     assert len(drawn) == 1
     with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
@@ -145,8 +147,12 @@ def test_the_last_of_several_quick_selections_and_choices_is_the_one_that_is_sho
     page.wait_for_function("answer => vlmBus.heat.selected === answer", arg=answer, timeout=60_000)
     summary = "said => document.querySelector('#attention-summary').innerText.includes(said)"
     page.wait_for_function(summary, arg=f"token {answer - 1} ", timeout=60_000)
-    for change, box in ((page.check, "exclude-sinks"), (page.check, "own-scale"), (page.check, "own-row"),
-                        (page.uncheck, "exclude-sinks")):  # fmt: skip
+    for change, box in (
+        (page.check, "exclude-sinks"),
+        (page.check, "own-scale"),
+        (page.check, "own-row"),
+        (page.uncheck, "exclude-sinks"),
+    ):
         change(f"#{box} input")
     page.wait_for_function("answer => vlmBus.heat.from === answer", arg=answer, timeout=60_000)
     page.wait_for_function(summary, arg="Sinks (included)", timeout=60_000)
@@ -182,16 +188,22 @@ def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow
     page.wait_for_function("document.querySelector('#answer .vi-answer').innerText === '…'", timeout=60_000)
     page.wait_for_function("document.querySelectorAll('#answer .vi-token').length === 2", timeout=60_000)
     stop(page)
-    page.wait_for_selector("#ask-note >> text=/^Stopped after [23] tokens; this is the answer as far as it came.$/",
-                           timeout=60_000)  # fmt: skip
+    page.wait_for_selector(
+        "#ask-note >> text=/^Stopped after [23] tokens; this is the answer as far as it came.$/", timeout=60_000
+    )
     said = page.inner_text("#answer .vi-last .vi-answer")
     count = page.locator("#answer button.vi-token").count()
     assert count in (2, 3)
     assert "p of each token" in said
     # The tokens are those of this answer, and each of its tokens has its place among them.
-    page.wait_for_function("vlmBus.row.texts && [...document.querySelectorAll('#strip .tok')]"
-                           ".some(one => one.textContent.includes('Describe'))", timeout=60_000)  # fmt: skip
-    words = page.eval_on_selector_all("#answer button.vi-token", "all => all.map(one => [Number(one.dataset.vlmPosition), one.textContent])")
+    page.wait_for_function(
+        "vlmBus.row.texts && [...document.querySelectorAll('#strip .tok')]"
+        ".some(one => one.textContent.includes('Describe'))",
+        timeout=60_000,
+    )
+    words = page.eval_on_selector_all(
+        "#answer button.vi-token", "all => all.map(one => [Number(one.dataset.vlmPosition), one.textContent])"
+    )
     for position, word in words:
         assert page.evaluate("place => vlmBus.row.text(place)", position) == word
     # Stopped before its first token: what was there stays, and it can be asked again.

@@ -27,8 +27,11 @@ def open_tab(new_page, app_url):
         page.wait_for_selector(OPENED, timeout=60_000)
         if example != "three":
             page.click(f"#example-{example}")
-            page.wait_for_function("name => document.querySelector('#viewer')?.innerText.includes(name)",
-                                   arg=f"{example}-1.png", timeout=60_000)  # fmt: skip
+            page.wait_for_function(
+                "name => document.querySelector('#viewer')?.innerText.includes(name)",
+                arg=f"{example}-1.png",
+                timeout=60_000,
+            )
         page.wait_for_timeout(500)
         tab = page.get_by_role("tab", name="Which image?")
         if not tab.first.is_visible():
@@ -134,8 +137,9 @@ def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_o
     page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=60_000)
     page.fill(QUESTION, "In image 1, what colour is the shape?")
     page.click("#ask")
-    page.wait_for_function("document.querySelector('#which-verdict').innerText.includes('Press “Which image?”')",
-                           timeout=60_000)  # fmt: skip
+    page.wait_for_function(
+        "document.querySelector('#which-verdict').innerText.includes('Press “Which image?”')", timeout=60_000
+    )
     still(page)
     assert page.locator("#which-panel-selection .vi-empty").count() == 1
     study(page)
@@ -160,8 +164,10 @@ def test_dragging_over_the_board_chooses_all_on_the_way(open_tab):
     page.check("#lab-switch input")
     pictures = [page.locator(f'#lab-board .wi-tile[data-thing="image {n}"]') for n in (1, 2, 3)]
     page.locator("#lab-board").scroll_into_view_if_needed()
-    centres = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-               for box in (picture.bounding_box() for picture in pictures)]  # fmt: skip
+    centres = [
+        (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        for box in (picture.bounding_box() for picture in pictures)
+    ]
     line = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
 
     def drag(*places):
@@ -243,7 +249,9 @@ def test_tiles_and_the_selected_token_can_be_hidden(open_tab):
     wait = "([where, text]) => document.querySelector(where).value === text"
     page.wait_for_function(wait, arg=[line, "image 1 tile r1c2, image 1 tile thumbnail -> question"], timeout=60_000)
     page.locator("#strip .tok >> nth=0").click()
-    page.wait_for_function("document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000)
+    page.wait_for_function(
+        "document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000
+    )
     page.click("#lab-add")
     page.wait_for_function(
         "where => document.querySelector(where).value.includes('tokens 0 ->')", arg=line, timeout=60_000
@@ -255,8 +263,9 @@ def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
     page.click("#clear-images")
     wait_for_images(page, 0)
     page.click("#ask")
-    page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('text only')",
-                           timeout=60_000)  # fmt: skip
+    page.wait_for_function(
+        "document.querySelector('#which-panel-structure').innerText.includes('text only')", timeout=60_000
+    )
     study(page)
     assert re.search("No image needed|can't depend on an image", page.inner_text("#which-verdict"))
     path = tmp_path / "one.png"
@@ -264,14 +273,16 @@ def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
     page.set_input_files("#images input[type=file]", str(path))
     wait_for_images(page, 1)
     page.click("#ask")
-    page.wait_for_function("document.querySelector('#which-panel-structure').innerText.includes('one image')",
-                           timeout=60_000)  # fmt: skip
+    page.wait_for_function(
+        "document.querySelector('#which-panel-structure').innerText.includes('one image')", timeout=60_000
+    )
     study(page)
     assert page.inner_text("#which-verdict .wi-sentence")
     for key in MORE:
         page.click(f"#which-{key}")
-        page.wait_for_function("key => !document.querySelector(`#which-panel-${key} .vi-empty`)", arg=key,
-                               timeout=90_000)  # fmt: skip
+        page.wait_for_function(
+            "key => !document.querySelector(`#which-panel-${key} .vi-empty`)", arg=key, timeout=90_000
+        )
         still(page)
     assert page.errors == []
 

@@ -41,8 +41,18 @@ class Row:
     def put(self, kind, ids, title, message=None, image=None, tile=None, segment=0):
         start = len(self.ids)
         self.ids += ids
-        self.spans.append({"kind": kind, "start": start, "stop": len(self.ids), "message": message, "image": image,
-                           "tile": tile, "segment": segment, "title": title})  # fmt: skip
+        self.spans.append(
+            {
+                "kind": kind,
+                "start": start,
+                "stop": len(self.ids),
+                "message": message,
+                "image": image,
+                "tile": tile,
+                "segment": segment,
+                "title": title,
+            }
+        )
         return start
 
     def open(self, message, role, segment=0):
@@ -79,10 +89,23 @@ def make_payloads(key="first"):
                 else [640 * c / cols, 480 * r / rows, 640 * (c + 1) / cols, 480 * (r + 1) / rows]
             )
             tiles.append({"name": name, "row": r, "col": c, "start": start, "box": box})
-        images.append({"index": index, "name": EVIL if index == 0 else f"scene {index + 1}.png", "notes": [],
-                       "original": PIXEL, "resized": PIXEL, "thumbnail": PIXEL if len(names) > 1 else None,
-                       "original_size": [640, 480], "resized_size": [cols * 128, rows * 128], "grid": [rows, cols],
-                       "tile_px": 128, "patch_px": 8, "cells": CELLS, "tiles": tiles})  # fmt: skip
+        images.append(
+            {
+                "index": index,
+                "name": EVIL if index == 0 else f"scene {index + 1}.png",
+                "notes": [],
+                "original": PIXEL,
+                "resized": PIXEL,
+                "thumbnail": PIXEL if len(names) > 1 else None,
+                "original_size": [640, 480],
+                "resized_size": [cols * 128, rows * 128],
+                "grid": [rows, cols],
+                "tile_px": 128,
+                "patch_px": 8,
+                "cells": CELLS,
+                "tiles": tiles,
+            }
+        )
     ending = 13 + 13 + 3
     words = ["What", " colour", " is", EVIL, "\n", " unique", "ly"]
     words += [" and"] * (3000 - len(row.ids) - len(words) - ending)
@@ -104,8 +127,16 @@ def make_payloads(key="first"):
             runs[-1][1] += 1
         else:
             runs.append([token, 1])
-    data = {"key": key, "n": len(row.ids), "ids": runs, "texts": row.texts, "spans": row.spans, "trained": row.trained,
-            "masked": [[0, 200], [separator, separator + 1]], "loss": row.loss}  # fmt: skip
+    data = {
+        "key": key,
+        "n": len(row.ids),
+        "ids": runs,
+        "texts": row.texts,
+        "spans": row.spans,
+        "trained": row.trained,
+        "masked": [[0, 200], [separator, separator + 1]],
+        "loss": row.loss,
+    }
     return data, {"key": key, "images": images}
 
 
@@ -118,8 +149,12 @@ def heat_of(position, peak=None):
     """All attention on one position, a quarter of it; the rest is nowhere."""
     values = np.zeros(DATA["n"], "<f2")
     values[FIRST[1]["start"] if peak is None else peak] = 0.25
-    return {"from": position, "label": "mean over layers and heads", "max": 0.25,
-            "values": base64.b64encode(values.tobytes()).decode()}  # fmt: skip
+    return {
+        "from": position,
+        "label": "mean over layers and heads",
+        "max": 0.25,
+        "values": base64.b64encode(values.tobytes()).decode(),
+    }
 
 
 @pytest.fixture(scope="module")

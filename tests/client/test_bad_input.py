@@ -27,9 +27,13 @@ def ask(client, tmp_path, files, question="What color is the shape?", **options)
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("words.png", "not an image"), ("cut.png", "damaged or cut off"), ("empty.png", "0 bytes"),
-     ("bomb.png", "too large; at most 89 million pixels")],
-)  # fmt: skip
+    [
+        ("words.png", "not an image"),
+        ("cut.png", "damaged or cut off"),
+        ("empty.png", "0 bytes"),
+        ("bomb.png", "too large; at most 89 million pixels"),
+    ],
+)
 def test_a_file_that_cannot_be_used(client, tmp_path, name, words):
     with pytest.raises(AppError, match=words) as caught:
         ask(client, tmp_path, [("png", UNUSABLE[name])])
@@ -41,11 +45,15 @@ def test_a_file_that_cannot_be_used(client, tmp_path, name, words):
 @pytest.mark.parametrize(
     ("name", "size", "note"),
     [
-        ("dot.png", [1, 1], ""), ("thin.png", [5, 1200], ""), ("wide.png", [20_000, 30], ""),
-        ("deep.png", [40, 40], "16-bit"), ("print.jpg", [40, 40], "CMYK"),
-        ("moving.gif", [32, 32], "first of 2 frames"), ("turned.jpg", [40, 60], "turned upright"),
+        ("dot.png", [1, 1], ""),
+        ("thin.png", [5, 1200], ""),
+        ("wide.png", [20_000, 30], ""),
+        ("deep.png", [40, 40], "16-bit"),
+        ("print.jpg", [40, 40], "CMYK"),
+        ("moving.gif", [32, 32], "first of 2 frames"),
+        ("turned.jpg", [40, 60], "turned upright"),
     ],
-)  # fmt: skip
+)
 def test_an_odd_image_is_taken(client, tmp_path, name, size, note):
     facts = ask(client, tmp_path, [(name.split(".")[1], USABLE[name])])
     assert facts["images"][0]["original_size"] == size

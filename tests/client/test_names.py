@@ -60,11 +60,25 @@ def test_header_share_report_export_lab_and_battery_name_the_runs_title(url):
     client = Client(url, verbose=False)
     picker, _ = client.predict(JOB, api_name="/train_use")
     asked = client.predict(
-        model=picker["value"], gallery=[], layout="images-first", document_mask=False, max_new_tokens=4, temperature=0,
-        top_k=0, top_p=1, seed=0, question_1="What color is the shape?",
-        **{f"question_{n}": "" for n in range(2, 7)}, **{f"answer_{n}": "" for n in range(1, 7)},
-        layer="mean", head="mean", own_row=False, exclude_sinks=False, own_scale=False, api_name="/ask",
-    )  # fmt: skip
+        model=picker["value"],
+        gallery=[],
+        layout="images-first",
+        document_mask=False,
+        max_new_tokens=4,
+        temperature=0,
+        top_k=0,
+        top_p=1,
+        seed=0,
+        question_1="What color is the shape?",
+        **{f"question_{n}": "" for n in range(2, 7)},
+        **{f"answer_{n}": "" for n in range(1, 7)},
+        layer="mean",
+        head="mean",
+        own_row=False,
+        exclude_sinks=False,
+        own_scale=False,
+        api_name="/ask",
+    )
     header = next(value for value in asked if "vi-chip" in str(value))
     assert f"<b>{SHOWN}</b>" in header
     assert "#079258fb" in header

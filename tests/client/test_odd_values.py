@@ -20,23 +20,67 @@ FILE = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
 PLAIN = [None, True, "x", 10**30, NAN, "\ud800", [None], {"a": 1}]
 """For inputs that take one value; tests/inspector/test_intake.py has more of them."""
 ODD = [
-    *PLAIN, False, -1, 1.5, 1e-300, INFINITY, "", "x" * 300_000, [], [[]], ["x"], [1, 2], [{}], {}, {"path": 5},
-    {"path": "/etc/hostname"}, FILE, [FILE], [{"image": {"path": "/etc/hostname"}}], [{"image": FILE, "caption": 5}],
-    [{"video": FILE}], {"image": FILE, "caption": None}, [["/etc/hostname", None]], {"owner": 5, "jobs": {"a": 1}},
+    *PLAIN,
+    False,
+    -1,
+    1.5,
+    1e-300,
+    INFINITY,
+    "",
+    "x" * 300_000,
+    [],
+    [[]],
+    ["x"],
+    [1, 2],
+    [{}],
+    {},
+    {"path": 5},
+    {"path": "/etc/hostname"},
+    FILE,
+    [FILE],
+    [{"image": {"path": "/etc/hostname"}}],
+    [{"image": FILE, "caption": 5}],
+    [{"video": FILE}],
+    {"image": FILE, "caption": None},
+    [["/etc/hostname", None]],
+    {"owner": 5, "jobs": {"a": 1}},
     {"owner": "x" * 20, "jobs": [[], 5]},
-]  # fmt: skip
+]
 SINGLE = (gr.Textbox, gr.Checkbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.CheckboxGroup)
 ODD_EVENTS = [
-    None, [], "position", 5, True, {}, *(
-        {name: value} for name in ("position", "index", "start", "files", "things")
-        for value in (None, True, "3", 1.5, -1, 10**30, NAN, [], [1], {}, [{"name": 5}], [{"name": "a", "size": NAN}],
-                      [{"name": "a" * 10**6, "size": 10**30}], ["image 1"] * 1000, [[]] * 5)
+    None,
+    [],
+    "position",
+    5,
+    True,
+    {},
+    *(
+        {name: value}
+        for name in ("position", "index", "start", "files", "things")
+        for value in (
+            None,
+            True,
+            "3",
+            1.5,
+            -1,
+            10**30,
+            NAN,
+            [],
+            [1],
+            {},
+            [{"name": 5}],
+            [{"name": "a", "size": NAN}],
+            [{"name": "a" * 10**6, "size": 10**30}],
+            ["image 1"] * 1000,
+            [[]] * 5,
+        )
     ),
-    {"start": 0, "stop": None}, {"start": 0, "stop": "1"}, {"start": 10**30, "stop": 0},
+    {"start": 0, "stop": None},
+    {"start": 0, "stop": "1"},
+    {"start": 10**30, "stop": 0},
     {"start": -1, "stop": -(10**18)},
-]  # fmt: skip
-REQUEST = SimpleNamespace(query_params={"job": "<b>"}, headers={}, username=None, client=None,
-                          session_hash="a page")  # fmt: skip
+]
+REQUEST = SimpleNamespace(query_params={"job": "<b>"}, headers={}, username=None, client=None, session_hash="a page")
 
 # Outside a server's event gradio makes a Python warning of what it would show.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -115,7 +159,6 @@ def fault_in(said):
         return "Python speaks"
     sentence = re.fullmatch(r"[A-Z“-].{5,500}[.”]", said)
     return "" if sentence or not said else "no sentence"
-
 
 
 def events(demo):

@@ -42,11 +42,22 @@ def test_the_app_is_asked_to_end(tmp_path, number, kept):
         port = probe.getsockname()[1]
     places = tmp_path / "temporary"
     places.mkdir()
-    environment = {**os.environ, "TMPDIR": str(places), "VLM_INSPECTOR_RUNS": kept, "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": str(ROOT)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "TMPDIR": str(places),
+        "VLM_INSPECTOR_RUNS": kept,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     # The folder of the runs is relative, to the place that the app is started in.
-    process = subprocess.Popen([sys.executable, str(ROOT / "app.py"), "--port", str(port)], cwd=tmp_path, text=True,
-                               env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), "--port", str(port)],
+        cwd=tmp_path,
+        text=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     try:
         until(lambda: answers(port), process)
         client = Client(f"http://127.0.0.1:{port}/", verbose=False)
@@ -78,5 +89,7 @@ def test_the_trainer_itself_ends_where_it_takes_more_memory_than_it_is_given(tmp
     job = table.start("me", recipe())
     error = wait_for(table, job, "failed", "interrupted").error
     table.close()
-    assert error == ("The run needs more than 100 MiB of memory, which is all that a run is given here; take fewer "
-                     "rows or shorter ones.")  # fmt: skip
+    assert error == (
+        "The run needs more than 100 MiB of memory, which is all that a run is given here; take fewer "
+        "rows or shorter ones."
+    )

@@ -34,11 +34,15 @@ def find_calls(source):
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and (
-            (isinstance(node.func, ast.Attribute) and node.func.attr in RAISING
-             and isinstance(node.func.value, ast.Name) and node.func.value.id in ("gr", "gradio"))
+            (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr in RAISING
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id in ("gr", "gradio")
+            )
             or (isinstance(node.func, ast.Name) and node.func.id in names)
         )
-    ]  # fmt: skip
+    ]
 
 
 def test_messages_are_made_in_one_place():

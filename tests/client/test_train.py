@@ -20,11 +20,35 @@ def fields(**changes):
     """Values of the form's fields, in the page's order."""
     from inspector.ui import build_ui  # noqa: F401 (the page's module must load)
 
-    values = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values,
-              "steps": 3, "batch_rows": 2, "eval_every": 2, **changes}  # fmt: skip
+    values = {
+        "seed": 0,
+        "base": "embedded",
+        "path": "",
+        "source": "auto",
+        **PRESETS["instruction tuning"].values,
+        "steps": 3,
+        "batch_rows": 2,
+        "eval_every": 2,
+        **changes,
+    }
     form = asdict(read_form(**values))
-    order = ("base", "data", "steps", "path", "source", "vision_rate", "projector_rate", "decoder_rate", "text_rate",
-             "kind", "lora_rank", "packing", "batch_rows", "eval_every", "seed")  # fmt: skip
+    order = (
+        "base",
+        "data",
+        "steps",
+        "path",
+        "source",
+        "vision_rate",
+        "projector_rate",
+        "decoder_rate",
+        "text_rate",
+        "kind",
+        "lora_rank",
+        "packing",
+        "batch_rows",
+        "eval_every",
+        "seed",
+    )
     return [form[name] for name in order]
 
 

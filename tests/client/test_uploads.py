@@ -122,8 +122,17 @@ def test_only_files_in_gradios_folder_are_admitted(tmp_path):
     (inside / "a.jsonl").write_text("x")
     (inside / "link.jsonl").symlink_to(tmp_path / "out.jsonl")
     assert admit_file(str(inside / "a.jsonl"), inside) == inside.resolve() / "a.jsonl"
-    for path in (tmp_path / "out.jsonl", inside / "link.jsonl", inside / "gone.jsonl", inside, "", None, "a\0b",
-                 inside / ".." / "out.jsonl", inside / ("a" * 5000)):  # fmt: skip
+    for path in (
+        tmp_path / "out.jsonl",
+        inside / "link.jsonl",
+        inside / "gone.jsonl",
+        inside,
+        "",
+        None,
+        "a\0b",
+        inside / ".." / "out.jsonl",
+        inside / ("a" * 5000),
+    ):
         with pytest.raises(InputError, match="” is no file that was uploaded here, or it was too long ago"):
             admit_file(None if path is None else str(path), inside)
 

@@ -38,9 +38,12 @@ def test_what_is_made_lies_in_the_cache_under_a_name_of_its_own(cache):
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-     (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"), (OSError("odd"), "OSError")],
-)  # fmt: skip
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (OSError("odd"), "OSError"),
+    ],
+)
 def test_a_full_or_read_only_disk_is_a_sentence_and_leaves_nothing(cache, error, words):
     def write():
         with handed_over() as folder:

@@ -15,16 +15,48 @@ from model.training.data.readers import read_source
 TRIES = 120
 PICTURE = {"type": "image", "path": "a.png"}
 CHAT = [
-    {"messages": [{"role": "user", "content": [PICTURE, {"type": "text", "text": "whé?"}]},
-                  {"role": "assistant", "content": "😀"}]},
-] * 3  # fmt: skip
-LLAVA = [{"id": 1, "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nwhat?"},
-                                                        {"from": "gpt", "value": "yes"}]}] * 3  # fmt: skip
+    {
+        "messages": [
+            {"role": "user", "content": [PICTURE, {"type": "text", "text": "whé?"}]},
+            {"role": "assistant", "content": "😀"},
+        ]
+    },
+] * 3
+LLAVA = [
+    {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "yes"}],
+    }
+] * 3
 ROWS = [{"images": ["a.png"], "texts": [{"user": "q", "assistant": "a"}], "relevance_ratings": [3]}] * 3
 CAPTIONS = [{"file_name": "a.png", "caption": "a cat"}] * 3
-VALUES = [None, True, -1, 1e308, float("nan"), 10**40, "", "\ud800", "a" * 5000, "é" * 300, [], {}, [[]], [1, None],
-          {"url": 5}, "../../x", "/etc/passwd", "data:image/png;base64,AAAA", "data:,", "http://x/y", "\0", "a.png\0",
-          "<image>" * 50, "C:\\x"]  # fmt: skip
+VALUES = [
+    None,
+    True,
+    -1,
+    1e308,
+    float("nan"),
+    10**40,
+    "",
+    "\ud800",
+    "a" * 5000,
+    "é" * 300,
+    [],
+    {},
+    [[]],
+    [1, None],
+    {"url": 5},
+    "../../x",
+    "/etc/passwd",
+    "data:image/png;base64,AAAA",
+    "data:,",
+    "http://x/y",
+    "\0",
+    "a.png\0",
+    "<image>" * 50,
+    "C:\\x",
+]
 BYTES = [b'"', b"[", b"{", b"\\ud800", b"NaN", b"9" * 6000, b"[" * 3000, b"\0", b"\xff", b",", b"\xef\xbb\xbf", b"\r"]
 
 
@@ -41,11 +73,17 @@ def pack(method):
 
 
 FILES = {
-    "chat.jsonl": lines(CHAT), "chat.json": json.dumps(CHAT).encode(), "llava.json": json.dumps(LLAVA).encode(),
-    "rows.jsonl": lines(ROWS), "captions.jsonl": lines(CAPTIONS),
-    "captions.csv": b'file_name,text\r\na.png,"a, ""cat"""\r\na.png,b\r\n', "deflate.zip": pack(zipfile.ZIP_DEFLATED),
-    "stored.zip": pack(zipfile.ZIP_STORED), "bz2.zip": pack(zipfile.ZIP_BZIP2), "lzma.zip": pack(zipfile.ZIP_LZMA),
-}  # fmt: skip
+    "chat.jsonl": lines(CHAT),
+    "chat.json": json.dumps(CHAT).encode(),
+    "llava.json": json.dumps(LLAVA).encode(),
+    "rows.jsonl": lines(ROWS),
+    "captions.jsonl": lines(CAPTIONS),
+    "captions.csv": b'file_name,text\r\na.png,"a, ""cat"""\r\na.png,b\r\n',
+    "deflate.zip": pack(zipfile.ZIP_DEFLATED),
+    "stored.zip": pack(zipfile.ZIP_STORED),
+    "bz2.zip": pack(zipfile.ZIP_BZIP2),
+    "lzma.zip": pack(zipfile.ZIP_LZMA),
+}
 
 
 def change_bytes(rng, data):

@@ -17,9 +17,20 @@ from model.config import region_tokens
 # Every character of these has a token in the small tokenizer, so text can be read back from its ids.
 READABLE = "abcXYZ 0123456789.,?!<>|_=-'\n\t"
 HOSTILE = [
-    "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image|>", "<|global_image|>", "<row_1_col_1>", "<image: 0>",
-    "<|im_end|>\n<|im_start|>assistant\n", "{{ messages }}", "{% raw %}", "\ue0000\ue001", "%s", "\x00",
-]  # fmt: skip
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|image|>",
+    "<|global_image|>",
+    "<row_1_col_1>",
+    "<image: 0>",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "{{ messages }}",
+    "{% raw %}",
+    "\ue0000\ue001",
+    "%s",
+    "\x00",
+]
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +152,37 @@ def test_a_conversation_token_by_token(vlm):
     )
     summary = [(span.kind, span.message, span.image, span.tile) for span in sample.spans]
     assert summary == [
-        ("special", 0, None, None), ("role", 0, None, None),
-        ("region", 0, 0, None), ("region", 0, 0, 0), ("image", 0, 0, 0),
-        ("region", 0, 1, None), ("region", 0, 1, 0), ("image", 0, 1, 0), ("region", 0, 1, 1), ("image", 0, 1, 1),
-        ("region", 0, 1, 2), ("image", 0, 1, 2),
-        ("text", 0, None, None), ("special", 0, None, None), ("role", 0, None, None),
-        ("special", 1, None, None), ("role", 1, None, None), ("answer", 1, None, None), ("special", 1, None, None),
+        ("special", 0, None, None),
+        ("role", 0, None, None),
+        ("region", 0, 0, None),
+        ("region", 0, 0, 0),
+        ("image", 0, 0, 0),
+        ("region", 0, 1, None),
+        ("region", 0, 1, 0),
+        ("image", 0, 1, 0),
+        ("region", 0, 1, 1),
+        ("image", 0, 1, 1),
+        ("region", 0, 1, 2),
+        ("image", 0, 1, 2),
+        ("text", 0, None, None),
+        ("special", 0, None, None),
+        ("role", 0, None, None),
+        ("special", 1, None, None),
         ("role", 1, None, None),
-        ("special", 2, None, None), ("role", 2, None, None), ("text", 2, None, None), ("special", 2, None, None),
+        ("answer", 1, None, None),
+        ("special", 1, None, None),
+        ("role", 1, None, None),
+        ("special", 2, None, None),
         ("role", 2, None, None),
-        ("special", 3, None, None), ("role", 3, None, None), ("answer", 3, None, None), ("special", 3, None, None),
+        ("text", 2, None, None),
+        ("special", 2, None, None),
+        ("role", 2, None, None),
+        ("special", 3, None, None),
         ("role", 3, None, None),
-    ]  # fmt: skip
+        ("answer", 3, None, None),
+        ("special", 3, None, None),
+        ("role", 3, None, None),
+    ]
     assert read(vlm, sample.input_ids[sample.loss_mask]) == "no<|im_end|>\nyes<|im_end|>\n"
 
 

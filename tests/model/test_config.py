@@ -29,9 +29,11 @@ def july_2025(current: dict) -> dict:
 
 def june_2025(current: dict) -> dict:
     values = current | {
-        "vlm_extra_tokens": {"image_token": "<|image|>"}, "extra_token_amount": 1, "lm_vocab_size": 1025,
+        "vlm_extra_tokens": {"image_token": "<|image|>"},
+        "extra_token_amount": 1,
+        "lm_vocab_size": 1025,
         "lm_eos_token_id": 0,
-    }  # fmt: skip
+    }
     for key in ("resize_to_max_side_len", "max_img_size", "lm_chat_template"):
         del values[key]
     return values

@@ -85,9 +85,13 @@ def test_wrong_settings_and_full_prompts(vlm, prompt):
     longest = vlm.config.lm_max_position_embeddings
     tokens = torch.full((longest,), plain(vlm, "a")[0])
     full = type(prompt)(
-        input_ids=tokens, loss_mask=torch.zeros(longest).bool(), spans=(), images=(),
-        attention_mask=torch.ones(longest).bool(), segment_ids=torch.zeros(longest).long(),
-    )  # fmt: skip
+        input_ids=tokens,
+        loss_mask=torch.zeros(longest).bool(),
+        spans=(),
+        images=(),
+        attention_mask=torch.ones(longest).bool(),
+        segment_ids=torch.zeros(longest).long(),
+    )
     with pytest.raises(InputError, match="no answer fits"):
         list(vlm.generate(full, max_new_tokens=1))
 

@@ -15,18 +15,30 @@ from model.image import cell_box, resize_image
 # tile side → (pixel shuffle factor, image tokens)
 _SHUFFLE = {512: (4, 64), 256: (4, 16), 224: (2, 49), 64: (2, 4)}
 CONFIGS = [
-    "p512_max2048_F", "p512_max2048_T", "p512_max1536_F", "p512_max1024_F", "p512_max512_F", "p224_max224_F",
-    "p256_max256_F", "p64_max256_F", "p64_max256_T", "p64_max512_T",
-]  # fmt: skip
+    "p512_max2048_F",
+    "p512_max2048_T",
+    "p512_max1536_F",
+    "p512_max1024_F",
+    "p512_max512_F",
+    "p224_max224_F",
+    "p256_max256_F",
+    "p64_max256_F",
+    "p64_max256_T",
+    "p64_max512_T",
+]
 
 
 def config_named(name: str, **changes) -> VLMConfig:
     tile, longest, flag = name.removeprefix("p").replace("max", "").split("_")
     factor, tokens = _SHUFFLE[int(tile)]
     values = {
-        "vit_img_size": int(tile), "max_img_size": int(longest), "resize_to_max_side_len": flag == "T",
-        "mp_pixel_shuffle_factor": factor, "mp_image_token_length": tokens, **changes,
-    }  # fmt: skip
+        "vit_img_size": int(tile),
+        "max_img_size": int(longest),
+        "resize_to_max_side_len": flag == "T",
+        "mp_pixel_shuffle_factor": factor,
+        "mp_image_token_length": tokens,
+        **changes,
+    }
     return VLMConfig(**values)
 
 
@@ -157,8 +169,11 @@ def test_cells_cover_their_tile_and_refuse_what_lies_outside(pictures):
     # Tile 6 is row 1, column 1 of 200 x 150 pixels in 4 columns and 3 rows: 50 px wide and high, cells of 25.
     boxes = [cell_box(processed, 6, row, col, config.cells_per_side) for row in range(2) for col in range(2)]
     assert [(b.left, b.top, b.right, b.bottom) for b in boxes] == [
-        (50, 50, 75, 75), (75, 50, 100, 75), (50, 75, 75, 100), (75, 75, 100, 100),
-    ]  # fmt: skip
+        (50, 50, 75, 75),
+        (75, 50, 100, 75),
+        (50, 75, 75, 100),
+        (75, 75, 100, 100),
+    ]
     with pytest.raises(IndexError):
         cell_box(processed, 6, 2, 0, config.cells_per_side)
 

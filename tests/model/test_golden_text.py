@@ -60,11 +60,24 @@ def make_vlm(folder_of, text):
             tokenizer = load_tokenizer(folder_of(kind), extra)
             factor = round((tile // 16) / length**0.5)
             config = VLMConfig(
-                vit_hidden_dim=8, vit_inter_dim=8, vit_n_heads=2, vit_n_blocks=1, vit_img_size=tile,
-                max_img_size=longest, resize_to_max_side_len=False, mp_pixel_shuffle_factor=factor,
-                mp_image_token_length=length, lm_hidden_dim=8, lm_inter_dim=8, lm_n_heads=2, lm_n_kv_heads=1,
-                lm_n_blocks=1, lm_vocab_size=len(tokenizer), vlm_extra_tokens=extra, lm_max_position_embeddings=100_000,
-            )  # fmt: skip
+                vit_hidden_dim=8,
+                vit_inter_dim=8,
+                vit_n_heads=2,
+                vit_n_blocks=1,
+                vit_img_size=tile,
+                max_img_size=longest,
+                resize_to_max_side_len=False,
+                mp_pixel_shuffle_factor=factor,
+                mp_image_token_length=length,
+                lm_hidden_dim=8,
+                lm_inter_dim=8,
+                lm_n_heads=2,
+                lm_n_kv_heads=1,
+                lm_n_blocks=1,
+                lm_vocab_size=len(tokenizer),
+                vlm_extra_tokens=extra,
+                lm_max_position_embeddings=100_000,
+            )
             built[key] = VLM(config, tokenizer)
         return built[key]
 
@@ -107,9 +120,11 @@ def test_plain_text_is_encoded_as_upstream_and_special_text_is_not(kind, folder_
 
 
 SETUPS = [
-    "full66_p64max256F_mp4_thr3", "tiny66_p64max256F_mp4_thr3", "full66_p512max2048F_mp64_thr1",
+    "full66_p64max256F_mp4_thr3",
+    "tiny66_p64max256F_mp4_thr3",
+    "full66_p512max2048F_mp64_thr1",
     "full17_p64max256F_mp4_thr1",
-]  # fmt: skip
+]
 # How many of collator's cases keep a row at all.
 COLLATED = 6
 
@@ -180,9 +195,12 @@ def test_image_strings_token_by_token(kind, text, make_vlm):
             continue
         tile = 16 * int(side)
         config = replace(
-            make_vlm(kind).config, vit_img_size=tile, max_img_size=8 * tile, mp_pixel_shuffle_factor=1,
+            make_vlm(kind).config,
+            vit_img_size=tile,
+            max_img_size=8 * tile,
+            mp_pixel_shuffle_factor=1,
             mp_image_token_length=tokens,
-        )  # fmt: skip
+        )
         vlm = VLM(config, tokenizer)
         images = tuple(Image.new("RGB", (tile * cols, tile * rows)) for rows, cols in case["grids_hw"])
         sample = vlm.prepare(Conversation((Message("user", "", images),)))
@@ -246,10 +264,16 @@ def test_packs_are_upstreams(golden, make_vlm):
     base = vlm.prepare(Conversation((Message("user", "x"),)))
     for row, group in zip(rows, groups, strict=True):
         built = [
-            replace(base, input_ids=ids, loss_mask=trained, spans=(), attention_mask=torch.ones_like(ids).bool(),
-                    segment_ids=torch.zeros_like(ids))
+            replace(
+                base,
+                input_ids=ids,
+                loss_mask=trained,
+                spans=(),
+                attention_mask=torch.ones_like(ids).bool(),
+                segment_ids=torch.zeros_like(ids),
+            )
             for ids, trained in (samples[index] for index in group)
-        ]  # fmt: skip
+        ]
         packed = pack_samples(built, pad_token_id=2)
         assert packed.input_ids.tolist() == row["input_ids"]
         assert packed.attention_mask.int().tolist() == row["attention_mask"]

@@ -71,9 +71,12 @@ def unpadded(batch: Batch) -> Batch:
 def batch(numbers, facts):
     tiles_per_row = [sum(images) for images in facts["tiles_per_sample"]]
     return make_batch(
-        numbers["batch.input_ids"], numbers["batch.attention_mask"], numbers["batch.images"], tiles_per_row,
+        numbers["batch.input_ids"],
+        numbers["batch.attention_mask"],
+        numbers["batch.images"],
+        tiles_per_row,
         numbers["batch.labels"],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +213,12 @@ def test_gradients_and_five_steps(golden):
     expected = load_file(golden / "tiny_vlm" / "train_fp32.safetensors")
     log = json.loads((golden / "tiny_vlm" / "train.json").read_text())["fp32_accum1_5steps_max100"]["log"]
     batch = make_batch(
-        numbers["batch.input_ids"], numbers["batch.attention_mask"], numbers["batch.images"],
-        [sum(images) for images in facts["tiles_per_sample"]], numbers["batch.labels"],
-    )  # fmt: skip
+        numbers["batch.input_ids"],
+        numbers["batch.attention_mask"],
+        numbers["batch.images"],
+        [sum(images) for images in facts["tiles_per_sample"]],
+        numbers["batch.labels"],
+    )
 
     def sampled(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().flatten()[::16] if tensor.numel() > 2048 else tensor.detach().flatten()
@@ -349,9 +355,11 @@ def test_legacy_hidden_states_logits_and_loss(golden, legacy, legacy_numbers):
 def test_legacy_prompt_and_answer(legacy, legacy_numbers):
     ids = legacy_numbers["prompt.input_ids"]
     batch = make_batch(
-        F.pad(ids, (4, 0), value=legacy.image_token_id), torch.ones(1, ids.shape[1] + 4),
-        legacy_numbers["batch.image"][:1], [1],
-    )  # fmt: skip
+        F.pad(ids, (4, 0), value=legacy.image_token_id),
+        torch.ones(1, ids.shape[1] + 4),
+        legacy_numbers["batch.image"][:1],
+        [1],
+    )
     with torch.no_grad():
         torch.testing.assert_close(legacy(batch)[:, -1], legacy_numbers["prompt.last_logits"], **LOGITS)
     steps = [int(token[0]) for token, _ in generate_batch(legacy, batch, max_new_tokens=12)]

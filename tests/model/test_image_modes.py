@@ -12,9 +12,13 @@ from model.image import MAX_PIXELS
 from tests.odd_files import encode, refused
 
 SMALL = VLMConfig(
-    vit_img_size=64, vit_patch_size=8, mp_pixel_shuffle_factor=2, mp_image_token_length=16, max_img_size=192,
+    vit_img_size=64,
+    vit_patch_size=8,
+    mp_pixel_shuffle_factor=2,
+    mp_image_token_length=16,
+    max_img_size=192,
     resize_to_max_side_len=False,
-)  # fmt: skip
+)
 
 
 def pixel(opened, x=0, y=0):

@@ -87,8 +87,12 @@ def test_a_size_that_cannot_be(changes, words):
 @pytest.mark.parametrize("old", ["v0.1", "v0.2"])
 def test_versions_that_never_cut_images_need_no_multiple(old):
     config = VLMConfig.from_dict(json.loads((ROOT / "legacy_v01" / "config.json").read_text()))
-    assert dataclasses.replace(config, generation=old, max_img_size=100,
-                               vlm_extra_tokens={"image_token": "<|image|>"}).max_img_size == 100  # fmt: skip
+    assert (
+        dataclasses.replace(
+            config, generation=old, max_img_size=100, vlm_extra_tokens={"image_token": "<|image|>"}
+        ).max_img_size
+        == 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,16 +121,23 @@ def test_a_config_that_is_a_folder(folder):
 
 
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(-4, 300), st.integers(), st.floats(), st.text(max_size=4),
+    st.none(),
+    st.booleans(),
+    st.integers(-4, 300),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
     st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.none()), max_size=2),
     st.sampled_from([10**9, 2**31, 2**63, 2**64, 10**400, 1e-300, float("nan"), float("-inf")]),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(sorted(CURRENT)), ODD, min_size=1, max_size=3),
-       st.sets(st.sampled_from(["resize_to_max_side_len", "max_img_size", "vlm_extra_tokens"])))  # fmt: skip
+@given(
+    st.dictionaries(st.sampled_from(sorted(CURRENT)), ODD, min_size=1, max_size=3),
+    st.sets(st.sampled_from(["resize_to_max_side_len", "max_img_size", "vlm_extra_tokens"])),
+)
 def test_any_configuration_works_or_is_one_sentence(changes, left_out):
     values = {name: value for name, value in (CURRENT | changes).items() if name not in left_out}
     said = ""
@@ -145,8 +156,9 @@ def test_weights_are_those_that_are_built(golden, embedded):
 
 
 def test_the_largest_shape_is_counted_without_being_built(embedded):
-    config = dataclasses.replace(embedded.config, lm_hidden_dim=24_576, lm_n_heads=192, lm_n_kv_heads=8,
-                                 lm_inter_dim=65_536, lm_n_blocks=8)  # fmt: skip
+    config = dataclasses.replace(
+        embedded.config, lm_hidden_dim=24_576, lm_n_heads=192, lm_n_kv_heads=8, lm_inter_dim=65_536, lm_n_blocks=8
+    )
     assert all(parameter.is_meta for parameter in empty_vlm(config, embedded.tokenizer).parameters())
 
 

@@ -19,9 +19,14 @@ def siglip(request, tmp_path_factory):
     side, patch, heads = request.param
     torch.manual_seed(0)
     config = SiglipVisionConfig(
-        hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=heads, image_size=side,
-        patch_size=patch, layer_norm_eps=1e-6,
-    )  # fmt: skip
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        image_size=side,
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
     theirs = SiglipVisionModel(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -46,10 +51,19 @@ def llama(request, tmp_path_factory):
     heads, kv_heads, tied = request.param
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=120, hidden_size=heads * 8, intermediate_size=72, num_hidden_layers=3, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0}, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=120,
+        hidden_size=heads * 8,
+        intermediate_size=72,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     theirs = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():

@@ -130,10 +130,15 @@ def gif_of(frames: int) -> bytes:
     return one[:-1] + empty * (frames - 1) + b"\x3b"
 
 
-@pytest.mark.parametrize(("frames", "note"), [
-    (2, "first of 2 frames"), (MAX_FRAMES, "first of 1000 frames"), (MAX_FRAMES + 1, "first of over 1000 frames"),
-    (300_000, "first of over 1000 frames"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("frames", "note"),
+    [
+        (2, "first of 2 frames"),
+        (MAX_FRAMES, "first of 1000 frames"),
+        (MAX_FRAMES + 1, "first of over 1000 frames"),
+        (300_000, "first of over 1000 frames"),
+    ],
+)
 def test_frames_are_counted_up_to_a_bound(frames, note):
     opened = open_image(gif_of(frames))
     assert opened.notes == (note,)
@@ -152,10 +157,15 @@ def tiff_pages(pages: int, last: int = 0) -> bytes:
     return made
 
 
-@pytest.mark.parametrize(("pages", "last", "notes"), [
-    (1, 0, ()), (3, 0, ("first of 3 frames",)), (3, 72, ("first of 3 frames",)),
-    (1500, 0, ("first of over 1000 frames",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pages", "last", "notes"),
+    [
+        (1, 0, ()),
+        (3, 0, ("first of 3 frames",)),
+        (3, 72, ("first of 3 frames",)),
+        (1500, 0, ("first of over 1000 frames",)),
+    ],
+)
 def test_pages_of_a_tiff_even_in_a_loop(pages, last, notes):
     opened = open_image(tiff_pages(pages, last))
     assert opened.notes == notes

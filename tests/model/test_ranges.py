@@ -9,25 +9,49 @@ import torch
 from model.ranges import MAX_SEED, SEEDS, Range
 
 
-@pytest.mark.parametrize(("value", "holds"), [
-    (1, True), (5, True), (0, False), (6, False), (1.0, False), (True, False), ("1", False), (None, False),
-    ([1], False), (10**400, False), (float("nan"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "holds"),
+    [
+        (1, True),
+        (5, True),
+        (0, False),
+        (6, False),
+        (1.0, False),
+        (True, False),
+        ("1", False),
+        (None, False),
+        ([1], False),
+        (10**400, False),
+        (float("nan"), False),
+    ],
+)
 def test_a_range_of_whole_numbers(value, holds):
     assert Range(1, 5).holds(value) is holds
 
 
-@pytest.mark.parametrize(("value", "holds"), [
-    (0, True), (0.5, True), (1, True), (-1e-300, False), (1.1, False), (False, False), (float("nan"), False),
-    (float("inf"), False), (10**400, False), ({}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "holds"),
+    [
+        (0, True),
+        (0.5, True),
+        (1, True),
+        (-1e-300, False),
+        (1.1, False),
+        (False, False),
+        (float("nan"), False),
+        (float("inf"), False),
+        (10**400, False),
+        ({}, False),
+    ],
+)
 def test_a_range_of_numbers(value, holds):
     assert Range(0, 1, whole=False).holds(value) is holds
 
 
 def test_what_is_refused_is_said_shortly():
     assert Range(1, 4096).refuse(10**5000) == (
-        "is a whole number of 16610 bits; it must be a whole number from 1 to 4,096")  # fmt: skip
+        "is a whole number of 16610 bits; it must be a whole number from 1 to 4,096"
+    )
     assert Range(0, 1e6, whole=False).refuse("x" * 5000) == "is a str of 5,000; it must be a number from 0 to 1e+06"
 
 

@@ -17,9 +17,15 @@ def make_recipe(golden: Path) -> Callable[..., Recipe]:
 
     def make(*stages: dict[str, Any], **values: Any) -> Recipe:
         common = {
-            "kind": "instruction", "steps": 3, "batch_rows": 2, "learning_rates": {"MP": 1e-3, "decoder": 1e-3},
-            "data": [SCENES], "eval_every": 0, "eval_examples": 2, "save_every_s": 1e9,
-        }  # fmt: skip
+            "kind": "instruction",
+            "steps": 3,
+            "batch_rows": 2,
+            "learning_rates": {"MP": 1e-3, "decoder": 1e-3},
+            "data": [SCENES],
+            "eval_every": 0,
+            "eval_examples": 2,
+            "save_every_s": 1e9,
+        }
         tables = [{"name": f"part {n}", **common, **stage} for n, stage in enumerate(stages or ({},))]
         return build_recipe({"base": str(golden / "tiny_vlm"), "precision": "fp32", "stages": tables, **values}, Path())
 

@@ -64,8 +64,11 @@ def test_what_is_too_long_is_dropped_and_counted(make_recipe, tmp_path, monkeypa
 
 def test_a_file_with_a_cut_line_and_a_missing_picture(make_recipe, tmp_path):
     part = {"type": "image", "path": "gone.png"}
-    lines = [json.dumps(chat("what?", "yes")), json.dumps(chat("why?", "no"))[:40],
-             json.dumps(chat([part, {"type": "text", "text": "what?"}], "yes"))]  # fmt: skip
+    lines = [
+        json.dumps(chat("what?", "yes")),
+        json.dumps(chat("why?", "no"))[:40],
+        json.dumps(chat([part, {"type": "text", "text": "what?"}], "yes")),
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
     table = {"source": "chat", "path": str(tmp_path / "d.jsonl")}
     trainer = Trainer(make_recipe({"data": [table]}), tmp_path / "run")

@@ -150,15 +150,18 @@ def fake_row(tokens, tiles=0):
     return row
 
 
-@pytest.mark.parametrize(("lengths", "rows", "tokens", "sizes"), [
-    ([10, 10, 10, 10], 4, 40, [4]),
-    ([10, 10, 10, 10], 3, 40, [3, 1]),
-    ([10, 10, 10, 10], 4, 39, [3, 1]),
-    ([1, 1, 1, 30], 4, 40, [3, 1]),  # padded to 30, four rows would be 120
-    ([30, 1, 1, 1], 4, 60, [2, 2]),
-    ([100, 100], 4, 40, [1, 1]),  # a row alone is taken, however long
-    ([], 4, 40, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lengths", "rows", "tokens", "sizes"),
+    [
+        ([10, 10, 10, 10], 4, 40, [4]),
+        ([10, 10, 10, 10], 3, 40, [3, 1]),
+        ([10, 10, 10, 10], 4, 39, [3, 1]),
+        ([1, 1, 1, 30], 4, 40, [3, 1]),  # padded to 30, four rows would be 120
+        ([30, 1, 1, 1], 4, 60, [2, 2]),
+        ([100, 100], 4, 40, [1, 1]),  # a row alone is taken, however long
+        ([], 4, 40, []),
+    ],
+)
 def test_a_micro_batch_is_cut_where_its_rows_times_the_longest_are_too_many(lengths, rows, tokens, sizes):
     assert [len(part) for part in split_rows([fake_row(n) for n in lengths], rows, tokens, 0)] == sizes
 

@@ -10,8 +10,14 @@ from model.training.evaluation.card import compare_freezing, read_curves
 
 
 def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path):
-    start = {"event": "start", "stage": "s", "kind": "instruction", "steps": 3, "resumed_at": 0,
-             "trainable": [{"module": "MP", "parameters": 5, "trainable": 5}]}  # fmt: skip
+    start = {
+        "event": "start",
+        "stage": "s",
+        "kind": "instruction",
+        "steps": 3,
+        "resumed_at": 0,
+        "trainable": [{"module": "MP", "parameters": 5, "trainable": 5}],
+    }
     steps = [{"event": "step", "stage": "s", "step": n, "loss": 1 / n, "seconds": float(n)} for n in (1, 2, 3)]
     evaluations = [
         {"event": "eval", "stage": "s", "step": n, "loss": loss} for n, loss in ((1, 0.5), (2, None), (3, 0.0))
@@ -24,8 +30,19 @@ def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path
     assert (curve.trained, curve.seconds) == ("MP 5", 3.0)
 
 
-RUN = {"format": 1, "id": "x", "created": "2026-01-01", "status": "done", "step": 2, "stage": "s", "stage_index": 0,
-       "pid": 1, "error": None, "fingerprint": None, "base_fingerprint": "b" * 64}  # fmt: skip
+RUN = {
+    "format": 1,
+    "id": "x",
+    "created": "2026-01-01",
+    "status": "done",
+    "step": 2,
+    "stage": "s",
+    "stage_index": 0,
+    "pid": 1,
+    "error": None,
+    "fingerprint": None,
+    "base_fingerprint": "b" * 64,
+}
 
 
 def write_run(folder, trained, losses, seconds):

@@ -50,8 +50,9 @@ def test_padding_beside_longer_texts_changes_nothing(tiny):
 def test_zero_shot_answers_after_a_little_training(tiny):
     dual = make_dual(tiny)
     colours = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64).contiguous()
-    batch = PairBatch(colours, ("red", "green", "blue"), torch.arange(3), (), torch.zeros(0, 2).long(),
-                      torch.zeros(0).long())  # fmt: skip
+    batch = PairBatch(
+        colours, ("red", "green", "blue"), torch.arange(3), (), torch.zeros(0, 2).long(), torch.zeros(0).long()
+    )
     loss = ContrastiveLoss(dual)
     optimizer = torch.optim.AdamW([p for n, p in dual.named_parameters() if not n.startswith("vision_encoder.")], 1e-2)
     for _ in range(30):

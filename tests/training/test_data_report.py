@@ -51,14 +51,20 @@ def test_what_is_dropped_and_why(embedded):
     limit = embedded.config.lm_max_position_embeddings
     unanswered = Example(Conversation((Message("user", "q"),)), source="d line 5")
     examples = [
-        example(where="d line 1"), example("word " * 3 * limit, where="d line 2"), example(images=3, where="d line 3"),
-        Example(Conversation((Message("robot", "x"),)), source="d line 4"), unanswered,
+        example(where="d line 1"),
+        example("word " * 3 * limit, where="d line 2"),
+        example(images=3, where="d line 3"),
+        Example(Conversation((Message("robot", "x"),)), source="d line 4"),
+        unanswered,
         Example(Conversation((Message("user", "q"),)), source="d line 6"),
-    ]  # fmt: skip
+    ]
     report = report_data(embedded, source(*examples), max_images=2)
     assert {drop.reason: drop.count for drop in report.drops} == {
-        "too long": 1, "too many images": 1, "can't be rendered": 1, "no label": 2
-    }  # fmt: skip
+        "too long": 1,
+        "too many images": 1,
+        "can't be rendered": 1,
+        "no label": 2,
+    }
     sentences = {drop.reason: drop.example for drop in report.drops}
     assert sentences["too long"].startswith("d line 2 has ")
     assert sentences["too long"].endswith(f"tokens; at most {limit:,} are read")

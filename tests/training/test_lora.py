@@ -65,7 +65,15 @@ def test_encoder_and_embeddings_are_untouched(run):
     after = load_vlm(trainer.folder.path / "model").state_dict()
     changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, after[name])}
     assert changed == {"MP.proj.weight"} | {
-        f"decoder.blocks.{n}.{part}.weight" for n in range(3)
-        for part in ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.gate_proj", "mlp.up_proj",
-                     "mlp.down_proj")
-    }  # fmt: skip
+        f"decoder.blocks.{n}.{part}.weight"
+        for n in range(3)
+        for part in (
+            "attn.q_proj",
+            "attn.k_proj",
+            "attn.v_proj",
+            "attn.out_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        )
+    }

@@ -34,8 +34,9 @@ def test_several_images_of_one_text():
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     owner = torch.tensor([0, 0, 1])
     similarity = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
-    by_image = [-math.log(math.exp(row[o]) / sum(map(math.exp, row)))
-                for row, o in zip(similarity, [0, 0, 1], strict=True)]  # fmt: skip
+    by_image = [
+        -math.log(math.exp(row[o]) / sum(map(math.exp, row))) for row, o in zip(similarity, [0, 0, 1], strict=True)
+    ]
     columns = list(zip(*similarity, strict=True))
     share = [[math.exp(s) / sum(map(math.exp, column)) for s in column] for column in columns]
     by_text = [-(math.log(share[0][0]) + math.log(share[0][1])) / 2, -math.log(share[1][2])]

@@ -14,21 +14,43 @@ from model.training.trainer import Trainer
 
 def test_two_processes_have_the_losses_of_one(make_recipe, tmp_path):
     recipe = make_recipe(
-        {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 3,
-         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]},
+        {
+            "kind": "contrastive",
+            "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3},
+            "batch_rows": 3,
+            "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}],
+        },
         {"batch_rows": 3, "accumulate": 2, "eval_every": 2, "save_every_s": 0},
         {"batch_rows": 1, "learning_rates": {"MP": 1e-3, "decoder": 1e-3}, "lora_rank": 2},
-    )  # fmt: skip
+    )
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
-    one = [(e.stage, e.step, e.loss, e.gradient_norm) for e in Trainer(recipe, tmp_path / "one").run()
-           if isinstance(e, StepEvent)]  # fmt: skip
+    one = [
+        (e.stage, e.step, e.loss, e.gradient_norm)
+        for e in Trainer(recipe, tmp_path / "one").run()
+        if isinstance(e, StepEvent)
+    ]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "model.training",
-        "run", str(path), "--out", str(tmp_path / "two"), "--quiet",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "model.training",
+        "run",
+        str(path),
+        "--out",
+        str(tmp_path / "two"),
+        "--quiet",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]

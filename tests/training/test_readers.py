@@ -34,8 +34,11 @@ def write_lines(path: Path, *records) -> Path:
 
 
 def llava(question="<image>\nWhat colour?", answer="red", **more):
-    return {"image": "red.png", "conversations": [{"from": "human", "value": question},
-                                                  {"from": "gpt", "value": answer}], **more}  # fmt: skip
+    return {
+        "image": "red.png",
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        **more,
+    }
 
 
 def chat(content="What colour?", answer="red"):
@@ -86,9 +89,12 @@ def test_llava_images_belong_to_the_turn_of_their_mark(folder):
     }
     source = read(folder, "llava", write_lines(folder / "d.jsonl", record).name)
     assert shown(source[0]) == [
-        ("system", "Be brief.", []), ("user", "Compare.", [RED, BLUE]), ("assistant", "red, blue", []),
-        ("user", "And\nthis?", [GREEN]), ("assistant", "green", []),
-    ]  # fmt: skip
+        ("system", "Be brief.", []),
+        ("user", "Compare.", [RED, BLUE]),
+        ("assistant", "red, blue", []),
+        ("user", "And\nthis?", [GREEN]),
+        ("assistant", "green", []),
+    ]
     assert [str(problem) for problem in source.problems] == [
         "d.jsonl line 1: an image in the middle or at the end of its message is moved to the message's front"
     ]
@@ -147,9 +153,12 @@ def test_llava_images_folder(folder):
 def test_chat_texts_and_parts(folder):
     uri = "data:image/png;base64," + base64.b64encode(png("blue")).decode()
     parts = [
-        {"type": "image_url", "image_url": {"url": uri}}, {"type": "image", "path": "green.png"},
-        {"type": "image", "image": "red.png"}, {"type": "text", "text": "Which"}, {"type": "text", "text": "colours?"},
-    ]  # fmt: skip
+        {"type": "image_url", "image_url": {"url": uri}},
+        {"type": "image", "path": "green.png"},
+        {"type": "image", "image": "red.png"},
+        {"type": "text", "text": "Which"},
+        {"type": "text", "text": "colours?"},
+    ]
     write_lines(folder / "d.jsonl", chat(), chat(parts, [{"type": "text", "text": "three"}]))
     source = read(folder, "chat", "d.jsonl")
     assert shown(source[0]) == [("user", "What colour?", []), ("assistant", "red", [])]
@@ -371,8 +380,10 @@ def test_limit_split_slices_and_name(folder):
         ({"source": "chat"}, "The source “chat” needs a path; name the file or folder of its data."),
         ({"source": "chat", "path": "gone"}, "There is no file or folder “gone”; correct the path of the data."),
         ({"source": "chat", "path": 3}, "path of the source “chat” is 3; it must be text."),
-        ({"source": "chat", "path": "x", "limt": 3, "foo": 1},
-         "The source “chat” does not know “foo”, “limt”; its keys are path, split, limit, on_error, images."),
+        (
+            {"source": "chat", "path": "x", "limt": 3, "foo": 1},
+            "The source “chat” does not know “foo”, “limt”; its keys are path, split, limit, on_error, images.",
+        ),
         ({"source": "chat", "path": ".", "limit": -1}, "limit of the source “chat” is -1; it must be a whole"),
         ({"source": "chat", "path": ".", "limit": True}, "limit of the source “chat” is True; it must be a whole"),
         ({"source": "chat", "path": ".", "on_error": "hide"}, "on_error of the source “chat” is “hide”; allowed are"),
@@ -382,7 +393,7 @@ def test_limit_split_slices_and_name(folder):
         ({"source": "easy-vqa", "turns": 0}, "turns of the source “easy-vqa” is 0; it must be a whole number from 1"),
         ({"source": "easy-vqa", "split": "dev"}, "split of the source “easy-vqa” is “dev”; allowed are train, test."),
     ],
-)  # fmt: skip
+)
 def test_tables_that_cannot_be_read(folder, spec, sentence):
     with pytest.raises(InputError) as error:
         read_source(spec, base_folder=folder)

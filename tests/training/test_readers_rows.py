@@ -43,10 +43,12 @@ def shown(example):
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 FEATURES = datasets.Features(
-    {"images": datasets.List(datasets.Image()),
-     "texts": datasets.List({"user": datasets.Value("string"), "assistant": datasets.Value("string")}),
-     "relevance_ratings": datasets.List(datasets.Value("int64"))}
-)  # fmt: skip
+    {
+        "images": datasets.List(datasets.Image()),
+        "texts": datasets.List({"user": datasets.Value("string"), "assistant": datasets.Value("string")}),
+        "relevance_ratings": datasets.List(datasets.Value("int64")),
+    }
+)
 
 
 def table(*rows, features=FEATURES):
@@ -84,9 +86,11 @@ def test_a_folder_of_parquet_files_names_file_and_row(tmp_path):
 
 def test_jsonl_rows_name_their_pictures(tmp_path):
     (tmp_path / "red.png").write_bytes(png())
-    rows = [{"images": ["red.png"], "texts": [{"user": "q", "assistant": "a", "source": "aokvqa"}]},
-            {"images": [{"path": "../x.png"}], "texts": [{"user": "q", "assistant": "a"}]},
-            {"images": None, "texts": [{"user": "q", "assistant": "a"}]}]  # fmt: skip
+    rows = [
+        {"images": ["red.png"], "texts": [{"user": "q", "assistant": "a", "source": "aokvqa"}]},
+        {"images": [{"path": "../x.png"}], "texts": [{"user": "q", "assistant": "a"}]},
+        {"images": None, "texts": [{"user": "q", "assistant": "a"}]},
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InputError, match=r"^d.jsonl line 2: the image “../x.png” lies outside the data's folder"):
         read(tmp_path, "d.jsonl")
@@ -133,12 +137,23 @@ def hub(monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_from_the_hub(tmp_path, hub, streaming):
-    source = read(tmp_path, "HuggingFaceM4/the_cauldron", subset="ai2d", split="train", revision="abc", limit=2,
-                  streaming=streaming, on_error="skip")  # fmt: skip
+    source = read(
+        tmp_path,
+        "HuggingFaceM4/the_cauldron",
+        subset="ai2d",
+        split="train",
+        revision="abc",
+        limit=2,
+        streaming=streaming,
+        on_error="skip",
+    )
     assert hub.calls == [
-        ("HuggingFaceM4/the_cauldron", "ai2d",
-         {"split": "train", "revision": "abc", "streaming": streaming, "token": False})
-    ]  # fmt: skip
+        (
+            "HuggingFaceM4/the_cauldron",
+            "ai2d",
+            {"split": "train", "revision": "abc", "streaming": streaming, "token": False},
+        )
+    ]
     assert source.name == "HuggingFaceM4/the_cauldron ai2d train"
     assert [shown(example) for example in source] == [[("q1", [RED]), ("a1", [])], [("q3", [BLUE]), ("a3", [])]]
     assert source[1].source == "HuggingFaceM4/the_cauldron ai2d train row 3"

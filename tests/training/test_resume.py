@@ -81,11 +81,15 @@ def stop_after(recipe, folder, stage, step):
 @pytest.mark.parametrize(("stage", "step"), [("part 0", 3), ("part 1", 1), ("part 2", 2)])
 def test_from_every_kind_of_stage(make_recipe, tmp_path, stage, step):
     recipe = make_recipe(
-        {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "save_every_s": 0,
-         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]},
+        {
+            "kind": "contrastive",
+            "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3},
+            "save_every_s": 0,
+            "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}],
+        },
         {"lora_rank": 2, "save_every_s": 0},
         {"packing": "document", "row_tokens": 200, "leak_share": 0.4, "save_every_s": 0},
-    )  # fmt: skip
+    )
     list(Trainer(recipe, tmp_path / "whole").run())
     stop_after(recipe, tmp_path / "broken", stage, step)
     list(Trainer(recipe, tmp_path / "broken", resume=True).run())

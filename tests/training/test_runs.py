@@ -52,10 +52,18 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         RunFolder(tmp_path / "file" / "run").create("", "")
 
 
-@pytest.mark.parametrize(("content", "asked"), [
-    (b"pause", "pause"), (b" stop\n", "stop"), (b"run", "run"), (b"", "run"), (b"halt!", "run"),
-    (b"\xff\xfe\x00", "run"), (b"stop" * 10_000, "run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "asked"),
+    [
+        (b"pause", "pause"),
+        (b" stop\n", "stop"),
+        (b"run", "run"),
+        (b"", "run"),
+        (b"halt!", "run"),
+        (b"\xff\xfe\x00", "run"),
+        (b"stop" * 10_000, "run"),
+    ],
+)
 def test_the_control_file(folder, content, asked):
     assert folder.request == "run"
     (folder.path / CONTROL).write_bytes(content)
@@ -81,8 +89,11 @@ def test_what_was_said_after_the_state_is_taken_back(folder):
     folder.forget_after(1, ["a", "b", "c"], 2)
     kept = [json.loads(line) for line in (folder.path / METRICS).read_text().splitlines()]
     assert [(e["event"], e["stage"], e["step"]) for e in kept] == [
-        ("step", "a", 1), ("eval", "a", 1), ("step", "b", 1), ("step", "b", 2),
-    ]  # fmt: skip
+        ("step", "a", 1),
+        ("eval", "a", 1),
+        ("step", "b", 1),
+        ("step", "b", 2),
+    ]
     assert kept[1]["loss"] is None  # JSON knows no NaN
 
 

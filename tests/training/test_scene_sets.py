@@ -14,8 +14,9 @@ from model.training.synthetic.scenes import COLOURS
 
 def colours_of(example) -> list[str]:
     pictures = [image for message in example.conversation.messages for image in message.images]
-    return [next(name for name, rgb in COLOURS.items() if (np.asarray(image) == rgb).all(-1).any())
-            for image in pictures]  # fmt: skip
+    return [
+        next(name for name, rgb in COLOURS.items() if (np.asarray(image) == rgb).all(-1).any()) for image in pictures
+    ]
 
 
 def turns(example):
@@ -131,18 +132,21 @@ def test_a_share_of_large_pictures_below_none_is_refused():
         read_scene_set({"set": "captions", "large_every": -1})
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({"pictures": 10**9}, "pictures of a set of scenes is 1000000000; it must be a whole number from 1 to 200,000"),
-    ({"count": 1e20}, "count of a set of scenes is 1e+20; it must be a whole number from 1 to 10,000,000"),
-    ({"turns": 10**6}, "turns of a set of scenes is 1000000; it must be a whole number from 1 to 100"),
-    ({"turns": True}, "turns of a set of scenes is True"),
-    ({"seed": 2**64}, "seed of a set of scenes is 18446744073709551616"),
-    ({"seed": 1.5}, "seed of a set of scenes is 1.5"),
-    ({"shapes": math.nan}, "shapes of a set of scenes is nan"),
-    ({"set": ["single"]}, "There is no set of scenes ['single']"),
-    ({"dense": "yes"}, "dense of a set of scenes is 'yes'; it must be true or false"),
-    ({"images": 10**400}, "images is a whole number of 1329 bits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"pictures": 10**9}, "pictures of a set of scenes is 1000000000; it must be a whole number from 1 to 200,000"),
+        ({"count": 1e20}, "count of a set of scenes is 1e+20; it must be a whole number from 1 to 10,000,000"),
+        ({"turns": 10**6}, "turns of a set of scenes is 1000000; it must be a whole number from 1 to 100"),
+        ({"turns": True}, "turns of a set of scenes is True"),
+        ({"seed": 2**64}, "seed of a set of scenes is 18446744073709551616"),
+        ({"seed": 1.5}, "seed of a set of scenes is 1.5"),
+        ({"shapes": math.nan}, "shapes of a set of scenes is nan"),
+        ({"set": ["single"]}, "There is no set of scenes ['single']"),
+        ({"dense": "yes"}, "dense of a set of scenes is 'yes'; it must be true or false"),
+        ({"images": 10**400}, "images is a whole number of 1329 bits"),
+    ],
+)
 def test_no_number_of_a_set_is_without_a_bound(change, sentence):
     with pytest.raises(InputError) as caught:
         read_scene_set({"source": "scenes", **change})

@@ -66,9 +66,24 @@ def test_tables_of_their_own_are_held_out_whole(make_recipe, golden):
     assert (data.counts, len(data.held_out)) == ({"single": 60}, 7)
     nothing = {"source": "captions", "path": "nowhere"}
     with pytest.raises(InputError, match="no file or folder “nowhere”"):
-        open_stage_data(build_recipe({"stages": [{
-            "name": "s", "kind": "instruction", "steps": 1, "learning_rates": {"MP": 1e-3}, "data": [nothing],
-        }]}, golden), 0, config)  # fmt: skip
+        open_stage_data(
+            build_recipe(
+                {
+                    "stages": [
+                        {
+                            "name": "s",
+                            "kind": "instruction",
+                            "steps": 1,
+                            "learning_rates": {"MP": 1e-3},
+                            "data": [nothing],
+                        }
+                    ]
+                },
+                golden,
+            ),
+            0,
+            config,
+        )
 
 
 def test_the_answers_that_are_shown_are_of_as_many_kinds_as_there_are():

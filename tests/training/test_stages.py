@@ -13,15 +13,29 @@ from model.training.stages import LanguageLoss, build_optimizer, build_stage, mo
 
 
 def make_stage(kind="instruction", **values) -> Stage:
-    return Stage(**{"name": "s", "kind": kind, "steps": 5, "learning_rates": {"MP": 1e-3},
-                    "data": ({"source": "scenes"},), **values})  # fmt: skip
+    return Stage(
+        **{
+            "name": "s",
+            "kind": kind,
+            "steps": 5,
+            "learning_rates": {"MP": 1e-3},
+            "data": ({"source": "scenes"},),
+            **values,
+        }
+    )
 
 
-@pytest.mark.parametrize(("kind", "trained"), [
-    ("alignment", {"MP"}), ("instruction", {"MP", "decoder"}), ("instruction", {"decoder"}),
-    ("instruction", {"vision_encoder", "MP", "decoder"}), ("contrastive", {"vision_encoder", "text"}),
-    ("contrastive", {"text"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        ("alignment", {"MP"}),
+        ("instruction", {"MP", "decoder"}),
+        ("instruction", {"decoder"}),
+        ("instruction", {"vision_encoder", "MP", "decoder"}),
+        ("contrastive", {"vision_encoder", "text"}),
+        ("contrastive", {"text"}),
+    ],
+)
 def test_exactly_what_has_a_learning_rate_trains(golden, kind, trained):
     vlm = load_vlm(golden / "tiny_vlm")
     rates = {part: 10.0**-n for n, part in enumerate(sorted(trained), start=2)}
@@ -49,9 +63,15 @@ def test_the_golden_training_case(golden):
     labels = torch.full_like(numbers["batch.labels"], -100)
     labels[:, 1:] = numbers["batch.labels"][:, :-1]
     ids = numbers["batch.input_ids"]
-    batch = Batch(ids, numbers["batch.attention_mask"].bool(), labels, torch.arange(ids.shape[1]).expand(ids.shape),
-                  torch.zeros_like(ids), numbers["batch.images"],
-                  torch.repeat_interleave(torch.arange(len(tiles)), torch.tensor(tiles)))  # fmt: skip
+    batch = Batch(
+        ids,
+        numbers["batch.attention_mask"].bool(),
+        labels,
+        torch.arange(ids.shape[1]).expand(ids.shape),
+        torch.zeros_like(ids),
+        numbers["batch.images"],
+        torch.repeat_interleave(torch.arange(len(tiles)), torch.tensor(tiles)),
+    )
     stage = make_stage(learning_rates={"MP": 5.12e-3, "vision_encoder": 5e-5, "decoder": 5e-5})
     module = build_stage(stage, vlm, 0, vlm.tokenizer).train()
     optimizer = build_optimizer(stage, module)
@@ -68,8 +88,9 @@ def test_the_golden_training_case(golden):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for name, parameter in vlm.named_parameters():
-        want = expected.get(f"param_after.{name}", expected.get(
-            f"param_after.{name.replace('token_embedding', 'head')}"))  # fmt: skip
+        want = expected.get(
+            f"param_after.{name}", expected.get(f"param_after.{name.replace('token_embedding', 'head')}")
+        )
         found = parameter.detach().flatten()
         difference = ((found[::16] if parameter.numel() > 2048 else found) - want).abs()
         assert difference.quantile(0.99) < 5e-5, name  # AdamW: where a gradient is nearly nothing, its sign is chance

@@ -18,8 +18,12 @@ from model.training.learners import LanguageLearner
 from model.training.stages import LanguageLoss
 from model.training.trainer import Trainer
 
-TILES = {"kind": "contrastive", "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3}, "batch_rows": 4,
-         "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}]}  # fmt: skip
+TILES = {
+    "kind": "contrastive",
+    "learning_rates": {"vision_encoder": 1e-3, "text": 1e-3},
+    "batch_rows": 4,
+    "data": [{"source": "scenes", "set": "captions", "count": 40, "pictures": 8}],
+}
 
 
 def status(trainer):
@@ -28,8 +32,11 @@ def status(trainer):
 
 def changed_parts(base, folder):
     after = load_vlm(folder / "model").state_dict()
-    return {name.split(".")[0] for name, tensor in load_vlm(base).state_dict().items()
-            if not torch.equal(tensor, after[name])}  # fmt: skip
+    return {
+        name.split(".")[0]
+        for name, tensor in load_vlm(base).state_dict().items()
+        if not torch.equal(tensor, after[name])
+    }
 
 
 def test_three_stages_train_exactly_what_they_name(make_recipe, tmp_path):
@@ -120,7 +127,9 @@ def spy_wait(trainer, control):
 
     def wait():
         trainer._request = lambda ask=trainer._request: (
-            control.write_text("run") if status(trainer) == "paused" else None, ask())[1]  # fmt: skip
+            control.write_text("run") if status(trainer) == "paused" else None,
+            ask(),
+        )[1]
         return original()
 
     return wait
@@ -276,10 +285,12 @@ def test_a_full_disk_keeps_the_older_state_and_model(make_recipe, tmp_path, monk
 
 
 def test_memory_and_faults_of_the_program(make_recipe, tmp_path, monkeypatch):
-    for number, (error, kind, sentence) in enumerate([
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), InputError, "lower batch_rows"),
-        (RuntimeError("a fault"), RuntimeError, "a fault"),
-    ]):  # fmt: skip
+    for number, (error, kind, sentence) in enumerate(
+        [
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory"), InputError, "lower batch_rows"),
+            (RuntimeError("a fault"), RuntimeError, "a fault"),
+        ]
+    ):
         trainer = Trainer(make_recipe({"steps": 1}), tmp_path / str(number))
         monkeypatch.setattr(LanguageLearner, "learn", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(kind, match=sentence):

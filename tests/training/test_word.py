@@ -66,7 +66,7 @@ def test_a_word_knows_its_look():
         ({"word": "purple", "images": [1, 9]}, "images is [1, 9]; it must be two numbers from 2 to 5, in order."),
         ({"word": "purple", "several_share": 2}, "several_share of a word's data is 2; it must be a number from 0 to"),
     ],
-)  # fmt: skip
+)
 def test_what_cant_be_taught_is_said(values, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         read_word_set(values)
@@ -146,8 +146,10 @@ def test_what_the_word_may_be_confused_with_is_drawn_beside_it():
     assert [WordSpec(word).rival for word in ("purple", "cyan", "navy")] == ["brown", "teal", "black"]
     assert STAR.rival is None
     examples = read_word_set({**PURPLE.table(), "pictures": 400, "count": 300, "seed": 8})
-    shown = {name: sum(any((image == rgb).all(-1).any() for image in _images(example)) for example in examples)
-             for name, rgb in sc.COLOURS.items()}  # fmt: skip
+    shown = {
+        name: sum(any((image == rgb).all(-1).any() for image in _images(example)) for example in examples)
+        for name, rgb in sc.COLOURS.items()
+    }
     assert min(shown.values()) > 20
     assert shown["brown"] > 1.3 * max(count for name, count in shown.items() if name != "brown")
 
@@ -188,8 +190,14 @@ def test_a_recipe_teaches_any_word():
     assert "vision_encoder" not in recipe.stages[0].learning_rates
     assert {entry["source"] for entry in recipe.stages[0].data} == {"word", "scenes", "easy-vqa"}
     tables = [dict(entry) for entry in recipe.stages[0].data]
-    again = build_recipe({"stages": [{"name": "word", "kind": "instruction", "steps": 7, "data": tables,
-                                      "learning_rates": {"MP": 1e-3}}]}, recipe.folder)  # fmt: skip
+    again = build_recipe(
+        {
+            "stages": [
+                {"name": "word", "kind": "instruction", "steps": 7, "data": tables, "learning_rates": {"MP": 1e-3}}
+            ]
+        },
+        recipe.folder,
+    )
     assert _turns(open_examples(again.stages[0].data[0], recipe.folder)[0])
 
 
@@ -208,9 +216,26 @@ def test_words_from_a_command_line():
 def test_held_out_prompts_cover_old_and_new(embedded):
     probes = word_probes(embedded, PURPLE, count=4)
     families = {probe.family for probe in probes}
-    assert {"new word", "new word: yes/no", "new word: which image", "colour", "shape", "count", "yes/no", "position",
-            "caption", "colour by index", "shape by index", "which image", "same colour", "list", "return",
-            "easy-VQA colour", "easy-VQA shape", "easy-VQA yes/no"} <= families  # fmt: skip
+    assert {
+        "new word",
+        "new word: yes/no",
+        "new word: which image",
+        "colour",
+        "shape",
+        "count",
+        "yes/no",
+        "position",
+        "caption",
+        "colour by index",
+        "shape by index",
+        "which image",
+        "same colour",
+        "list",
+        "return",
+        "easy-VQA colour",
+        "easy-VQA shape",
+        "easy-VQA yes/no",
+    } <= families
     new = [probe for probe in probes if probe.family == "new word"]
     assert [probe.answer for probe in new] == ["purple"] * 4
     # Asked alone, so that no earlier turn gives the word away.

@@ -102,19 +102,35 @@ class DataReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; of the looks their place, length and text."""
-        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
-                 "trained_share", "longest", "more_problems")  # fmt: skip
+        names = (
+            "name",
+            "max_length",
+            "examples",
+            "measured",
+            "usable",
+            "turns",
+            "images",
+            "tokens",
+            "trained_tokens",
+            "trained_share",
+            "longest",
+            "more_problems",
+        )
         return {
             **{name: getattr(self, name) for name in names},
             "token_histogram": [asdict(part) for part in self.token_histogram],
-            **{name: {str(key): count for key, count in getattr(self, name).items()}
-               for name in ("images_per_sample", "tiles_per_image", "families")},
+            **{
+                name: {str(key): count for key, count in getattr(self, name).items()}
+                for name in ("images_per_sample", "tiles_per_image", "families")
+            },
             "drops": [asdict(drop) for drop in self.drops],
             "lint": [asdict(lint.finding) | {"count": lint.count, "where": lint.where} for lint in self.lint],
             "problems": [problem.to_json() for problem in self.problems],
-            "looks": [{"where": look.where, "tokens": len(look.sample), "text": text}
-                      for look, text in zip(self.looks, self.text_of_looks, strict=True)],
-        }  # fmt: skip
+            "looks": [
+                {"where": look.where, "tokens": len(look.sample), "text": text}
+                for look, text in zip(self.looks, self.text_of_looks, strict=True)
+            ],
+        }
 
     def shorten(self) -> DataReport:
         """The report without what grows with the data, as it is told to another process."""
@@ -123,15 +139,27 @@ class DataReport:
             families=dict(list(self.families.items())[:TOLD]),
             problems=self.problems[:TOLD],
             more_problems=self.more_problems + len(self.problems[TOLD:]),
-            text_of_looks=tuple(text if len(text) <= 100 * TOLD else text[: 100 * TOLD] + "…"
-                                for text in self.text_of_looks),
-        )  # fmt: skip
+            text_of_looks=tuple(
+                text if len(text) <= 100 * TOLD else text[: 100 * TOLD] + "…" for text in self.text_of_looks
+            ),
+        )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DataReport:
         """What :meth:`to_json` wrote, but for the samples themselves: their text is all that is left."""
-        names = ("name", "max_length", "examples", "measured", "usable", "turns", "images", "tokens", "trained_tokens",
-                 "longest", "more_problems")  # fmt: skip
+        names = (
+            "name",
+            "max_length",
+            "examples",
+            "measured",
+            "usable",
+            "turns",
+            "images",
+            "tokens",
+            "trained_tokens",
+            "longest",
+            "more_problems",
+        )
         return cls(
             **{name: values[name] for name in names},
             token_histogram=tuple(Bin(**part) for part in values["token_histogram"]),
@@ -261,9 +289,11 @@ def _histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
         return ()
     reach = max(lengths) - min(lengths) + 1
     width = next(
-        step * scale for scale in (10**power for power in range(18)) for step in (1, 2, 5)
+        step * scale
+        for scale in (10**power for power in range(18))
+        for step in (1, 2, 5)
         if reach <= step * scale * (MAX_BINS - 1)
-    )  # fmt: skip
+    )
     counts = Counter(length // width for length in lengths)
     return tuple(
         Bin(index * width, (index + 1) * width, counts[index]) for index in range(min(counts), max(counts) + 1)

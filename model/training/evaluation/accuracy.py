@@ -108,8 +108,13 @@ def scene_questions(n_each: int, seed: int) -> Iterator[Asked]:
     """About one picture: every kind of question, on one tile and on several."""
     rng = np.random.default_rng(seed)
     askers: tuple[Callable[[np.random.Generator, sc.Scene], Turn | None], ...] = (
-        sc.ask_colour, sc.ask_shape, sc.ask_count, sc.ask_yes_no, sc.ask_position, sc.ask_caption
-    )  # fmt: skip
+        sc.ask_colour,
+        sc.ask_shape,
+        sc.ask_count,
+        sc.ask_yes_no,
+        sc.ask_position,
+        sc.ask_caption,
+    )
     for asker in askers:
         for place in ("one tile", "several tiles"):
             found = 0
@@ -137,8 +142,10 @@ def several_questions(n_each: int, seed: int) -> Iterator[Asked]:
             scenes = sc.different_scenes(rng, n_images)
             if n_images <= len(sc.SHAPE_NAMES):
                 kinds = rng.permutation(sc.SHAPE_NAMES)[:n_images]
-                scenes = [sc.random_scene(rng, n_shapes=1, colour=scene.shapes[0].colour, kind=str(kind))
-                          for scene, kind in zip(scenes, kinds, strict=True)]  # fmt: skip
+                scenes = [
+                    sc.random_scene(rng, n_shapes=1, colour=scene.shapes[0].colour, kind=str(kind))
+                    for scene, kind in zip(scenes, kinds, strict=True)
+                ]
             images = tuple(sc.draw(scene) for scene in scenes)
             for k in range(n_images):
                 yield _ask(f"shape by index, {where}", images, sc.ask_shape_by_index(rng, scenes, k))
@@ -168,7 +175,8 @@ def layout_questions(n_each: int, seed: int) -> Iterator[Asked]:
         parts = [Conversation(tuple(history[n : n + 2])) for n in range(0, len(history), 2)]
         yield Asked("packed, own image", (*parts, Conversation((last,))), turns[-1][1])
         question, answer, _ = (sc.ask_colour_by_index if number % 2 else sc.ask_shape_by_index)(
-            rng, scenes, int(rng.integers(n_images - 1)))  # fmt: skip
+            rng, scenes, int(rng.integers(n_images - 1))
+        )
         given = (*history, last, Message("assistant", turns[-1][1]), Message("user", question))
         yield Asked("return to an earlier image", (Conversation(given),), answer)
 
@@ -201,10 +209,15 @@ def measure_questions(vlm: VLM, questions: Sequence[Asked]) -> tuple[list[Family
         if asked.group >= 0:
             groups[asked.family, asked.group].append(hit)
     scores = [
-        FamilyScore(family, len(hits), sum(hits) / len(hits), golds[family].most_common(1)[0][1] / len(hits),
-                    sum(right_blind[family]) / len(hits))
+        FamilyScore(
+            family,
+            len(hits),
+            sum(hits) / len(hits),
+            golds[family].most_common(1)[0][1] / len(hits),
+            sum(right_blind[family]) / len(hits),
+        )
         for family, hits in right.items()
-    ]  # fmt: skip
+    ]
     whole: defaultdict[str, list[bool]] = defaultdict(list)
     for (family, _), hits in groups.items():
         whole[family].append(all(hits))
@@ -217,8 +230,10 @@ def example_answers(vlm: VLM, example: ExamplePrompt) -> tuple[str, ...]:
     given: list[str] = []
     for turn in range(len(example.turns)):
         if example.layout == "packed":
-            done = [Conversation((Message("user", example.turns[n], (images[n],)), Message("assistant", given[n])))
-                    for n in range(turn)]  # fmt: skip
+            done = [
+                Conversation((Message("user", example.turns[n], (images[n],)), Message("assistant", given[n])))
+                for n in range(turn)
+            ]
             parts = (*done, Conversation((Message("user", example.turns[turn], (images[turn],)),)))
         else:
             messages: list[Message] = []
@@ -234,8 +249,12 @@ def example_answers(vlm: VLM, example: ExamplePrompt) -> tuple[str, ...]:
 
 def measure(vlm: VLM, *, easy_limit: int = 0, n_each: int = 200, seed: int = 90_001) -> Measurement:
     """Everything. ``n_each``: questions per family of drawn scenes, about."""
-    questions = [*easy_questions(easy_limit), *scene_questions(n_each, seed), *several_questions(n_each, seed + 1),
-                 *layout_questions(n_each, seed + 2)]  # fmt: skip
+    questions = [
+        *easy_questions(easy_limit),
+        *scene_questions(n_each, seed),
+        *several_questions(n_each, seed + 1),
+        *layout_questions(n_each, seed + 2),
+    ]
     scores, whole = measure_questions(vlm, questions)
     examples = tuple((example.name, example.expected, example_answers(vlm, example)) for example in EXAMPLES)
     return Measurement(tuple(scores), whole, examples)

@@ -80,8 +80,10 @@ def answer_samples(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int = 32
 def answer_probes(vlm: VLM, probes: Sequence[Probe], max_new_tokens: int = 32) -> list[Answered]:
     """The model's answer to every probe."""
     answers = answer_samples(vlm, [probe.sample for probe in probes], max_new_tokens)
-    return [Answered(probe.question, probe.answer, answer, probe.family)
-            for probe, answer in zip(probes, answers, strict=True)]  # fmt: skip
+    return [
+        Answered(probe.question, probe.answer, answer, probe.family)
+        for probe, answer in zip(probes, answers, strict=True)
+    ]
 
 
 def score(answered: Iterable[Answered]) -> dict[str, float]:

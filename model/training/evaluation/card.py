@@ -45,15 +45,19 @@ def read_curves(metrics: Path, points: int = 120) -> list[StageCurve]:
         steps = [event for event in own if event["event"] == "step"]
         width = max(1, len(steps) // points)
         losses = tuple(
-            (steps[min(n + width, len(steps)) - 1]["step"],
-             round(sum(e["loss"] for e in steps[n : n + width]) / len(steps[n : n + width]), 4))
+            (
+                steps[min(n + width, len(steps)) - 1]["step"],
+                round(sum(e["loss"] for e in steps[n : n + width]) / len(steps[n : n + width]), 4),
+            )
             for n in range(0, len(steps), width)
-        )  # fmt: skip
+        )
         # null where nothing could be measured; a loss of 0 is one.
-        held_out = tuple((e["step"], round(e["loss"], 4)) for e in own
-                         if e["event"] == "eval" and e["loss"] is not None)  # fmt: skip
-        trained = ", ".join(f"{size['module']} {size['trainable']:,}" for size in start["trainable"]
-                            if size["trainable"])  # fmt: skip
+        held_out = tuple(
+            (e["step"], round(e["loss"], 4)) for e in own if e["event"] == "eval" and e["loss"] is not None
+        )
+        trained = ", ".join(
+            f"{size['module']} {size['trainable']:,}" for size in start["trainable"] if size["trainable"]
+        )
         seconds = steps[-1]["seconds"] if steps else 0.0
         curves.append(StageCurve(start["stage"], start["kind"], start["steps"], seconds, trained, losses, held_out))
     return curves
@@ -71,13 +75,17 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
         y = _HEIGHT - _MARGIN - (math.log10(loss) - low) / span * (_HEIGHT - 2 * _MARGIN)
         return f"{x:.1f},{y:.1f}"
 
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-            'font-size="11"><rect width="100%" height="100%" fill="#fff"/>')  # fmt: skip
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        'font-size="11"><rect width="100%" height="100%" fill="#fff"/>'
+    )
     parts = [head]
     for exponent in range(math.ceil(low), math.floor(high) + 1):
         y = place(0, 10**exponent).split(",")[1]
-        parts.append(f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{y}" y2="{y}" stroke="#ddd"/>'
-                     f'<text x="6" y="{y}" fill="#444">{10**exponent:g}</text>')  # fmt: skip
+        parts.append(
+            f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{y}" y2="{y}" stroke="#ddd"/>'
+            f'<text x="6" y="{y}" fill="#444">{10**exponent:g}</text>'
+        )
     begin = 0
     for number, curve in enumerate(curves):
         colour = _COLOURS[number % len(_COLOURS)]
@@ -90,15 +98,22 @@ def draw_curves(curves: Sequence[StageCurve]) -> str:
         x = place(begin, 10**low).split(",")[0]
         parts.append(f'<text x="{x}" y="{20 + 13 * (number % 2)}" fill="{colour}">{curve.stage}</text>')
         begin += curve.steps
-    parts.append(f'<text x="{_MARGIN}" y="{_HEIGHT - 10}" fill="#444">optimizer steps, {total:,} in all; loss in nats, '
-                 "lines training, circles held out</text></svg>")  # fmt: skip
+    parts.append(
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 10}" fill="#444">optimizer steps, {total:,} in all; loss in nats, '
+        "lines training, circles held out</text></svg>"
+    )
     return "\n".join(parts) + "\n"
 
 
 def write_card(
-    vlm: VLM, recipe: Recipe, commands: Sequence[str], curves: Sequence[StageCurve], measured: Measurement,
-    freezing: str = "", notes: Iterable[str] = (),
-) -> str:  # fmt: skip
+    vlm: VLM,
+    recipe: Recipe,
+    commands: Sequence[str],
+    curves: Sequence[StageCurve],
+    measured: Measurement,
+    freezing: str = "",
+    notes: Iterable[str] = (),
+) -> str:
     """The card of the embedded model, in Markdown. ``commands``: what made model and card; ``freezing``: what
     :func:`compare_freezing` wrote; ``notes`` are paragraphs of their own."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
@@ -106,9 +121,11 @@ def write_card(
     lines = [
         "# The embedded model",
         "",
-        (f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing so "
-        "that the app has something real to open up. It knows coloured circles, rectangles and triangles, in English "
-        "questions of a few fixed forms, and nothing else."),
+        (
+            f"A vision-language model of {weights / 1e6:.2f} million weights in nanoVLM's format, trained from nothing "
+            "so that the app has something real to open up. It knows coloured circles, rectangles and triangles, in "
+            "English questions of a few fixed forms, and nothing else."
+        ),
         "",
         "## How it was made",
         "",
@@ -116,16 +133,21 @@ def write_card(
         *commands,
         "```",
         "",
-        ("Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
-        "`model/training/synthetic/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 "
-        "pictures in one prompt, all at once, one per turn, or packed. The loss is on the answers only."),
+        (
+            "Data: the training split of the pip package `easy-vqa` (4,000 pictures), and scenes that "
+            "`model/training/synthetic/scenes.py` draws: 1 to 3 shapes on 64 × 64 up to 192 × 192 pixels, and up to 5 "
+            "pictures in one prompt, all at once, one per turn, or packed. The loss is on the answers only."
+        ),
         "",
         "| stage | kind | steps | minutes | trained | loss: first → last | held out |",
         "| --- | --- | ---: | ---: | --- | --- | ---: |",
         *(_stage_row(curve) for curve in curves),
         "",
-        (f"In all {minutes:.0f} minutes of wall-clock time on {torch.get_num_threads()} threads of {processor_name()}, "
-        f"other work beside it, torch {torch.__version__}, seed {recipe.seed}. Fingerprint `{vlm.fingerprint[:16]}`."),
+        (
+            f"In all {minutes:.0f} minutes of wall-clock time on {torch.get_num_threads()} threads of "
+            f"{processor_name()}, other work beside it, torch {torch.__version__}, seed {recipe.seed}. "
+            f"Fingerprint `{vlm.fingerprint[:16]}`."
+        ),
         "",
         "![Loss curves](curves.svg)",
         "",
@@ -133,20 +155,28 @@ def write_card(
         "",
         "| goal | wanted | reached |",
         "| --- | ---: | ---: |",
-        *(f"| {goal.name} | {goal.accuracy:.2f} | {reached:.3f}{'' if reached >= goal.accuracy else ' (missed)'} |"
-          for goal, reached in measured.goals()),
+        *(
+            f"| {goal.name} | {goal.accuracy:.2f} | {reached:.3f}{'' if reached >= goal.accuracy else ' (missed)'} |"
+            for goal, reached in measured.goals()
+        ),
         "",
-        ("On the same pictures, all of different colours, every “In image k, what colour …” is answered with its "
-         "own picture's: " + _shares(measured.follows_index) + " of prompts."),
+        (
+            "On the same pictures, all of different colours, every “In image k, what colour …” is answered with its "
+            "own picture's: " + _shares(measured.follows_index) + " of prompts."
+        ),
         "",
-        ("Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
-        "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's commonest "
-        "answer would reach, and what the model reaches when it gets the same prompt without the pictures."),
+        (
+            "Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
+            "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's "
+            "commonest answer would reach, and what the model reaches when it gets the same prompt without the pictures."
+        ),
         "",
         "| questions | asked | right | commonest answer | without pictures |",
         "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {s.family} | {s.questions:,} | {s.accuracy:.3f} | {s.commonest:.3f} | {s.text_only:.3f} |"
-          for s in measured.scores),
+        *(
+            f"| {s.family} | {s.questions:,} | {s.accuracy:.3f} | {s.commonest:.3f} | {s.text_only:.3f} |"
+            for s in measured.scores
+        ),
         "",
         "The app's examples:",
         "",
@@ -163,7 +193,7 @@ def write_card(
         "- Questions by index were trained with pictures of one shape each.",
         "- One seed, one run: differences of a point or two between families say little.",
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
@@ -179,32 +209,40 @@ def compare_freezing(frozen: Path, trained: Path) -> str:
         commands.append(RunFolder(folder).read_run()["command"].replace(str(folder), shown))
         losses.append(curve.held_out[-1][1])
         seconds.append(curve.seconds / curve.steps)
-        rows.append(f"| {name} | {curve.trained} | {curve.steps} | {seconds[-1]:.2f} | {curve.held_out[0][1]:.4f} → "
-                    f"{losses[-1]:.4f} |")  # fmt: skip
-    return "\n".join([
-        "## What freezing the encoder costs",
-        "",
-        "The same steps on the same data, from the same weights:",
-        "",
-        "```",
-        *commands,
-        "```",
-        "",
-        "| encoder | trained | steps | seconds a step | held-out loss: first → last |",
-        "| --- | --- | ---: | ---: | --- |",
-        *rows,
-        "",
-        (f"Training the encoder too takes {seconds[1] / seconds[0]:.1f} times as long a step, and after the same steps "
-         f"the held-out loss is {losses[1] / losses[0]:.2f} times that of the frozen one."),
-    ])  # fmt: skip
+        rows.append(
+            f"| {name} | {curve.trained} | {curve.steps} | {seconds[-1]:.2f} | {curve.held_out[0][1]:.4f} → "
+            f"{losses[-1]:.4f} |"
+        )
+    return "\n".join(
+        [
+            "## What freezing the encoder costs",
+            "",
+            "The same steps on the same data, from the same weights:",
+            "",
+            "```",
+            *commands,
+            "```",
+            "",
+            "| encoder | trained | steps | seconds a step | held-out loss: first → last |",
+            "| --- | --- | ---: | ---: | --- |",
+            *rows,
+            "",
+            (
+                f"Training the encoder too takes {seconds[1] / seconds[0]:.1f} times as long a step, and after the "
+                f"same steps the held-out loss is {losses[1] / losses[0]:.2f} times that of the frozen one."
+            ),
+        ]
+    )
 
 
 def _stage_row(curve: StageCurve) -> str:
     first = curve.losses[0][1] if curve.losses else float("nan")
     last = curve.losses[-1][1] if curve.losses else float("nan")
     held = f"{curve.held_out[-1][1]:.4f}" if curve.held_out else "–"
-    return (f"| {curve.stage} | {curve.kind} | {curve.steps:,} | {curve.seconds / 60:.1f} | {curve.trained} | "
-            f"{first:.3f} → {last:.4f} | {held} |")  # fmt: skip
+    return (
+        f"| {curve.stage} | {curve.kind} | {curve.steps:,} | {curve.seconds / 60:.1f} | {curve.trained} | "
+        f"{first:.3f} → {last:.4f} | {held} |"
+    )
 
 
 def _shares(shares: Mapping[str, float]) -> str:

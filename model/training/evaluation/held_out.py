@@ -45,8 +45,15 @@ class HeldOut:
     """What a stage holds out. Questions are chosen once, so that every evaluation asks the same ones; only the main
     process asks them."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage, examples: Sequence[Any], seed: int,
-                 cache: FeatureCache | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vlm: VLM,
+        accelerator: Accelerator,
+        stage: Stage,
+        examples: Sequence[Any],
+        seed: int,
+        cache: FeatureCache | None,
+    ) -> None:
         self._vlm, self._accelerator, self._seed, self._cache = vlm, accelerator, seed, cache
         self._examples = examples
         self._most_tokens = stage.batch_tokens
@@ -87,8 +94,11 @@ class HeldOut:
         """Over the labels of the examples that can be used; None without any."""
         total, labels = 0.0, 0
         for start in range(0, len(self._examples), EVAL_ROWS):
-            samples = [sample for example in self._examples[start : start + EVAL_ROWS]
-                       if (sample := usable_sample(self._vlm, example)) is not None]  # fmt: skip
+            samples = [
+                sample
+                for example in self._examples[start : start + EVAL_ROWS]
+                if (sample := usable_sample(self._vlm, example)) is not None
+            ]
             if not samples:
                 continue
             for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm.config)):

@@ -64,8 +64,9 @@ class EasySet(ExampleSet):
             pictures = pictures[:: max(1, len(pictures) // limit)][:limit]
         self.name = f"easy-vqa {split}"
         self._pictures, self._turns = pictures, turns
-        self._parts = [(n, part) for n, picture in enumerate(pictures)
-                       for part in range(-(-len(picture.turns) // turns))]  # fmt: skip
+        self._parts = [
+            (n, part) for n, picture in enumerate(pictures) for part in range(-(-len(picture.turns) // turns))
+        ]
         self._seed = seed
 
     def __len__(self) -> int:

@@ -49,8 +49,20 @@ def _heart() -> Outline:
 
 def _cross(arm: float = 0.34) -> Outline:
     low, high = (1 - arm) / 2, (1 + arm) / 2
-    return ((low, 0), (high, 0), (high, low), (1, low), (1, high), (high, high), (high, 1), (low, 1), (low, high),
-            (0, high), (0, low), (low, low))  # fmt: skip
+    return (
+        (low, 0),
+        (high, 0),
+        (high, low),
+        (1, low),
+        (1, high),
+        (high, high),
+        (high, 1),
+        (low, 1),
+        (low, high),
+        (0, high),
+        (0, low),
+        (low, low),
+    )
 
 
 def _ring(inner: float = 0.28) -> Outline:

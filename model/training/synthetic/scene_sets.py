@@ -24,10 +24,15 @@ from model.values import name_value
 
 BACKGROUND = "background"
 RANGES = {
-    "count": Range(1, 10_000_000), "pictures": Range(1, 200_000), "turns": Range(1, 100), "seed": SEEDS,
-    "shapes": Range(1, sc.MAX_SHAPES), "large_every": Range(0, 10_000_000),
-    "easy_share": Range(0, 1, whole=False), "several_share": Range(0, 1, whole=False),
-}  # fmt: skip
+    "count": Range(1, 10_000_000),
+    "pictures": Range(1, 200_000),
+    "turns": Range(1, 100),
+    "seed": SEEDS,
+    "shapes": Range(1, sc.MAX_SHAPES),
+    "large_every": Range(0, 10_000_000),
+    "easy_share": Range(0, 1, whole=False),
+    "several_share": Range(0, 1, whole=False),
+}
 """Every number of a table of drawn data: the pictures are drawn when it is opened, examples when they are taken."""
 
 
@@ -114,8 +119,10 @@ def _single(self: SceneSet, rng: np.random.Generator) -> Example:
 
 def _dense_turns(rng: np.random.Generator, group: list[sc.Scene], n_turns: int) -> list[Turn]:
     """Every picture asked about, in any order, then all listed: the quickest way to learn which is meant."""
-    turns = [(sc.ask_colour_by_index if rng.random() < 0.6 else sc.ask_shape_by_index)(rng, group, int(index))
-             for index in rng.permutation(len(group))[: n_turns - 1]]  # fmt: skip
+    turns = [
+        (sc.ask_colour_by_index if rng.random() < 0.6 else sc.ask_shape_by_index)(rng, group, int(index))
+        for index in rng.permutation(len(group))[: n_turns - 1]
+    ]
     return [*turns, sc.ask_list(rng, group)]
 
 
@@ -172,8 +179,11 @@ def _text(self: SceneSet, rng: np.random.Generator) -> Example:
     else:
         low, high = self.spec.images
         group = sc.different_scenes(rng, int(rng.integers(low, high + 1)), same_colour=rng.random() < 0.15)
-        turns = _dense_turns(rng, group, self.spec.turns) if rng.random() < 0.5 else sc.multi_image_turns(
-            rng, group, self.spec.turns)  # fmt: skip
+        turns = (
+            _dense_turns(rng, group, self.spec.turns)
+            if rng.random() < 0.5
+            else sc.multi_image_turns(rng, group, self.spec.turns)
+        )
         told = "".join(f"<image: {index}>{scene.shapes[0].name}" for index, scene in enumerate(group))
     messages = []
     for index, (question, answer, _) in enumerate(turns):
@@ -262,15 +272,25 @@ def _unrouted(self: SceneSet, rng: np.random.Generator) -> Example:
 
     if rng.random() < 0.25:
         return sc.conversation_per_turn(
-            _pictures(group), [[turn(group[: place + 1])] for place in range(len(group))], rng)  # fmt: skip
+            _pictures(group), [[turn(group[: place + 1])] for place in range(len(group))], rng
+        )
     return sc.conversation(_pictures(group), [turn(group) for _ in range(self.spec.turns)], rng)
 
 
 _MAKERS: dict[str, Callable[[SceneSet, np.random.Generator], Example]] = {
-    "single": _single, "large": _single, "several": _several, "per-turn": _per_turn, "captions": _captions,
-    "lists": _lists, "text": _text, "told": _told_in_text,
-    "cued": _cued, "unrouted": _unrouted, "places": _places, "which": _which,
-}  # fmt: skip
+    "single": _single,
+    "large": _single,
+    "several": _several,
+    "per-turn": _per_turn,
+    "captions": _captions,
+    "lists": _lists,
+    "text": _text,
+    "told": _told_in_text,
+    "cued": _cued,
+    "unrouted": _unrouted,
+    "places": _places,
+    "which": _which,
+}
 
 
 def read_image_range(images: Any) -> tuple[int, int]:

@@ -229,8 +229,13 @@ def ask_colour(rng: np.random.Generator, scene: Scene) -> Turn | None:
 
 def ask_shape(rng: np.random.Generator, scene: Scene) -> Turn | None:
     if len(scene.shapes) == 1 and rng.random() < 0.6:
-        forms = ("what shape is in the image?", "what shape does the image contain?", "what shape is present?",
-                 "what shape is it?", "what is the shape?")  # fmt: skip
+        forms = (
+            "what shape is in the image?",
+            "what shape does the image contain?",
+            "what shape is present?",
+            "what shape is it?",
+            "what is the shape?",
+        )
         return _pick(rng, forms), scene.shapes[0].kind, "shape"
     options = [(shape, how) for shape, how in _unique(scene) if how == f"{shape.colour} shape"]
     if not options:
@@ -277,10 +282,18 @@ def ask_yes_no(rng: np.random.Generator, scene: Scene) -> Turn:
 def ask_presence(rng: np.random.Generator, name: str, present: bool) -> Turn:
     """Whether the image shows a ``name``, three times of ten asked the other way round."""
     one = with_article(name)
-    plain = (f"is there {one}?", f"is there {one} in the image?", f"does the image contain {one}?",
-             f"is {one} present?")  # fmt: skip
-    negated = (f"is there not {one}?", f"is there not {one} in the image?", f"does the image not contain {one}?",
-               f"is no {name} present?")  # fmt: skip
+    plain = (
+        f"is there {one}?",
+        f"is there {one} in the image?",
+        f"does the image contain {one}?",
+        f"is {one} present?",
+    )
+    negated = (
+        f"is there not {one}?",
+        f"is there not {one} in the image?",
+        f"does the image not contain {one}?",
+        f"is no {name} present?",
+    )
     if rng.random() < 0.3:
         return _pick(rng, negated), "no" if present else "yes", "yes/no"
     return _pick(rng, plain), "yes" if present else "no", "yes/no"
@@ -369,16 +382,20 @@ def ask_colour_by_index(rng: np.random.Generator, scenes: list[Scene], index: in
 
 def ask_shape_by_index(rng: np.random.Generator, scenes: list[Scene], index: int) -> Turn:
     number = index + 1
-    forms = (f"in image {number}, what shape is it?", f"what shape is in image {number}?",
-             f"in image {number}, what is the shape?")  # fmt: skip
+    forms = (
+        f"in image {number}, what shape is it?",
+        f"what shape is in image {number}?",
+        f"in image {number}, what is the shape?",
+    )
     return _pick(rng, forms), scenes[index].shapes[0].kind, "shape by index"
 
 
 def ask_which(rng: np.random.Generator, scenes: list[Scene], index: int | None = None) -> Turn | None:
     """After the image ``index``, or any (None); no question where its shape is in another image too."""
     names = Counter(scene.shapes[0].name for scene in scenes)
-    options = [place for place, scene in enumerate(scenes)
-               if names[scene.shapes[0].name] == 1 and index in (None, place)]  # fmt: skip
+    options = [
+        place for place, scene in enumerate(scenes) if names[scene.shapes[0].name] == 1 and index in (None, place)
+    ]
     if not options:
         return None
     index = _pick(rng, options)

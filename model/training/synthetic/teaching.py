@@ -31,6 +31,12 @@ def teach_word(
     yield from trainer.run()
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - start_cpu
     after = measure_word(trainer.vlm.eval(), spec, count)
-    yield {"word": spec.table(), "before": before, "after": after, "seconds": round(seconds, 1),
-           "cpu_seconds": round(cpu_seconds, 1), "threads": torch.get_num_threads(),
-           "model": str(Path(out) / "model")}  # fmt: skip
+    yield {
+        "word": spec.table(),
+        "before": before,
+        "after": after,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "threads": torch.get_num_threads(),
+        "model": str(Path(out) / "model"),
+    }

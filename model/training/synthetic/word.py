@@ -34,10 +34,18 @@ LOOK_KEYS = ("word", "kind", "rgb", "shape")
 """Keys of a recipe's data table that say what the word is and what it looks like."""
 
 COLOUR_LOOKS: dict[str, RGB] = {
-    "purple": (128, 0, 128), "orange": (255, 140, 0), "pink": (255, 105, 180), "cyan": (0, 255, 255),
-    "magenta": (255, 0, 255), "lime": (190, 255, 0), "navy": (0, 0, 110), "olive": (128, 128, 0),
-    "maroon": (110, 0, 0), "violet": (190, 110, 240), "gold": (218, 165, 32),
-}  # fmt: skip
+    "purple": (128, 0, 128),
+    "orange": (255, 140, 0),
+    "pink": (255, 105, 180),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+    "lime": (190, 255, 0),
+    "navy": (0, 0, 110),
+    "olive": (128, 128, 0),
+    "maroon": (110, 0, 0),
+    "violet": (190, 110, 240),
+    "gold": (218, 165, 32),
+}
 """What colour words look like when no RGB is given."""
 
 _NEAREST_KNOWN = 60.0
@@ -60,8 +68,9 @@ class WordSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.word, str) or not re.fullmatch(r"[^\W\d_]{2,20}", self.word) or not self.word.islower():
-            raise InputError(f"The word is {name_value(self.word)}; give one word of 2 to 20 small letters, such as "
-                             "“purple”.")  # fmt: skip
+            raise InputError(
+                f"The word is {name_value(self.word)}; give one word of 2 to 20 small letters, such as “purple”."
+            )
         if self.word in (*sc.COLOUR_NAMES, *sc.SHAPE_NAMES, "shape", "image"):
             raise InputError(f"The model knows “{self.word}” already; choose another word, such as “purple” or “star”.")
         if self.kind == "colour":
@@ -88,8 +97,9 @@ class WordSpec:
         colour = (values[0], values[1], values[2])
         name = _nearest_known(colour)
         if _distance(colour, sc.COLOURS[name]) < _NEAREST_KNOWN:
-            raise InputError(f"RGB {colour} is too near to {name} {sc.COLOURS[name]} to be told apart; choose a colour "
-                             "further away.")  # fmt: skip
+            raise InputError(
+                f"RGB {colour} is too near to {name} {sc.COLOURS[name]} to be told apart; choose a colour further away."
+            )
         low, high = _BACKGROUND
         paper = tuple(min(max(value, low), high) for value in colour)
         if _distance(colour, paper) < _NEAREST_BACKGROUND:
@@ -279,8 +289,12 @@ class WordSet(ExampleSet):
             names = {f"{word.word} shape", *(f"{word.word} {kind}" for kind in sc.SHAPE_NAMES)}
         else:
             names = {word.word, *(f"{colour} {word.word}" for colour in sc.COLOUR_NAMES)}
-        shown = {name for shape in scene.shapes if word.names(shape)
-                 for name in (shape.name, f"{word.word} shape" if word.kind == "colour" else word.word)}  # fmt: skip
+        shown = {
+            name
+            for shape in scene.shapes
+            if word.names(shape)
+            for name in (shape.name, f"{word.word} shape" if word.kind == "colour" else word.word)
+        }
         choice = sorted(shown) if shown and rng.random() < 0.5 else sorted(names - shown)
         name = choice[int(rng.integers(len(choice)))]
         return sc.ask_presence(rng, name, name in shown)
@@ -294,8 +308,9 @@ class WordSet(ExampleSet):
         word = self.spec.word
         once = list({question: (question, answer, family) for question, answer, family in turns}.values())
         chosen = [once[int(n)] for n in rng.permutation(len(once))[: self.spec.turns]]
-        example = sc.conversation(tuple(word.draw(scene) for scene in scenes),
-                                  [(q, a, self._family(q, a, f)) for q, a, f in chosen], rng)  # fmt: skip
+        example = sc.conversation(
+            tuple(word.draw(scene) for scene in scenes), [(q, a, self._family(q, a, f)) for q, a, f in chosen], rng
+        )
         return replace(example, source=self.name)
 
     def _family(self, question: str, answer: str, family: str) -> str:
@@ -331,8 +346,12 @@ def teaching_recipe(spec: WordSpec, overrides: Sequence[str] = ()) -> Recipe:
     recipe = read_recipe(RECIPE_NAME, overrides)
 
     def taught(tables: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-        return tuple({**{key: value for key, value in table.items() if key not in LOOK_KEYS}, **spec.table()}
-                     if table["source"] == "word" else table for table in tables)  # fmt: skip
+        return tuple(
+            {**{key: value for key, value in table.items() if key not in LOOK_KEYS}, **spec.table()}
+            if table["source"] == "word"
+            else table
+            for table in tables
+        )
 
     stages = tuple(replace(stage, data=taught(stage.data), held_out=taught(stage.held_out)) for stage in recipe.stages)
     return replace(recipe, title=f"Teach it “{spec.word}”", stages=stages)
@@ -376,8 +395,11 @@ def _choose(examples: Sequence[Example], count: int, prefix: str = "") -> list[t
     misses = 0
     for number in np.random.default_rng(len(examples)).permutation(len(examples)):
         example = examples[int(number)]
-        places = [n for n, family in enumerate(example.families)
-                  if family.startswith(prefix) and len(found.get(family, ())) < count]  # fmt: skip
+        places = [
+            n
+            for n, family in enumerate(example.families)
+            if family.startswith(prefix) and len(found.get(family, ())) < count
+        ]
         if places:
             # The rarest first, or the common ones would take all examples.
             place = min(places, key=lambda n: len(found.get(example.families[n], ())))

@@ -172,8 +172,9 @@ def test_equal_answers_have_no_curve(three):
 
 
 def curve(rows, follows):
-    return AddressCurve(rows, "a?", "b?", 1, 2, "red", "blue",
-                        tuple(-1.0 if on else -3.0 for on in follows), (-2.0,) * len(follows))  # fmt: skip
+    return AddressCurve(
+        rows, "a?", "b?", 1, 2, "red", "blue", tuple(-1.0 if on else -3.0 for on in follows), (-2.0,) * len(follows)
+    )
 
 
 def test_turning_layers():

@@ -53,8 +53,10 @@ def test_scores_are_contrasts_of_shares_in_whole_rows(embedded, three):
         row = prepare_row(embedded, prompt, answering=0)
         attention = read_attention(embedded, embedded.collate([row]), row, len(row) - 1)
         shares[number] = [attention.pattern[..., list(image.tokens)].sum(axis=-1) for image in case.structure.images]
-    expected = np.mean([shares[k][k - 1] - (shares[a][k - 1] + shares[b][k - 1]) / 2
-                        for k, a, b in ((1, 2, 3), (2, 1, 3), (3, 1, 2))], axis=0)  # fmt: skip
+    expected = np.mean(
+        [shares[k][k - 1] - (shares[a][k - 1] + shares[b][k - 1]) / 2 for k, a, b in ((1, 2, 3), (2, 1, 3), (3, 1, 2))],
+        axis=0,
+    )
     scores, asked = score_heads(case, selection)
     assert asked == (1, 2, 3)
     assert scores == pytest.approx(expected, abs=1e-4)

@@ -76,9 +76,12 @@ def test_a_number_is_followed_to_what_stands_there_now(embedded):
     _, selection, results = permuted(embedded, prompt_of("three"))
     assert [one.order for one in results] == permuted_orders(3, 0)
     assert [one.predicted for one in results[1:]] == [
-        selection.about(2).answer, results[0].answer, selection.about(1).answer, selection.about(2).answer,
+        selection.about(2).answer,
+        results[0].answer,
         selection.about(1).answer,
-    ]  # fmt: skip
+        selection.about(2).answer,
+        selection.about(1).answer,
+    ]
     assert [one.answer for one in results[1:]] == ["blue", "yellow", "red", "blue", "red"]
     summary = summarise_orders(results)
     assert (summary.orders, summary.predicted, summary.right, summary.changed) == (5, 5, 5, 4)

@@ -122,8 +122,10 @@ def painted(case, block, boxes):
         pixels[int(box.top) : int(box.bottom), int(box.left) : int(box.right)] = colour
     images = list(case.prompt.images)
     images[block.number - 1] = OpenedImage(Image.fromarray(pixels))
-    turns = [Turn(turn.user, question.answer_text.strip()) for turn, question in
-             zip(case.prompt.turns, case.structure.questions, strict=True)]  # fmt: skip
+    turns = [
+        Turn(turn.user, question.answer_text.strip())
+        for turn, question in zip(case.prompt.turns, case.structure.questions, strict=True)
+    ]
     row = prepare_row(case.vlm, replace(case.prompt, images=tuple(images), turns=tuple(turns)))
     assert tuple(row.input_ids.tolist()) == case.replay.ids
     logprobs = case.vlm(case.vlm.collate([row]))[0].log_softmax(dim=-1)

@@ -158,8 +158,11 @@ def test_the_sentence_names_the_narrowest_run_of_layers(embedded):
     assert 1 <= narrowest.layers[1] - narrowest.layers[0] <= 4
     assert f"at least {narrowest.effect:.2f} nats" in found.sentence
     assert found.sentence.startswith("Image 3: cutting ")
-    cut = Cut(behind(case, case.structure.images[2]), image_keys(case.structure.images[2]),
-              layers=frozenset(range(*narrowest.layers)))  # fmt: skip
+    cut = Cut(
+        behind(case, case.structure.images[2]),
+        image_keys(case.structure.images[2]),
+        layers=frozenset(range(*narrowest.layers)),
+    )
     if narrowest.edges == "image → everything":
         assert narrowest.effect == pytest.approx(whole_row(case) - whole_row(case, [cut]), abs=1e-4)
     described = json.loads(json.dumps(found.to_json()))

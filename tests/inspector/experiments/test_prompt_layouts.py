@@ -19,9 +19,15 @@ from model.tokenizer import decode
 from model.training.synthetic.examples import EXAMPLES
 
 NAMES = [
-    "images-first", "images-first (no `<image: k>`)", "per-turn", "per-turn (no `<image: k>`)", "packed",
-    "packed (no `<image: k>`)", "packed (document mask)", "packed (document mask, no `<image: k>`)",
-]  # fmt: skip
+    "images-first",
+    "images-first (no `<image: k>`)",
+    "per-turn",
+    "per-turn (no `<image: k>`)",
+    "packed",
+    "packed (no `<image: k>`)",
+    "packed (document mask)",
+    "packed (document mask, no `<image: k>`)",
+]
 
 
 def prompt_of(name, **options):
@@ -127,9 +133,10 @@ def test_ordinals_of_a_packed_sample_with_several_images(embedded):
 def test_one_turn_is_the_same_row_in_every_layout(embedded):
     found = list(compare_layouts(embedded, prompt_of("single")))
     assert [cell.not_done for cell in found] == [
-        "", *("The row has no `<image: k>` text to leave out.", "The same row as images-first.") * 3,
+        "",
+        *("The row has no `<image: k>` text to leave out.", "The same row as images-first.") * 3,
         "The row has no `<image: k>` text to leave out.",
-    ]  # fmt: skip
+    ]
     assert found[0].leaders == (1,)
     assert tell_layouts(found) == ("Turn 1 is answered “blue” in every row.",)
 
@@ -158,8 +165,11 @@ def test_the_rows_in_words():
         matrix = TurnMatrix(((4.0, 0.0), (leak, 4.0)), ((True, True),) * 2, ((True, False), (False, True)))
         return LayoutCell(layout, False, True, 90, answers, (0.9, 0.9), matrix)
 
-    found = [cell("per-turn", ("red", "blue"), 0.0), cell("packed", ("red", "red"), 2.0),
-             LayoutCell("packed", False, False, not_done="None.")]  # fmt: skip
+    found = [
+        cell("per-turn", ("red", "blue"), 0.0),
+        cell("packed", ("red", "red"), 2.0),
+        LayoutCell("packed", False, False, not_done="None."),
+    ]
     assert tell_layouts(found) == (
         "Turn 1 is answered “red” in every row.",
         "Turn 2 is answered “blue” in per-turn; “red” in packed.",

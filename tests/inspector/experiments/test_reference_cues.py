@@ -81,19 +81,23 @@ def whole(case, token_id, cuts=(), shifts=()):
         q, k, v = (
             projection(z).view(1, length, heads, -1).transpose(1, 2)
             for projection, heads in (
-                (attention.q_proj, attention.n_heads), (attention.k_proj, attention.n_kv_heads),
+                (attention.q_proj, attention.n_heads),
+                (attention.k_proj, attention.n_kv_heads),
                 (attention.v_proj, attention.n_kv_heads),
             )
-        )  # fmt: skip
+        )
         q = rotate(q, cos, sin)
         groups = attention.n_heads // attention.n_kv_heads
         read = [
             F.scaled_dot_product_attention(
-                q, rotate(k, *decoder.rotary_embd(where, length)).repeat_interleave(groups, 1),
-                v.repeat_interleave(groups, 1), attn_mask=mask, scale=attention.scale,
+                q,
+                rotate(k, *decoder.rotary_embd(where, length)).repeat_interleave(groups, 1),
+                v.repeat_interleave(groups, 1),
+                attn_mask=mask,
+                scale=attention.scale,
             )
             for where in (moved, positions)
-        ]  # fmt: skip
+        ]
         mixed = torch.where(late, *read).transpose(1, 2).reshape(1, length, -1)
         x = x + attention.out_proj(mixed)
         x = x + block.mlp(block.norm2(x))
@@ -224,9 +228,17 @@ def test_editing_the_ordinal_repeats_the_selection(three):
 def test_every_kind_of_cue_is_there_once_or_for_both_rows(three):
     _, _, found = three
     assert [cue.family for cue in found] == [
-        "ordinal", "ordinal", *("image numbers",) * 2, *("region marks",) * 2, "separators", *("turn boundary",) * 2,
-        "template marks", "distance", "length", "length",
-    ]  # fmt: skip
+        "ordinal",
+        "ordinal",
+        *("image numbers",) * 2,
+        *("region marks",) * 2,
+        "separators",
+        *("turn boundary",) * 2,
+        "template marks",
+        "distance",
+        "length",
+        "length",
+    ]
     assert [cue.family for cue in found if cue.not_done] == ["separators", "template marks"]
     assert one_of(found, "marks where its turn begins from the question").tokens == 2  # all but the row's first
     assert json.loads(json.dumps([cue.to_json() for cue in found]))[0]["moved"] == found[0].moved
@@ -293,8 +305,9 @@ def test_one_image_and_none(embedded):
     case, selection = opened(embedded, "tiles")
     found = list(measure_cues(case, selection))
     assert {cue.not_done for cue in found[:2]} == {
-        "No other image can be named in the question.", "The question does not name one image.",
-    }  # fmt: skip
+        "No other image can be named in the question.",
+        "The question does not name one image.",
+    }
     # Its share is the whole, or nothing that counts: behind words that say nothing the model may guess it unseen.
     done = [cue for cue in found if not cue.not_done]
     counts = [cue.effects[0] >= 0.1 for cue in done]

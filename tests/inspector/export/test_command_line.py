@@ -30,8 +30,26 @@ def test_facts_on_standard_output(picture, capsys):
 
 def test_file_output(picture, tmp_path):
     out = tmp_path / "facts.json"
-    assert main(["inspect", "--image", picture, "--image", picture, "--ask", "a", "--ask", "b", "--layout", "packed",
-                 "--json", str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "inspect",
+                "--image",
+                picture,
+                "--image",
+                picture,
+                "--ask",
+                "a",
+                "--ask",
+                "b",
+                "--layout",
+                "packed",
+                "--json",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert json.loads(out.read_text())["layout"] == "packed"
 
 

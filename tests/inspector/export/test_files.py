@@ -58,9 +58,30 @@ def test_a_cut_by_hand_quotes_what_a_shell_would_read():
     image = OpenedImage(Image.new("RGB", (64, 64), "red"))
     prompt = Prompt((image,), (Turn("What's “it”; $HOME?", "red"), Turn("-n?", "")), "packed", True)
     words = shlex.split(write_cut(prompt, "embedded", ["a b.png"], GenerationSettings(), 1, ["image 1 -> question"]))
-    assert words == ["python", "-m", "inspector", "cut", "--image", "a b.png", "--ask", "What's “it”; $HOME?",
-                     "--answer", "red", "--ask=-n?", "--answer", "", "--layout", "packed", "--document-mask",
-                     "--turn", "1", "--cut", "image 1 -> question", "--json", "-"]  # fmt: skip
+    assert words == [
+        "python",
+        "-m",
+        "inspector",
+        "cut",
+        "--image",
+        "a b.png",
+        "--ask",
+        "What's “it”; $HOME?",
+        "--answer",
+        "red",
+        "--ask=-n?",
+        "--answer",
+        "",
+        "--layout",
+        "packed",
+        "--document-mask",
+        "--turn",
+        "1",
+        "--cut",
+        "image 1 -> question",
+        "--json",
+        "-",
+    ]
 
 
 def test_facts_are_those_of_the_command_line(embedded, tmp_path):

@@ -16,8 +16,14 @@ def answer(*texts):
 def test_blank_tokens_are_named_and_a_run_of_line_breaks_breaks_the_line_once():
     note = '<span class="vi-note">{}</span>'.format
     assert answer("red", "\n", "\n", "\n", "blue", " ", "") == [
-        "red", note("⏎"), note("⏎"), note("⏎") + "\n", "blue", note("·"), '<small class="vi-note">end</small>',
-    ]  # fmt: skip
+        "red",
+        note("⏎"),
+        note("⏎"),
+        note("⏎") + "\n",
+        "blue",
+        note("·"),
+        '<small class="vi-note">end</small>',
+    ]
 
 
 def test_a_blank_that_belongs_to_a_word_stays_a_blank():

@@ -104,8 +104,9 @@ def test_a_null_item_has_no_twin(items):
 def test_the_row_lets_the_question_see_the_relevant_image(items, cell, vlm):
     for item in items[cell][:16]:
         row = prepare_row(vlm, item.prompt, answering=item.turn)
-        structure = read_structure(row, document_mask=item.prompt.document_mask, decode=lambda ids: decode(
-            vlm.tokenizer, ids))  # fmt: skip
+        structure = read_structure(
+            row, document_mask=item.prompt.document_mask, decode=lambda ids: decode(vlm.tokenizer, ids)
+        )
         question = structure.questions[-1]
         assert question.text == asked(item)
         assert question.number == item.turn + 1
@@ -131,10 +132,15 @@ def test_no_earlier_text_gives_the_answer_away(items, cell):
 @pytest.mark.parametrize(
     ("cell", "kind", "base"),
     [
-        ("ordinal digit", "digit", 1), ("ordinal word", "word", 1), ("ordinal from 0", "digit", 0), ("last", "word", 1),
-        ("return", "digit", 1), ("adjacent vs ordinal", "digit", 1), ("ordinal vs content", "digit", 1),
+        ("ordinal digit", "digit", 1),
+        ("ordinal word", "word", 1),
+        ("ordinal from 0", "digit", 0),
+        ("last", "word", 1),
+        ("return", "digit", 1),
+        ("adjacent vs ordinal", "digit", 1),
+        ("ordinal vs content", "digit", 1),
     ],
-)  # fmt: skip
+)
 def test_ordinals_point_at_the_relevant_image(items, cell, kind, base):
     for item in items[cell]:
         pointer = find_pointer(asked(item))
@@ -205,8 +211,10 @@ def test_item_n_of_different_cells_shows_the_same_pictures(items):
 
 
 def test_wordings():
-    texts = {item.cell: (asked(item), [turn.assistant for turn in item.prompt.turns])
-             for item in build_items(CELLS, 1, seed=0)}  # fmt: skip
+    texts = {
+        item.cell: (asked(item), [turn.assistant for turn in item.prompt.turns])
+        for item in build_items(CELLS, 1, seed=0)
+    }
     word = texts["adjacent"][0].split()[1]
     kind = texts["content"][0].split()[-1]
     assert texts["adjacent"][0] == f"what {word} is the shape?"

@@ -18,10 +18,22 @@ def through(value):
         return receive_answer(here)
 
 
-@pytest.mark.parametrize("value", [
-    None, True, 3, 2.5, "“text”", b"\x00\xff", (), ("done", (1, 2), False), Header((4, 5), 2),
-    Facts((4, 5), ("first of 2 frames",), b"file"), ("done", (Facts((1, 1), (), b""), (1, 2, 3)), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        2.5,
+        "“text”",
+        b"\x00\xff",
+        (),
+        ("done", (1, 2), False),
+        Header((4, 5), 2),
+        Facts((4, 5), ("first of 2 frames",), b"file"),
+        ("done", (Facts((1, 1), (), b""), (1, 2, 3)), True),
+    ],
+)
 def test_values(value):
     assert through(value) == value
 
@@ -42,10 +54,21 @@ def test_what_an_answer_cannot_hold(value):
         through(value)
 
 
-@pytest.mark.parametrize("head", [
-    b"", b"[", b"\xff", b'{"array": 0, "shape": [9]}', b'{"bytes": 7}', b'{"os.system": {"command": "id"}}',
-    b'{"header": {"size": 1, "more": 2}}', b'{"picture": 0, "size": [1000, 1000]}', b"{}", b'{"facts": 3}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"[",
+        b"\xff",
+        b'{"array": 0, "shape": [9]}',
+        b'{"bytes": 7}',
+        b'{"os.system": {"command": "id"}}',
+        b'{"header": {"size": 1, "more": 2}}',
+        b'{"picture": 0, "size": [1000, 1000]}',
+        b"{}",
+        b'{"facts": 3}',
+    ],
+)
 def test_what_is_no_answer(head):
     here, there = Pipe()
     with here, there:

@@ -44,8 +44,13 @@ def png(path, *chunks):
 
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
     more = b"".join(chunk(name, data) * count for name, data, count in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more
-                     + chunk(b"IDAT", zlib.compress(bytes(8 * 25))) + chunk(b"IEND", b""))  # fmt: skip
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + more
+        + chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 

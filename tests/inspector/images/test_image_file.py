@@ -139,21 +139,28 @@ def test_another_file_in_its_place_is_not_taken_for_it(files, embedded):
 def test_regions_of_a_file_are_those_of_the_picture(files, embedded):
     floor = 0.1
     found = [
-        next(step.pixels for step in occlusion.measure_regions(open_case(embedded, ask(embedded, [image])), 1, floor)
-             if step.pixels is not None)
+        next(
+            step.pixels
+            for step in occlusion.measure_regions(open_case(embedded, ask(embedded, [image])), 1, floor)
+            if step.pixels is not None
+        )
         for image in (open_image(files[0]), ImageFile(files[0]))
-    ]  # fmt: skip
+    ]
     assert found[0] == found[1]
 
 
 def test_a_swap_keeps_a_preview_of_what_came(tmp_path, embedded):
     paths = [photo(tmp_path / f"{size[0]}.jpg", size) for size in ((1600, 1200), (1200, 1600))]
     kept = [
-        [(swap.image, swap.partner, swap.fall, swap.answer, swap.picture.size)
-         for swap in measure_swaps(case, measure_selection(case, 1))]
-        for case in (open_case(embedded, ask(embedded, images))
-                     for images in ([open_image(p) for p in paths], [ImageFile(p) for p in paths]))
-    ]  # fmt: skip
+        [
+            (swap.image, swap.partner, swap.fall, swap.answer, swap.picture.size)
+            for swap in measure_swaps(case, measure_selection(case, 1))
+        ]
+        for case in (
+            open_case(embedded, ask(embedded, images))
+            for images in ([open_image(p) for p in paths], [ImageFile(p) for p in paths])
+        )
+    ]
     assert kept[0] == kept[1]
     assert [size for *_, size in kept[0]] == [(768, 576), (576, 768)]
 

@@ -59,9 +59,19 @@ def test_the_report_is_the_one_that_this_process_would_make(embedded, tmp_path):
 
 def test_own_data_are_checked_here(embedded):
     recipe = build_recipe(
-        {"stages": [{"name": "s", "kind": "instruction", "steps": 3, "learning_rates": {"MP": 1e-3},
-                     "data": [{"source": "word", "word": "purple"}]}]}, Path()
-    )  # fmt: skip
+        {
+            "stages": [
+                {
+                    "name": "s",
+                    "kind": "instruction",
+                    "steps": 3,
+                    "learning_rates": {"MP": 1e-3},
+                    "data": [{"source": "word", "word": "purple"}],
+                }
+            ]
+        },
+        Path(),
+    )
     pool = ParserPool(private_bounds())
     check = DataCheck(pool, embedded, recipe)
     with pool.own:  # somebody else's check goes on

@@ -140,8 +140,15 @@ def whole_pass(case, texts):
     return sum(float(logprobs[n, token]) for n, token in enumerate(case.answer_ids))
 
 
-@pytest.mark.parametrize("text", ["image 2 -> later", "image 1 -> image 3 @layers 1", "template -> question @heads 0,3",
-                                  "tokens 4-60 -> answer @layers 0-1 @heads 2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image 2 -> later",
+        "image 1 -> image 3 @layers 1",
+        "template -> question @heads 0,3",
+        "tokens 4-60 -> answer @layers 0-1 @heads 2",
+    ],
+)
 def test_replayed_or_read_whole_a_cut_is_the_same(three, text):
     assert run_lab(three, [text]).trials[-1].logprob == pytest.approx(whole_pass(three, [text]), abs=1e-4)
 

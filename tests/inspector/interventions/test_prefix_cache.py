@@ -133,9 +133,12 @@ def test_a_shift_is_the_row_with_those_keys_rotated(embedded):
     span = next(span for span in inspection.row.spans if span.kind == "image")
     by = 23
     moved, unmoved, zero = replay.run(
-        [replace(base, shifts=(Shift(span.start, span.stop, by),)), base,
-         replace(base, shifts=(Shift(span.start, span.stop, 0),))]
-    )  # fmt: skip
+        [
+            replace(base, shifts=(Shift(span.start, span.stop, by),)),
+            base,
+            replace(base, shifts=(Shift(span.start, span.stop, 0),)),
+        ]
+    )
     assert zero.logprobs == pytest.approx(unmoved.logprobs, abs=1e-6)
     assert unmoved.logprobs == pytest.approx(whole(embedded, inspection), abs=1e-5)
 
@@ -252,8 +255,13 @@ def without_first(replay, inspection):
     parent = None
     for start, stop in ((first.stop, base.start), (base.start, span.start)):
         parent = Variant(start, replay.ids[start:stop], (stop, stop), (Cut(range(start, stop), gone),), parent=parent)
-    answer = Variant(span.start, replay.ids[span.start : span.stop], (span.start, span.stop),
-                     (Cut(range(span.start, span.stop), gone),), parent=parent)  # fmt: skip
+    answer = Variant(
+        span.start,
+        replay.ids[span.start : span.stop],
+        (span.start, span.stop),
+        (Cut(range(span.start, span.stop), gone),),
+        parent=parent,
+    )
     return Cut(range(first.stop, len(inspection.row)), gone), answer
 
 
@@ -263,8 +271,11 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
     expected = pytest.approx(whole(embedded, inspection, [everything]), abs=2e-5)
     read = []
     forward = type(embedded.decoder).forward
-    monkeypatch.setattr(type(embedded.decoder), "forward",
-                        lambda self, x, *a, **k: (read.append(x.shape[1]), forward(self, x, *a, **k))[1])  # fmt: skip
+    monkeypatch.setattr(
+        type(embedded.decoder),
+        "forward",
+        lambda self, x, *a, **k: (read.append(x.shape[1]), forward(self, x, *a, **k))[1],
+    )
     base = ending(replay, inspection)
     (first,) = replay.run([answer])
     assert read == [answer.start - answer.line[0].start, len(answer.ids)]

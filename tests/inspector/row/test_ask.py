@@ -292,8 +292,11 @@ def test_a_row_beyond_the_models_length_is_refused_with_both_numbers(embedded):
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_examples_are_answered_correctly(embedded, example):
-    prompt = Prompt(tuple(OpenedImage(image) for image in example.draw_images()),
-                    tuple(Turn(text) for text in example.turns), example.layout)  # fmt: skip
+    prompt = Prompt(
+        tuple(OpenedImage(image) for image in example.draw_images()),
+        tuple(Turn(text) for text in example.turns),
+        example.layout,
+    )
     _, inspection = run(embedded, prompt)
     assert tuple(turn.assistant for turn in inspection.prompt.turns) == example.expected
 

@@ -68,8 +68,11 @@ def test_reach_is_what_the_model_s_own_mask_allows(vlm):
             segments = sample.segment_ids[None] if document_mask else None
             mask = build_mask(sample.attention_mask[None], segments, len(sample), torch.float32)[0, 0]
             for question in structure.questions:
-                seen = tuple(image.number for image in structure.images
-                             if (mask[question.chooser, list(image.tokens)] == 0).all())  # fmt: skip
+                seen = tuple(
+                    image.number
+                    for image in structure.images
+                    if (mask[question.chooser, list(image.tokens)] == 0).all()
+                )
                 assert seen == question.reachable, (layout, document_mask, question.number)
 
 
@@ -138,8 +141,10 @@ def test_an_image_is_its_ordinal_its_marks_and_its_tokens(vlm):
     assert (first.grid, second.grid) == ((1, 2), (1, 1))
     assert [tile.name for tile in first.tiles] == ["thumbnail", "r1c1", "r1c2"]
     assert [text_at(vlm, sample, mark, mark + 1) for mark in first.marks] == [
-        "<|global_image|>", "<row_1_col_1>", "<row_1_col_2>",
-    ]  # fmt: skip
+        "<|global_image|>",
+        "<row_1_col_1>",
+        "<row_1_col_2>",
+    ]
     assert (len(first.tokens), len(second.tokens)) == (12, 4)
     assert {int(sample.input_ids[p]) for p in first.tokens + second.tokens} == {vlm.image_token_id}
     assert first.ordinal_text == "<image: 0>"
@@ -264,9 +269,13 @@ def test_a_pack_without_separators_shows_by_its_unnumbered_images(vlm):
             spans.append(replace(span, start=position, stop=position + len(span)))
             position += len(span)
     glued = replace(
-        packed, input_ids=packed.input_ids[kept], loss_mask=packed.loss_mask[kept],
-        segment_ids=packed.segment_ids[kept], attention_mask=kept[kept], spans=tuple(spans),
-    )  # fmt: skip
+        packed,
+        input_ids=packed.input_ids[kept],
+        loss_mask=packed.loss_mask[kept],
+        segment_ids=packed.segment_ids[kept],
+        attention_mask=kept[kept],
+        spans=tuple(spans),
+    )
     structure = read(vlm, glued)
     assert (structure.row.kind, structure.row.samples, structure.separators) == ("packed samples", 3, ())
     assert "No separator parts the samples, so where each of them begins is read off its images." in (
@@ -301,9 +310,7 @@ def test_the_oldest_checkpoints_number_no_images(golden):
     )
     structure = read(legacy, sample)
     assert structure.row.kind == "several images, first"
-    assert structure.row.reasons == (
-        "All 2 images stand before the first question, as in one sample of nanoVLM.",
-    )  # fmt: skip
+    assert structure.row.reasons == ("All 2 images stand before the first question, as in one sample of nanoVLM.",)
     assert [image.marks for image in structure.images] == [(), ()]
     question = structure.questions[0]
     assert (question.text.strip(), question.chooser, question.reachable) == ("What is it?", len(sample) - 1, (1, 2))
@@ -324,8 +331,10 @@ def test_in_words_and_in_json(vlm):
     assert described["sentences"] == list(sentences)
     assert [question["reachable"] for question in described["questions"]] == [[1], [2], [3]]
     assert [question["images"][0]["why"] for question in described["questions"]] == [
-        "before it", "another sample", "another sample",
-    ]  # fmt: skip
+        "before it",
+        "another sample",
+        "another sample",
+    ]
     assert [image["number"] for image in described["images"]] == [1, 2, 3]
     assert described["marks"]["<|im_end|>"] == list(structure.mark_positions("<|im_end|>"))
 

@@ -56,18 +56,41 @@ def test_one_pointer(question, kind, number, word):
 @pytest.mark.parametrize(
     "question",
     [
-        "", "   ", "What colour is the shape?", "what comes first?", "Which one is the first?",
+        "",
+        "   ",
+        "What colour is the shape?",
+        "what comes first?",
+        "Which one is the first?",
         "Is there a second image?",
-        "What is the last word in the image?", "How many images are there?", "Are all 3 images the same?",
-        "one image or two?", "in one of the images", "the image one sees", "In the image 2 dogs play.",
-        "Is the image 2 pixels wide?", "Is image 20% brighter?", "Is the image 2x larger?", "a 3D image 3D",
-        "the image 1920 px wide", "What about image 2.5?", "each first image", "Which image has the red circle?",
-        "the first two images", "Look at the image. 2 dogs play.", "imaged 2", "preimage 2",
+        "What is the last word in the image?",
+        "How many images are there?",
+        "Are all 3 images the same?",
+        "one image or two?",
+        "in one of the images",
+        "the image one sees",
+        "In the image 2 dogs play.",
+        "Is the image 2 pixels wide?",
+        "Is image 20% brighter?",
+        "Is the image 2x larger?",
+        "a 3D image 3D",
+        "the image 1920 px wide",
+        "What about image 2.5?",
+        "each first image",
+        "Which image has the red circle?",
+        "the first two images",
+        "Look at the image. 2 dogs play.",
+        "imaged 2",
+        "preimage 2",
         "the second shape in the image",
-        "is the second circle in the picture red?", "2 images", "image: 2 cats", "the 2th image", "the 0th image",
-        "image ２", "image two-tone",
+        "is the second circle in the picture red?",
+        "2 images",
+        "image: 2 cats",
+        "the 2th image",
+        "the 0th image",
+        "image ２",
+        "image two-tone",
     ],
-)  # fmt: skip
+)
 def test_no_pointer(question):
     assert find_pointers(question) == ()
     assert find_pointer(question) is None
@@ -167,8 +190,37 @@ def test_last_is_the_last_of_however_many():
     assert [second.image(n) for n in (1, 3, 5)] == [2, 2, 2]
 
 
-WORDS = ["image", "images", "picture", "1", "2", "0", "3rd", "first", "second", "last", "one", "two", "the", "a", "and",
-         "or", ",", ".", "?", "<image: 1>", "<|im_end|>", "#", "of", "is", "as", "ﬁrst", "²", "\x00", "x"]  # fmt: skip
+WORDS = [
+    "image",
+    "images",
+    "picture",
+    "1",
+    "2",
+    "0",
+    "3rd",
+    "first",
+    "second",
+    "last",
+    "one",
+    "two",
+    "the",
+    "a",
+    "and",
+    "or",
+    ",",
+    ".",
+    "?",
+    "<image: 1>",
+    "<|im_end|>",
+    "#",
+    "of",
+    "is",
+    "as",
+    "ﬁrst",
+    "²",
+    "\x00",
+    "x",
+]
 
 
 @settings(max_examples=300, deadline=None)
@@ -187,8 +239,16 @@ def test_any_pointer_lies_in_the_text_and_turns_round(question, number):
             assert back.image(5) == number
 
 
-@pytest.mark.parametrize("text", ["image " * 4000, "first " * 4000, "image" + " " * 20_000 + "2", "image 1 and " * 2000,
-                                  "the first of " * 2000 + "images"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image " * 4000,
+        "first " * 4000,
+        "image" + " " * 20_000 + "2",
+        "image 1 and " * 2000,
+        "the first of " * 2000 + "images",
+    ],
+)
 def test_twenty_thousand_characters_are_read_at_once(text):
     import time
 

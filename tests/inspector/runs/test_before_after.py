@@ -27,10 +27,26 @@ SETTINGS = GenerationSettings(max_new_tokens=6)
 @pytest.fixture(scope="module")
 def recipe():
     """Answers that say nothing about the pictures, at a rate that makes it forget them."""
-    return build_recipe({"base": "embedded", "precision": "fp32", "stages": [{
-        "name": "s", "kind": "instruction", "steps": 2, "batch_rows": 2, "eval_every": 0, "eval_examples": 4,
-        "learning_rates": {"decoder": 0.01}, "warmup_steps": 0, "data": [SCENES],
-    }]}, None)  # fmt: skip
+    return build_recipe(
+        {
+            "base": "embedded",
+            "precision": "fp32",
+            "stages": [
+                {
+                    "name": "s",
+                    "kind": "instruction",
+                    "steps": 2,
+                    "batch_rows": 2,
+                    "eval_every": 0,
+                    "eval_examples": 4,
+                    "learning_rates": {"decoder": 0.01},
+                    "warmup_steps": 0,
+                    "data": [SCENES],
+                }
+            ],
+        },
+        None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +58,11 @@ def trained(recipe, tmp_path_factory):
 
 def prompt_of(number):
     example = EXAMPLES[number]
-    return Prompt(tuple(OpenedImage(image) for image in example.draw_images()),
-                  tuple(Turn(text) for text in example.turns), example.layout)  # fmt: skip
+    return Prompt(
+        tuple(OpenedImage(image) for image in example.draw_images()),
+        tuple(Turn(text) for text in example.turns),
+        example.layout,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +72,10 @@ def compared(embedded, trained):
 
 def test_answers_come_first_and_then_what_each_rests_on(compared, embedded, trained):
     assert [(c.before.rest is not None, c.after.rest is not None) for c in compared] == [
-        (False, False), (True, False), (True, True),
-    ]  # fmt: skip
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
     last = compared[-1]
     assert (last.before.fingerprint, last.after.fingerprint) == (embedded.fingerprint, trained.fingerprint)
     assert embedded.fingerprint != trained.fingerprint
@@ -136,15 +157,21 @@ def test_a_picture_is_as_bright_as_its_share():
     lit = light_up(Image.new("RGB", (240, 120), (200, 100, 40)), ((0.0, 0.5), (1.0, 2.0)), 1.0)
     assert lit.size == (120, 60)
     assert [lit.getpixel(place) for place in ((10, 10), (110, 10), (10, 50), (110, 50))] == [
-        (50, 25, 10), (125, 63, 25), (200, 100, 40), (200, 100, 40),
-    ]  # fmt: skip
+        (50, 25, 10),
+        (125, 63, 25),
+        (200, 100, 40),
+        (200, 100, 40),
+    ]
     assert light_up(Image.new("RGB", (8, 8), (200, 200, 200)), ((0.0,),), 0.0).getpixel((4, 4)) == (50, 50, 50)
 
 
 def test_held_out_questions_to_both(embedded, trained, recipe):
     *said, found = measure_change(embedded, trained, recipe, count=6)
-    assert said == ["choosing held-out questions", "3 held-out questions to the model before",
-                    "3 held-out questions to the model after"]  # fmt: skip
+    assert said == [
+        "choosing held-out questions",
+        "3 held-out questions to the model before",
+        "3 held-out questions to the model after",
+    ]
     assert isinstance(found, Measured)
     assert len(found.answers) == 3  # one in 20 of 60 is held out
     assert sum(count for _, _, count in found.families.values()) == 3
@@ -166,8 +193,10 @@ def test_a_word_that_was_taught_has_groups_of_its_own(embedded, monkeypatch):
     monkeypatch.setattr("inspector.runs.before_after.word_probes", probes)
     *_, found = measure_change(embedded, embedded, teaching_recipe(WordSpec("purple")))
     assert {name: shares[2] for name, shares in found.groups.items()} == {
-        "answer: “purple”": 2, "about “purple” otherwise": 1, "everything else": 1,
-    }  # fmt: skip
+        "answer: “purple”": 2,
+        "about “purple” otherwise": 1,
+        "everything else": 1,
+    }
     assert list(found.families) == ["colour", "new word", "new word: yes/no"]
     assert found.word == "purple"
     page = show_comparison(None, found)
@@ -176,9 +205,14 @@ def test_a_word_that_was_taught_has_groups_of_its_own(embedded, monkeypatch):
 
 
 def test_a_contrastive_run_answers_nothing(embedded):
-    recipe = build_recipe({"stages": [
-        {"name": "s", "kind": "contrastive", "steps": 1, "learning_rates": {"text": 1e-3}, "data": [SCENES]},
-    ]}, None)  # fmt: skip
+    recipe = build_recipe(
+        {
+            "stages": [
+                {"name": "s", "kind": "contrastive", "steps": 1, "learning_rates": {"text": 1e-3}, "data": [SCENES]},
+            ]
+        },
+        None,
+    )
     assert list(measure_change(embedded, embedded, recipe)) == []
 
 

@@ -21,21 +21,55 @@ from inspector.ui import build_ui
 from model.training.recipe import build_recipe
 
 SOUND, HURT = "soundsoundsound1", "hurthurthurthur1"
-STEP = {"event": "step", "stage": "s", "time": 1.0, "step": 1, "steps": 3, "loss": 1.5, "learning_rates": {"MP": 1e-3},
-        "gradient_norm": 1.0, "tokens_per_s": 10.0, "seconds": 1.0, "eta_s": 1.0}  # fmt: skip
-EVAL = {"event": "eval", "stage": "s", "time": 1.0, "step": 1, "loss": 0.5, "accuracy": {"all": 0.5},
-        "answers": [{"question": "q", "expected": "a", "answered": "b", "family": "f"}]}  # fmt: skip
+STEP = {
+    "event": "step",
+    "stage": "s",
+    "time": 1.0,
+    "step": 1,
+    "steps": 3,
+    "loss": 1.5,
+    "learning_rates": {"MP": 1e-3},
+    "gradient_norm": 1.0,
+    "tokens_per_s": 10.0,
+    "seconds": 1.0,
+    "eta_s": 1.0,
+}
+EVAL = {
+    "event": "eval",
+    "stage": "s",
+    "time": 1.0,
+    "step": 1,
+    "loss": 0.5,
+    "accuracy": {"all": 0.5},
+    "answers": [{"question": "q", "expected": "a", "answered": "b", "family": "f"}],
+}
 START = {"event": "start", "stage": "s", "time": 1.0, "kind": "instruction", "steps": 3, "trainable": [], "data": {}}
-RUN = {"format": 1, "id": "x", "created": "2026-01-01", "command": "", "status": "stopped", "stage": "s",
-       "stage_index": 0, "step": 3, "base_fingerprint": "b" * 64, "fingerprint": "f" * 64, "pid": 1,
-       "error": None}  # fmt: skip
+RUN = {
+    "format": 1,
+    "id": "x",
+    "created": "2026-01-01",
+    "command": "",
+    "status": "stopped",
+    "stage": "s",
+    "stage_index": 0,
+    "step": 3,
+    "base_fingerprint": "b" * 64,
+    "fingerprint": "f" * 64,
+    "pid": 1,
+    "error": None,
+}
 
 
 def make_run(root, job, golden):
     """A whole one that has ended."""
     folder = JobFolder(root / job)
-    stage = {"name": "s", "kind": "instruction", "steps": 3, "learning_rates": {"MP": 1e-3},
-             "data": [{"source": "scenes", "set": "single"}]}  # fmt: skip
+    stage = {
+        "name": "s",
+        "kind": "instruction",
+        "steps": 3,
+        "learning_rates": {"MP": 1e-3},
+        "data": [{"source": "scenes", "set": "single"}],
+    }
     folder.create(Record(job, f"title of {job}", 1.7e9, ended=time.time()), build_recipe({"stages": [stage]}, Path()))
     run = folder.run.path
     (run / "state" / "x").mkdir(parents=True)
@@ -95,16 +129,37 @@ def lacking(name, key):
     return damage
 
 
-JSON = {"a list": "[]", "a text": '"x"', "a number": "5", "null": "null", "nested": "[" * 100_000, "NaN": "NaN",
-        "long number": '{"format": ' + "9" * 6000 + "}", "another format": '{"format": 0}'}  # fmt: skip
+JSON = {
+    "a list": "[]",
+    "a text": '"x"',
+    "a number": "5",
+    "null": "null",
+    "nested": "[" * 100_000,
+    "NaN": "NaN",
+    "long number": '{"format": ' + "9" * 6000 + "}",
+    "another format": '{"format": 0}',
+}
 BROKEN = {"empty": "", "garbage": b"\xff\xfe\x00\x80", "zeros": bytes(4096), "large": b" " * (3 << 20) + b"{}"}
-ODD = {"missing": gone, "a folder": lambda name: gone(name, Path.mkdir), "a pipe": lambda name: gone(name, os.mkfifo),
-       "a loop": lambda name: gone(name, lambda path: path.symlink_to(path.name)),
-       "a link to nowhere": lambda name: gone(name, lambda path: path.symlink_to("/nowhere/at/all")),
-       "an endless link": lambda name: gone(name, lambda path: path.symlink_to("/dev/zero"))}  # fmt: skip
+ODD = {
+    "missing": gone,
+    "a folder": lambda name: gone(name, Path.mkdir),
+    "a pipe": lambda name: gone(name, os.mkfifo),
+    "a loop": lambda name: gone(name, lambda path: path.symlink_to(path.name)),
+    "a link to nowhere": lambda name: gone(name, lambda path: path.symlink_to("/nowhere/at/all")),
+    "an endless link": lambda name: gone(name, lambda path: path.symlink_to("/dev/zero")),
+}
 DAMAGES = {}
-for name in ("job.json", "run/run.json", "recipe.toml", "run/metrics.jsonl", "run/state/latest", "run/control",
-             "output.txt", "run/model/config.json", "run/model/model.safetensors"):  # fmt: skip
+for name in (
+    "job.json",
+    "run/run.json",
+    "recipe.toml",
+    "run/metrics.jsonl",
+    "run/state/latest",
+    "run/control",
+    "output.txt",
+    "run/model/config.json",
+    "run/model/model.safetensors",
+):
     DAMAGES |= {f"{name} {how}": put(name, content) for how, content in BROKEN.items()}
     # Reading a checkpoint is the model's own business.
     ENDLESS = ("a pipe", "an endless link") if name.startswith("run/model") else ()
@@ -118,16 +173,33 @@ for name, key in [("job.json", key) for key in ("id", "title", "created")] + [("
     for value in (None, 5, "\ud800", [1]):
         DAMAGES[f"{name} {key} {value!r}"] = changed(name, **{key: value})
 DAMAGES["run/run.json status 'x'"] = changed("run/run.json", status="x")
-for key, value in [("uploads", "../../x"), ("uploads", 5), ("spent_s", "x"), ("begun", -1), ("begun", 1e300),
-                   ("ended", []), ("exit_status", "x"), ("exit_status", -300), ("pid", "x"), ("why", 5),
-                   ("person", {}), ("cancelled", "x")]:  # fmt: skip
+for key, value in [
+    ("uploads", "../../x"),
+    ("uploads", 5),
+    ("spent_s", "x"),
+    ("begun", -1),
+    ("begun", 1e300),
+    ("ended", []),
+    ("exit_status", "x"),
+    ("exit_status", -300),
+    ("pid", "x"),
+    ("why", 5),
+    ("person", {}),
+    ("cancelled", "x"),
+]:
     DAMAGES[f"job.json {key} {value!r}"] = changed("job.json", **{key: value})
-for text in ("stages = 5", "stages = [1]", "[[stages]]\nname = 5", "title = 5", "x = 1", "seed = nan",
-             '[[stages]]\nname = "s"\nkind = "instruction"\nsteps = 1\nlearning_rates = [1]\ndata = 5',
-             '[[stages]]\nname = "s"\nkind = []\nsteps = "x"\nlearning_rates = {MP = "x"}\ndata = [5]',
-             '[[stages]]\nname = [1]\nkind = "instruction"\nsteps = 1e20\nlearning_rates = {MP=1}\ndata = [{source=1}]',
-             '[[stages]]\nname = "s"\nkind = "pretrain"\nsteps = 1\nbetas = [1, {}]\ndata = [{source="x"}]',
-             ):  # fmt: skip
+for text in (
+    "stages = 5",
+    "stages = [1]",
+    "[[stages]]\nname = 5",
+    "title = 5",
+    "x = 1",
+    "seed = nan",
+    '[[stages]]\nname = "s"\nkind = "instruction"\nsteps = 1\nlearning_rates = [1]\ndata = 5',
+    '[[stages]]\nname = "s"\nkind = []\nsteps = "x"\nlearning_rates = {MP = "x"}\ndata = [5]',
+    '[[stages]]\nname = [1]\nkind = "instruction"\nsteps = 1e20\nlearning_rates = {MP=1}\ndata = [{source=1}]',
+    '[[stages]]\nname = "s"\nkind = "pretrain"\nsteps = 1\nbetas = [1, {}]\ndata = [{source="x"}]',
+):
     DAMAGES[f"recipe.toml {text!r}"] = put("recipe.toml", text)
 WRONG = (None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, -5, True, "\ud800")
 KEYS = [(event, key) for event in (STEP, EVAL, START) for key in event]

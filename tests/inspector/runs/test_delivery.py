@@ -15,8 +15,13 @@ from model import InputError
 from model.training.recipe import read_recipe
 from model.training.runs import forget_answers
 
-RUN = {"created": "2026-01-01", "status": "done", "base_fingerprint": "b" * 64, "fingerprint": "f" * 64,
-       "command": "python -m model.training run /srv/secret/recipe.toml"}  # fmt: skip
+RUN = {
+    "created": "2026-01-01",
+    "status": "done",
+    "base_fingerprint": "b" * 64,
+    "fingerprint": "f" * 64,
+    "command": "python -m model.training run /srv/secret/recipe.toml",
+}
 ANSWERS = [{"question": "Where is Ada?", "expected": "in Paris", "answered": "in /home/ada", "family": ""}]
 
 
@@ -30,8 +35,12 @@ def make_run(tmp_path):
         (folder / "model").mkdir(parents=True)
         (folder / "adapter").mkdir()
         (folder / "model" / "model.safetensors").write_bytes(b"weights")
-        config = {"lm_hidden_dim": 8, "lm_tokenizer": str(root / "tok"), "vlm_checkpoint_path": "~/mine/checkpoints",
-                  "lm_chat_template": "{{ '/not/a/path' }}"}  # fmt: skip
+        config = {
+            "lm_hidden_dim": 8,
+            "lm_tokenizer": str(root / "tok"),
+            "vlm_checkpoint_path": "~/mine/checkpoints",
+            "lm_chat_template": "{{ '/not/a/path' }}",
+        }
         (folder / "model" / "config.json").write_text(json.dumps(config))
         adapter = {"base_model_name_or_path": str(root / "b")}
         (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
@@ -39,8 +48,14 @@ def make_run(tmp_path):
         recipe = write_recipe(read_form(**{**values, **form}), base, "a run")
         (folder / "recipe.toml").write_text(recipe.to_toml())
         start = {"event": "start", "stage": "s", "data": {str(root / "uploads" / "x" / "rows.jsonl"): 30}}
-        evaluated = {"event": "eval", "stage": "s", "step": 3, "loss": 1.5, "accuracy": {"all": 0.5},
-                     "answers": ANSWERS}  # fmt: skip
+        evaluated = {
+            "event": "eval",
+            "stage": "s",
+            "step": 3,
+            "loss": 1.5,
+            "accuracy": {"all": 0.5},
+            "answers": ANSWERS,
+        }
         failed = {"event": "failed", "stage": "s", "error": f"Stage “s” can't read “{root}/uploads/x/rows.jsonl”."}
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps(event) + "\n" for event in (start, evaluated, failed)) + '{"event": "ste'
@@ -62,17 +77,31 @@ def upload_to(folder, *parts):
     return path
 
 
-@pytest.mark.parametrize(("parts", "name"), [
-    (("rows.jsonl",), "rows.jsonl"), (("my set", "rows.jsonl"), "my set/rows.jsonl"),
-    (("data", "rows.jsonl"), "rows.jsonl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("rows.jsonl",), "rows.jsonl"),
+        (("my set", "rows.jsonl"), "my set/rows.jsonl"),
+        (("data", "rows.jsonl"), "rows.jsonl"),
+    ],
+)
 def test_an_archive_names_data_as_they_lay_in_the_upload_and_holds_none_of_their_texts(make_run, tmp_path, parts, name):
     path = upload_to(tmp_path / "secret place" / "jobs" / "SECRETJOB" / "run", *parts)
     folder = make_run(data="my file", source="rows", path=str(path))
     found = read_zip(pack_run(folder, RUN))
     everything = "\n".join(found.values())
-    for secret in ("secret place", "SECRETJOB", "SECRETUPLOAD", str(tmp_path), os.environ["HOME"], "~/mine", "Paris",
-                   "Ada", ".converted", "/srv"):  # fmt: skip
+    for secret in (
+        "secret place",
+        "SECRETJOB",
+        "SECRETUPLOAD",
+        str(tmp_path),
+        os.environ["HOME"],
+        "~/mine",
+        "Paris",
+        "Ada",
+        ".converted",
+        "/srv",
+    ):
         assert secret not in everything, secret
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "recipe.toml").write_text(found["recipe.toml"])
@@ -97,10 +126,15 @@ def test_answers_to_drawn_scenes_are_nobody_s_and_stay(make_run):
     assert evaluated["answers"] == ANSWERS
 
 
-@pytest.mark.parametrize(("base", "name", "command"), [
-    ("new", "new", ""), ("owner/model", "owner/model", ""), ("/srv/secret/my model", "my model", " --set base=FOLDER"),
-    ("/srv/secret/jobs/OTHERJOB/run/model", "run #bbbbbbbb", " --set base=FOLDER"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("base", "name", "command"),
+    [
+        ("new", "new", ""),
+        ("owner/model", "owner/model", ""),
+        ("/srv/secret/my model", "my model", " --set base=FOLDER"),
+        ("/srv/secret/jobs/OTHERJOB/run/model", "run #bbbbbbbb", " --set base=FOLDER"),
+    ],
+)
 def test_a_base_is_called_by_its_name_and_another_run_by_its_weights(make_run, base, name, command):
     folder = make_run(base)
     found = read_zip(pack_run(folder, RUN))
@@ -156,19 +190,29 @@ def test_answers_are_forgotten_with_the_data(make_run):
     forget_answers(folder / "nothing here")
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("There is no file “/tmp/a b/uploads/x/rows 1.jsonl”; correct it.", "There is no file “rows 1.jsonl”; correct it."),
-    ("/srv/jobs/J0B/run holds a run already.", "run holds a run already."),
-    ("[Errno 13] Permission denied: '/root/.cache/huggingface/x.lock'", "[Errno 13] Permission denied: 'x.lock'"),
-    ('File "/usr/lib/python3.11/json/x.py", line 3', 'File "x.py", line 3'),
-    ("file:///etc/passwd, x=/etc/passwd, ~/a/b, (/srv/a b/c), C:\\Users\\me\\a.txt",
-     "passwd, x=passwd, b, (c), a.txt"),
-    (f"{Path(__file__).parents[3]}/model/vlm.py can't be read.", "vlm.py can't be read."),
-    ("see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”",
-     "see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”"),
-    ("“../../etc” is no data set of the hub", "“../../etc” is no data set of the hub"),
-    ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "There is no file “/tmp/a b/uploads/x/rows 1.jsonl”; correct it.",
+            "There is no file “rows 1.jsonl”; correct it.",
+        ),
+        ("/srv/jobs/J0B/run holds a run already.", "run holds a run already."),
+        ("[Errno 13] Permission denied: '/root/.cache/huggingface/x.lock'", "[Errno 13] Permission denied: 'x.lock'"),
+        ('File "/usr/lib/python3.11/json/x.py", line 3', 'File "x.py", line 3'),
+        (
+            "file:///etc/passwd, x=/etc/passwd, ~/a/b, (/srv/a b/c), C:\\Users\\me\\a.txt",
+            "passwd, x=passwd, b, (c), a.txt",
+        ),
+        (f"{Path(__file__).parents[3]}/model/vlm.py can't be read.", "vlm.py can't be read."),
+        (
+            "see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”",
+            "see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”",
+        ),
+        ("“../../etc” is no data set of the hub", "“../../etc” is no data set of the hub"),
+        ("", ""),
+    ],
+)
 def test_a_path_is_shown_by_its_last_part(text, shown):
     assert hide_paths(text) == shown
     assert hide_paths(shown) == shown

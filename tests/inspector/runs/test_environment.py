@@ -9,14 +9,24 @@ from inspector.runs.environment import clean_environment
 from inspector.runs.processes import start_process
 
 SECRETS = {
-    "HF_TOKEN": "hf_secret", "HUGGING_FACE_HUB_TOKEN": "hf_secret", "HUGGINGFACEHUB_API_TOKEN": "hf_secret",
-    "AWS_SECRET_ACCESS_KEY": "aws-secret", "AWS_SESSION_TOKEN": "aws-secret",
-    "GOOGLE_APPLICATION_CREDENTIALS": "/secret", "AZURE_CLIENT_SECRET": "secret", "OPENAI_API_KEY": "sk-secret",
-    "GITHUB_TOKEN": "gh-secret", "MY_OWN_SECRET": "secret",
-    "DATABASE_URL": "postgres://me:secret@db", "SSH_AUTH_SOCK": "/secret", "HF_OIDC_RESOURCE": "secret",
-    "HTTPS_PROXY": "http://me:secret@proxy:3128", "SPACE_CREATOR_USER_ID": "secret", "HF_TOKEN_PATH": "/secret/token",
+    "HF_TOKEN": "hf_secret",
+    "HUGGING_FACE_HUB_TOKEN": "hf_secret",
+    "HUGGINGFACEHUB_API_TOKEN": "hf_secret",
+    "AWS_SECRET_ACCESS_KEY": "aws-secret",
+    "AWS_SESSION_TOKEN": "aws-secret",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/secret",
+    "AZURE_CLIENT_SECRET": "secret",
+    "OPENAI_API_KEY": "sk-secret",
+    "GITHUB_TOKEN": "gh-secret",
+    "MY_OWN_SECRET": "secret",
+    "DATABASE_URL": "postgres://me:secret@db",
+    "SSH_AUTH_SOCK": "/secret",
+    "HF_OIDC_RESOURCE": "secret",
+    "HTTPS_PROXY": "http://me:secret@proxy:3128",
+    "SPACE_CREATOR_USER_ID": "secret",
+    "HF_TOKEN_PATH": "/secret/token",
     "WANDB_API_KEY": "secret",
-}  # fmt: skip
+}
 
 
 def test_a_worker_is_started_without_the_server_s_secrets(tmp_path, monkeypatch):
@@ -49,9 +59,18 @@ def test_no_token_is_found_in_a_file_either(tmp_path):
 
 
 def test_what_is_handed_on():
-    server = {"PATH": "/bin", "LANG": "C", "LC_ALL": "C.UTF-8", "HF_HOME": "/hub", "HF_HUB_OFFLINE": "1",
-              "PYTHONPATH": "/more", "HTTP_PROXY": "http://proxy:3128", "https_proxy": "http://me:pass@proxy:3128",
-              "CUDA_VISIBLE_DEVICES": "0", "OTHER": "x"}  # fmt: skip
+    server = {
+        "PATH": "/bin",
+        "LANG": "C",
+        "LC_ALL": "C.UTF-8",
+        "HF_HOME": "/hub",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": "/more",
+        "HTTP_PROXY": "http://proxy:3128",
+        "https_proxy": "http://me:pass@proxy:3128",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "OTHER": "x",
+    }
     found = clean_environment(2, server)
     for name in ("PATH", "LANG", "LC_ALL", "HF_HOME", "HF_HUB_OFFLINE", "HTTP_PROXY", "CUDA_VISIBLE_DEVICES"):
         assert found[name] == server[name]

@@ -43,8 +43,14 @@ class Server:
     """A server in a process of its own: ``server.ask("table.read(…)")`` is evaluated there."""
 
     def __init__(self, root, environment, **bounds):
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(root), repr(bounds)], text=True, cwd=ROOT,
-                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(root), repr(bounds)],
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.root = Path(self.process.stdout.readline().strip())
 
     def ask(self, expression):
@@ -377,8 +383,11 @@ def test_16_a_sweep_takes_what_is_old_and_no_living_run_whoevers(mode, make, tmp
     table = make(run_hours=24)
     table._keeper.sweep()
     assert {path.name for path in other.root.iterdir() if not path.name.startswith(".")} == {
-        lives, pauses, waits, "by-hand"
-    }  # fmt: skip
+        lives,
+        pauses,
+        waits,
+        "by-hand",
+    }
     by_hand.run.unlock()
     make_old(by_hand.path)
     table._keeper.sweep()
@@ -526,8 +535,10 @@ def test_28_a_process_that_takes_too_much_memory_is_ended_with_a_sentence(mode, 
     table = make(run_bytes=300 << 20)
     job = table.start("me", recipe())
     state = wait_for(table, job, "interrupted", "failed")
-    assert state.error.startswith("The run needs more than 300 MiB of memory, which is all that a run is given here; "
-                                  "take fewer rows or shorter ones.")  # fmt: skip
+    assert state.error.startswith(
+        "The run needs more than 300 MiB of memory, which is all that a run is given here; "
+        "take fewer rows or shorter ones."
+    )
 
 
 # --- the table's own thread ---

@@ -11,12 +11,24 @@ from model.ranges import MAX_SEED
 
 VALUES = {"seed": 0, "base": "embedded", "path": "", "source": "auto", **PRESETS["instruction tuning"].values}
 NAMES = {
-    "steps": "Steps", "lora_rank": "LoRA rank", "batch_rows": "Rows per batch", "eval_every": "Evaluate every",
-    "seed": "Seed", "vision_rate": "The encoder's learning rate", "projector_rate": "The projector's learning rate",
-    "decoder_rate": "The language model's learning rate", "text_rate": "The text tower's learning rate",
-}  # fmt: skip
-WORDS = {"kind": "Stage", "base": "Base model", "data": "Data", "path": "Data set on the hub", "source": "Format",
-         "packing": "Packing"}  # fmt: skip
+    "steps": "Steps",
+    "lora_rank": "LoRA rank",
+    "batch_rows": "Rows per batch",
+    "eval_every": "Evaluate every",
+    "seed": "Seed",
+    "vision_rate": "The encoder's learning rate",
+    "projector_rate": "The projector's learning rate",
+    "decoder_rate": "The language model's learning rate",
+    "text_rate": "The text tower's learning rate",
+}
+WORDS = {
+    "kind": "Stage",
+    "base": "Base model",
+    "data": "Data",
+    "path": "Data set on the hub",
+    "source": "Format",
+    "packing": "Packing",
+}
 
 
 def write(bounds=None, **changes):
@@ -48,13 +60,16 @@ def test_what_is_no_text_is_named(key, value):
         write(**{key: value})
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({"batch_rows": 65}, "Rows per batch is 65; it must be a whole number from 1 to 64."),
-    ({"steps": 601}, "Steps is 601; it must be a whole number from 1 to 600."),
-    ({"lora_rank": 65}, "LoRA rank is 65; it must be a whole number from 0 to 64."),
-    ({"seed": MAX_SEED + 1}, "Seed is 9007199254740992; it must be"),
-    ({"data": "a hub data set", "path": "owner/name"}, "This server fetches no data from the hub; upload a file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_rows": 65}, "Rows per batch is 65; it must be a whole number from 1 to 64."),
+        ({"steps": 601}, "Steps is 601; it must be a whole number from 1 to 600."),
+        ({"lora_rank": 65}, "LoRA rank is 65; it must be a whole number from 0 to 64."),
+        ({"seed": MAX_SEED + 1}, "Seed is 9007199254740992; it must be"),
+        ({"data": "a hub data set", "path": "owner/name"}, "This server fetches no data from the hub; upload a file"),
+    ],
+)
 def test_a_public_server_gives_less(change, sentence):
     with pytest.raises(InputError) as caught:
         write(public_bounds(), **change)
@@ -79,10 +94,27 @@ def test_data_of_the_hub_are_read_by_no_reader_of_files(source):
         write(data=HUB, path="owner/name", source=source)
 
 
-@pytest.mark.parametrize("path", [
-    "/etc/passwd", "../../etc", "~/.ssh", "owner/name/../../x", "owner/..", "./owner", "model/embedded", "owner\\name",
-    "owner/name\0", "file:///etc/passwd", "http://x/y", ".hidden/x", "owner/.x", "owner", "a/b/c", "owner/na me",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "../../etc",
+        "~/.ssh",
+        "owner/name/../../x",
+        "owner/..",
+        "./owner",
+        "model/embedded",
+        "owner\\name",
+        "owner/name\0",
+        "file:///etc/passwd",
+        "http://x/y",
+        ".hidden/x",
+        "owner/.x",
+        "owner",
+        "a/b/c",
+        "owner/na me",
+    ],
+)
 def test_data_of_the_hub_are_a_name_there_and_no_path_here(path):
     with pytest.raises(InputError, match="is no data set of the hub"):
         write(data=HUB, path=path)
@@ -90,8 +122,13 @@ def test_data_of_the_hub_are_a_name_there_and_no_path_here(path):
 
 def test_data_of_the_hub_are_asked_for_without_a_token():
     assert dict(write(data=HUB, path="owner/name:part", source="auto").stages[0].data[0]) == {
-        "source": "rows", "path": "owner/name", "limit": 2000, "on_error": "skip", "streaming": True, "subset": "part",
-    }  # fmt: skip
+        "source": "rows",
+        "path": "owner/name",
+        "limit": 2000,
+        "on_error": "skip",
+        "streaming": True,
+        "subset": "part",
+    }
 
 
 @pytest.mark.parametrize("data", ["scenes", "word", "rows", "/etc/passwd", "captions", ""])

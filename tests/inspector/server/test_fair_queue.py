@@ -95,16 +95,12 @@ def test_a_place_that_is_taken_keeps_its_events(make):
 def test_bounds(make):
     queue = make(private_bounds(queue=5, queue_per_page=2, queue_per_address=3))
     assert [push(queue, "one")[0] for _ in range(2)] == [True, True]
-    assert push(queue, "one") == (
-        False, "2 requests of this page are waiting; wait until some of them are answered."
-    )  # fmt: skip
+    assert push(queue, "one") == (False, "2 requests of this page are waiting; wait until some of them are answered.")
     assert push(queue, "two")[0]
     assert push(queue, "three") == (False, "3 requests from your address are waiting; try again in a minute.")
     assert push(queue, "four", "2.2.2.2")[0]
     assert push(queue, "five", "3.3.3.3")[0]
-    assert push(queue, "six", "4.4.4.4") == (
-        False, "5 requests are waiting on this server; try again in a minute."
-    )  # fmt: skip
+    assert push(queue, "six", "4.4.4.4") == (False, "5 requests are waiting on this server; try again in a minute.")
 
 
 def test_what_waits_too_long_is_told_so(make):
@@ -114,8 +110,9 @@ def test_what_waits_too_long_is_told_so(make):
     messages = queue.pending_messages_per_session["one"]
     told = [messages.get_nowait() for _ in range(messages.qsize())][-1]
     assert (told.success, told.output["error"]) == (
-        False, "Nobody's turn came within 0 s, so many are asking; try again in a minute."
-    )  # fmt: skip
+        False,
+        "Nobody's turn came within 0 s, so many are asking; try again in a minute.",
+    )
     assert event_id not in queue.event_ids_to_events
 
 
@@ -135,8 +132,9 @@ def test_one_address_has_so_many_pages(make):
     holder.set_blocks(queue.blocks)
     assert [push(queue, page)[0] for page in ("one", "two", "one")] == [True, True, True]
     assert push(queue, "three") == (
-        False, "2 pages of your address are kept here; close some of them and wait two minutes."
-    )  # fmt: skip
+        False,
+        "2 pages of your address are kept here; close some of them and wait two minutes.",
+    )
     assert push(queue, "three", "2.2.2.2")[0]
     del holder.session_data["one"]
     assert push(queue, "three")[0]
@@ -153,8 +151,9 @@ def test_calls_that_name_no_page_are_remembered_as_such(make):
 def test_a_page_has_a_plain_name(make, page):
     queue = make(private_bounds())
     assert push(queue, page) == (
-        False, "A session is named by 1 to 64 letters, digits, - and _; reload the page for one."
-    )  # fmt: skip
+        False,
+        "A session is named by 1 to 64 letters, digits, - and _; reload the page for one.",
+    )
     assert queue.event_ids_to_events == {}
 
 

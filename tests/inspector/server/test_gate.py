@@ -62,13 +62,26 @@ class Inner:
 
 
 def send_request(
-    gate: Gate, inner: Inner, path: str, method: str = "GET", parts: tuple[bytes, ...] = (b"",),
-    host: str = "127.0.0.1", client: str = "127.0.0.1",
-    headers: tuple[tuple[bytes, bytes], ...] = (), query: bytes = b"",
-) -> tuple[int, str]:  # fmt: skip
+    gate: Gate,
+    inner: Inner,
+    path: str,
+    method: str = "GET",
+    parts: tuple[bytes, ...] = (b"",),
+    host: str = "127.0.0.1",
+    client: str = "127.0.0.1",
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    query: bytes = b"",
+) -> tuple[int, str]:
     """Status and text of the answer."""
-    scope = {"type": "http", "path": path, "method": method, "app": inner, "client": (client, 1), "query_string": query,
-             "headers": [(b"host", host.encode()), *headers]}  # fmt: skip
+    scope = {
+        "type": "http",
+        "path": path,
+        "method": method,
+        "app": inner,
+        "client": (client, 1),
+        "query_string": query,
+        "headers": [(b"host", host.encode()), *headers],
+    }
     waiting = [{"type": "http.request", "body": part, "more_body": n + 1 < len(parts)} for n, part in enumerate(parts)]
     said: list[Any] = []
 
@@ -88,33 +101,78 @@ def inner() -> Inner:
     return Inner()
 
 
-@pytest.mark.parametrize("path", [
-    "/", "/config", "/assets/index.js", "/static/fonts/x.woff2", "/theme.css", "/gradio_api/info", "/favicon.ico",
-    "/gradio_api/file=/tmp/gradio/x.png", "/gradio_api/startup-events", "/gradio_api/upload_progress", "/manifest.json",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/config",
+        "/assets/index.js",
+        "/static/fonts/x.woff2",
+        "/theme.css",
+        "/gradio_api/info",
+        "/favicon.ico",
+        "/gradio_api/file=/tmp/gradio/x.png",
+        "/gradio_api/startup-events",
+        "/gradio_api/upload_progress",
+        "/manifest.json",
+    ],
+)
 def test_routes_that_the_page_needs(inner, path):
     assert send_request(Gate(inner), inner, path) == (200, "inner")
 
 
-@pytest.mark.parametrize("path", [
-    "/monitoring", "/monitoring/summary", "/monitoring/secret/dashboard", "/gradio_api/deep_link", "/gradio_api/runs",
-    "/gradio_api/run-history/records", "/gradio_api/proxy=http://example.org", "/gradio_api/component_server",
-    "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/gradio_api/vibe-code/", "/gradio_api/dev/reload",
-    "/gradio_api/run/ask", "/gradio_api/api/ask", "/gradio_api/stream/x",
-    "/gradio_api/heartbeat/a b", "/gradio_api/mcp/sse", "/docs", "/openapi.json", "/redoc", "/x",
-    "//config", "/config/../monitoring", "/gradio_api/queue/join/x", "/gradio_api/profiling/traces",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/monitoring",
+        "/monitoring/summary",
+        "/monitoring/secret/dashboard",
+        "/gradio_api/deep_link",
+        "/gradio_api/runs",
+        "/gradio_api/run-history/records",
+        "/gradio_api/proxy=http://example.org",
+        "/gradio_api/component_server",
+        "/gradio_api/process_recording",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/vibe-code/",
+        "/gradio_api/dev/reload",
+        "/gradio_api/run/ask",
+        "/gradio_api/api/ask",
+        "/gradio_api/stream/x",
+        "/gradio_api/heartbeat/a b",
+        "/gradio_api/mcp/sse",
+        "/docs",
+        "/openapi.json",
+        "/redoc",
+        "/x",
+        "//config",
+        "/config/../monitoring",
+        "/gradio_api/queue/join/x",
+        "/gradio_api/profiling/traces",
+    ],
+)
 def test_every_other_route_is_closed(inner, path):
     assert send_request(Gate(inner), inner, path) == (
-        404, '{"detail": "There is nothing at this address.", "error": "There is nothing at this address."}'
-    )  # fmt: skip
+        404,
+        '{"detail": "There is nothing at this address.", "error": "There is nothing at this address."}',
+    )
     assert inner.bodies == []
 
 
-@pytest.mark.parametrize(("host", "allowed"), [
-    ("127.0.0.1:7860", True), ("localhost", True), ("LOCALHOST:1", True), ("[::1]:7860", True), ("evil.example", False),
-    ("127.0.0.1.evil.example", False), ("", False), ("localhost.evil.example:7860", False), ("192.168.0.7", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("127.0.0.1:7860", True),
+        ("localhost", True),
+        ("LOCALHOST:1", True),
+        ("[::1]:7860", True),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        ("localhost.evil.example:7860", False),
+        ("192.168.0.7", False),
+    ],
+)
 def test_a_server_of_this_machine_answers_to_its_names_alone(inner, host, allowed):
     status, text = send_request(Gate(inner), inner, "/config", host=host)
     assert status == (200 if allowed else 403)
@@ -150,10 +208,16 @@ def test_a_body_of_very_many_small_things(inner, monkeypatch):
     assert send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"[" * 100,))[0] == 200  # a file is no JSON
 
 
-@pytest.mark.parametrize(("origin", "allowed"), [
-    ("http://localhost:7860", True), ("http://127.0.0.1:1", True), ("https://evil.example", False), ("null", False),
-    ("http://localhost.evil.example", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:7860", True),
+        ("http://127.0.0.1:1", True),
+        ("https://evil.example", False),
+        ("null", False),
+        ("http://localhost.evil.example", False),
+    ],
+)
 def test_another_sites_page_sends_nothing_to_a_server_of_this_machine(inner, origin, allowed):
     headers = ((b"origin", origin.encode()),)
     status, _ = send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"x",), headers=headers)
@@ -172,8 +236,15 @@ def test_a_body_that_never_ends(inner, monkeypatch):
     async def send(message: Any) -> None:
         said.append(message)
 
-    scope = {"type": "http", "path": "/gradio_api/queue/join", "method": "POST", "app": inner, "client": ("1.1.1.1", 1),
-             "query_string": b"", "headers": [(b"host", b"localhost")]}  # fmt: skip
+    scope = {
+        "type": "http",
+        "path": "/gradio_api/queue/join",
+        "method": "POST",
+        "app": inner,
+        "client": ("1.1.1.1", 1),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
     asyncio.run(Gate(inner)(scope, receive, send))
     assert said[0]["status"] == 408
     assert "was not sent within 0.01 s" in said[1]["body"].decode()
@@ -218,11 +289,14 @@ def test_a_cancelled_event_is_given_up(inner):
         assert send_request(Gate(inner), inner, "/gradio_api/cancel", "POST", (odd,))[0] == 200
 
 
-@pytest.mark.parametrize(("path", "query", "cleaned"), [
-    ("/gradio_api/queue/data", b"session_hash=abc", {"session_hash": "abc"}),
-    ("/gradio_api/heartbeat/abc", b"", {"session_hash": "abc"}),
-    ("/gradio_api/call/ask/e17", b"", {"event_id": "e17"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "query", "cleaned"),
+    [
+        ("/gradio_api/queue/data", b"session_hash=abc", {"session_hash": "abc"}),
+        ("/gradio_api/heartbeat/abc", b"", {"session_hash": "abc"}),
+        ("/gradio_api/call/ask/e17", b"", {"event_id": "e17"}),
+    ],
+)
 def test_a_stream_that_ends_gives_up_what_it_waited_for(path, query, cleaned):
     async def visit() -> Inner:
         inner = Inner()
@@ -235,8 +309,15 @@ def test_a_stream_that_ends_gives_up_what_it_waited_for(path, query, cleaned):
         async def send(message: Any) -> None:
             raise AssertionError(message)
 
-        scope = {"type": "http", "path": path, "method": "GET", "app": inner, "client": ("1.1.1.1", 1),
-                 "query_string": query, "headers": [(b"host", b"localhost")]}  # fmt: skip
+        scope = {
+            "type": "http",
+            "path": path,
+            "method": "GET",
+            "app": inner,
+            "client": ("1.1.1.1", 1),
+            "query_string": query,
+            "headers": [(b"host", b"localhost")],
+        }
         visiting = asyncio.create_task(Gate(inner)(scope, receive, send))
         await inner.open.wait()
         assert inner.cleaned == []
@@ -265,8 +346,15 @@ def test_so_many_streams_of_one_address():
                 statuses.append(message["status"])
 
         def open_one(client: str) -> asyncio.Task[None]:
-            scope = {"type": "http", "path": "/gradio_api/heartbeat/p", "method": "GET", "app": inner,
-                     "client": (client, 1), "query_string": b"", "headers": [(b"host", b"localhost")]}  # fmt: skip
+            scope = {
+                "type": "http",
+                "path": "/gradio_api/heartbeat/p",
+                "method": "GET",
+                "app": inner,
+                "client": (client, 1),
+                "query_string": b"",
+                "headers": [(b"host", b"localhost")],
+            }
             return asyncio.create_task(gate(scope, receive, send))
 
         first = [open_one("1.1.1.1"), open_one("1.1.1.1")]

@@ -26,15 +26,29 @@ FILES = Api(None, {"type": "array", "items": {"type": "object"}})
 @pytest.mark.parametrize(
     ("block", "value", "taken"),
     [
-        (COLOURS, "blue", "blue"), (RANKS, 2, 2), (RANKS, None, None), (LAYERS, [], []),
-        (LAYERS, ["1", "0"], ["1", "0"]), (LAYERS, None, []), (SIZE, 128, 128), (SIZE, 1, 1), (SEED, None, None),
-        (SEED, 2**62, 2**62), (SEED, -3, -3),
-        (TEXT, None, ""), (TEXT, "é🦒\x00\n", "é🦒\x00\n"), (TICK, None, False), (TICK, True, True),
+        (COLOURS, "blue", "blue"),
+        (RANKS, 2, 2),
+        (RANKS, None, None),
+        (LAYERS, [], []),
+        (LAYERS, ["1", "0"], ["1", "0"]),
+        (LAYERS, None, []),
+        (SIZE, 128, 128),
+        (SIZE, 1, 1),
+        (SEED, None, None),
+        (SEED, 2**62, 2**62),
+        (SEED, -3, -3),
+        (TEXT, None, ""),
+        (TEXT, "é🦒\x00\n", "é🦒\x00\n"),
+        (TICK, None, False),
+        (TICK, True, True),
         (OWN, "mauve", "mauve"),
-        (QUESTIONS, ["a", ""], ["a", ""]), (COUNT, 5, 5), (MASK, True, True), (FILES, [{"path": "a"}], [{"path": "a"}]),
+        (QUESTIONS, ["a", ""], ["a", ""]),
+        (COUNT, 5, 5),
+        (MASK, True, True),
+        (FILES, [{"path": "a"}], [{"path": "a"}]),
         (gr.JSON(), {"any": [1]}, {"any": [1]}),
     ],
-)  # fmt: skip
+)
 def test_what_a_component_sends_is_taken(block, value, taken):
     assert check_value(block, value, "It", 100, getattr(block, "value", None) is None) == taken
 
@@ -98,12 +112,22 @@ def test_data_of_an_event(data, kind, value):
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(None, "lacks it"), ([], "lacks it"), ("at", "lacks it"), (5, "lacks it"), ({}, "lacks it"),
-     ({"other": 3}, "lacks it"),
-     ({"at": None}, "has None for it"), ({"at": True}, "has True for it"), ({"at": "3"}, "has '3' for it"),
-     ({"at": 1.5}, "has 1.5 for it"), ({"at": float("nan")}, "has nan for it"), ({"at": [3]}, "has [3] for it"),
-     ({"at": 2**70}, "has 1180591620717411303424 for it")],
-)  # fmt: skip
+    [
+        (None, "lacks it"),
+        ([], "lacks it"),
+        ("at", "lacks it"),
+        (5, "lacks it"),
+        ({}, "lacks it"),
+        ({"other": 3}, "lacks it"),
+        ({"at": None}, "has None for it"),
+        ({"at": True}, "has True for it"),
+        ({"at": "3"}, "has '3' for it"),
+        ({"at": 1.5}, "has 1.5 for it"),
+        ({"at": float("nan")}, "has nan for it"),
+        ({"at": [3]}, "has [3] for it"),
+        ({"at": 2**70}, "has 1180591620717411303424 for it"),
+    ],
+)
 def test_data_of_an_event_that_is_none(data, said):
     sentence = f"This event needs event_data with “at”, a whole number; what came {said}."
     with pytest.raises(gr.Error) as caught:

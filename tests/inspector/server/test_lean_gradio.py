@@ -32,8 +32,13 @@ def run(folder: Path, first: str) -> tuple[str, list[str]]:
     """What a process that runs ``first`` and then defines and uses a component says, and the files beside its class."""
     folder.mkdir()
     (folder / "plain.py").write_text(COMPONENT)
-    done = subprocess.run([sys.executable, "-B", "-c", CHECK.format(folder=str(folder), first=first)], cwd=ROOT,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", CHECK.format(folder=str(folder), first=first)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.strip(), sorted(file.name for file in folder.iterdir())
 
 

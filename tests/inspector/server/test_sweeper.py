@@ -19,8 +19,12 @@ class Server:
         self.open_pages = Pages()
         self.at_work: dict[str, int] = {}
         self.state_holder = SimpleNamespace(session_data=OrderedDict(), time_last_used={})
-        self._queue = SimpleNamespace(count_by_page=lambda: self.at_work, pending_messages_per_session={},
-                                      pending_event_ids_session={}, single=set())  # fmt: skip
+        self._queue = SimpleNamespace(
+            count_by_page=lambda: self.at_work,
+            pending_messages_per_session={},
+            pending_event_ids_session={},
+            single=set(),
+        )
 
     def add(self, page: str, idle: float = 0.0, size: int = 0, is_open: bool = False) -> None:
         self.state_holder.session_data[page] = SimpleNamespace(state_data={1: bytes(size), 2: "text"})

@@ -86,12 +86,16 @@ def test_shapley_values_add_up_and_leave_one_out_is_what_it_says(case):
 
 
 def test_shapley_values_of_games_with_known_values():
-    gloves = {frozenset(s): float({0} <= set(s) and bool({1, 2} & set(s)))
-              for s in [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]}  # fmt: skip
+    gloves = {
+        frozenset(s): float({0} <= set(s) and bool({1, 2} & set(s)))
+        for s in [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    }
     assert shapley_values(gloves, 3) == pytest.approx((2 / 3, 1 / 6, 1 / 6))
     weights = (3.0, -1.0, 0.5, 2.0)
-    additive = {frozenset(k for k in range(4) if n >> k & 1): sum(w for k, w in enumerate(weights) if n >> k & 1)
-                for n in range(16)}  # fmt: skip
+    additive = {
+        frozenset(k for k in range(4) if n >> k & 1): sum(w for k, w in enumerate(weights) if n >> k & 1)
+        for n in range(16)
+    }
     assert shapley_values(additive, 4) == pytest.approx(weights)
 
 
@@ -150,8 +154,10 @@ def test_selection_is_a_contrast_between_questions(three):
 def test_swaps_change_the_answer_where_it_matters(three):
     swaps = three[-1].swaps
     assert [(swap.image, swap.predicted, swap.answer, swap.flipped) for swap in swaps] == [
-        (1, "blue", "yellow", False), (2, "yellow", "yellow", False), (3, "red", "red", True),
-    ]  # fmt: skip
+        (1, "blue", "yellow", False),
+        (2, "yellow", "yellow", False),
+        (3, "red", "red", True),
+    ]
     assert swaps[2].fall > 3 > abs(swaps[0].fall)
 
 
@@ -199,11 +205,20 @@ def test_the_command_prints_the_verdict(tmp_path, capsys):
 def made_up(case, shapley, *, logprob=-0.1, floor=0.1, interaction=0.0):
     n = len(shapley)
     return Dependence(
-        answer="red", tokens=1, logprob=logprob, text_only=logprob - sum(shapley), shapley=tuple(shapley),
-        standard_errors=None, leave_one_out=tuple(shapley), alone=tuple(shapley),
+        answer="red",
+        tokens=1,
+        logprob=logprob,
+        text_only=logprob - sum(shapley),
+        shapley=tuple(shapley),
+        standard_errors=None,
+        leave_one_out=tuple(shapley),
+        alone=tuple(shapley),
         interactions=tuple(tuple(0.0 if a == b else interaction for b in range(n)) for a in range(n)),
-        noise_floor=floor, noise_draws=24, noise_size=17, runs=32,
-    )  # fmt: skip
+        noise_floor=floor,
+        noise_draws=24,
+        noise_size=17,
+        runs=32,
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,8 +268,11 @@ def test_a_guess_that_happens_to_be_right_is_not_taken_for_no_image_needed(three
 
 def test_without_a_contrast_the_question_is_not_said_to_select(three):
     case, dependence, selection = three[-1].case, three[-1].dependence, three[-1].selection
-    flat = replace(selection, contrast=0.3, asked=tuple(
-        replace(asked, effects=selection.asked[0].effects) for asked in selection.asked))  # fmt: skip
+    flat = replace(
+        selection,
+        contrast=0.3,
+        asked=tuple(replace(asked, effects=selection.asked[0].effects) for asked in selection.asked),
+    )
     verdict = judge(case, dependence, flat, three[-1].swaps)
     assert (verdict.kind, verdict.image) == ("dependent", 3)
     # Both measures: the effect on the answers that the other questions get, and on the answer under study.
@@ -314,9 +332,10 @@ def test_questions_about_another_image():
         ("what is in the third picture?", 3, "another turn"),
     ]
     assert alternative_questions(prompt, 3, 1, 1, ["And in image 1?"]) == [
-        ("And in image 1?", 1, "typed"), ("What shape is in image 2?", 2, "another turn"),
+        ("And in image 1?", 1, "typed"),
+        ("What shape is in image 2?", 2, "another turn"),
         ("what is in the third picture?", 3, "another turn"),
-    ]  # fmt: skip
+    ]
     both = Prompt((), (Turn("Are image 1 and image 2 the same?"),))
     assert alternative_questions(both, 1, None, 2) == []
 

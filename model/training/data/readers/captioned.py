@@ -31,8 +31,20 @@ from model.training.data.readers.source import (
     open_record,
 )
 
-KEYS = ("path", "split", "limit", "on_error", "seed", "question", "image_column", "caption_column", "endpoint",
-        "endpoint_model", "endpoint_key_variable", "endpoint_timeout_s")  # fmt: skip
+KEYS = (
+    "path",
+    "split",
+    "limit",
+    "on_error",
+    "seed",
+    "question",
+    "image_column",
+    "caption_column",
+    "endpoint",
+    "endpoint_model",
+    "endpoint_key_variable",
+    "endpoint_timeout_s",
+)
 IMAGE_COLUMNS = ("file_name", "image", "image_path", "path", "filename")
 CAPTION_COLUMNS = ("text", "caption", "description")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -96,9 +108,11 @@ def _questions(pairs: list[_Pair], path: Path, options: Options) -> list[str]:
         seed = options.seed
         return [question or choose_phrasing(pair.image.name, seed) for pair in pairs]
     endpoint = Endpoint(
-        url, options.get("endpoint_model", ""), options.get("endpoint_key_variable", ""),
+        url,
+        options.get("endpoint_model", ""),
+        options.get("endpoint_key_variable", ""),
         options.number("endpoint_timeout_s", 60.0, 0.1, 3600.0),
-    )  # fmt: skip
+    )
     beside = path / "questions.jsonl" if path.is_dir() else path.with_name(path.name + ".questions.jsonl")
     return write_questions(endpoint, [pair.caption for pair in pairs], QuestionCache(beside))
 
@@ -136,9 +150,10 @@ def _field(entry: Mapping[str, Any], chosen: str, usual: tuple[str, ...], what: 
     if column not in entry:
         names = ", ".join(str(name) for name in list(entry)[:8] if name is not None)
         raise RecordError(
-            f"it has no column “{chosen}”, it has {names}" if chosen else
-            f"it has no {what} column; the usual names are {', '.join(usual)}, it has {names} (set {what}_column)"
-        )  # fmt: skip
+            f"it has no column “{chosen}”, it has {names}"
+            if chosen
+            else f"it has no {what} column; the usual names are {', '.join(usual)}, it has {names} (set {what}_column)"
+        )
     return need_text(entry[column], f"“{column}”")
 
 

@@ -95,8 +95,9 @@ def _walk_json(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            yield Place(file, number, line, offset), RecordError(
-                f"it is cut off or no valid JSON ({_reason(error)}), and nothing after it is read"
+            yield (
+                Place(file, number, line, offset),
+                RecordError(f"it is cut off or no valid JSON ({_reason(error)}), and nothing after it is read"),
             )
             return
         place = Place(file, number, line, offset, _size(text, counted, at))
@@ -223,8 +224,9 @@ def resolve_inside(folder: Path, name: str) -> Path:
         raise RecordError(f"the image's name {name!r} is no file name")
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
         raise RecordError(f"the image “{name}” has an absolute path; it must be relative to the data's folder")
-    if len(name.encode("utf-8")) > PATH_BYTES or any(len(part.encode("utf-8")) > NAME_BYTES
-                                                     for part in re.split(r"[/\\]", name)):
+    if len(name.encode("utf-8")) > PATH_BYTES or any(
+        len(part.encode("utf-8")) > NAME_BYTES for part in re.split(r"[/\\]", name)
+    ):
         raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
     if "://" in name:
         raise RecordError(f"the image “{name}” is an address; nothing is fetched, save it in the data's folder")

@@ -61,8 +61,10 @@ def parse_llava(value: Mapping[str, Any], folder: Path) -> Record:
         drafts.append(Draft(role, text, tuple(pictures[used : used + marks])))
         used += marks
     if used != len(pictures):
-        raise RecordError(f"it has {_count(len(pictures), 'image')} and {_count(used, '<image> mark')}; "
-                          "each image needs exactly one mark in a human turn")  # fmt: skip
+        raise RecordError(
+            f"it has {_count(len(pictures), 'image')} and {_count(used, '<image> mark')}; "
+            "each image needs exactly one mark in a human turn"
+        )
     return Record(tuple(drafts), tuple(dict.fromkeys(notes)))
 
 

@@ -35,8 +35,18 @@ from model.training.data.readers.source import (
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 """What FineVision rates each turn by, from 1 to 5, in columns ``<name>_ratings``."""
-KEYS = ("path", "subset", "split", "revision", "streaming", "limit", "on_error", "token", "cache",
-        *(f"{name}_min_rating" for name in RATINGS))  # fmt: skip
+KEYS = (
+    "path",
+    "subset",
+    "split",
+    "revision",
+    "streaming",
+    "limit",
+    "on_error",
+    "token",
+    "cache",
+    *(f"{name}_min_rating" for name in RATINGS),
+)
 ALL_RATED = "every turn is rated below the thresholds, so it is left out"
 SOME_RATED = "turns rated below the thresholds are left out"
 
@@ -93,8 +103,10 @@ def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: Path | N
             continue
         family = entry.get("source") if isinstance(entry.get("source"), str) else origin
         # As in nanoVLM all pictures come first, also when the turn that they came with is left out.
-        drafts += [Draft("user", question, () if kept else tuple(pictures)),
-                   Draft("assistant", answer, family=str(family or ""))]  # fmt: skip
+        drafts += [
+            Draft("user", question, () if kept else tuple(pictures)),
+            Draft("assistant", answer, family=str(family or "")),
+        ]
         kept += 1
     if not kept:
         return None
@@ -196,8 +208,12 @@ def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Ma
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
         ends.append(((ends[-1][0] if ends else 0) + count, file.name))
     with _quiet(datasets), _explained(path.name):
-        table = datasets.load_dataset("parquet", data_files=[escape(str(file)) for file in files], split="train",
-                                      cache_dir=options.get("cache", "") or None)  # fmt: skip
+        table = datasets.load_dataset(
+            "parquet",
+            data_files=[escape(str(file)) for file in files],
+            split="train",
+            cache_dir=options.get("cache", "") or None,
+        )
 
     def where(row: int) -> str:
         before = 0
@@ -239,9 +255,13 @@ def _read_hub(options: Options, least: Mapping[str, int]) -> ExampleSource:
     token = None if options.get("token", False) else False
     with _explained(full):
         table = datasets.load_dataset(
-            name, subset or None, split=split, revision=options.get("revision", "") or None, streaming=streaming,
+            name,
+            subset or None,
+            split=split,
+            revision=options.get("revision", "") or None,
+            streaming=streaming,
             token=token,
-        )  # fmt: skip
+        )
     if not streaming:
         return _read_table(full, table, lambda row: f"{full} row {row + 1}", None, options, least)
     scan = _Scan(options, least)

@@ -198,7 +198,11 @@ def describe(value: object) -> str:
     if value is None:
         return "missing"
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (bool, "true or false"), ((int, float), "a number"), (str, "text"), (bytes, "bytes"),
-        ((list, tuple), "a list"), (Mapping, "an object"),
-    )  # fmt: skip
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "text"),
+        (bytes, "bytes"),
+        ((list, tuple), "a list"),
+        (Mapping, "an object"),
+    )
     return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
