@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import embedded_tokenizer, measure
-from inspector.interventions.image_ablation import Removals
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys, is_answered, open_case
 from inspector.row.ask import inspect
 from inspector.row.prompt import Prompt, Turn
@@ -66,33 +66,33 @@ def run_naively(case: Case) -> float:
     total = 0.0
     for _ in range(sets + cells + NOISE_DRAWS):
         image = case.structure.images[0]
-        cut = Cut(range(image.stop, len(case.replay.row)), image_keys(image))
+        cut = Cut(range(image.stop, len(case.prefix_cache.row)), image_keys(image))
         total += float(_forward(case, Tap(cuts=(cut,)))[-1].sum())
     return total
 
 
 def _forward(case: Case, tap: Tap | None) -> torch.Tensor:
-    row = case.replay.row
+    row = case.prefix_cache.row
     mask = build_mask(row.attention_mask[None], None, len(row))
-    hidden = case.vlm.decoder(case.replay.embeds[None], mask, torch.arange(len(row))[None], tap=tap)
+    hidden = case.vlm.decoder(case.prefix_cache.embeds[None], mask, torch.arange(len(row))[None], tap=tap)
     return case.vlm.decoder.head(hidden[0, -8:])
 
 
 def main(repeats: int) -> None:
     case = open_example()
-    tokens = len(case.replay.row)
+    tokens = len(case.prefix_cache.row)
     interventions = (
         2 ** len(case.reachable) + sum(len(q.reachable) for q in case.structure.questions[:-1]) + NOISE_DRAWS
     )
 
     def reread() -> Case:
-        replay = Replay(case.vlm, case.replay.row, embeds=case.replay.embeds)
-        return replace(case, replay=replay)
+        prefix_cache = PrefixCache(case.vlm, case.prefix_cache.row, embeds=case.prefix_cache.embeds)
+        return replace(case, prefix_cache=prefix_cache)
 
     def ours() -> object:
         fresh = reread()
-        removals = Removals(fresh)
-        return measure_dependence(fresh, removals), measure_matrix(fresh, removals)
+        ablations = ImageAblations(fresh)
+        return measure_dependence(fresh, ablations), measure_matrix(fresh, ablations)
 
     def naive() -> object:
         return run_naively(case)
@@ -103,10 +103,10 @@ def main(repeats: int) -> None:
 
     def panels() -> object:
         fresh = reread()
-        removals = Removals(fresh)
-        dependence = measure_dependence(fresh, removals)
-        measure_matrix(fresh, removals)
-        return measure_selection(fresh, name_leader(dependence) or 1, removals)
+        ablations = ImageAblations(fresh)
+        dependence = measure_dependence(fresh, ablations)
+        measure_matrix(fresh, ablations)
+        return measure_selection(fresh, name_leader(dependence) or 1, ablations)
 
     print(f"{tokens:,} tokens, 3 images, 3 turns, {interventions} interventions, {SHAPE['lm_n_blocks']} layers")
     mine, theirs = measure(ours, naive, max(1, repeats // 2))
@@ -123,10 +123,10 @@ def main(repeats: int) -> None:
 
 def steps(case: Case) -> list[tuple[str, Callable[[], object]]]:
     """The parts of the whole, for a look at where the time goes."""
-    removals = Removals(case)
+    ablations = ImageAblations(case)
     return [
-        ("reading", lambda: Replay(case.vlm, case.replay.row, embeds=case.replay.embeds)),
-        ("dependence", lambda: measure_dependence(case, removals)),
-        ("matrix", lambda: measure_matrix(case, removals)),
-        ("selection", lambda: measure_selection(case, 3, removals)),
+        ("reading", lambda: PrefixCache(case.vlm, case.prefix_cache.row, embeds=case.prefix_cache.embeds)),
+        ("dependence", lambda: measure_dependence(case, ablations)),
+        ("matrix", lambda: measure_matrix(case, ablations)),
+        ("selection", lambda: measure_selection(case, 3, ablations)),
     ]

@@ -15,7 +15,7 @@ from inspector.export.command_line import write_which_image
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
 from inspector.ground_truth.items import CELLS
-from inspector.ground_truth.run import Progress, run_battery
+from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
@@ -207,7 +207,7 @@ def run_battery_command(options: argparse.Namespace) -> dict | str:
     ends it, and what was found until then is the result. InputError if that is nothing."""
     vlm = load_vlm(options.model)
     cells = options.cell or CELLS
-    last: Progress | None = None
+    last: SuiteProgress | None = None
     try:
         for last in run_battery(vlm, cells=cells, n_each=options.each, seed=options.seed):
             report_progress(last)
@@ -218,7 +218,7 @@ def run_battery_command(options: argparse.Namespace) -> dict | str:
     return last.battery.to_json() if options.json else format_battery(last.battery)
 
 
-def report_progress(progress: Progress) -> None:
+def report_progress(progress: SuiteProgress) -> None:
     print(
         f"\r{progress.done}/{progress.total} {progress.cell:<24}",
         end="\n" if not progress.cell else "",

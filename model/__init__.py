@@ -12,11 +12,12 @@ from model.generate import Step
 from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image, plan_image, process_image
 from model.packing import pack_samples
 from model.sample import Sample, Span
-from model.tap import AttentionReader, AttentionReading, Cut, Patch, Tap
+from model.tap import ActivationPatch, AttentionReader, AttentionReading, Cut, Tap
 from model.vlm import VLM
 
 __all__ = [
     "VLM",
+    "ActivationPatch",
     "AttentionReader",
     "AttentionReading",
     "Batch",
@@ -27,7 +28,6 @@ __all__ = [
     "InputError",
     "Message",
     "OpenedImage",
-    "Patch",
     "ProcessedImage",
     "Sample",
     "Span",

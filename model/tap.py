@@ -32,7 +32,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Patch:
+class ActivationPatch:
     """Before ``layer`` (as many as there are layers: after the last) the states of the query positions ``targets``
     become those that ``sources`` of the same pass and row of the batch hold there, one for one."""
 
@@ -132,7 +132,7 @@ class Tap:
 
     reader: AttentionReader | None = None
     cuts: tuple[Cut, ...] = ()
-    patches: tuple[Patch, ...] = ()
+    patches: tuple[ActivationPatch, ...] = ()
     # By the cuts that are active in a layer: the pass's own mask and what was made of it, of the last layer alone
     # (neighbours mostly share their cuts, and one mask of each kind would fill the memory). A new pass (each step of
     # generating is one) comes with a mask of its own, so nothing outlives the pass that it was made for.

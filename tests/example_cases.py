@@ -26,6 +26,6 @@ def example_case(vlm: VLM, name: str, turn: int | None = None, **options: object
 @torch.no_grad()
 def whole_row(case: Case, cuts: Iterable[Cut] = ()) -> float:
     """log p of the answer in one pass over the whole row, its edges cut by a tap."""
-    batch = case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask)
+    batch = case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask)
     logprobs = case.vlm(batch, Tap(cuts=tuple(cuts)))[0].log_softmax(dim=-1)
-    return sum(logprobs[p - 1, case.replay.ids[p]].item() for p in range(*case.target.scored))
+    return sum(logprobs[p - 1, case.prefix_cache.ids[p]].item() for p in range(*case.target.scored))

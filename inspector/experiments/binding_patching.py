@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from inspector.interventions.continuations import StatePatch, Variant
+from inspector.interventions.continuations import Continuation, StatePatch
 from inspector.interventions.prefix_cache import PASS_POSITIONS
 from inspector.interventions.target import Case
 from inspector.row.numbers import say
-from inspector.which_image.question_contrast import Asked, Selection
+from inspector.which_image.question_contrast import AskedQuestion, Selection
 
 EXPLANATION = (
     "A question about another image was asked beside the prompt's own, and before each layer its internal states were "
@@ -24,7 +24,7 @@ EXPLANATION = (
     "In later layers the states may already hold what was read from that image, and this can't tell the two apart."
 )
 
-Rows = Literal["question", "chooser"]
+PatchedRows = Literal["question", "chooser"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AddressCurve:
     why there is no curve, "" if there is one.
     """
 
-    rows: Rows
+    rows: PatchedRows
     source: str = ""
     target: str = ""
     source_image: int | None = None
@@ -121,7 +121,7 @@ def patch_addresses(case: Case, selection: Selection) -> Iterator[AddressCurve]:
             yield patch_between(case, other, own, rows)
 
 
-def _why_not(selection: Selection, equal: Sequence[Asked]) -> str:
+def _why_not(selection: Selection, equal: Sequence[AskedQuestion]) -> str:
     if len(selection.asked) < 2:
         return "The pointer was not patched: there is no question about another image."
     if not equal:
@@ -132,7 +132,7 @@ def _why_not(selection: Selection, equal: Sequence[Asked]) -> str:
     return "The pointer was not patched: every question of equal length gets the same answer."
 
 
-def patch_between(case: Case, source: Asked, target: Asked, rows: Rows) -> AddressCurve:
+def patch_between(case: Case, source: AskedQuestion, target: AskedQuestion, rows: PatchedRows) -> AddressCurve:
     """States of ``source`` at ``rows`` put into the run of ``target``; ValueError if their lengths differ or their
     answers don't."""
     if len(source.prompt_ids) != len(target.prompt_ids) or source.answer_ids == target.answer_ids:
@@ -148,20 +148,20 @@ def patch_between(case: Case, source: Asked, target: Asked, rows: Rows) -> Addre
     places = (chooser,) if rows == "chooser" else tuple(range(start, chooser))
     layers = case.vlm.config.lm_n_blocks + 1
 
-    def variant(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Variant:
+    def continuation(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Continuation:
         ids = (*prompt, *answer)
-        return Variant(start, ids, (chooser + 1, start + len(ids)))
+        return Continuation(start, ids, (chooser + 1, start + len(ids)))
 
-    giving = variant(source.prompt_ids, answers[0])
-    taking = [variant(target.prompt_ids, answer) for answer in answers]
+    giving = continuation(source.prompt_ids, answers[0])
+    taking = [continuation(target.prompt_ids, answer) for answer in answers]
     size = sum(len(one.ids) for one in taking)
     at_once = max(1, (PASS_POSITIONS - len(giving.ids)) // size)
     logprobs: list[tuple[float, float]] = []
     for first in range(0, layers, at_once):
         group = range(first, min(first + at_once, layers))
-        variants = [giving, *(one for _ in group for one in taking)]
+        continuations = [giving, *(one for _ in group for one in taking)]
         patches = [StatePatch(layer, 0, 1 + 2 * n + k, places) for n, layer in enumerate(group) for k in range(2)]
-        found = [outcome.logprob for outcome in case.replay.run(variants, patches)[1:]]
+        found = [outcome.logprob for outcome in case.prefix_cache.run(continuations, patches)[1:]]
         logprobs += zip(found[::2], found[1::2], strict=True)
     return AddressCurve(
         rows,

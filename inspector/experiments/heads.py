@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inspector.interventions.continuations import Variant
+from inspector.interventions.continuations import Continuation
 from inspector.interventions.target import Case, image_keys
 from inspector.row.layout import ImageBlock
 from inspector.row.numbers import say
@@ -139,7 +139,7 @@ def score_heads(case: Case, selection: Selection) -> tuple[np.ndarray | None, tu
     asked = tuple(sorted({image for image, _ in questions if image is not None}))
     if len(asked) < 2:
         return None, asked
-    groups = torch.full((len(case.replay.row),), -1, dtype=torch.long)
+    groups = torch.full((len(case.prefix_cache.row),), -1, dtype=torch.long)
     for n, block in enumerate(case.structure.images):
         groups[list(block.tokens)] = n
     shares = np.stack([_read(case, ids, groups) for _, ids in questions])
@@ -153,8 +153,8 @@ def score_heads(case: Case, selection: Selection) -> tuple[np.ndarray | None, tu
 def _read(case: Case, ids: tuple[int, ...], groups: torch.Tensor) -> np.ndarray:
     """``[layer head image]``: shares in the row that chooses the answer to a question."""
     stop = case.target.start + len(ids)
-    variant = Variant(case.target.start, ids, (stop, stop))
-    reading = case.replay.read([variant], [stop - 1], groups, len(case.structure.images))
+    continuation = Continuation(case.target.start, ids, (stop, stop))
+    reading = case.prefix_cache.read([continuation], [stop - 1], groups, len(case.structure.images))
     return reading.shares[:, :, 0].double().numpy()
 
 
@@ -192,8 +192,8 @@ def _validate(case: Case, found: Heads, block: ImageBlock) -> Heads:
     config, queries, base = case.vlm.config, case.target.queries, case.base
     sets, possible = _draw(found.top, config.lm_n_heads, np.random.default_rng([case.seed, block.number]))
     tried = [base.cutting(*_cut_in(queries, [block], heads)) for heads in (found.top, *sets)]
-    # All uncut and cut variants have the same positions, so they round alike.
-    before, everywhere, own, *others = case.replay.run([base, case.without(block), *tried])
+    # All uncut and cut continuations have the same positions, so they round alike.
+    before, everywhere, own, *others = case.prefix_cache.run([base, case.without(block), *tried])
     return replace(
         found,
         effect=before.logprob - own.logprob,
@@ -226,18 +226,18 @@ def _draw(heads: Sequence[Head], n_heads: int, rng: np.random.Generator) -> tupl
 def _steer(case: Case, selection: Selection, found: Heads, block: ImageBlock) -> tuple[Steered, ...]:
     """The prompt's own question, answered anew while the heads see one of the other images alone."""
     target = case.target
-    ids = case.replay.ids[target.start : target.scored[0]]
+    ids = case.prefix_cache.ids[target.start : target.scored[0]]
     stop = target.scored[0]
     behind = range(target.start, stop + case.max_new_tokens)
     chosen = [other for other in case.reachable if other.number != block.number]
-    variants = [
-        Variant(target.start, ids, (stop, stop)).cutting(
+    continuations = [
+        Continuation(target.start, ids, (stop, stop)).cutting(
             *_cut_in(behind, [blocked for blocked in case.reachable if blocked.number != other.number], found.top)
         )
         for other in chosen
     ]
     steered = []
-    for other, answer in zip(chosen, case.replay.answer(variants, case.max_new_tokens), strict=True):
+    for other, answer in zip(chosen, case.prefix_cache.answer(continuations, case.max_new_tokens), strict=True):
         asked = selection.about(other.number)
         predicted, text = None if asked is None else asked.answer, case.text(answer)
         told = predicted not in (None, case.text(case.answer_ids))

@@ -211,6 +211,8 @@ def _ask(case: Case, prompt: Prompt) -> tuple[str, float]:
     token of what was said."""
     turn = min(case.turn, len(prompt.turns)) - 1
     row = prepare_row(case.vlm, prompt, answering=turn)
-    steps = list(case.vlm.generate(row, max_new_tokens=case.max_new_tokens, document_mask=case.replay.document_mask))
+    steps = list(
+        case.vlm.generate(row, max_new_tokens=case.max_new_tokens, document_mask=case.prefix_cache.document_mask)
+    )
     said = [step for step in steps if step.token_id != case.vlm.eos_token_id] or steps
     return "".join(step.text for step in steps), math.exp(sum(step.logprob for step in said) / len(said))

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from inspector.images.full_size import find_median, paint_over
 from inspector.images.image_file import run_at_full_size
-from inspector.interventions.continuations import Variant
+from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PASS_POSITIONS
 from inspector.interventions.target import Case, image_keys
 from inspector.row.layout import ImageBlock
@@ -62,8 +62,8 @@ TILES_AT_ONCE = 16
 HALF = 0.5
 
 How = Literal["painted over", "hidden"]
-Rows = Literal["question and answer", "everything behind it"]
-Score = Callable[[Sequence[frozenset[int]]], list[float]]
+BlindRows = Literal["question and answer", "everything behind it"]
+Scorer = Callable[[Sequence[frozenset[int]]], list[float]]
 """log p of the answer when these regions are gone, for each of several sets."""
 
 
@@ -187,7 +187,7 @@ class Regions:
     grid: tuple[int, int]
     noise_floor: float
     removed: float
-    rows: Rows
+    rows: BlindRows
     tiles: tuple[Tile, ...]
     pixels: RegionMap | None = None
     tokens: RegionMap | None = None
@@ -229,12 +229,12 @@ def measure_regions(case: Case, image: int, noise_floor: float) -> Iterator[Regi
         yield replace(found, sentence=_conclude(found))
 
 
-Part = tuple[Box, tuple[int, ...]]
+ImagePart = tuple[Box, tuple[int, ...]]
 
 
-def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Part]]:
+def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[ImagePart]]:
     """((rows, columns), box and image tokens of every region, row by row); every image token is in one of them."""
-    row, cells = case.replay.row, case.vlm.config.cells_per_side
+    row, cells = case.prefix_cache.row, case.vlm.config.cells_per_side
     processed = row.images[image.number - 1]
     width, height = processed.original_size
     tiles = (1, 1) if processed.has_thumbnail else image.grid
@@ -262,17 +262,17 @@ def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Pa
 # --- the two ways of taking a region away ---
 
 
-def _hide(base: Variant, positions: Sequence[int]) -> Variant:
+def _hide(base: Continuation, positions: Sequence[int]) -> Continuation:
     return base.cutting(Cut(range(base.start, base.stop), positions)) if positions else base
 
 
-def _behind(case: Case, block: ImageBlock, rows: Rows) -> Variant:
+def _behind(case: Case, block: ImageBlock, rows: BlindRows) -> Continuation:
     """The row from where the image is hidden from it."""
     start = case.target.start if rows == "question and answer" else block.stop
-    return case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
+    return case.prefix_cache.continuation(start, case.target.scored, stop=case.target.scored[1])
 
 
-def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) -> Score:
+def _hiding(case: Case, block: ImageBlock, parts: Sequence[ImagePart], rows: BlindRows) -> Scorer:
     base = _behind(case, block, rows)
 
     def score(sets: Sequence[frozenset[int]]) -> list[float]:
@@ -280,12 +280,12 @@ def _hiding(case: Case, block: ImageBlock, parts: Sequence[Part], rows: Rows) ->
             image_keys(block) if len(gone) == len(parts) else [p for n in sorted(gone) for p in parts[n][1]]
             for gone in sets
         ]
-        return [outcome.logprob for outcome in case.replay.run([_hide(base, keys) for keys in hidden])]
+        return [outcome.logprob for outcome in case.prefix_cache.run([_hide(base, keys) for keys in hidden])]
 
     return score
 
 
-def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
+def _painting(case: Case, block: ImageBlock, parts: Sequence[ImagePart]) -> Scorer:
     image = case.prompt.images[block.number - 1]
     paint = run_at_full_size(image, find_median)
     covers = [
@@ -293,9 +293,9 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
     ]
     states = _name_own(case, block)
     start = block.tokens[0]
-    base = case.replay.variant(start, case.target.scored, stop=case.target.scored[1])
+    base = case.prefix_cache.continuation(start, case.target.scored, stop=case.target.scored[1])
     # Other images behind this one keep what they hold.
-    others = [p for p in range(start, base.stop) if case.replay.ids[p] == case.vlm.image_token_id]
+    others = [p for p in range(start, base.stop) if case.prefix_cache.ids[p] == case.vlm.image_token_id]
     others = others[len(block.tokens) :]
     at_once = max(1, PASS_POSITIONS // len(base.ids))
 
@@ -305,9 +305,9 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[Part]) -> Score:
             painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
             resized = run_at_full_size(image, paint_over, painted, paint, geometry_of(case.vlm.config))
             features = _encode(case, [cut_image(one, image.size, case.vlm.config) for one in resized], states)
-            kept = case.replay.embeds[others]
-            variants = [replace(base, features=torch.cat((own, kept))) for own in features]
-            found += [outcome.logprob for outcome in case.replay.run(variants)]
+            kept = case.prefix_cache.embeds[others]
+            continuations = [replace(base, features=torch.cat((own, kept))) for own in features]
+            found += [outcome.logprob for outcome in case.prefix_cache.run(continuations)]
         return found
 
     return score
@@ -321,8 +321,10 @@ def _pixels_of(box: Box) -> tuple[slice, slice]:
 
 def _name_own(case: Case, block: ImageBlock) -> dict[bytes, Tensor]:
     """What the row holds of each of the image's own tiles, by the tile's name."""
-    own = case.replay.row.images[block.number - 1].tiles
-    return {_name(tile): case.replay.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)}
+    own = case.prefix_cache.row.images[block.number - 1].tiles
+    return {
+        _name(tile): case.prefix_cache.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)
+    }
 
 
 @torch.no_grad()
@@ -340,7 +342,7 @@ def _encode(case: Case, pictures: Sequence[ProcessedImage], known: Mapping[bytes
     for first in range(0, len(waiting), TILES_AT_ONCE):
         chosen = waiting[first : first + TILES_AT_ONCE]
         features = vlm.MP(vlm.vision_encoder(torch.stack([new[name] for name in chosen]).to(vlm.MP.proj.weight)))
-        states |= zip(chosen, features.to(case.replay.embeds.dtype), strict=True)
+        states |= zip(chosen, features.to(case.prefix_cache.embeds.dtype), strict=True)
     return [torch.cat([states[name] for name in wanted]) for wanted in names]
 
 
@@ -354,13 +356,13 @@ def _name(tile: Tensor) -> bytes:
 def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floor: float) -> Regions:
     keys = image_keys(block)
     everything, question = (_behind(case, block, rows) for rows in ("everything behind it", "question and answer"))
-    before, removed, cut = case.replay.run([everything, _hide(everything, keys), _hide(question, keys)])
+    before, removed, cut = case.prefix_cache.run([everything, _hide(everything, keys), _hide(question, keys)])
     enough = before.logprob - cut.logprob >= ENOUGH * (before.logprob - removed.logprob)
-    rows: Rows = "question and answer" if enough else "everything behind it"
+    rows: BlindRows = "question and answer" if enough else "everything behind it"
     base = question if enough else everything
     held = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
-    uncut, *outcomes = case.replay.run([base, *(_hide(base, positions) for positions in held)])
-    boxes = case.replay.row.images[block.number - 1].boxes
+    uncut, *outcomes = case.prefix_cache.run([base, *(_hide(base, positions) for positions in held)])
+    boxes = case.prefix_cache.row.images[block.number - 1].boxes
     tiles = tuple(
         Tile(run.tile, run.name, boxes[run.tile], uncut.logprob - outcome.logprob)
         for run, outcome in zip(block.tiles, outcomes, strict=True)
@@ -368,7 +370,7 @@ def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floo
     return Regions(block.number, grid, noise_floor, before.logprob - removed.logprob, rows, tiles)
 
 
-def _map(case: Case, block: ImageBlock, parts: Sequence[Part], how: How, score: Score) -> Iterator[RegionMap]:
+def _map(case: Case, block: ImageBlock, parts: Sequence[ImagePart], how: How, score: Scorer) -> Iterator[RegionMap]:
     every = frozenset(range(len(parts)))
     alone = [frozenset({n}) for n in range(len(parts))]
     full, nothing, *rest = score([frozenset(), every, *alone, *(every - one for one in alone)])
@@ -393,7 +395,7 @@ def _map(case: Case, block: ImageBlock, parts: Sequence[Part], how: How, score: 
         yield found
 
 
-def _delete(found: RegionMap, order: Sequence[int], score: Score) -> Deletion:
+def _delete(found: RegionMap, order: Sequence[int], score: Scorer) -> Deletion:
     count = len(order)
     steps = min(count, CURVE_STEPS)
     counts = [round(step * count / steps) for step in range(steps + 1)]

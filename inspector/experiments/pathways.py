@@ -50,7 +50,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class Kept:
+class PathwayShare:
     """``nats`` of the answer's log p that an image keeps with the route ``edges`` alone left open, above the image cut
     everywhere."""
 
@@ -74,7 +74,7 @@ class Route:
     whole: float
     queries: int
     keys: int
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[PathwayShare, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _marks(case: Case) -> tuple[int, ...]:
 
 def _of_sample(case: Case, positions: Sequence[int], position: int) -> list[int]:
     """Those that no document mask parts from ``position``."""
-    segments = case.replay.row.segment_ids
+    segments = case.prefix_cache.row.segment_ids
     apart = case.structure.document_mask
     return [p for p in positions if not apart or segments[p] == segments[position]]
 
@@ -244,13 +244,13 @@ def _between(case: Case, image: ImageBlock) -> tuple[list[int], list[int]]:
 
 def _measure(case: Case, plan: _Plan) -> Route:
     everywhere = _falls(case, plan, [(0, case.vlm.config.lm_n_blocks), *plan.windows])
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[PathwayShare, ...] = ()
     if plan.parts:
-        base = case.replay.variant(plan.start, case.target.scored, stop=case.target.scored[1])
+        base = case.prefix_cache.continuation(plan.start, case.target.scored, stop=case.target.scored[1])
         open_ = [base.cutting(*(cut for other, cut in plan.parts if other != edges)) for edges, _ in plan.parts]
-        before, *after = case.replay.run([base, *open_])
+        before, *after = case.prefix_cache.run([base, *open_])
         kept = tuple(
-            Kept(edges, everywhere[0] - (before.logprob - outcome.logprob))
+            PathwayShare(edges, everywhere[0] - (before.logprob - outcome.logprob))
             for (edges, _), outcome in zip(plan.parts, after, strict=True)
         )
     return Route(
@@ -268,9 +268,9 @@ def _measure(case: Case, plan: _Plan) -> Route:
 def _falls(case: Case, plan: _Plan, windows: Sequence[Layers]) -> tuple[float, ...]:
     """Of log p, nats, for the plan's edges cut in each of the windows. The uncut twin is computed from the same
     position on, so that both round alike."""
-    base = case.replay.variant(plan.start, case.target.scored, stop=case.target.scored[1])
+    base = case.prefix_cache.continuation(plan.start, case.target.scored, stop=case.target.scored[1])
     cuts = [replace(plan.cut, layers=frozenset(range(*window))) for window in windows]
-    before, *after = case.replay.run([base, *(base.cutting(cut) for cut in cuts)])
+    before, *after = case.prefix_cache.run([base, *(base.cutting(cut) for cut in cuts)])
     return tuple(before.logprob - outcome.logprob for outcome in after)
 
 

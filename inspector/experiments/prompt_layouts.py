@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, is_answered, target_of
 from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, Turn, prepare_row
@@ -130,13 +130,15 @@ def _study(
     case = Case(
         vlm,
         prompt,
-        Replay(vlm, row, document_mask=prompt.document_mask),
+        PrefixCache(vlm, row, document_mask=prompt.document_mask),
         structure,
         target_of(structure, answered[-1]),
         max_new_tokens,
     )
     targets = [target_of(structure, question) for question in answered]
-    outcomes = case.replay.run([case.replay.variant(t.start, t.scored, stop=t.scored[1]) for t in targets])
+    outcomes = case.prefix_cache.run(
+        [case.prefix_cache.continuation(t.start, t.scored, stop=t.scored[1]) for t in targets]
+    )
     for question, outcome in zip(answered, outcomes, strict=True):
         probabilities[question.number - 1] = math.exp(outcome.logprob / len(outcome.logprobs))
     return replace(

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from inspector.interventions.continuations import Shift, Variant
-from inspector.interventions.image_ablation import Removals
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.continuations import Continuation, RopeShift
+from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys
 from inspector.row.layout import ImageBlock
 from inspector.row.numbers import say
 from inspector.row.references import find_pointer
-from inspector.which_image.question_contrast import Asked, Selection, changed_question
+from inspector.which_image.question_contrast import AskedQuestion, Selection, changed_question
 from model import Cut, InputError
 from model.tokenizer import decode
 
@@ -103,11 +103,11 @@ class Cue:
 @dataclass(frozen=True)
 class _Change:
     """``prompt``: ids from the target's start to where the answer begins; ``cuts`` and ``shifts`` as in
-    :class:`Variant`; ``everywhere``: the cuts hold for the whole row and not only for the question and its answer."""
+    :class:`Continuation`; ``everywhere``: the cuts hold for the whole row, not only for question and answer."""
 
     prompt: tuple[int, ...]
     cuts: tuple[Cut, ...] = ()
-    shifts: tuple[Shift, ...] = ()
+    shifts: tuple[RopeShift, ...] = ()
     everywhere: bool = False
 
 
@@ -120,11 +120,11 @@ class _Measured:
     effects: tuple[float, ...]
 
 
-def measure_cues(case: Case, selection: Selection, removals: Removals | None = None) -> Iterator[Cue]:
+def measure_cues(case: Case, selection: Selection, ablations: ImageAblations | None = None) -> Iterator[Cue]:
     """Yields cue after cue. ``selection`` of the same case brings the edited questions; its ``image`` (the image that
     the answer rests on; else the one that the question names) is the one whose share is followed."""
     image = selection.image or selection.asked[0].image
-    bench = _Bench(case, image if image in case.target.question.reachable else None, removals or Removals(case))
+    bench = _Bench(case, image if image in case.target.question.reachable else None, ablations or ImageAblations(case))
     yield _edit_ordinal(bench, selection)
     yield _hide_ordinal(bench)
     for family, keys, what, absent in _marks(case):
@@ -221,7 +221,7 @@ class _Bench:
 
     case: Case
     image: int | None
-    removals: Removals
+    ablations: ImageAblations
     base: _Measured = field(init=False)
 
     def __post_init__(self) -> None:
@@ -230,20 +230,20 @@ class _Bench:
     @property
     def prompt(self) -> tuple[int, ...]:
         """The question's own ids, up to where the answer begins."""
-        return self.case.replay.ids[self.case.target.start : self.case.target.scored[0]]
+        return self.case.prefix_cache.ids[self.case.target.start : self.case.target.scored[0]]
 
     def measure(self, change: _Change) -> _Measured:
         case, start = self.case, self.case.target.start
         end = start + len(change.prompt)
-        replay = case.replay
+        prefix_cache = case.prefix_cache
         if change.everywhere:
-            replay = self._read_again(change.cuts)
-        open_ended = Variant(start, change.prompt, (end, end), change.cuts, change.shifts)
-        answer = replay.answer([open_ended], case.max_new_tokens)[0] or (case.vlm.eos_token_id,)
+            prefix_cache = self._read_again(change.cuts)
+        open_ended = Continuation(start, change.prompt, (end, end), change.cuts, change.shifts)
+        answer = prefix_cache.answer([open_ended], case.max_new_tokens)[0] or (case.vlm.eos_token_id,)
         given, found = (_ending(open_ended, ids) for ids in (case.answer_ids, answer))
-        logprob, full = (outcome.logprob for outcome in replay.run([given, found]))
+        logprob, full = (outcome.logprob for outcome in prefix_cache.run([given, found]))
         effects = [0.0] * len(case.structure.images)
-        falls = self._without_moved(found) if change.shifts else self._without(replay, change, found)
+        falls = self._without_moved(found) if change.shifts else self._without(prefix_cache, change, found)
         for image, value in falls:
             effects[image.number - 1] = full - value
         return _Measured(logprob, case.text(answer), tuple(effects))
@@ -273,33 +273,37 @@ class _Bench:
             family, change, len(hidden), self.measure(_Change(self.prompt, (cut,), everywhere=everywhere))
         )
 
-    def _read_again(self, cuts: Sequence[Cut]) -> Replay:
+    def _read_again(self, cuts: Sequence[Cut]) -> PrefixCache:
         """The row without some edges, its images encoded already."""
-        read = self.case.replay
+        read = self.case.prefix_cache
         length = len(read.row)
         within = [Cut([q for q in cut.queries if q < length], cut.keys, cut.layers, cut.heads) for cut in cuts]
-        return Replay(self.case.vlm, read.row, document_mask=read.document_mask, cuts=within, embeds=read.embeds)
+        return PrefixCache(self.case.vlm, read.row, document_mask=read.document_mask, cuts=within, embeds=read.embeds)
 
-    def _without(self, replay: Replay, change: _Change, found: Variant) -> list[tuple[ImageBlock, float]]:
+    def _without(
+        self, prefix_cache: PrefixCache, change: _Change, found: Continuation
+    ) -> list[tuple[ImageBlock, float]]:
         """log p of ``found``'s answer without each image. What stands behind an image is read again and keeps the
         change's cuts."""
-        parents: dict[int, Variant] = {}
+        parents: dict[int, Continuation] = {}
 
-        def under(variant: Variant) -> Variant:
-            if id(variant) not in parents:
-                parent = None if variant.parent is None else under(variant.parent)
-                parents[id(variant)] = replace(variant, cuts=(*variant.cuts, *change.cuts), parent=parent)
-            return parents[id(variant)]
+        def under(continuation: Continuation) -> Continuation:
+            if id(continuation) not in parents:
+                parent = None if continuation.parent is None else under(continuation.parent)
+                parents[id(continuation)] = replace(
+                    continuation, cuts=(*continuation.cuts, *change.cuts), parent=parent
+                )
+            return parents[id(continuation)]
 
         images = self.case.reachable
         removed = [
-            self.removals.of_ending(frozenset({image.number}), self.case.target, found.ids, found.scored)
+            self.ablations.of_ending(frozenset({image.number}), self.case.target, found.ids, found.scored)
             for image in images
         ]
-        outcomes = replay.run([under(variant) for variant in removed])
+        outcomes = prefix_cache.run([under(continuation) for continuation in removed])
         return [(image, outcome.logprob) for image, outcome in zip(images, outcomes, strict=True)]
 
-    def _without_moved(self, found: Variant) -> Iterator[tuple[ImageBlock, float]]:
+    def _without_moved(self, found: Continuation) -> Iterator[tuple[ImageBlock, float]]:
         """The same where keys are moved: they are the cache's, so the row is read again without each image."""
         for image in self.case.reachable:
             keys = image_keys(image)
@@ -309,7 +313,7 @@ class _Bench:
             yield image, outcome.logprob
 
 
-def _ending(open_ended: Variant, answer: tuple[int, ...]) -> Variant:
+def _ending(open_ended: Continuation, answer: tuple[int, ...]) -> Continuation:
     return replace(open_ended, ids=(*open_ended.ids, *answer), scored=(open_ended.stop, open_ended.stop + len(answer)))
 
 
@@ -336,10 +340,11 @@ def _edit_ordinal(bench: _Bench, selection: Selection) -> Cue:
             bench.image,
             not_done="No other image can be named in the question.",
         )
-    variants = [
-        _ending(Variant(bench.case.target.start, asked.prompt_ids, (0, 0)), bench.case.answer_ids) for asked in edited
+    continuations = [
+        _ending(Continuation(bench.case.target.start, asked.prompt_ids, (0, 0)), bench.case.answer_ids)
+        for asked in edited
     ]
-    logprobs = [outcome.logprob for outcome in bench.case.replay.run(variants)]
+    logprobs = [outcome.logprob for outcome in bench.case.prefix_cache.run(continuations)]
     shares = [share for asked in edited if (share := share_of(asked.effects, bench.image)) is not None]
     named = ", ".join(str(asked.image) for asked in edited)
     has_ordinal = edited[0].source == "ordinal edited"
@@ -356,7 +361,7 @@ def _edit_ordinal(bench: _Bench, selection: Selection) -> Cue:
     )
 
 
-def _mean_effects(asked: Sequence[Asked]) -> tuple[float, ...]:
+def _mean_effects(asked: Sequence[AskedQuestion]) -> tuple[float, ...]:
     return tuple(sum(column) / len(asked) for column in zip(*(one.effects for one in asked), strict=True))
 
 
@@ -374,7 +379,7 @@ def pointing_positions(case: Case) -> tuple[int, ...]:
     pointer = find_pointer(question.text)
     if pointer is None:
         return ()
-    ids = case.replay.ids[question.start : question.stop]
+    ids = case.prefix_cache.ids[question.start : question.stop]
     ends = [len(decode(case.vlm.tokenizer, ids[: n + 1])) for n in range(len(ids))]
     return tuple(
         question.start + n
@@ -389,8 +394,8 @@ def _marks(case: Case) -> Iterator[tuple[Family, tuple[int, ...], str, str]]:
     The row's first position is left out: in most models it soaks up attention that has nowhere to go, and hiding it
     breaks the model rather than takes a cue away."""
     structure, question = case.structure, case.target.question
-    attended = case.replay.row.attention_mask.tolist()
-    segments = case.replay.row.segment_ids.tolist()
+    attended = case.prefix_cache.row.attention_mask.tolist()
+    segments = case.prefix_cache.row.segment_ids.tolist()
     seen = [
         p
         for p in range(question.start)
@@ -464,10 +469,10 @@ def _move_image(bench: _Bench) -> Cue:
     return bench.report("distance", change, len(image_keys(own)) + len(image_keys(other)), measured)
 
 
-def exchange(one: ImageBlock, other: ImageBlock) -> tuple[Shift, Shift]:
+def exchange(one: ImageBlock, other: ImageBlock) -> tuple[RopeShift, RopeShift]:
     """The keys of two images (tokens and region marks) seen as if each ended where the other does."""
     by = other.stop - one.stop
-    return Shift(image_keys(one)[0], one.stop, by), Shift(image_keys(other)[0], other.stop, -by)
+    return RopeShift(image_keys(one)[0], one.stop, by), RopeShift(image_keys(other)[0], other.stop, -by)
 
 
 def _add_filler(bench: _Bench, words: int) -> Cue:

@@ -26,10 +26,10 @@ from inspector.figures.experiments import (
 )
 from inspector.figures.which_image import PanelText, show_waiting
 from inspector.interventions.target import Case
-from inspector.which_image.attention_agreement import Gaze, measure_gaze
+from inspector.which_image.attention_agreement import AttentionAgreement, measure_attention_agreement
 from inspector.which_image.study import WhichImage
 
-Step = tuple[str, Any]
+ExperimentStep = tuple[str, Any]
 """(HTML of the panel so far, the same as JSON)."""
 
 
@@ -40,20 +40,20 @@ class Experiment:
     key: str
     button: str
     waiting: str
-    run: Callable[[Case, WhichImage], Iterator[Step]]
+    run: Callable[[Case, WhichImage], Iterator[ExperimentStep]]
 
     @property
     def text(self) -> PanelText:
         return TEXTS[self.key]
 
 
-def _run_routes(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_routes(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     assert found.dependence is not None
     for partial in pathways.measure_routes(case, found.dependence.noise_floor):
         yield show_routes(partial), partial.to_json()
 
 
-def _run_permutations(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_permutations(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     assert found.selection is not None
     tried: list[image_order.Permuted] = []
     yield show_permutations(tried, case.prompt.images), None
@@ -66,7 +66,7 @@ def _run_permutations(case: Case, found: WhichImage) -> Iterator[Step]:
         yield show_permutations(tried, case.prompt.images), facts
 
 
-def _run_cues(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_cues(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     assert found.selection is not None
     tried: list[reference_cues.Cue] = []
     for cue in reference_cues.measure_cues(case, found.selection):
@@ -87,21 +87,21 @@ def _run_cues(case: Case, found: WhichImage) -> Iterator[Step]:
     yield show_cues(tried, told, patched, address), facts
 
 
-def _run_layouts(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_layouts(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     cells: list[prompt_layouts.LayoutCell] = []
     for cell in prompt_layouts.compare_layouts(case.vlm, case.prompt, max_new_tokens=case.max_new_tokens):
         cells.append(cell)
         yield show_layouts(cells), [one.to_json() for one in cells]
 
 
-def _run_heads(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_heads(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     assert found.selection is not None
     assert found.dependence is not None
     for partial in heads.measure_heads(case, found.selection, found.dependence.noise_floor):
         yield show_heads(partial), partial.to_json()
 
 
-def _run_regions(case: Case, found: WhichImage) -> Iterator[Step]:
+def _run_regions(case: Case, found: WhichImage) -> Iterator[ExperimentStep]:
     assert found.dependence is not None
     if not case.reachable:
         yield (
@@ -115,11 +115,11 @@ def _run_regions(case: Case, found: WhichImage) -> Iterator[Step]:
         yield show_regions(partial, case.prompt.images), partial.to_json()
 
 
-def look_beside(found: WhichImage) -> Gaze | None:
+def look_beside(found: WhichImage) -> AttentionAgreement | None:
     """Attention beside the interventions; None without an image. ``found`` with its case, after “attention”."""
     if found.case is None or found.attention is None or found.dependence is None or not found.structure.images:
         return None
-    return measure_gaze(found.case, found.attention, found.dependence)
+    return measure_attention_agreement(found.case, found.attention, found.dependence)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (

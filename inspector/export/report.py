@@ -11,13 +11,13 @@ from inspector.figures.report import write_report
 from inspector.figures.which_image import draw_panels, show_verdict
 from inspector.interventions.target import open_case
 from inspector.row.ask import Inspection
-from inspector.which_image.attention_agreement import Gaze
+from inspector.which_image.attention_agreement import AttentionAgreement
 from inspector.which_image.study import WhichImage, study_answer
 from model import VLM
 
 
 @dataclass(frozen=True)
-class Study:
+class ShownStudy:
     """What has been found out about one answer: ``found`` without its case, ``drawn`` the panels as HTML by their
     keys, ``facts`` the same for a program."""
 
@@ -25,11 +25,11 @@ class Study:
     drawn: dict[str, str]
     facts: dict[str, Any]
 
-    def adding(self, key: str, html: str, facts: Any) -> Study:
+    def adding(self, key: str, html: str, facts: Any) -> ShownStudy:
         """With the result of one experiment more."""
-        return Study(self.found, {**self.drawn, key: html}, {**self.facts, key: facts})
+        return ShownStudy(self.found, {**self.drawn, key: html}, {**self.facts, key: facts})
 
-    def joined(self, other: Study, keys: Sequence[str]) -> Study:
+    def joined(self, other: ShownStudy, keys: Sequence[str]) -> ShownStudy:
         """With those of the experiments ``keys`` that ``other`` has."""
         joined = self
         for key in keys:
@@ -47,21 +47,21 @@ def study(
     typed: Sequence[str] = (),
     max_new_tokens: int = 32,
     seed: int = 0,
-) -> Iterator[Study]:
+) -> Iterator[ShownStudy]:
     """Yields after each step; see :func:`inspector.which_image.study.study_answer`."""
-    gaze: Gaze | None = None
+    agreement: AttentionAgreement | None = None
     for found in study_answer(
         vlm, inspection, turn, reference=reference, typed=typed, max_new_tokens=max_new_tokens, seed=seed
     ):
         if found.step == "attention":
-            gaze = look_beside(found)
+            agreement = look_beside(found)
         facts = {} if found.verdict is None else found.to_json()
-        if gaze is not None:
-            facts["gaze"] = gaze.to_json()
-        yield Study(replace(found, case=None), draw_panels(found, inspection.prompt.images, gaze), facts)
+        if agreement is not None:
+            facts["gaze"] = agreement.to_json()
+        yield ShownStudy(replace(found, case=None), draw_panels(found, inspection.prompt.images, agreement), facts)
 
 
-def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: Study, command: str) -> str:
+def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: ShownStudy, command: str) -> str:
     """The page, with what is ``known``; ``command`` repeats the tests from a shell."""
     weights = sum(parameter.numel() for parameter in vlm.parameters())
     dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
@@ -76,7 +76,7 @@ def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], k
     )
 
 
-def study_whole(vlm: VLM, inspection: Inspection, turn: int | None = None, **options: Any) -> Study:
+def study_whole(vlm: VLM, inspection: Inspection, turn: int | None = None, **options: Any) -> ShownStudy:
     """:func:`study`, then every experiment."""
     *_, known = study(vlm, inspection, turn, **options)
     for one in EXPERIMENTS:

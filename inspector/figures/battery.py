@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from inspector.figures.charts import table
-from inspector.ground_truth.run import Progress
+from inspector.ground_truth.run import SuiteProgress
 from inspector.ground_truth.scores import GATE, Battery, CellResult, Score, Share
 
 INTRODUCTION = (
@@ -24,7 +24,7 @@ def show_count(share: Share) -> str:
     return f"{share.value:.2f} <small>[{low:.2f}, {high:.2f}] of {share.total}</small>"
 
 
-def show_progress(progress: Progress) -> str:
+def show_progress(progress: SuiteProgress) -> str:
     """What is being tried, for the busy line."""
     return f"{progress.done} of {progress.total} items, {progress.cell} …" if progress.cell else ""
 

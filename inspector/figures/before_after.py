@@ -17,7 +17,7 @@ from inspector.figures.payload import data_uri
 from inspector.figures.which_image import headline
 from inspector.images.image_file import PromptImage
 from inspector.row.numbers import say
-from inspector.runs.before_after import Comparison, Grid, Measured, Shares, Side
+from inspector.runs.before_after import Comparison, Grid, HeldOutComparison, Shares, Side
 
 MAP_PX = 120
 """Longest side of a picture of attention."""
@@ -27,7 +27,7 @@ DIMMED = 0.25
 """How bright a picture stays where no attention goes."""
 
 
-def show_comparison(comparison: Comparison | None, measured: Measured | None, doing: str = "") -> str:
+def show_comparison(comparison: Comparison | None, measured: HeldOutComparison | None, doing: str = "") -> str:
     """Answers side by side, differing words marked; what they rest on; attention; held-out accuracy. ``doing``: what
     is still being computed."""
     parts = []
@@ -198,7 +198,7 @@ def light_up(picture: Image.Image, shares: Grid, top: float) -> Image.Image:
 # --- held-out questions ---
 
 
-def _show_measured(measured: Measured) -> str:
+def _show_measured(measured: HeldOutComparison) -> str:
     """Groups first, the families behind them folded; then which answers changed."""
     changed = [(a, b) for a, b in measured.answers if a.answered.strip() != b.answered.strip()]
     rows = []

@@ -28,8 +28,8 @@ from inspector.images.image_file import PromptImage
 from inspector.row.layout import Question, RowStructure, structure_sentences
 from inspector.row.numbers import say
 from inspector.which_image.attention_agreement import EXPLANATION as GAZE
-from inspector.which_image.attention_agreement import Gaze, Look
-from inspector.which_image.counterfactuals import Swap
+from inspector.which_image.attention_agreement import AttentionAgreement, AttentionSummary
+from inspector.which_image.counterfactuals import Counterfactual
 from inspector.which_image.image_effects import Dependence, TurnMatrix
 from inspector.which_image.question_contrast import Selection
 from inspector.which_image.self_checks import Check
@@ -153,8 +153,10 @@ def headline(verdict: Verdict) -> str:
     return words.format(images=images)
 
 
-def draw_panels(found: WhichImage, images: Sequence[PromptImage], gaze: Gaze | None = None) -> dict[str, str]:
-    """The panels of all steps that are done, by their keys. ``gaze`` comes with the step “attention”."""
+def draw_panels(
+    found: WhichImage, images: Sequence[PromptImage], agreement: AttentionAgreement | None = None
+) -> dict[str, str]:
+    """The panels of all steps that are done, by their keys. ``agreement`` comes with the step “attention”."""
     drawn = {"structure": show_structure(found.structure, found.turn)}
     if found.dependence is not None:
         drawn["dependence"] = show_dependence(found.dependence, found.structure, found.turn, found.reference)
@@ -165,7 +167,7 @@ def draw_panels(found: WhichImage, images: Sequence[PromptImage], gaze: Gaze | N
     if found.swaps is not None:
         drawn["swaps"] = show_swaps(found.swaps, images, found.verdict)
     if found.attention is not None:
-        drawn["attention"] = show_attention(gaze)
+        drawn["attention"] = show_attention(agreement)
     if found.checks is not None:
         drawn["checks"] = show_checks(found.checks)
     return drawn
@@ -370,7 +372,7 @@ def show_selection(selection: Selection) -> str:
 # --- swaps ---
 
 
-def show_swaps(swaps: Sequence[Swap], images: Sequence[PromptImage], verdict: Verdict | None) -> str:
+def show_swaps(swaps: Sequence[Counterfactual], images: Sequence[PromptImage], verdict: Verdict | None) -> str:
     """One card for each image: the picture before and after, what should come, what came."""
     if not swaps:
         return show_waiting("swaps", "The question can see no image, so there is none to replace.")
@@ -382,7 +384,7 @@ def show_swaps(swaps: Sequence[Swap], images: Sequence[PromptImage], verdict: Ve
     return show_panel("swaps", f'{summary}<ul class="wi-cards">{cards}</ul>')
 
 
-def _as_predicted(swap: Swap, named: bool) -> tuple[str, bool | None]:
+def _as_predicted(swap: Counterfactual, named: bool) -> tuple[str, bool | None]:
     """What the verdict predicts for a swap, and whether it came; None where it predicts nothing."""
     if not named:
         return "the same answer", not swap.flipped
@@ -391,7 +393,7 @@ def _as_predicted(swap: Swap, named: bool) -> tuple[str, bool | None]:
     return "another answer", swap.flipped
 
 
-def _swap_card(swap: Swap, before: PromptImage, named: bool) -> str:
+def _swap_card(swap: Counterfactual, before: PromptImage, named: bool) -> str:
     predicted, right = _as_predicted(swap, named)
     mark = {True: "✓", False: "✗", None: ""}[right]
     css = {True: "wi-right", False: "wi-wrong", None: ""}[right]
@@ -407,29 +409,30 @@ def _swap_card(swap: Swap, before: PromptImage, named: bool) -> str:
 # --- attention, checks ---
 
 
-def show_attention(gaze: Gaze | None) -> str:
+def show_attention(agreement: AttentionAgreement | None) -> str:
     """Share per image, then layer × image three ways; whether attention names the image that the interventions name."""
-    if gaze is None:
+    if agreement is None:
         return show_waiting("attention", "There is no image to attend to.")
-    look = gaze.chooser
+    look = agreement.chooser
     means = [sum(column) / len(look.without_sinks) for column in zip(*look.without_sinks, strict=True)]
     rows = [Bar(k + 1, share, f"<b>{copied(share * 100, 1)}</b> %") for k, share in enumerate(means)]
-    css = {"agrees": "wi-agrees", "disagrees": "wi-disagrees"}.get(gaze.badge, "")
+    css = {"agrees": "wi-agrees", "disagrees": "wi-disagrees"}.get(agreement.badge, "")
     body = (
-        f'<p class="wi-lead"><span class="wi-tag">correlational</span> <span class="wi-tag {css}">{gaze.badge}</span> '
-        f"{escape(gaze.sentence)}</p>"
+        f'<p class="wi-lead"><span class="wi-tag">correlational</span> '
+        f'<span class="wi-tag {css}">{agreement.badge}</span> '
+        f"{escape(agreement.sentence)}</p>"
         + bars(rows, label="share of attention per image, sinks left out")
         + _look_tables(look)
     )
-    if gaze.question is not None:
+    if agreement.question is not None:
         body += (
             f"<details class=wi-explain><summary>The question's own rows</summary>"
-            f"{_look_tables(gaze.question)}</details>"
+            f"{_look_tables(agreement.question)}</details>"
         )
     return show_panel("attention", body)
 
 
-def _look_tables(look: Look) -> str:
+def _look_tables(look: AttentionSummary) -> str:
     """Layer × image: share without sinks, lift, and what the images bring by its length."""
     images = range(1, len(look.shares[0]) + 1)
     whose = "the row that chose the answer" if look.rows == "chooser" else "the question's rows, their mean"

@@ -16,7 +16,7 @@ from inspector.row.prompt import Prompt, Turn
 from model import Box, InputError, OpenedImage
 from model.training.synthetic import scenes as sc
 
-Cell = Literal[
+ItemGroup = Literal[
     "adjacent",
     "ordinal digit",
     "ordinal word",
@@ -32,7 +32,7 @@ Cell = Literal[
     "null",
     "null, own sample",
 ]
-CELLS: tuple[Cell, ...] = get_args(Cell)
+CELLS: tuple[ItemGroup, ...] = get_args(ItemGroup)
 """What the question goes by.
 
 - *adjacent*: one picture per turn, the question of its turn names none;
@@ -52,7 +52,7 @@ _WORDS = ("color", "colour")
 
 
 @dataclass(frozen=True)
-class Cue:
+class ItemCue:
     """What a question goes by, and the image (from 1) that it points at."""
 
     name: Literal["adjacent", "ordinal", "content"]
@@ -74,7 +74,7 @@ class Item:
     are those of the first.
     """
 
-    cell: Cell
+    cell: ItemGroup
     number: int
     prompt: Prompt
     turn: int
@@ -85,7 +85,7 @@ class Item:
     twin_answer: str | None
     box: Box | None
     single_prompt: Prompt
-    cues: tuple[Cue, ...]
+    cues: tuple[ItemCue, ...]
 
     def twin_prompt(self) -> Prompt:
         """The prompt with the relevant picture swapped for its twin. ValueError for a null item."""
@@ -156,7 +156,7 @@ def build_items(
                 yield _item(cell, number, seed, images, canvas)
 
 
-def _item(cell: Cell, number: int, seed: int, images: tuple[int, int], canvas: tuple[int, int]) -> Item:
+def _item(cell: ItemGroup, number: int, seed: int, images: tuple[int, int], canvas: tuple[int, int]) -> Item:
     low, high = images
     counts = high - low + 1
     n_images, round_ = low + number % counts, number // counts
@@ -186,7 +186,7 @@ def _item(cell: Cell, number: int, seed: int, images: tuple[int, int], canvas: t
     )
 
 
-def _draw(rng: np.random.Generator, cell: Cell, n_images: int, round_: int, canvas: tuple[int, int]) -> _Drawing:
+def _draw(rng: np.random.Generator, cell: ItemGroup, n_images: int, round_: int, canvas: tuple[int, int]) -> _Drawing:
     """Slots go round; what is left to chance comes from ``rng`` alone, in the same order for every cell."""
     colours = [str(colour) for colour in rng.permutation(sc.COLOUR_NAMES)]
     kinds = [str(kind) for kind in rng.permutation(sc.SHAPE_NAMES)]
@@ -204,7 +204,7 @@ def _draw(rng: np.random.Generator, cell: Cell, n_images: int, round_: int, canv
     return _Drawing(scenes, slot, other, odd, colours[n_images], word)
 
 
-def _slots(cell: Cell, n_images: int, round_: int) -> tuple[int, int]:
+def _slots(cell: ItemGroup, n_images: int, round_: int) -> tuple[int, int]:
     """The relevant picture's place and, in a conflict, the other cue's."""
     last = n_images - 1
     if cell == "last":
@@ -217,32 +217,32 @@ def _slots(cell: Cell, n_images: int, round_: int) -> tuple[int, int]:
     return slot, slot
 
 
-def _ask(cell: Cell, draw: _Drawing) -> tuple[Prompt, int, tuple[Cue, ...]]:
+def _ask(cell: ItemGroup, draw: _Drawing) -> tuple[Prompt, int, tuple[ItemCue, ...]]:
     """The prompt, the asked turn's index, and where the cues point."""
     number, asked, last = draw.slot + 1, draw.asked, draw.count - 1
     if cell in ("adjacent", "packed", "packed, document mask"):
         turns = [Turn(f"{asked}?", colour if n < draw.slot else "") for n, colour in enumerate(draw.colours)]
         if cell == "adjacent":
-            return Prompt(draw.images, tuple(turns), "per-turn"), draw.slot, (Cue("adjacent", number),)
+            return Prompt(draw.images, tuple(turns), "per-turn"), draw.slot, (ItemCue("adjacent", number),)
         masked = cell == "packed, document mask"
-        return Prompt(draw.images, tuple(turns), "packed", masked), draw.slot, (Cue("adjacent", number),)
+        return Prompt(draw.images, tuple(turns), "packed", masked), draw.slot, (ItemCue("adjacent", number),)
     if cell == "null, own sample":
         told = f"{draw.spare} circle what {draw.word} is the circle?"
         return _after_pictures(draw, draw.count, told, layout="packed"), draw.count, ()
     if cell in ("return", "adjacent vs ordinal", "adjacent vs content"):
-        cue = Cue("content" if cell == "adjacent vs content" else "ordinal", number)
+        cue = ItemCue("content" if cell == "adjacent vs content" else "ordinal", number)
         question = f"{draw.odd_asked}?" if cue.name == "content" else f"in image {number}, {asked}?"
         if cell == "return":
             return _after_pictures(draw, draw.count, question), draw.count, (cue,)
-        return _after_pictures(draw, last, question), last, (cue, Cue("adjacent", draw.count))
-    ordinal = Cue("ordinal", number)
-    questions: dict[str, tuple[str, tuple[Cue, ...]]] = {
+        return _after_pictures(draw, last, question), last, (cue, ItemCue("adjacent", draw.count))
+    ordinal = ItemCue("ordinal", number)
+    questions: dict[str, tuple[str, tuple[ItemCue, ...]]] = {
         "ordinal digit": (f"in image {number}, {asked}?", (ordinal,)),
         "ordinal word": (f"{asked} in the {_ORDINALS[draw.slot]} image?", (ordinal,)),
         "ordinal from 0": (f"in <image: {draw.slot}>, {asked}?", (ordinal,)),
         "last": (f"{asked} in the last image?", (ordinal,)),
-        "content": (f"{draw.odd_asked}?", (Cue("content", number),)),
-        "ordinal vs content": (f"in image {number}, {draw.odd_asked}?", (ordinal, Cue("content", draw.odd + 1))),
+        "content": (f"{draw.odd_asked}?", (ItemCue("content", number),)),
+        "ordinal vs content": (f"in image {number}, {draw.odd_asked}?", (ordinal, ItemCue("content", draw.odd + 1))),
         "null": (f"the answer is {draw.spare}. what is the answer?", ()),
     }
     question, cues = questions[cell]
@@ -258,7 +258,7 @@ def _after_pictures(
     return Prompt(draw.images, (*turns, Turn(question)), layout, layout == "packed")
 
 
-def _alone(cell: Cell, draw: _Drawing, place: int) -> str:
+def _alone(cell: ItemGroup, draw: _Drawing, place: int) -> str:
     """The question about the picture at ``place`` when it is the only one: nothing needs to point at it then."""
     if cell in ("content", "adjacent vs content", "ordinal vs content"):
         return f"what {draw.word} is the {draw.scenes[place].shapes[0].kind}?"

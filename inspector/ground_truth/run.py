@@ -18,18 +18,18 @@ from inspector.ground_truth.scores import (
     GATE,
     MIN_ITEMS,
     Battery,
+    ItemResult,
     Score,
-    Trial,
     count,
     score_trials,
     sum_up_cell,
 )
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import Case, open_case
 from inspector.row.ask import GenerationSettings, Inspection, ask_and_inspect, attend
 from inspector.row.attention import AttentionMap
 from inspector.row.prompt import Prompt, Turn
-from inspector.which_image.counterfactuals import Swap, measure_swaps
+from inspector.which_image.counterfactuals import Counterfactual, measure_counterfactuals
 from inspector.which_image.image_effects import Dependence, measure_dependence
 from inspector.which_image.question_contrast import Selection, measure_selection
 from inspector.which_image.verdict import Verdict, judge, name_leader
@@ -62,7 +62,7 @@ MAX_NEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Progress:
+class SuiteProgress:
     """``done`` of ``total`` items; ``battery`` is the result so far."""
 
     cell: str
@@ -73,7 +73,7 @@ class Progress:
 
 def run_battery(
     vlm: VLM, *, cells: Sequence[str] = CELLS, n_each: int = MIN_ITEMS, seed: int = 1
-) -> Iterator[Progress]:
+) -> Iterator[SuiteProgress]:
     """Yields after every gate and every item; the last one is the finished result. A cell that fails its gate is
     skipped. Stopping in between loses nothing of what was found. InputError for an unknown cell."""
     items = list(build_items(cells, n_each, seed))
@@ -86,36 +86,36 @@ def run_battery(
     done = 0
     for cell in dict.fromkeys(item.cell for item in items):
         mine = [item for item in items if item.cell == cell]
-        yield Progress(cell, done, total, found.sum_up())
+        yield SuiteProgress(cell, done, total, found.sum_up())
         gate = found.gates[cell] = [_answer_alone(vlm, item) for item in mine]
         testable = sum(gate) >= GATE * len(mine)
         for item in mine if testable else []:
-            yield Progress(cell, done, total, found.sum_up())
+            yield SuiteProgress(cell, done, total, found.sum_up())
             found.trials.append(try_item(vlm, item))
             done += 1
         done += 0 if testable else len(mine)
     for item in named[:PARAPHRASED_ITEMS]:
-        yield Progress("other wordings", done, total, found.sum_up())
+        yield SuiteProgress("other wordings", done, total, found.sum_up())
         found.paraphrased += _compare_wordings(vlm, item)
         done += 1
     for item in pictures:
-        yield Progress("regions", done, total, found.sum_up())
+        yield SuiteProgress("regions", done, total, found.sum_up())
         found.regions += _try_regions(vlm, item)
         done += 1
     half = copy_vlm(vlm).to(torch.bfloat16)
     verdicts = {(trial.cell, trial.number): (trial.kind, trial.verdict_image) for trial in found.trials}
     for item in halved:
-        yield Progress("in bfloat16", done, total, found.sum_up())
+        yield SuiteProgress("in bfloat16", done, total, found.sum_up())
         if (item.cell, item.number) in verdicts:  # else its cell is not testable
             found.halved.append(_told(_study(half, item, item.prompt)) == verdicts[item.cell, item.number])
         done += 1
     random = fresh_vlm(vlm.config, vlm.tokenizer, seed)
     for item in named:
-        yield Progress("random weights", done, total, found.sum_up())
+        yield SuiteProgress("random weights", done, total, found.sum_up())
         study = _study(random, item, item.prompt)
         found.random.append(study is not None and study.verdict.image is not None)
         done += 1
-    yield Progress("", total, total, found.sum_up(finished=True))
+    yield SuiteProgress("", total, total, found.sum_up(finished=True))
 
 
 @dataclass
@@ -128,7 +128,7 @@ class _Found:
     n_each: int
     seed: int
     gates: dict[str, list[bool]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[ItemResult] = field(default_factory=list)
     paraphrased: list[bool] = field(default_factory=list)
     halved: list[bool] = field(default_factory=list)
     random: list[bool] = field(default_factory=list)
@@ -208,10 +208,10 @@ class _Study:
 
     inspection: Inspection
     case: Case
-    removals: Removals
+    ablations: ImageAblations
     dependence: Dependence
     selection: Selection
-    swaps: tuple[Swap, ...]
+    swaps: tuple[Counterfactual, ...]
     verdict: Verdict
 
 
@@ -221,20 +221,20 @@ def _study(vlm: VLM, item: Item, prompt: Prompt) -> _Study | None:
     if not inspection.prompt.turns[item.turn].assistant.strip():
         return None
     case = open_case(vlm, inspection, item.turn + 1, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
-    removals = Removals(case)
-    dependence = measure_dependence(case, removals)
-    selection = measure_selection(case, name_leader(dependence), removals)
+    ablations = ImageAblations(case)
+    dependence = measure_dependence(case, ablations)
+    selection = measure_selection(case, name_leader(dependence), ablations)
     twins = {item.image: (item.twin, item.twin_answer or "")} if item.image and item.twin else None
-    swaps = measure_swaps(case, selection, twins=twins)
+    swaps = measure_counterfactuals(case, selection, twins=twins)
     verdict = judge(case, dependence, selection, swaps)
-    return _Study(inspection, case, removals, dependence, selection, swaps, verdict)
+    return _Study(inspection, case, ablations, dependence, selection, swaps, verdict)
 
 
-def try_item(vlm: VLM, item: Item) -> Trial:
+def try_item(vlm: VLM, item: Item) -> ItemResult:
     """One item through the same experiments as a person's prompt."""
     study = _study(vlm, item, item.prompt)
     if study is None:
-        return Trial(
+        return ItemResult(
             item.cell,
             item.number,
             item.image,
@@ -258,7 +258,7 @@ def try_item(vlm: VLM, item: Item) -> Trial:
         )
     answer = study.inspection.prompt.turns[item.turn].assistant.strip()
     gold_ids = vlm.tokenizer(item.answer, add_special_tokens=False).input_ids
-    gold = measure_dependence(study.case, study.removals, answer_ids=gold_ids)
+    gold = measure_dependence(study.case, study.ablations, answer_ids=gold_ids)
     others = [swap for swap in study.swaps if swap.image != item.image]
     twin = next((swap for swap in study.swaps if swap.image == item.image), None)
     orders = (0, 0)
@@ -268,7 +268,7 @@ def try_item(vlm: VLM, item: Item) -> Trial:
     chooser = study.case.target.question.chooser
     assert chooser is not None
     followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == answer]
-    return Trial(
+    return ItemResult(
         cell=item.cell,
         number=item.number,
         image=item.image,

@@ -46,7 +46,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ItemResult:
     """One item tried. Images from 1. ``image`` is the relevant one, None for a null item; ``right``: the answer is the
     item's. ``kind`` and ``verdict_image``: the verdict; ``named``: the image of the largest Shapley value of the answer
     that the model gave; ``attended``: the one that the answer's first token attends to most. ``gold_named``: what
@@ -183,11 +183,11 @@ def count(held: Sequence[bool]) -> Share:
     return Share(sum(held), len(held))
 
 
-def _share(trials: Sequence[Trial], holds: Callable[[Trial], bool]) -> Share:
+def _share(trials: Sequence[ItemResult], holds: Callable[[ItemResult], bool]) -> Share:
     return Share(sum(holds(trial) for trial in trials), len(trials))
 
 
-def sum_up_cell(cell: str, gate: Sequence[bool], trials: Sequence[Trial]) -> CellResult:
+def sum_up_cell(cell: str, gate: Sequence[bool], trials: Sequence[ItemResult]) -> CellResult:
     """``gate``: for every item whether it is answered rightly about its relevant image alone."""
     conflict = " vs " in cell
     right = list(trials) if conflict else [trial for trial in trials if trial.right]
@@ -210,13 +210,13 @@ def sum_up_cell(cell: str, gate: Sequence[bool], trials: Sequence[Trial]) -> Cel
     )
 
 
-def _orders(trials: Sequence[Trial]) -> Share:
+def _orders(trials: Sequence[ItemResult]) -> Share:
     """A prediction is built from what the model says about each image; where that is wrong it is no prediction."""
     known = [trial for trial in trials if trial.asked_right]
     return Share(sum(trial.orders_right for trial in known), sum(trial.orders_predicted for trial in known))
 
 
-def score_trials(trials: Sequence[Trial]) -> tuple[Score, ...]:
+def score_trials(trials: Sequence[ItemResult]) -> tuple[Score, ...]:
     """The targets of the battery; conflicts have no right answer and count nowhere."""
     plain = [t for t in trials if " vs " not in t.cell]
     right = [t for t in plain if t.right and t.image is not None]

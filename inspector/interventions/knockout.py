@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inspector.interventions.continuations import Variant
+from inspector.interventions.continuations import Continuation
 from inspector.interventions.target import Case, image_keys
 from inspector.row.layout import ImageBlock, Question, RowStructure
 from model import Cut, InputError, VLMConfig
@@ -117,18 +117,18 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
     cuts = tuple(read_cut(case, text) for text in texts)
     first, stop = case.target.scored
     start = min([case.target.start, *(cut.rows[0] for cut in cuts)])
-    given = case.replay.variant(start, case.target.scored, stop=stop)
-    open_ended = case.replay.variant(start, (first, first), stop=first)
+    given = case.prefix_cache.continuation(start, case.target.scored, stop=stop)
+    open_ended = case.prefix_cache.continuation(start, (first, first), stop=first)
     own = [tuple(cut.cut for cut in cuts[:n]) for n in range(len(cuts) + 1)]
-    olds = case.replay.run([given.cutting(*some) for some in own])
+    olds = case.prefix_cache.run([given.cutting(*some) for some in own])
     answers = [
         case.answer_ids,
-        *case.replay.answer([open_ended.cutting(*some) for some in own[1:]], case.max_new_tokens),
+        *case.prefix_cache.answer([open_ended.cutting(*some) for some in own[1:]], case.max_new_tokens),
     ]
     answers = [ids or (case.vlm.eos_token_id,) for ids in answers]
-    news = case.replay.run(
+    news = case.prefix_cache.run(
         [
-            Variant(start, (*open_ended.ids, *ids), (first, first + len(ids))).cutting(*some)
+            Continuation(start, (*open_ended.ids, *ids), (first, first + len(ids))).cutting(*some)
             for some, ids in zip(own, answers, strict=True)
         ]
     )

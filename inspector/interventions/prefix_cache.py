@@ -1,12 +1,12 @@
 """The end of a row, run again and otherwise: one cached pass, then as many changed endings as one likes.
 
 A question and its answer come after the images that they can see, so a change to what *they* see leaves everything
-before them as it was. The row is read once and its keys and values are kept; a changed ending (a :class:`Variant`)
-computes its own few positions only. All variants of a batch stand side by side in one pass behind the cached row, each
-with the positions that it would have had, and the mask lets each see its own prefix and itself: an intervention costs
-tens of positions instead of thousands, and nothing is copied for it. Where a change reaches further back, variants
-share what they have in common: one can stand behind another instead of behind the row, and what others stand behind
-stays in the cache, so that the next question about the same change finds it there.
+before them as it was. The row is read once and its keys and values are kept; a changed ending (a :class:`Continuation`)
+computes its own few positions only. All continuations of a batch stand side by side in one pass behind the cached row,
+each with the positions that it would have had, and the mask lets each see its own prefix and itself: an intervention
+costs tens of positions instead of thousands, and nothing is copied for it. Where a change reaches further back,
+continuations share what they have in common: one can stand behind another instead of behind the row, and what others
+stand behind stays in the cache, so that the next question about the same change finds it there.
 """
 
 from __future__ import annotations
@@ -19,29 +19,31 @@ import torch
 from torch import Tensor
 
 from inspector.interventions.continuations import (
+    Continuation,
     Outcome,
-    Shift,
+    RopeShift,
     StatePatch,
-    Variant,
     count_positions,
     gather_line,
     gather_parents,
     lay_out,
     set_apart,
 )
-from model import VLM, AttentionReader, AttentionReading, Cut, InputError, Patch, Sample, Tap
+from model import VLM, ActivationPatch, AttentionReader, AttentionReading, Cut, InputError, Sample, Tap
 from model.language import KVCache, build_mask
 from model.layers import rotate
 
 PASS_POSITIONS = 512
-"""So many positions at most are computed in one pass, unless a single variant has more: what bounds the memory. What is
-to be kept is read in halves of it, for the fewer stand side by side, the less is masked only to be multiplied."""
+"""So many positions at most are computed in one pass, unless a single continuation has more: what bounds the memory.
+What is to be kept is read in halves of it, for the fewer stand side by side, the less is masked only to be
+multiplied."""
 KEPT_ROWS = 2
-"""What variants stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at least)."""
+"""What continuations stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at
+least)."""
 
 
-class Replay:
-    """One row, read once. Not for two threads at the same time: variants are computed behind the row in its cache.
+class PrefixCache:
+    """One row, read once. Not for two threads at the same time: continuations are computed behind the row in its cache.
 
     Memory: keys and values of the row and of :data:`KEPT_ROWS` times as many positions; during a pass a copy of those
     that it sees, :data:`PASS_POSITIONS` more, and one mask.
@@ -57,8 +59,8 @@ class Replay:
         cuts: Sequence[Cut] = (),
         embeds: Tensor | None = None,
     ) -> None:
-        """``cuts``: edges that the row is read without (a variant names its own). ``embeds``: those of another reading
-        of the same row, so that its images need not be encoded again."""
+        """``cuts``: edges that the row is read without (a continuation names its own). ``embeds``: those of another
+        reading of the same row, so that its images need not be encoded again."""
         self.vlm, self.row, self.document_mask = vlm, row, document_mask
         self.ids: tuple[int, ...] = tuple(row.input_ids.tolist())
         self._limit = vlm.config.lm_max_position_embeddings
@@ -68,8 +70,8 @@ class Replay:
         self._length = len(row)
         self._attended = batch.attention_mask[0]
         self._segments = batch.segment_ids[0]
-        self._kept: list[Variant] = []
-        """What variants stood behind, in the order in which it stands in the cache behind the row."""
+        self._kept: list[Continuation] = []
+        """What continuations stood behind, in the order in which it stands in the cache behind the row."""
         self._ends: dict[int, Tensor] = {}
         """By the ``id`` of what is kept: the decoder's output at its last position."""
         self._cache = self._allocate(0)
@@ -79,56 +81,64 @@ class Replay:
         self.hidden: Tensor = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache, tap=tap)[0]
         """``[pos lm_hidden_dim]``: the decoder's output for the row as it stands."""
 
-    def variant(self, start: int, scored: tuple[int, int], *, stop: int | None = None) -> Variant:
+    def continuation(self, start: int, scored: tuple[int, int], *, stop: int | None = None) -> Continuation:
         """The row's own ending from ``start`` on, unchanged."""
-        return Variant(start, self.ids[start : self._length if stop is None else stop], scored)
+        return Continuation(start, self.ids[start : self._length if stop is None else stop], scored)
 
     @torch.no_grad()
-    def run(self, variants: Sequence[Variant], patches: Sequence[StatePatch] = ()) -> list[Outcome]:
-        """Every variant's outcome, in order. ``patches`` name variants by their place in ``variants``; all of these
-        then run in one pass."""
-        variants = set_apart(variants)
+    def run(self, continuations: Sequence[Continuation], patches: Sequence[StatePatch] = ()) -> list[Outcome]:
+        """Every continuation's outcome, in order. ``patches`` name them by their place; all then run in one
+        pass."""
+        continuations = set_apart(continuations)
         outcomes: dict[int, Outcome] = {}
-        for group in [variants] if patches else self._groups(variants):
+        for group in [continuations] if patches else self._groups(continuations):
             self._keep(group)
             for chunk in [group] if patches else _chunks(group, {id(node) for node in self._kept}):
                 linked = [(chunk[patch.source], chunk[patch.target], patch) for patch in patches]
                 hidden, starts = self._forward(self._new(gather_line(chunk)), linked)
                 outcomes |= zip(map(id, chunk), self._outcomes(chunk, hidden, starts), strict=True)
-        return [outcomes[id(variant)] for variant in variants]
+        return [outcomes[id(continuation)] for continuation in continuations]
 
     @torch.no_grad()
-    def answer(self, variants: Sequence[Variant], max_new_tokens: int) -> list[tuple[int, ...]]:
-        """The greedy continuation of every variant, without the end token. Each variant's ids end where the model is
-        to go on."""
-        ids: list[list[int]] = [[] for _ in variants]
-        open_ = list(range(len(variants)))
+    def answer(self, continuations: Sequence[Continuation], max_new_tokens: int) -> list[tuple[int, ...]]:
+        """The greedy continuation of every continuation, without the end token. Each continuation's ids end where the
+        model is to go on."""
+        ids: list[list[int]] = [[] for _ in continuations]
+        open_ = list(range(len(continuations)))
         for step in range(max_new_tokens):
             if not open_:
                 break
-            grown = [variants[n] if step == 0 else self._continue(variants[n], ids[n]) for n in open_]
+            grown = [continuations[n] if step == 0 else self._continue(continuations[n], ids[n]) for n in open_]
             for n, outcome in zip(tuple(open_), self.run(grown), strict=True):
                 if outcome.next_id == self.vlm.eos_token_id:
                     open_.remove(n)
                 else:
                     ids[n].append(outcome.next_id)
-                    if variants[n].stop + len(ids[n]) >= self._limit:
+                    if continuations[n].stop + len(ids[n]) >= self._limit:
                         open_.remove(n)
         return [tuple(found) for found in ids]
 
     @torch.no_grad()
     def read(
-        self, variants: Sequence[Variant], rows: Sequence[int], groups: Tensor, n_groups: int, *, weigh: bool = False
+        self,
+        continuations: Sequence[Continuation],
+        rows: Sequence[int],
+        groups: Tensor,
+        n_groups: int,
+        *,
+        weigh: bool = False,
     ) -> AttentionReading:
-        """Attention of one position of each variant, ``rows[n]`` of variant n, over groups of the row's positions
-        (``groups [pos]``, −1 for none). The variants must fit one pass. See :class:`model.AttentionReader`."""
-        variants = set_apart(variants)
-        nodes = self._new(gather_line(variants))
+        """Attention of one position of each continuation, ``rows[n]`` of continuation n, over groups of the row's
+        positions (``groups [pos]``, −1 for none). The continuations must fit one pass. See
+        :class:`model.AttentionReader`."""
+        continuations = set_apart(continuations)
+        nodes = self._new(gather_line(continuations))
         held = [*self._kept, *nodes]
         starts = lay_out(held)
         kept = self._kept_positions
         positions = [
-            starts[id(variant)] - kept + row - variant.start for row, variant in zip(rows, variants, strict=True)
+            starts[id(continuation)] - kept + row - continuation.start
+            for row, continuation in zip(rows, continuations, strict=True)
         ]
         own = torch.full((count_positions(held),), -1, dtype=torch.long)
         for node in held:
@@ -138,12 +148,12 @@ class Replay:
         self._forward(nodes, (), reader)
         return reader.reading
 
-    def _continue(self, variant: Variant, ids: Sequence[int]) -> Variant:
-        """``ids`` behind the variant; its cuts hold for them too."""
-        stop = variant.stop
-        if variant.shifts:
-            return replace(variant, ids=(*variant.ids, *ids))  # keys that are moved are so for one pass
-        return Variant(stop, tuple(ids), (stop, stop), variant.cuts, parent=variant)
+    def _continue(self, continuation: Continuation, ids: Sequence[int]) -> Continuation:
+        """``ids`` behind the continuation; its cuts hold for them too."""
+        stop = continuation.stop
+        if continuation.shifts:
+            return replace(continuation, ids=(*continuation.ids, *ids))  # keys that are moved are so for one pass
+        return Continuation(stop, tuple(ids), (stop, stop), continuation.cuts, parent=continuation)
 
     @property
     def _kept_positions(self) -> int:
@@ -153,31 +163,33 @@ class Replay:
     def _room(self) -> int:
         return max(KEPT_ROWS * self._length, PASS_POSITIONS)
 
-    def _new(self, nodes: Iterable[Variant]) -> list[Variant]:
+    def _new(self, nodes: Iterable[Continuation]) -> list[Continuation]:
         """Those that aren't kept."""
         kept = {id(node) for node in self._kept}
         return [node for node in nodes if id(node) not in kept]
 
-    def _groups(self, variants: list[Variant]) -> Iterator[list[Variant]]:
+    def _groups(self, continuations: list[Continuation]) -> Iterator[list[Continuation]]:
         """All at once if what they stand behind can be kept, else those side by side that share most of it."""
-        if count_positions(gather_parents(variants)) <= self._room:
-            yield variants
+        if count_positions(gather_parents(continuations)) <= self._room:
+            yield continuations
             return
-        seen = {id(node): n for n, node in enumerate(gather_line(variants))}
-        group: list[Variant] = []
-        for variant in sorted(variants, key=lambda variant: [seen[id(node)] for node in variant.line[:-1]]):
-            if group and count_positions(gather_parents([*group, variant])) > self._room:
+        seen = {id(node): n for n, node in enumerate(gather_line(continuations))}
+        group: list[Continuation] = []
+        for continuation in sorted(
+            continuations, key=lambda continuation: [seen[id(node)] for node in continuation.line[:-1]]
+        ):
+            if group and count_positions(gather_parents([*group, continuation])) > self._room:
                 yield group
                 group = []
-            group.append(variant)
+            group.append(continuation)
         yield group
 
-    def _keep(self, variants: Sequence[Variant]) -> None:
-        """Reads what the variants stand behind, unless that is done, and leaves it in the cache. Where there is no room
-        what was kept before makes way; what doesn't fit at all is read with each pass."""
-        needed = gather_parents(variants)
+    def _keep(self, continuations: Sequence[Continuation]) -> None:
+        """Reads what the continuations stand behind, unless that is done, and leaves it in the cache. Where there is
+        no room what was kept before makes way; what doesn't fit at all is read with each pass."""
+        needed = gather_parents(continuations)
         # Keys that are moved are so for one pass.
-        if not needed or any(node.shifts for variant in variants for node in variant.line):
+        if not needed or any(node.shifts for continuation in continuations for node in continuation.line):
             return
         new = self._new(needed)
         if self._kept_positions + count_positions(new) > self._room:
@@ -205,15 +217,15 @@ class Replay:
 
     def _forward(
         self,
-        nodes: Sequence[Variant],
-        patches: Sequence[tuple[Variant, Variant, StatePatch]] = (),
+        nodes: Sequence[Continuation],
+        patches: Sequence[tuple[Continuation, Continuation, StatePatch]] = (),
         reader: AttentionReader | None = None,
         *,
         keep: bool = False,
     ) -> tuple[Tensor, dict[int, int]]:
-        """The decoder's output ``[pos width]`` for the variants side by side, and where each (by its ``id``) begins in
-        it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values are stored behind
-        what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
+        """The decoder's output ``[pos width]`` for the continuations side by side, and where each (by its ``id``)
+        begins in it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values are
+        stored behind what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
         starts = lay_out([*self._kept, *nodes])
         kept = self._kept_positions
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
@@ -237,7 +249,7 @@ class Replay:
                     keys = [p for p in places[self._places(node, starts, keys)].tolist() if p >= 0]
                     cuts.append(Cut(queries, keys, cut.layers, cut.heads))
         moved = [
-            Patch(
+            ActivationPatch(
                 patch.layer,
                 places[self._places(source, starts, patch.positions)].tolist(),
                 places[self._places(target, starts, patch.positions)].tolist(),
@@ -252,7 +264,7 @@ class Replay:
         return hidden[0], {id(node): starts[id(node)] - kept for node in nodes}
 
     def _view(
-        self, mask: Tensor, held: int, shifts: set[tuple[Shift, ...]], *, whole: bool
+        self, mask: Tensor, held: int, shifts: set[tuple[RopeShift, ...]], *, whole: bool
     ) -> tuple[KVCache, Tensor, Tensor]:
         """(a cache of those of the ``held`` positions that a pass sees, all if ``whole``, with room for its own; where
         each key of ``mask`` is in it, −1 for the unseen; the mask of its keys). What no position of the pass sees would
@@ -271,28 +283,29 @@ class Replay:
         view.length = count
         return view, places, mask[..., places >= 0]
 
-    def _places(self, node: Variant, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
-        """Where positions of a variant's row are among the keys of the pass."""
+    def _places(self, node: Continuation, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
+        """Where positions of a continuation's row are among the keys of the pass."""
         moved = [(one.start, one.stop, self._length + starts[id(one)] - one.start) for one in node.line]
         return [next((p + by for start, stop, by in moved if start <= p < stop), p) for p in positions]
 
-    def _embed(self, variant: Variant) -> Tensor:
-        """``[pos width]``: image tokens keep the features that stand there in the row, if the variant brings none."""
-        ids = torch.tensor(variant.ids, dtype=torch.long, device=self.embeds.device)
+    def _embed(self, continuation: Continuation) -> Tensor:
+        """``[pos width]``: image tokens keep the features that stand there in the row, if the continuation brings
+        none."""
+        ids = torch.tensor(continuation.ids, dtype=torch.long, device=self.embeds.device)
         is_image = ids == self.vlm.image_token_id
         embeds = self.vlm.decoder.token_embedding(ids.masked_fill(is_image, 0)).to(self.embeds.dtype)
         if bool(is_image.any()):
-            places = variant.start + is_image.nonzero()[:, 0]
+            places = continuation.start + is_image.nonzero()[:, 0]
             if int(places.max()) >= self._length or any(
                 self.ids[place] != self.vlm.image_token_id for place in places.tolist()
             ):
-                raise ValueError("A variant has an image token where the row has none.")
-            embeds[is_image] = self.embeds[places] if variant.features is None else variant.features
+                raise ValueError("A continuation has an image token where the row has none.")
+            embeds[is_image] = self.embeds[places] if continuation.features is None else continuation.features
         return embeds
 
-    def _mask(self, nodes: Sequence[Variant], starts: dict[int, int]) -> Tensor:
-        """``[1 1 query key]``, as :func:`model.language.build_mask` would give each variant alone. ``starts``: where
-        each, and what is kept, begins behind the row."""
+    def _mask(self, nodes: Sequence[Continuation], starts: dict[int, int]) -> Tensor:
+        """``[1 1 query key]``, as :func:`model.language.build_mask` would give each continuation alone. ``starts``:
+        where each, and what is kept, begins behind the row."""
         kept = self._kept_positions
         total = count_positions(nodes)
         held = [*self._kept, *nodes]
@@ -320,15 +333,15 @@ class Replay:
                 mask[rows] = view.masked_fill(other, -torch.inf)
         return mask[None, None]
 
-    def _own(self, node: Variant) -> tuple[Tensor, Tensor]:
-        """(attended, segment) of a variant's own positions."""
+    def _own(self, node: Continuation) -> tuple[Tensor, Tensor]:
+        """(attended, segment) of a continuation's own positions."""
         if node.ids == self.ids[node.start : node.stop]:
             return self._attended[node.start : node.stop], self._segments[node.start : node.stop]
         segment = self._segments[min(node.start, self._length - 1)]
         return torch.ones(len(node.ids), dtype=torch.bool, device=segment.device), segment.expand(len(node.ids))
 
     @contextmanager
-    def _shifted(self, wanted: set[tuple[Shift, ...]]) -> Iterator[None]:
+    def _shifted(self, wanted: set[tuple[RopeShift, ...]]) -> Iterator[None]:
         """The cached keys moved while they are copied, then put back bit for bit. ValueError if a pass mixes shifts."""
         if len(wanted) > 1:
             raise ValueError("Variants with different shifts can't share a pass.")
@@ -346,36 +359,40 @@ class Replay:
             for span, keys in kept:
                 cache.keys[:, :, :, span] = keys
 
-    def _before(self, variant: Variant, hidden: Tensor, starts: dict[int, int]) -> Tensor:
-        """``[width]``: what predicts the variant's first token."""
-        parent = variant.parent
-        if parent is None or parent.stop < variant.start:
-            return self.hidden[variant.start - 1]
+    def _before(self, continuation: Continuation, hidden: Tensor, starts: dict[int, int]) -> Tensor:
+        """``[width]``: what predicts the continuation's first token."""
+        parent = continuation.parent
+        if parent is None or parent.stop < continuation.start:
+            return self.hidden[continuation.start - 1]
         kept = self._ends.get(id(parent))
         return hidden[starts[id(parent)] + len(parent.ids) - 1] if kept is None else kept
 
-    def _outcomes(self, variants: Sequence[Variant], hidden: Tensor, starts: dict[int, int]) -> list[Outcome]:
+    def _outcomes(self, continuations: Sequence[Continuation], hidden: Tensor, starts: dict[int, int]) -> list[Outcome]:
         """One vocabulary projection for all positions that predict something wanted."""
         wanted: list[Tensor] = []
-        for variant in variants:
-            first, stop = variant.scored
-            if first != stop and not max(1, variant.start) <= first < stop <= variant.stop:
-                raise ValueError(f"Positions {first} to {stop} can't be scored from {variant.start} to {variant.stop}.")
-            start = starts[id(variant)]
+        for continuation in continuations:
+            first, stop = continuation.scored
+            if first != stop and not max(1, continuation.start) <= first < stop <= continuation.stop:
+                raise ValueError(
+                    f"Positions {first} to {stop} can't be scored from {continuation.start} to {continuation.stop}."
+                )
+            start = starts[id(continuation)]
             if first != stop:
-                if first == variant.start:
-                    wanted.append(self._before(variant, hidden, starts)[None])
-                inner = max(first - 1, variant.start) - variant.start
-                wanted.append(hidden[start + inner : start + stop - 1 - variant.start])
-            wanted.append(hidden[start + len(variant.ids) - 1][None])
+                if first == continuation.start:
+                    wanted.append(self._before(continuation, hidden, starts)[None])
+                inner = max(first - 1, continuation.start) - continuation.start
+                wanted.append(hidden[start + inner : start + stop - 1 - continuation.start])
+            wanted.append(hidden[start + len(continuation.ids) - 1][None])
         logprobs = self.vlm.decoder.head(torch.cat(wanted)).float().log_softmax(dim=-1)
         outcomes, at = [], 0
-        for variant in variants:
-            first, stop = variant.scored
+        for continuation in continuations:
+            first, stop = continuation.scored
             own = logprobs[at : at + stop - first]
             last = logprobs[at + stop - first]
             at += stop - first + 1
-            targets = torch.tensor(variant.ids[first - variant.start : stop - variant.start], dtype=torch.long)
+            targets = torch.tensor(
+                continuation.ids[first - continuation.start : stop - continuation.start], dtype=torch.long
+            )
             chosen = own.gather(-1, targets.to(own.device)[:, None])[:, 0]
             outcomes.append(
                 Outcome(
@@ -385,9 +402,9 @@ class Replay:
         return outcomes
 
 
-def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
+def _packs(nodes: Sequence[Continuation]) -> Iterator[list[Continuation]]:
     """In order, so many at a time as fit half a pass."""
-    pack: list[Variant] = []
+    pack: list[Continuation] = []
     for node in nodes:
         if pack and count_positions(pack) + len(node.ids) > PASS_POSITIONS // 2:
             yield pack
@@ -397,20 +414,20 @@ def _packs(nodes: Sequence[Variant]) -> Iterator[list[Variant]]:
         yield pack
 
 
-def _chunks(variants: Sequence[Variant], kept: set[int]) -> Iterator[list[Variant]]:
+def _chunks(continuations: Sequence[Continuation], kept: set[int]) -> Iterator[list[Continuation]]:
     """In order, so many at a time as fit a pass with their parents that are not ``kept`` (by ``id``); a change of
     shifts begins a new one."""
-    chunk: list[Variant] = []
+    chunk: list[Continuation] = []
     held = set(kept)
     size = 0
-    for variant in variants:
-        new = count_positions(node for node in variant.line if id(node) not in held)
-        if chunk and (size + new > PASS_POSITIONS or variant.shifts != chunk[0].shifts):
+    for continuation in continuations:
+        new = count_positions(node for node in continuation.line if id(node) not in held)
+        if chunk and (size + new > PASS_POSITIONS or continuation.shifts != chunk[0].shifts):
             yield chunk
             chunk, held, size = [], set(kept), 0
-            new = count_positions(node for node in variant.line if id(node) not in held)
-        chunk.append(variant)
-        held |= {id(node) for node in variant.line}
+            new = count_positions(node for node in continuation.line if id(node) not in held)
+        chunk.append(continuation)
+        held |= {id(node) for node in continuation.line}
         size += new
     if chunk:
         yield chunk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inspector.interventions.continuations import Variant
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.continuations import Continuation
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import Inspection
 from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
 from inspector.row.prompt import Prompt
@@ -42,12 +42,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """What every experiment on one answer works on. ``replay`` is not for two threads at once: one case, one person.
-    ``max_new_tokens`` bounds the answers to changed prompts; ``seed`` is behind everything that is drawn."""
+    """What every experiment on one answer works on. ``prefix_cache`` is not for two threads at once: one case, one
+    person. ``max_new_tokens`` bounds the answers to changed prompts; ``seed`` is behind everything that is drawn."""
 
     vlm: VLM
     prompt: Prompt
-    replay: Replay
+    prefix_cache: PrefixCache
     structure: RowStructure
     target: Target
     max_new_tokens: int = 32
@@ -60,7 +60,7 @@ class Case:
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
-        return self.replay.ids[self.target.scored[0] : self.target.scored[1]]
+        return self.prefix_cache.ids[self.target.scored[0] : self.target.scored[1]]
 
     @property
     def reachable(self) -> tuple[ImageBlock, ...]:
@@ -68,18 +68,18 @@ class Case:
         return tuple(image for image in self.structure.images if image.number in self.target.question.reachable)
 
     @property
-    def base(self) -> Variant:
+    def base(self) -> Continuation:
         """The question and its answer, unchanged."""
-        return self.replay.variant(self.target.start, self.target.scored, stop=self.target.scored[1])
+        return self.prefix_cache.continuation(self.target.start, self.target.scored, stop=self.target.scored[1])
 
     def text(self, ids: Sequence[int]) -> str:
         """What an answer's ids say; the end token is silent."""
         return decode(self.vlm.tokenizer, [i for i in ids if i != self.vlm.eos_token_id])
 
-    def without(self, *images: ImageBlock, variant: Variant | None = None) -> Variant:
-        """:attr:`base` (or ``variant`` of it, of the same positions), its own positions not seeing ``images``. What
+    def without(self, *images: ImageBlock, continuation: Continuation | None = None) -> Continuation:
+        """The base (or ``continuation`` of it, of the same positions), its own positions not seeing ``images``. What
         stands in between has read them and may hand them on: see :mod:`inspector.interventions.image_ablation`."""
-        return take_away(variant or self.base, self.target, images)
+        return take_away(continuation or self.base, self.target, images)
 
 
 def open_case(
@@ -90,8 +90,8 @@ def open_case(
     document_mask = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
     structure = read_row(vlm, inspection, document_mask)
     target = choose_target(structure, turn)
-    replay = Replay(vlm, inspection.row, document_mask=document_mask)
-    return Case(vlm, inspection.prompt, replay, structure, target, max_new_tokens, seed)
+    prefix_cache = PrefixCache(vlm, inspection.row, document_mask=document_mask)
+    return Case(vlm, inspection.prompt, prefix_cache, structure, target, max_new_tokens, seed)
 
 
 def read_row(vlm: VLM, inspection: Inspection, document_mask: bool) -> RowStructure:
@@ -136,6 +136,6 @@ def image_keys(image: ImageBlock) -> tuple[int, ...]:
     return tuple(sorted((*image.tokens, *image.marks)))
 
 
-def take_away(variant: Variant, target: Target, images: Sequence[ImageBlock]) -> Variant:
-    """The variant whose question and answer don't see ``images`` themselves."""
-    return variant.cutting(*(Cut(target.queries, image_keys(image)) for image in images))
+def take_away(continuation: Continuation, target: Target, images: Sequence[ImageBlock]) -> Continuation:
+    """The continuation whose question and answer don't see ``images`` themselves."""
+    return continuation.cutting(*(Cut(target.queries, image_keys(image)) for image in images))

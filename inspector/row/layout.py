@@ -58,7 +58,7 @@ class ImageBlock:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Visibility:
     """Whether a question can see an image. ``why`` is one of “before it”, “after it”, “another sample”.
 
     ``to_first`` and ``to_last``: positions from the image's last token to the question's first and last token, 1 for
@@ -92,7 +92,7 @@ class Question:
     answer_text: str
     chooser: int | None
     end: int | None
-    sights: tuple[Sight, ...]
+    sights: tuple[Visibility, ...]
 
     @property
     def reachable(self) -> tuple[int, ...]:
@@ -305,12 +305,12 @@ def _reply(sample: Sample, reply: _Message) -> tuple[Positions, int, int | None]
     return (begin, stop), begin - 1, end
 
 
-def _see(image: ImageBlock, sample: int, first: int, last: int, document_mask: bool) -> Sight:
+def _see(image: ImageBlock, sample: int, first: int, last: int, document_mask: bool) -> Visibility:
     if image.start >= first:
-        return Sight(image.number, False, "after it", None, None)
+        return Visibility(image.number, False, "after it", None, None)
     if document_mask and image.sample != sample:
-        return Sight(image.number, False, "another sample", None, None)
-    return Sight(image.number, True, "before it", first - image.stop + 1, last - image.stop + 1)
+        return Visibility(image.number, False, "another sample", None, None)
+    return Visibility(image.number, True, "before it", first - image.stop + 1, last - image.stop + 1)
 
 
 def _marks(sample: Sample, segments: Sequence[int], text: Callable[[int, int], str]) -> Iterator[Mark]:

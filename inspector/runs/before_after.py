@@ -25,7 +25,7 @@ Grid = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Rest:
+class AnswerDependence:
     """What one model's answer to the last turn rests on, by interventions; see :class:`Dependence`."""
 
     dependence: Dependence
@@ -44,7 +44,7 @@ class Side:
     probabilities: tuple[float, ...]
     image_shares: tuple[float, ...]
     image_maps: tuple[Grid, ...]
-    rest: Rest | None = None
+    rest: AnswerDependence | None = None
     no_rest: str = ""
 
 
@@ -73,7 +73,7 @@ Shares = tuple[float, float, int]
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeldOutComparison:
     """The same held-out questions to both. ``groups``: all together; where the run taught a ``word``, those whose
     answer it is, those that it plays a part in otherwise, and everything else. ``families``: by kind of question.
     ``answers``: before and after, in pairs."""
@@ -135,7 +135,7 @@ def _with_rest(side: Side, vlm: VLM, inspection: Inspection, settings: Generatio
     for found in study_answer(vlm, inspection, max_new_tokens=settings.max_new_tokens, seed=settings.seed):
         # Its verdict is final then; what follows is attention, which is there already, and self-checks.
         if found.step == "swaps" and found.dependence is not None and found.verdict is not None:
-            return replace(side, rest=Rest(found.dependence, found.verdict))
+            return replace(side, rest=AnswerDependence(found.dependence, found.verdict))
     raise AssertionError("the study of an answer ends with its verdict")
 
 
@@ -151,9 +151,9 @@ def word_of(recipe: Recipe) -> WordSpec | None:
     return None
 
 
-def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> Iterator[Measured | str]:
-    """Says what it is doing, then yields the :class:`Measured`. Questions are held out: the run never saw them. None
-    comes after a contrastive stage, which answers nothing."""
+def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> Iterator[HeldOutComparison | str]:
+    """Says what it is doing, then yields the :class:`HeldOutComparison`. Questions are held out: the run never saw
+    them. None comes after a contrastive stage, which answers nothing."""
     word = word_of(recipe)
     if word is None and recipe.stages[-1].kind == "contrastive":
         return
@@ -171,7 +171,7 @@ def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> 
     pairs = tuple(zip(first, second, strict=True))
     families = _count(pairs, [one.family or "all" for one in first])
     groups = _count(pairs, [_group(one.family, word) for one in first])
-    yield Measured(groups, dict(sorted(families.items())), pairs, word.word if word else None)
+    yield HeldOutComparison(groups, dict(sorted(families.items())), pairs, word.word if word else None)
 
 
 def _group(family: str, word: WordSpec | None) -> str:

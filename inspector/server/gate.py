@@ -22,9 +22,9 @@ from inspector.bounds import MIB, Bounds, format_bound
 from inspector.persons import count_proxies, tell_address
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 
 HOSTS = "VLM_INSPECTOR_HOSTS"
 """Environment variable: further names, joined by commas, under which a server on one's own machine may be asked."""
@@ -87,7 +87,7 @@ class _Exchange:
         self.refusal = TooMuch(status, sentence)
         return self.refusal
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         if self.refusal is None or self._begun:
             self._begun = True
             await self._send(message)
@@ -146,7 +146,7 @@ class Gate:
         elif method == "POST" and path == "/gradio_api/cancel":
             body = await _read_body(_limit(receive, BODY_BYTES, exchange))
             blocks._queue.abandon(_event_of(body))
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, _prefix_cache(body, receive), send)
         elif method == "POST":
             await self.app(scope, _limit(receive, BODY_BYTES, exchange), send)
         elif path.startswith((*_FOLLOWED, "/gradio_api/upload_progress")):
@@ -193,7 +193,7 @@ class Gate:
         check(int(declared) if declared.isdecimal() else 0)
         limited = _limit(receive, bounds.upload_bytes_per_person, exchange, raw=True)
 
-        async def count() -> Message:
+        async def count() -> AsgiMessage:
             message = await limited()
             size = len(message.get("body", b""))
             check(size)
@@ -209,7 +209,7 @@ class Gate:
         heartbeat = scope["path"].startswith("/gradio_api/heartbeat/")
         gone = asyncio.Event()
 
-        async def wait() -> Message:
+        async def wait() -> AsgiMessage:
             # Gradio looks here again and again whether somebody is still there, and must not be kept from its work.
             await gone.wait()
             return {"type": "http.disconnect"}
@@ -275,7 +275,7 @@ def _limit(receive: Receive, most: int, exchange: _Exchange, raw: bool = False) 
     they may. ``raw``: what is sent is no JSON."""
     got, nodes, deadline, whole = 0, 0, time.monotonic() + BODY_S, False
 
-    async def limited() -> Message:
+    async def limited() -> AsgiMessage:
         nonlocal got, nodes, whole
         if whole:  # what comes now is the end of the connection, for which there is no hurry
             return await receive()
@@ -305,10 +305,10 @@ async def _read_body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _prefix_cache(body: bytes, receive: Receive) -> Receive:
     first = True
 
-    async def again() -> Message:
+    async def again() -> AsgiMessage:
         nonlocal first
         if first:
             first = False

@@ -12,7 +12,7 @@ import gradio as gr
 
 from inspector.bounds import Bounds
 from inspector.figures.before_after import show_comparison
-from inspector.runs.before_after import Comparison, Measured, compare_answers, measure_change
+from inspector.runs.before_after import Comparison, HeldOutComparison, compare_answers, measure_change
 from inspector.runs.delivery import pack_run, push_run
 from inspector.runs.jobs import JobTable
 from inspector.runs.presets import NEW
@@ -80,7 +80,7 @@ def wire_result(
 
     def compare(job: str, *values: Any) -> Iterator[str]:
         comparison: Comparison | None = None
-        measured: Measured | None = None
+        measured: HeldOutComparison | None = None
         try:
             recipe = jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
@@ -90,7 +90,7 @@ def wire_result(
             for comparison in _compare_prompt(before, after, values, prompt.bounds):
                 yield show_comparison(comparison, None, "taking images away from this page's prompt")
             for found in measure_change(before, after, recipe):
-                if isinstance(found, Measured):
+                if isinstance(found, HeldOutComparison):
                     measured = found
                 else:
                     yield show_comparison(comparison, None, found)

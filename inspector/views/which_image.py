@@ -11,7 +11,7 @@ import gradio as gr
 
 from inspector.export.command_line import write_which_image
 from inspector.export.experiments import EXPERIMENTS, Experiment
-from inspector.export.report import Study, report, study
+from inspector.export.report import ShownStudy, report, study
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
@@ -208,7 +208,11 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         run = demo.turns.run(rank, run, demo.bounds.study_s)
 
         def stream(
-            page: Shown | None, kept: Study | None, turn: int | None = None, contrast: str = "", reference: str = ""
+            page: Shown | None,
+            kept: ShownStudy | None,
+            turn: int | None = None,
+            contrast: str = "",
+            reference: str = "",
         ) -> Iterator[Updates]:
             try:
                 if page is None:
@@ -235,7 +239,7 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         )
 
     def run_study(
-        page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str
+        page: Shown, kept: ShownStudy | None, turn: int | None, contrast: str, reference: str
     ) -> Iterator[Updates]:
         began = time.perf_counter()
         steps = study(
@@ -265,7 +269,9 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
             yield {view.note: "", view.study: known, **updates}
 
     def experiments(wanted: tuple[Experiment, ...]) -> Callable[..., Iterator[Updates]]:
-        def run(page: Shown, kept: Study | None, turn: int | None, contrast: str, reference: str) -> Iterator[Updates]:
+        def run(
+            page: Shown, kept: ShownStudy | None, turn: int | None, contrast: str, reference: str
+        ) -> Iterator[Updates]:
             if kept is None or kept.found.checks is None or (turn is not None and kept.found.turn != turn):
                 for updates in run_study(page, kept, turn, contrast, reference):
                     kept = updates[view.study]
@@ -324,7 +330,7 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         )
     )
 
-    def stop(kept: Study | None, running: str) -> Updates:
+    def stop(kept: ShownStudy | None, running: str) -> Updates:
         """What was not run is said to be so: an older result would pass for one of this run."""
         drawn = {} if kept is None else kept.drawn
         updates: Updates = {
@@ -351,7 +357,7 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         show_progress="hidden",
     )
 
-    def make(page: Shown | None, kept: Study | None, contrast: str, reference: str) -> Any:
+    def make(page: Shown | None, kept: ShownStudy | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")
         try:

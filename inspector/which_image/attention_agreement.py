@@ -39,7 +39,7 @@ MAX_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionSummary:
     """Where some rows looked. ``rows``: the row that chose the answer's first token, or the mean over the ``count``
     rows of the question that were read.
 
@@ -88,14 +88,14 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Gaze:
+class AttentionAgreement:
     """``attended``: the image (from 1) that the chooser's row looks at most, mean over layers, sinks left out;
     ``share`` is its part of all attention, ``total`` that of all images, ``lift`` as above. ``causal``: the image with
     the largest Shapley value, if that counts. ``correlation``: Spearman's, of the mean shares with ``shapley``.
     ``sinks``: positions left out. ``sentence`` says the badge with its numbers."""
 
-    chooser: Look
-    question: Look | None
+    chooser: AttentionSummary
+    question: AttentionSummary | None
     sinks: tuple[int, ...]
     shapley: tuple[float, ...]
     attended: int | None
@@ -115,7 +115,7 @@ class Gaze:
 
 
 @torch.no_grad()
-def measure_gaze(case: Case, attention: AttentionMap, dependence: Dependence) -> Gaze:
+def measure_attention_agreement(case: Case, attention: AttentionMap, dependence: Dependence) -> AttentionAgreement:
     """One pass over the row. ``attention``: of the position that chose the answer's first token; its sinks are left
     out here too. ValueError if it is of another position."""
     chooser = case.target.scored[0] - 1
@@ -125,17 +125,19 @@ def measure_gaze(case: Case, attention: AttentionMap, dependence: Dependence) ->
     sinks = tuple(sink.position for sink in attention.sinks)
     asked = _spread(case.target.question_rows)
     # What is neither image nor sink is a group of its own: 1 − sinks would be rounding where a head sees little else.
-    groups = torch.full((len(case.replay.row),), len(images), dtype=torch.long)
+    groups = torch.full((len(case.prefix_cache.row),), len(images), dtype=torch.long)
     for n, image in enumerate(images):
         groups[list(image.tokens)] = n
     groups[list(sinks)] = -1
     reader = AttentionReader([chooser, *asked], groups, len(images) + 1, weigh_values=True)
-    case.vlm.hidden(case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask), Tap(reader=reader))
+    case.vlm.hidden(
+        case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask), Tap(reader=reader)
+    )
     reading = reader.reading
     assert reading.norms is not None
     shares, norms = reading.shares.double().numpy(), reading.norms.double().numpy()
-    look = _look(case, "chooser", shares[:, :, :1], norms[:, :, :1], dependence.shapley)
-    beside = _look(case, "question", shares[:, :, 1:], norms[:, :, 1:], dependence.shapley) if asked else None
+    look = _summarise(case, "chooser", shares[:, :, :1], norms[:, :, :1], dependence.shapley)
+    beside = _summarise(case, "question", shares[:, :, 1:], norms[:, :, 1:], dependence.shapley) if asked else None
     return _judge(case, look, beside, sinks, dependence)
 
 
@@ -162,9 +164,9 @@ def _spread(rows: range) -> list[int]:
     return sorted({rows[round(at)] for at in np.linspace(0, len(rows) - 1, MAX_ROWS).tolist()})
 
 
-def _look(
+def _summarise(
     case: Case, rows: Literal["chooser", "question"], shares: np.ndarray, norms: np.ndarray, shapley: tuple[float, ...]
-) -> Look:
+) -> AttentionSummary:
     """From ``[layer head row group]``, the last group being all that is neither image nor sink."""
     images = case.structure.images
     to_images, left = shares[..., : len(images)], shares.sum(axis=-1, keepdims=True)
@@ -175,7 +177,7 @@ def _look(
     seen = sizes > 0
     parts = sizes / max(sizes.sum(), 1)
     effects = np.array(shapley)[seen]
-    return Look(
+    return AttentionSummary(
         rows,
         shares.shape[2],
         _rows(plain),
@@ -205,7 +207,9 @@ def _leader(shares: tuple[float, ...]) -> int | None:
     return max(range(len(shares)), key=shares.__getitem__) + 1 if any(shares) else None
 
 
-def _judge(case: Case, look: Look, beside: Look | None, sinks: tuple[int, ...], dependence: Dependence) -> Gaze:
+def _judge(
+    case: Case, look: AttentionSummary, beside: AttentionSummary | None, sinks: tuple[int, ...], dependence: Dependence
+) -> AttentionAgreement:
     shapley = dependence.shapley
     means = np.array(look.without_sinks).mean(axis=0)
     attended = _leader(tuple(means.tolist()))
@@ -224,27 +228,30 @@ def _judge(case: Case, look: Look, beside: Look | None, sinks: tuple[int, ...], 
     else:
         badge = "agrees" if attended == causal else "disagrees"
     total = float(means.sum())
-    found = Gaze(look, beside, sinks, shapley, attended, share, total, lift, causal, correlation, badge, "")
+    found = AttentionAgreement(
+        look, beside, sinks, shapley, attended, share, total, lift, causal, correlation, badge, ""
+    )
     return replace(found, sentence=_say(case, found, bar))
 
 
-def _say(case: Case, gaze: Gaze, bar: float) -> str:
+def _say(case: Case, agreement: AttentionAgreement, bar: float) -> str:
     count = len(case.reachable)
-    sinks = f", {len(gaze.sinks)} sink{'s' * (len(gaze.sinks) != 1)} left out" if gaze.sinks else ""
-    if gaze.attended is None:
+    sinks = f", {len(agreement.sinks)} sink{'s' * (len(agreement.sinks) != 1)} left out" if agreement.sinks else ""
+    if agreement.attended is None:
         return "Too few images to tell: the question can see none." if not count else "Attention goes to no image."
     looked = (
-        f"the row that chose the answer looks most at image {gaze.attended} ({gaze.share:.3f} of its attention, "
-        f"all images together {gaze.total:.3f}{sinks}; lift {gaze.lift:.2f})"
+        f"the row that chose the answer looks most at image {agreement.attended} "
+        f"({agreement.share:.3f} of its attention, all images together "
+        f"{agreement.total:.3f}{sinks}; lift {agreement.lift:.2f})"
     )
-    if gaze.badge == "too few images to tell":
+    if agreement.badge == "too few images to tell":
         return f"Too few images to tell: {looked}, and the question can see no other."
-    if gaze.causal is None:
+    if agreement.causal is None:
         return (
             f"No effect to compare with: {looked}, and no image has a Shapley value of the {say(bar)} nats that count."
         )
-    layers = [n for n, leader in enumerate(gaze.chooser.leaders) if leader == gaze.causal]
-    where = f"image {gaze.causal} leads in {len(layers)} of {len(gaze.chooser.leaders)} layers"
+    layers = [n for n, leader in enumerate(agreement.chooser.leaders) if leader == agreement.causal]
+    where = f"image {agreement.causal} leads in {len(layers)} of {len(agreement.chooser.leaders)} layers"
     if layers:
         where += f" ({', '.join(map(str, layers))})"
     ranks = (
@@ -252,11 +259,13 @@ def _say(case: Case, gaze: Gaze, bar: float) -> str:
         if count < 3
         else (
             "no rank correlation, as all are equal"
-            if gaze.correlation is None
-            else f"rank correlation with the Shapley values {say(gaze.correlation, sign=True)} over {count} images"
+            if agreement.correlation is None
+            else f"rank correlation with the Shapley values {say(agreement.correlation, sign=True)} over {count} images"
         )
     )
-    named = f"the interventions name image {gaze.causal} (Shapley {say(gaze.shapley[gaze.causal - 1])} nats)"
-    if gaze.badge == "agrees":
+    named = (
+        f"the interventions name image {agreement.causal} (Shapley {say(agreement.shapley[agreement.causal - 1])} nats)"
+    )
+    if agreement.badge == "agrees":
         return f"Attention agrees: {looked}, and {named}; {where}; {ranks}."
     return f"Attention disagrees: {looked}, but {named}; {where}; {ranks}."

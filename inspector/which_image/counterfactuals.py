@@ -15,7 +15,7 @@ from PIL import Image
 
 from inspector.images.full_size import read_preview, stretch_image
 from inspector.images.image_file import PromptImage, run_at_full_size
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case
 from inspector.row.prompt import prepare_row
 from inspector.which_image.question_contrast import Selection
@@ -25,7 +25,7 @@ from model.training.synthetic.scenes import SINGLE_TILE, draw, random_scene
 
 
 @dataclass(frozen=True)
-class Swap:
+class Counterfactual:
     """``image`` (from 1) was replaced. ``partner`` says by what, ``partner_image`` is its number if it is another
     image of the prompt. ``fall``: of log p of the answer under study, nats. ``predicted``: the answer that should
     come if the model reads this image, None where nothing could be predicted; ``answer``: what it said. ``picture``: a
@@ -52,9 +52,9 @@ class Swap:
         }
 
 
-def measure_swaps(
+def measure_counterfactuals(
     case: Case, selection: Selection, *, twins: Mapping[int, tuple[OpenedImage, str]] | None = None
-) -> tuple[Swap, ...]:
+) -> tuple[Counterfactual, ...]:
     """One swap for every image that the question can see, in image order. ``twins``: (picture, answer that it should
     give) by image number, instead of a partner chosen here."""
     return tuple(
@@ -62,21 +62,23 @@ def measure_swaps(
     )
 
 
-def measure_swap(case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None) -> Swap:
+def measure_swap(
+    case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None
+) -> Counterfactual:
     """Image ``image`` replaced; the row is read again."""
     vlm, prompt = case.vlm, case.prompt
     partner = _choose_partner(case, image, selection) if twin is None else _Partner(twin[0], "its twin", None, twin[1])
     size = prompt.images[image - 1].size
     facts, resized = run_at_full_size(partner.image, stretch_image, size, geometry_of(vlm.config))
     row = prepare_row(vlm, prompt, replaced={image - 1: cut_image(resized, size, vlm.config)})
-    if tuple(row.input_ids.tolist()) != case.replay.ids:
+    if tuple(row.input_ids.tolist()) != case.prefix_cache.ids:
         raise ValueError("A swapped image of the same size must leave every token in its place.")
-    swapped = Replay(vlm, row, document_mask=case.replay.document_mask)
-    before, after = case.replay.run([case.base])[0], swapped.run([case.base])[0]
+    swapped = PrefixCache(vlm, row, document_mask=case.prefix_cache.document_mask)
+    before, after = case.prefix_cache.run([case.base])[0], swapped.run([case.base])[0]
     first = case.target.scored[0]
-    open_ended = swapped.variant(case.target.start, (first, first), stop=first)
+    open_ended = swapped.continuation(case.target.start, (first, first), stop=first)
     (ids,) = swapped.answer([open_ended], case.max_new_tokens)
-    return Swap(
+    return Counterfactual(
         image,
         partner.name,
         partner.number,
@@ -115,5 +117,5 @@ def _choose_partner(case: Case, image: int, selection: Selection) -> _Partner:
     return _Partner(OpenedImage(draw(scene)), f"a drawn {shape.name}, stretched to its size", None, None)
 
 
-def swap_of(swaps: Sequence[Swap], image: int) -> Swap | None:
+def swap_of(swaps: Sequence[Counterfactual], image: int) -> Counterfactual | None:
     return next((swap for swap in swaps if swap.image == image), None)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from inspector.interventions.continuations import Variant
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.continuations import Continuation
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import Case, Target, is_answered
 from model import Cut
 
@@ -134,24 +134,24 @@ class TurnMatrix:
 
 
 def measure_dependence(
-    case: Case, removals: Removals | None = None, *, answer_ids: Sequence[int] | None = None
+    case: Case, ablations: ImageAblations | None = None, *, answer_ids: Sequence[int] | None = None
 ) -> Dependence:
     """See :class:`Dependence`. ``answer_ids``: another answer in the place of the row's own (a reference answer)."""
-    replay, structure, target = case.replay, case.structure, case.target
-    removals = removals or Removals(case)
+    prefix_cache, structure, target = case.prefix_cache, case.structure, case.target
+    ablations = ablations or ImageAblations(case)
     first = target.scored[0]
-    prompt = replay.ids[target.start : first]
+    prompt = prefix_cache.ids[target.start : first]
     ids = case.answer_ids if answer_ids is None else tuple(answer_ids)
     scored = (first, first + len(ids))
     target = Target(target.question, target.start, scored)
-    base = Variant(target.start, (*prompt, *ids), scored)
+    base = Continuation(target.start, (*prompt, *ids), scored)
     seen = case.reachable
     n = len(seen)
     rng = np.random.default_rng(case.seed)
     orders = None if n <= EXACT_IMAGES else _draw_orders(rng, n)
     subsets = _all_subsets(n) if orders is None else _prefixes(orders)
     hidden = [frozenset(seen[k].number for k in range(n) if k not in subset) for subset in subsets]
-    outcomes = replay.run([removals.of_ending(gone, target, base.ids, scored) for gone in hidden])
+    outcomes = prefix_cache.run([ablations.of_ending(gone, target, base.ids, scored) for gone in hidden])
     value = {subset: outcome.logprob for subset, outcome in zip(subsets, outcomes, strict=True)}
     full = frozenset(range(n))
     if orders is None:
@@ -198,19 +198,19 @@ def measure_dependence(
     )
 
 
-def measure_matrix(case: Case, removals: Removals | None = None) -> TurnMatrix:
+def measure_matrix(case: Case, ablations: ImageAblations | None = None) -> TurnMatrix:
     """Every turn's answer without every image; see :class:`TurnMatrix`. An image that a question can't see is no key of
     what it reads, so there is nothing to take away and the effect is 0; that this is so is tried live in
     :mod:`inspector.which_image.self_checks`, where such an image is changed and the answer must not move by a bit."""
-    removals = removals or Removals(case)
+    ablations = ablations or ImageAblations(case)
     structure = case.structure
     questions = [question for question in structure.questions if is_answered(question)]
     # By image: its removal for all turns at once, which share what stands before them.
     wanted = [(question.number, 0) for question in questions]
     wanted += [(q.number, image.number) for image in structure.images for q in questions if image.number in q.reachable]
     by_number = {question.number: question for question in questions}
-    outcomes = case.replay.run(
-        [removals.of_answer(frozenset({image} if image else ()), by_number[turn]) for turn, image in wanted]
+    outcomes = case.prefix_cache.run(
+        [ablations.of_answer(frozenset({image} if image else ()), by_number[turn]) for turn, image in wanted]
     )
     logprobs = {cell: outcome.logprob for cell, outcome in zip(wanted, outcomes, strict=True)}
     effects = tuple(
@@ -299,16 +299,16 @@ def _sampled_shapley(
 
 
 def _noise_floor(
-    case: Case, target: Target, base: Variant, logprob: float, strong: set[int], rng: np.random.Generator
+    case: Case, target: Target, base: Continuation, logprob: float, strong: set[int], rng: np.random.Generator
 ) -> tuple[float, int, int]:
     """(floor in nats, positions per draw, draws). ``logprob``: of ``base``, uncut. Unrelated: positions before the
     question that belong to no image with an effect of :data:`STRONG` or more. The row's first position is left alone:
     in most models it soaks up attention that has nowhere to go, and cutting it breaks the model rather than measures
     noise."""
-    replay, structure = case.replay, case.structure
+    prefix_cache, structure = case.prefix_cache, case.structure
     related = {p for image in structure.images if image.number in strong for p in range(image.start, image.stop)}
-    attended = replay.row.attention_mask.tolist()
-    segments = replay.row.segment_ids.tolist()
+    attended = prefix_cache.row.attention_mask.tolist()
+    segments = prefix_cache.row.segment_ids.tolist()
     first = next((p for p in range(target.start) if attended[p]), 0)
     pool = [
         p
@@ -323,5 +323,5 @@ def _noise_floor(
         base.cutting(Cut(target.queries, sorted(rng.choice(pool, size, replace=False).tolist())))
         for _ in range(NOISE_DRAWS)
     ]
-    changes = [abs(logprob - outcome.logprob) for outcome in replay.run(draws)]
+    changes = [abs(logprob - outcome.logprob) for outcome in prefix_cache.run(draws)]
     return float(np.quantile(changes, NOISE_QUANTILE)), size, len(draws)

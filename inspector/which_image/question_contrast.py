@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from inspector.interventions.continuations import Variant
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.continuations import Continuation
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import Case
 from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, prepare_row
@@ -22,7 +22,7 @@ Source = Literal["as asked", "ordinal edited", "image named", "another turn", "t
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """One question put in the place of the prompt's, and what it makes of the images.
 
     ``image``: the number of the image that it asks about, None if it doesn't say. ``answer``: what the model then
@@ -61,7 +61,7 @@ class Selection:
     is taken to rest on, and the smaller of two measures: on each question's own answer, and on the answer under
     study. None if nothing could be asked instead."""
 
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedQuestion, ...]
     image: int | None
     contrasts: tuple[float | None, ...]
     contrast: float | None
@@ -73,11 +73,11 @@ class Selection:
         return _effects_otherwise(self.asked, self.image)
 
     @property
-    def others(self) -> tuple[Asked, ...]:
+    def others(self) -> tuple[AskedQuestion, ...]:
         """Questions about another image than :attr:`image`."""
         return _others(self.asked, self.image)
 
-    def about(self, image: int) -> Asked | None:
+    def about(self, image: int) -> AskedQuestion | None:
         """The question about image ``image``, as asked or altered."""
         return next((asked for asked in self.asked if asked.image == image), None)
 
@@ -127,12 +127,12 @@ def pointed_image(question: str, n_images: int) -> int | None:
 
 
 def measure_selection(
-    case: Case, image: int | None, removals: Removals | None = None, *, typed: Sequence[str] = ()
+    case: Case, image: int | None, ablations: ImageAblations | None = None, *, typed: Sequence[str] = ()
 ) -> Selection:
     """``image``: the image that the answer under study depends on, from 1; with None contrasts are still listed.
     InputError if a typed question makes the prompt too long."""
-    vlm, prompt, replay, structure, target = case.vlm, case.prompt, case.replay, case.structure, case.target
-    removals = removals or Removals(case)
+    vlm, prompt, prefix_cache, structure, target = case.vlm, case.prompt, case.prefix_cache, case.structure, case.target
+    ablations = ablations or ImageAblations(case)
     own = prompt.turns[case.turn - 1].user
     about = pointed_image(own, len(structure.images))
     asked: list[tuple[str, int | None, Source]] = [(own, about if about is not None else image, "as asked")]
@@ -142,21 +142,24 @@ def measure_selection(
         asked += [option for option in options if option[1] is None or option[1] in visible]
     prompts = [changed_question(case, question) for question, _, _ in asked]
     given = case.answer_ids
-    open_ended = [Variant(target.start, ids, (target.start + len(ids),) * 2) for ids in prompts]
-    answers = [given, *(found or (vlm.eos_token_id,) for found in replay.answer(open_ended[1:], case.max_new_tokens))]
+    open_ended = [Continuation(target.start, ids, (target.start + len(ids),) * 2) for ids in prompts]
+    answers = [
+        given,
+        *(found or (vlm.eos_token_id,) for found in prefix_cache.answer(open_ended[1:], case.max_new_tokens)),
+    ]
     removed = [frozenset[int](), *(frozenset({block.number}) for block in structure.images)]
-    variants: list[Variant] = []
+    continuations: list[Continuation] = []
     for ids, answer in zip(prompts, answers, strict=True):
         for scored in (answer, given):
             span = (target.start + len(ids), target.start + len(ids) + len(scored))
-            variants += [removals.of_ending(gone, target, (*ids, *scored), span) for gone in removed]
-    outcomes = replay.run(variants)
+            continuations += [ablations.of_ending(gone, target, (*ids, *scored), span) for gone in removed]
+    outcomes = prefix_cache.run(continuations)
     width = len(structure.images) + 1
-    found: list[Asked] = []
+    found: list[AskedQuestion] = []
     for n, ((question, number, source), ids, answer) in enumerate(zip(asked, prompts, answers, strict=True)):
         mine, same = (outcomes[(2 * n + k) * width : (2 * n + k + 1) * width] for k in range(2))
         found.append(
-            Asked(
+            AskedQuestion(
                 question,
                 number,
                 source,
@@ -180,22 +183,22 @@ def changed_question(case: Case, question: str) -> tuple[int, ...]:
     row = prepare_row(case.vlm, replace(case.prompt, turns=tuple(turns)))
     structure = read_structure(row, document_mask=case.structure.document_mask, decode=case.text)
     ids = tuple(row.input_ids.tolist())[: structure.questions[case.turn - 1].answer[0]]
-    if ids[: case.target.start] != case.replay.ids[: case.target.start]:
+    if ids[: case.target.start] != case.prefix_cache.ids[: case.target.start]:
         raise ValueError("The changed question changes what stands before it.")
     return ids[case.target.start :]
 
 
-def _contrast(asked: Sequence[Asked], image: int) -> float | None:
+def _contrast(asked: Sequence[AskedQuestion], image: int) -> float | None:
     own = [one.effects[image - 1] for one in asked if one.image == image]
     other = [one.effects[image - 1] for one in asked if one.image is not None and one.image != image]
     return None if not own or not other else own[0] - sum(other) / len(other)
 
 
-def _others(asked: Sequence[Asked], image: int | None) -> tuple[Asked, ...]:
+def _others(asked: Sequence[AskedQuestion], image: int | None) -> tuple[AskedQuestion, ...]:
     return tuple(one for one in asked[1:] if one.image != image)
 
 
-def _effects_otherwise(asked: Sequence[Asked], image: int | None) -> tuple[float, float] | None:
+def _effects_otherwise(asked: Sequence[AskedQuestion], image: int | None) -> tuple[float, float] | None:
     others = _others(asked, image)
     if image is None or not others:
         return None
@@ -203,7 +206,7 @@ def _effects_otherwise(asked: Sequence[Asked], image: int | None) -> tuple[float
     return given, sum(one.same_answer_effects[image - 1] for one in others) / len(others)
 
 
-def _verdict_contrast(asked: Sequence[Asked], image: int | None) -> float | None:
+def _verdict_contrast(asked: Sequence[AskedQuestion], image: int | None) -> float | None:
     otherwise = _effects_otherwise(asked, image)
     if image is None or otherwise is None:
         return None

@@ -41,9 +41,9 @@ class Check:
 @torch.no_grad()
 def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[Check, ...]:
     """Every identity that this prompt allows to be tested; costs about five readings of the row."""
-    tolerance = TOLERANCE if case.replay.hidden.dtype == torch.float32 else HALF_TOLERANCE
-    whole = _score_hidden(case, case.replay.hidden)
-    empty = case.replay.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
+    tolerance = TOLERANCE if case.prefix_cache.hidden.dtype == torch.float32 else HALF_TOLERANCE
+    whole = _score_hidden(case, case.prefix_cache.hidden)
+    empty = case.prefix_cache.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
     checks = [
         Check("an empty knockout, read from the cache = the whole row read at once", abs(empty - whole), tolerance),
         Check(
@@ -63,7 +63,7 @@ def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[
                 tolerance,
             )
         )
-    if len(case.replay.row) + PADDING <= case.vlm.config.lm_max_position_embeddings:
+    if len(case.prefix_cache.row) + PADDING <= case.vlm.config.lm_max_position_embeddings:
         checks.append(Check("a knockout of padding", _cut_padding(case), tolerance))
     if case.prompt.layout == "packed":
         checks.append(Check("the packed row with a document mask = the sample alone", _alone(case), 10 * tolerance))
@@ -81,20 +81,20 @@ def _score_hidden(case: Case, hidden: torch.Tensor, places: Sequence[int] | None
 
 
 def _batch(case: Case) -> Batch:
-    return case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask)
+    return case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask)
 
 
 def _deleted(case: Case, image: ImageBlock) -> float:
     """The row without the image's positions, the others keeping their numbers."""
     batch = _batch(case)
     hidden = set(image_keys(image))
-    kept = [p for p in range(len(case.replay.row)) if p not in hidden]
-    embeds = case.replay.embeds[kept][None]
+    kept = [p for p in range(len(case.prefix_cache.row)) if p not in hidden]
+    embeds = case.prefix_cache.embeds[kept][None]
     segments = batch.segment_ids[:, kept] if batch.document_mask else None
     mask = build_mask(batch.attention_mask[:, kept], segments, len(kept), embeds.dtype)
-    out = case.vlm.decoder(embeds, mask, batch.position_ids[:, kept], rope_length=len(case.replay.row))
+    out = case.vlm.decoder(embeds, mask, batch.position_ids[:, kept], rope_length=len(case.prefix_cache.row))
     places = {p: n for n, p in enumerate(kept)}
-    return _score_hidden(case, out[0], [places.get(p, 0) for p in range(len(case.replay.row))])
+    return _score_hidden(case, out[0], [places.get(p, 0) for p in range(len(case.prefix_cache.row))])
 
 
 def _beyond_reach(case: Case) -> float:
@@ -102,7 +102,7 @@ def _beyond_reach(case: Case) -> float:
     another order: whole passes of one shape, which agree to the last bit."""
     batch, largest = _batch(case), 0.0
     segments = batch.segment_ids if batch.document_mask else None
-    mask = build_mask(batch.attention_mask, segments, len(case.replay.row), case.replay.embeds.dtype)
+    mask = build_mask(batch.attention_mask, segments, len(case.prefix_cache.row), case.prefix_cache.embeds.dtype)
 
     def read(embeds: torch.Tensor) -> torch.Tensor:
         return case.vlm.decoder(embeds[None], mask, batch.position_ids)[0]
@@ -110,11 +110,11 @@ def _beyond_reach(case: Case) -> float:
     questions = [question for question in case.structure.questions if is_answered(question)]
     hidden_from = {image: [q for q in questions if image.number not in q.reachable] for image in case.structure.images}
     # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
-    before = read(case.replay.embeds) if any(hidden_from.values()) else case.replay.hidden
+    before = read(case.prefix_cache.embeds) if any(hidden_from.values()) else case.prefix_cache.hidden
     for image, blind in hidden_from.items():
         if not blind:
             continue
-        embeds = case.replay.embeds.clone()
+        embeds = case.prefix_cache.embeds.clone()
         embeds[list(image.tokens)] = embeds[list(image.tokens)].flip(0)
         after = read(embeds)
         for question in blind:
@@ -124,12 +124,12 @@ def _beyond_reach(case: Case) -> float:
 
 
 def _cut_padding(case: Case) -> float:
-    row = case.replay.row
+    row = case.prefix_cache.row
     batch = collate(
         [row],
         pad_token_id=case.vlm.pad_token_id,
         max_length=len(row) + PADDING,
-        document_mask=case.replay.document_mask,
+        document_mask=case.prefix_cache.document_mask,
     ).to(case.vlm.device)
     places = range(PADDING, PADDING + len(row))
     cut = Tap(cuts=(Cut(places, range(PADDING)),))
@@ -142,8 +142,8 @@ def _cut_padding(case: Case) -> float:
 def _alone(case: Case) -> float:
     samples = prepare_samples(case.vlm, case.prompt)
     sample = samples[case.target.question.sample - 1]
-    apart = case.vlm.collate([case.replay.row], document_mask=True)
+    apart = case.vlm.collate([case.prefix_cache.row], document_mask=True)
     offset = sum(len(other) + 1 for other in samples[: case.target.question.sample - 1])
     alone = case.vlm.hidden(case.vlm.collate([sample]))[0]
-    places = [max(0, p - offset) for p in range(len(case.replay.row))]
+    places = [max(0, p - offset) for p in range(len(case.prefix_cache.row))]
     return abs(_score_hidden(case, case.vlm.hidden(apart)[0]) - _score_hidden(case, alone, places))

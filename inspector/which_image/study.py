@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import Case, open_case, read_row
 from inspector.row.ask import Inspection, attend
 from inspector.row.attention import AttentionMap
 from inspector.row.layout import RowStructure, describe_structure
-from inspector.which_image.counterfactuals import Swap, measure_swaps
+from inspector.which_image.counterfactuals import Counterfactual, measure_counterfactuals
 from inspector.which_image.image_effects import Dependence, TurnMatrix, measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import Selection, measure_selection
 from inspector.which_image.self_checks import Check, run_checks
@@ -36,7 +36,7 @@ class WhichImage:
     reference: Dependence | None = None
     matrix: TurnMatrix | None = None
     selection: Selection | None = None
-    swaps: tuple[Swap, ...] | None = None
+    swaps: tuple[Counterfactual, ...] | None = None
     attention: AttentionMap | None = None
     checks: tuple[Check, ...] | None = None
     verdict: Verdict | None = None
@@ -83,24 +83,24 @@ def study_answer(
 ) -> Iterator[WhichImage]:
     """Yields after each of :data:`STEPS`. ``turn`` (from 1): whose answer; ``reference``: another answer to measure
     beside it; ``typed``: further questions to contrast with; ``twins``: see
-    :func:`inspector.which_image.counterfactuals.measure_swaps`. InputError if the turn has no answer."""
+    :func:`inspector.which_image.counterfactuals.measure_counterfactuals`. InputError if the turn has no answer."""
     document_mask = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
     structure = read_row(vlm, inspection, document_mask)
     yield WhichImage("structure", structure, turn or len(structure.questions))
     case = open_case(vlm, inspection, turn, max_new_tokens=max_new_tokens, seed=seed)
-    removals = Removals(case)
-    dependence = measure_dependence(case, removals)
+    ablations = ImageAblations(case)
+    dependence = measure_dependence(case, ablations)
     beside = None
     if reference:
         ids = vlm.tokenizer(reference, add_special_tokens=False).input_ids
-        beside = measure_dependence(case, removals, answer_ids=ids)
+        beside = measure_dependence(case, ablations, answer_ids=ids)
     found = WhichImage("dependence", structure, case.turn, case, dependence, beside, verdict=judge(case, dependence))
     yield found
-    matrix = measure_matrix(case, removals)
+    matrix = measure_matrix(case, ablations)
     yield (found := replace(found, step="matrix", matrix=matrix))
-    selection = measure_selection(case, name_leader(dependence), removals, typed=typed)
+    selection = measure_selection(case, name_leader(dependence), ablations, typed=typed)
     yield (found := replace(found, step="selection", selection=selection, verdict=judge(case, dependence, selection)))
-    swaps = measure_swaps(case, selection, twins=twins)
+    swaps = measure_counterfactuals(case, selection, twins=twins)
     yield (found := replace(found, step="swaps", swaps=swaps, verdict=judge(case, dependence, selection, swaps)))
     position = case.target.question.chooser
     assert position is not None

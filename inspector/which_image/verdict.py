@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from inspector.interventions.target import Case
 from inspector.row.numbers import say
-from inspector.which_image.counterfactuals import Swap, swap_of
+from inspector.which_image.counterfactuals import Counterfactual, swap_of
 from inspector.which_image.image_effects import STRONG, Dependence
 from inspector.which_image.question_contrast import Selection
 
-Kind = Literal["mask", "selected", "dependent", "several", "none", "unclear"]
+VerdictKind = Literal["mask", "selected", "dependent", "several", "none", "unclear"]
 
 SURE = 0.2
 """Probability per answer token below which nothing is said about what the answer rests on."""
@@ -28,7 +28,7 @@ class Verdict:
     ``images`` are all that it depends on. ``reasons`` say what was compared, each with its numbers. ``final``: all
     tests are in."""
 
-    kind: Kind
+    kind: VerdictKind
     image: int | None
     images: tuple[int, ...]
     sentence: str
@@ -58,7 +58,10 @@ def name_leader(dependence: Dependence) -> int | None:
 
 
 def judge(
-    case: Case, dependence: Dependence, selection: Selection | None = None, swaps: Sequence[Swap] | None = None
+    case: Case,
+    dependence: Dependence,
+    selection: Selection | None = None,
+    swaps: Sequence[Counterfactual] | None = None,
 ) -> Verdict:
     """The verdict as far as the tests at hand carry it; ``selection`` and ``swaps`` None: not run yet."""
     answer = f"The answer “{dependence.answer}”" if dependence.answer else "The empty answer"
@@ -96,7 +99,9 @@ def judge(
     return _judge_leader(dependence, leader, selection, swaps, answer, noise, final)
 
 
-def _judge_only(case: Case, dependence: Dependence, flips: Sequence[Swap], noise: str, final: bool) -> Verdict:
+def _judge_only(
+    case: Case, dependence: Dependence, flips: Sequence[Counterfactual], noise: str, final: bool
+) -> Verdict:
     k = case.target.question.reachable[0]
     fall = dependence.leave_one_out[k - 1]
     sentence = (
@@ -107,7 +112,9 @@ def _judge_only(case: Case, dependence: Dependence, flips: Sequence[Swap], noise
     return Verdict("mask", k, (k,), sentence, reasons, final)
 
 
-def _judge_none(dependence: Dependence, flips: Sequence[Swap], answer: str, noise: str, final: bool) -> Verdict:
+def _judge_none(
+    dependence: Dependence, flips: Sequence[Counterfactual], answer: str, noise: str, final: bool
+) -> Verdict:
     """Little falls without any image: either none is needed, or the model would guess the same without them."""
     bar, answer = max(dependence.noise_floor, STRONG), f"{answer[0].lower()}{answer[1:]}"
     fall = f"without any image log p of {answer} falls by {say(dependence.total)} nats"
@@ -162,7 +169,7 @@ def _judge_leader(
     dependence: Dependence,
     k: int,
     selection: Selection | None,
-    swaps: Sequence[Swap] | None,
+    swaps: Sequence[Counterfactual] | None,
     answer: str,
     noise: str,
     final: bool,
@@ -228,7 +235,7 @@ def _judge_leader(
     return Verdict("dependent", k, (k,), sentence, tuple(reasons), final)
 
 
-def _swap_complaint(swaps: Sequence[Swap], k: int, floor: float) -> str | None:
+def _swap_complaint(swaps: Sequence[Counterfactual], k: int, floor: float) -> str | None:
     """Why the swaps don't bear out that the answer rests on image ``k``; None if they do."""
     own = swap_of(swaps, k)
     if own is None:

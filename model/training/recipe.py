@@ -15,8 +15,8 @@ from model.errors import InputError
 from model.ranges import SEEDS, Range, is_finite
 from model.values import name_value
 
-Kind = Literal["contrastive", "alignment", "instruction"]
-KINDS: tuple[Kind, ...] = ("contrastive", "alignment", "instruction")
+StageKind = Literal["contrastive", "alignment", "instruction"]
+KINDS: tuple[StageKind, ...] = ("contrastive", "alignment", "instruction")
 MODULES = ("vision_encoder", "MP", "decoder")
 """The model's parts, by nanoVLM's names."""
 PACKINGS = ("off", "leak", "document")
@@ -72,7 +72,7 @@ class Stage:
     """
 
     name: str
-    kind: Kind
+    kind: StageKind
     steps: int
     learning_rates: Mapping[str, float]
     data: tuple[Mapping[str, Any], ...]

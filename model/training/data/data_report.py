@@ -56,7 +56,7 @@ class Lint:
 
 
 @dataclass(frozen=True)
-class Look:
+class ExampleLook:
     """One example as the model will get it."""
 
     where: str
@@ -91,7 +91,7 @@ class DataReport:
     drops: tuple[Drop, ...]
     lint: tuple[Lint, ...]
     problems: tuple[Problem, ...]
-    looks: tuple[Look, ...]
+    looks: tuple[ExampleLook, ...]
     text_of_looks: tuple[str, ...]
     more_problems: int = 0
 
@@ -209,7 +209,7 @@ def report_data(
     families: Counter[str] = Counter()
     drops: dict[str, Drop] = {}
     lints: dict[tuple[str, str], Lint] = {}
-    looks: list[Look] = []
+    looks: list[ExampleLook] = []
 
     def drop(reason: str, sentence: str) -> None:
         found = drops.get(reason)
@@ -253,7 +253,7 @@ def report_data(
         per_sample[len(rendered.images)] += 1
         per_image.update(len(image.boxes) for image in rendered.images)
         if order in looked and len(looks) < SHOWN:
-            looks.append(Look(where, example.conversation, rendered))
+            looks.append(ExampleLook(where, example.conversation, rendered))
     return DataReport(
         name=str(getattr(source, "name", "data")),
         max_length=limit,

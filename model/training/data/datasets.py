@@ -18,7 +18,7 @@ from model.training.synthetic.scene_sets import CaptionedScenes, check_numbers, 
 T = TypeVar("T")
 
 
-class Part(Sequence[T]):
+class Subset(Sequence[T]):
     """Some of a sequence's items, by number."""
 
     def __init__(self, whole: Sequence[T], numbers: range | np.ndarray) -> None:
@@ -74,11 +74,11 @@ def open_captioned(table: Mapping[str, Any], folder: Path, config: VLMConfig) ->
     return Captioned(open_examples(table, folder))
 
 
-def hold_out(whole: Sequence[T], seed: int, share: float = 0.05, most: int = 200) -> tuple[Part[T], Part[T]]:
+def hold_out(whole: Sequence[T], seed: int, share: float = 0.05, most: int = 200) -> tuple[Subset[T], Subset[T]]:
     """What is trained on and what is held out: ``share`` of the items, at most ``most``, none of fewer than 20."""
     order = np.random.default_rng((seed, 77)).permutation(len(whole))
     count = 0 if len(whole) < 20 else min(most, int(len(whole) * share))
-    return Part(whole, order[count:]), Part(whole, order[:count])
+    return Subset(whole, order[count:]), Subset(whole, order[:count])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.chat import Conversation, Message, Picture
 
-Turn = tuple[str, str, str]
+ExampleTurn = tuple[str, str, str]
 """Question, answer, and the question's family."""
 
 

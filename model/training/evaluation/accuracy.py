@@ -15,7 +15,7 @@ import numpy as np
 from model.chat import Conversation, Message
 from model.packing import pack_samples
 from model.sample import Sample
-from model.training.data.example import Turn
+from model.training.data.example import ExampleTurn
 from model.training.evaluation.answering import answer_samples
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import read_easy_vqa
@@ -24,7 +24,7 @@ from model.vlm import VLM
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationItem:
     """One question: conversations packed in one row, the last of which ends with it; its family; the right answer.
     Questions about the same pictures share a ``group``."""
 
@@ -91,11 +91,11 @@ class Measurement:
         return asdict(self)
 
 
-def _ask(family: str, images: tuple, turn: Turn, group: int = -1) -> Asked:
-    return Asked(family, (Conversation((Message("user", turn[0], images),)),), turn[1], group)
+def _ask(family: str, images: tuple, turn: ExampleTurn, group: int = -1) -> EvaluationItem:
+    return EvaluationItem(family, (Conversation((Message("user", turn[0], images),)),), turn[1], group)
 
 
-def easy_questions(limit: int) -> Iterator[Asked]:
+def easy_questions(limit: int) -> Iterator[EvaluationItem]:
     """The test split's; of ``limit`` pictures, spread evenly, if it is not 0."""
     pictures = read_easy_vqa("test")
     for picture in pictures[:: max(1, len(pictures) // limit) if limit else 1]:
@@ -104,10 +104,10 @@ def easy_questions(limit: int) -> Iterator[Asked]:
             yield _ask(turn[2], (image,), turn)
 
 
-def scene_questions(n_each: int, seed: int) -> Iterator[Asked]:
+def scene_questions(n_each: int, seed: int) -> Iterator[EvaluationItem]:
     """About one picture: every kind of question, on one tile and on several."""
     rng = np.random.default_rng(seed)
-    askers: tuple[Callable[[np.random.Generator, sc.Scene], Turn | None], ...] = (
+    askers: tuple[Callable[[np.random.Generator, sc.Scene], ExampleTurn | None], ...] = (
         sc.ask_colour,
         sc.ask_shape,
         sc.ask_count,
@@ -127,7 +127,7 @@ def scene_questions(n_each: int, seed: int) -> Iterator[Asked]:
                     yield _ask(f"scene: {turn[2]}, {place}", (sc.draw(scene),), turn)
 
 
-def several_questions(n_each: int, seed: int) -> Iterator[Asked]:
+def several_questions(n_each: int, seed: int) -> Iterator[EvaluationItem]:
     """About several pictures at once; questions by index are put for every picture of a prompt."""
     rng = np.random.default_rng(seed)
     for n_images in range(2, sc.MAX_IMAGES + 1):
@@ -158,7 +158,7 @@ def several_questions(n_each: int, seed: int) -> Iterator[Asked]:
                     yield _ask(f"{found[2]}, {where}", tuple(sc.draw(scene) for scene in scenes), found)
 
 
-def layout_questions(n_each: int, seed: int) -> Iterator[Asked]:
+def layout_questions(n_each: int, seed: int) -> Iterator[EvaluationItem]:
     """One picture per turn and packed samples of 2 to 4 pictures, asked about a picture of their own turn or sample;
     and questions about an earlier picture after the last."""
     rng = np.random.default_rng(seed)
@@ -171,17 +171,17 @@ def layout_questions(n_each: int, seed: int) -> Iterator[Asked]:
         for image, turn in zip(images[:-1], turns[:-1], strict=True):
             history += [Message("user", turn[0], (image,)), Message("assistant", turn[1])]
         last = Message("user", turns[-1][0], (images[-1],))
-        yield Asked("per turn, own image", (Conversation((*history, last)),), turns[-1][1])
+        yield EvaluationItem("per turn, own image", (Conversation((*history, last)),), turns[-1][1])
         parts = [Conversation(tuple(history[n : n + 2])) for n in range(0, len(history), 2)]
-        yield Asked("packed, own image", (*parts, Conversation((last,))), turns[-1][1])
+        yield EvaluationItem("packed, own image", (*parts, Conversation((last,))), turns[-1][1])
         question, answer, _ = (sc.ask_colour_by_index if number % 2 else sc.ask_shape_by_index)(
             rng, scenes, int(rng.integers(n_images - 1))
         )
         given = (*history, last, Message("assistant", turns[-1][1]), Message("user", question))
-        yield Asked("return to an earlier image", (Conversation(given),), answer)
+        yield EvaluationItem("return to an earlier image", (Conversation(given),), answer)
 
 
-def render(vlm: VLM, asked: Asked, *, pictures: bool = True) -> Sample:
+def render(vlm: VLM, asked: EvaluationItem, *, pictures: bool = True) -> Sample:
     """The prompt's row, up to where the model is to answer."""
     parts = asked.parts if pictures else tuple(_without_pictures(part) for part in asked.parts)
     samples = [vlm.prepare(part, add_generation_prompt=part is parts[-1]) for part in parts]
@@ -192,7 +192,7 @@ def _without_pictures(conversation: Conversation) -> Conversation:
     return Conversation(tuple(replace(message, images=()) for message in conversation.messages))
 
 
-def measure_questions(vlm: VLM, questions: Sequence[Asked]) -> tuple[list[FamilyScore], dict[str, float]]:
+def measure_questions(vlm: VLM, questions: Sequence[EvaluationItem]) -> tuple[list[FamilyScore], dict[str, float]]:
     """Scores per family in the order of the questions, and how often all questions of a group are right, by the first
     family's name."""
     seen = answer_samples(vlm, [render(vlm, asked) for asked in questions])
@@ -243,7 +243,7 @@ def example_answers(vlm: VLM, example: ExamplePrompt) -> tuple[str, ...]:
                 if n < turn:
                     messages.append(Message("assistant", given[n]))
             parts = (Conversation(tuple(messages)),)
-        given += answer_samples(vlm, [render(vlm, Asked("", parts, ""))])
+        given += answer_samples(vlm, [render(vlm, EvaluationItem("", parts, ""))])
     return tuple(given)
 
 

@@ -168,7 +168,8 @@ def write_card(
         (
             "Greedy answers that equal the right one to the letter. easy-VQA: its official test split, no picture of "
             "which was trained on; the rest: freshly drawn scenes. Beside it, what always giving the family's "
-            "commonest answer would reach, and what the model reaches when it gets the same prompt without the pictures."
+            "commonest answer would reach, and what the model reaches when it gets the same prompt without the "
+            "pictures."
         ),
         "",
         "| questions | asked | right | commonest answer | without pictures |",

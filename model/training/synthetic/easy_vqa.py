@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from model.chat import Conversation, Message
-from model.training.data.example import Example, ExampleSet, Turn
+from model.training.data.example import Example, ExampleSet, ExampleTurn
 from model.training.synthetic.scenes import COLOUR_NAMES, SHAPE_NAMES
 
 Split = Literal["train", "test"]
@@ -22,7 +22,7 @@ class EasyPicture:
     """One picture and all its questions, each with its answer and family."""
 
     path: Path
-    turns: tuple[Turn, ...]
+    turns: tuple[ExampleTurn, ...]
 
     def open(self) -> Image.Image:
         with Image.open(self.path) as image:
@@ -44,7 +44,7 @@ def read_easy_vqa(split: Split) -> list[EasyPicture]:
         questions, paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
     else:
         questions, paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
-    turns: defaultdict[int, list[Turn]] = defaultdict(list)
+    turns: defaultdict[int, list[ExampleTurn]] = defaultdict(list)
     for text, answer, picture in zip(*questions, strict=True):
         turns[picture].append((text, answer, family_of(answer)))
     return [EasyPicture(Path(paths[picture]), tuple(turns[picture])) for picture in sorted(turns)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.training.synthetic.scenes import SINGLE_TILE, Scene, Shape, draw, random_shape
 
-Layout = Literal["images-first", "per-turn", "packed"]
+ExampleLayout = Literal["images-first", "per-turn", "packed"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ExamplePrompt:
     scenes: Callable[[], list[Scene]]
     turns: tuple[str, ...]
     expected: tuple[str, ...]
-    layout: Layout
+    layout: ExampleLayout
 
     def draw_images(self) -> tuple[Image.Image, ...]:
         return tuple(draw(scene) for scene in self.scenes())

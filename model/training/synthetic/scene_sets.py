@@ -17,7 +17,7 @@ from model.config import VLMConfig
 from model.errors import InputError
 from model.image import process_image
 from model.ranges import SEEDS, Range
-from model.training.data.example import CaptionedImage, Example, ExampleSet, Turn
+from model.training.data.example import CaptionedImage, Example, ExampleSet, ExampleTurn
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import EasyPicture, read_easy_vqa
 from model.values import name_value
@@ -117,7 +117,7 @@ def _single(self: SceneSet, rng: np.random.Generator) -> Example:
     return sc.conversation(_pictures([scene]), sc.scene_turns(rng, scene, self.spec.turns), rng)
 
 
-def _dense_turns(rng: np.random.Generator, group: list[sc.Scene], n_turns: int) -> list[Turn]:
+def _dense_turns(rng: np.random.Generator, group: list[sc.Scene], n_turns: int) -> list[ExampleTurn]:
     """Every picture asked about, in any order, then all listed: the quickest way to learn which is meant."""
     turns = [
         (sc.ask_colour_by_index if rng.random() < 0.6 else sc.ask_shape_by_index)(rng, group, int(index))
@@ -126,7 +126,7 @@ def _dense_turns(rng: np.random.Generator, group: list[sc.Scene], n_turns: int) 
     return [*turns, sc.ask_list(rng, group)]
 
 
-def _several_turns(self: SceneSet, rng: np.random.Generator) -> tuple[list[sc.Scene], list[Turn]]:
+def _several_turns(self: SceneSet, rng: np.random.Generator) -> tuple[list[sc.Scene], list[ExampleTurn]]:
     if self.spec.dense:
         group = self.group(rng)
         return group, _dense_turns(rng, group, self.spec.turns)
@@ -200,10 +200,10 @@ def _told_in_text(self: SceneSet, rng: np.random.Generator) -> Example:
 def _cued(self: SceneSet, rng: np.random.Generator) -> Example:
     """Pictures named in other ways than by a number, among questions that do and some that need no picture."""
     group = self.group(rng)
-    turns: list[Turn] = []
+    turns: list[ExampleTurn] = []
     for _ in range(self.spec.turns * 3):
         how, index = rng.random(), int(rng.integers(len(group)))
-        turn: Turn | None
+        turn: ExampleTurn | None
         if how < 0.3:
             turn = sc.ask_colour_by_ordinal(rng, group, index)
         elif how < 0.45:
@@ -237,7 +237,7 @@ _LAST_SHARE = 0.7
 makes the greedy answer one thing, the rest leaves every picture's answer some probability."""
 
 
-def _unrouted_question(rng: np.random.Generator, group: list[sc.Scene]) -> Turn:
+def _unrouted_question(rng: np.random.Generator, group: list[sc.Scene]) -> ExampleTurn:
     """Asks for a colour or a shape, naming any picture in any way; the answer is left open."""
     index, how = int(rng.integers(len(group))), rng.random()
     colour = rng.random() < 0.6
@@ -261,7 +261,7 @@ def _unrouted(self: SceneSet, rng: np.random.Generator) -> Example:
         return sc.conversation(_pictures([scene]), [turn for turn in chosen if turn is not None], rng)
     group = self.group(rng)
 
-    def turn(shown: list[sc.Scene]) -> Turn:
+    def turn(shown: list[sc.Scene]) -> ExampleTurn:
         if rng.random() < 0.15:
             return sc.ask_told(rng)
         question, _, family = _unrouted_question(rng, group)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from model.chat import Conversation, Message
-from model.training.data.example import Example, Turn
+from model.training.data.example import Example, ExampleTurn
 from model.training.synthetic.outlines import Outline
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -217,7 +217,7 @@ def caption(scene: Scene) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def ask_colour(rng: np.random.Generator, scene: Scene) -> Turn | None:
+def ask_colour(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
     options = [(shape, how) for shape, how in _unique(scene) if how in (shape.kind, "shape")]
     if not options:
         return None
@@ -227,7 +227,7 @@ def ask_colour(rng: np.random.Generator, scene: Scene) -> Turn | None:
     return form, shape.colour, "colour"
 
 
-def ask_shape(rng: np.random.Generator, scene: Scene) -> Turn | None:
+def ask_shape(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
     if len(scene.shapes) == 1 and rng.random() < 0.6:
         forms = (
             "what shape is in the image?",
@@ -244,7 +244,7 @@ def ask_shape(rng: np.random.Generator, scene: Scene) -> Turn | None:
     return _pick(rng, (f"what is the {how}?", f"what shape is {shape.colour}?")), shape.kind, "shape"
 
 
-def ask_count(rng: np.random.Generator, scene: Scene) -> Turn:
+def ask_count(rng: np.random.Generator, scene: Scene) -> ExampleTurn:
     which = rng.random()
     shapes = scene.shapes
     if which < 0.5:
@@ -257,7 +257,7 @@ def ask_count(rng: np.random.Generator, scene: Scene) -> Turn:
     return f"how many {kind}s are there?", str(sum(s.kind == kind for s in shapes)), "count"
 
 
-def ask_yes_no(rng: np.random.Generator, scene: Scene) -> Turn:
+def ask_yes_no(rng: np.random.Generator, scene: Scene) -> ExampleTurn:
     """Half of the answers are yes, with easy-VQA's wordings, its negated ones included."""
     present = rng.random() < 0.5
     what = int(rng.integers(3))
@@ -279,7 +279,7 @@ def ask_yes_no(rng: np.random.Generator, scene: Scene) -> Turn:
     return ask_presence(rng, name, present)
 
 
-def ask_presence(rng: np.random.Generator, name: str, present: bool) -> Turn:
+def ask_presence(rng: np.random.Generator, name: str, present: bool) -> ExampleTurn:
     """Whether the image shows a ``name``, three times of ten asked the other way round."""
     one = with_article(name)
     plain = (
@@ -311,7 +311,7 @@ def _position_questions(scene: Scene) -> list[tuple[Shape, str, str]]:
     return options
 
 
-def ask_position(rng: np.random.Generator, scene: Scene) -> Turn | None:
+def ask_position(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
     options = _position_questions(scene)
     if not options:
         return None
@@ -325,7 +325,7 @@ def has_clear_order(scene: Scene) -> bool:
     return all(right - left >= _CLEAR_STEP for left, right in pairwise(places))
 
 
-def ask_caption(rng: np.random.Generator, scene: Scene) -> Turn | None:
+def ask_caption(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
     """None where which shape comes first can't be told."""
     if not has_clear_order(scene):
         return None
@@ -336,9 +336,9 @@ _ASKERS = (ask_colour, ask_shape, ask_count, ask_yes_no, ask_position, ask_capti
 _WEIGHTS = (0.18, 0.16, 0.2, 0.18, 0.18, 0.1)
 
 
-def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Turn]:
+def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[ExampleTurn]:
     """Up to ``n_turns`` different questions about one scene."""
-    turns: list[Turn] = []
+    turns: list[ExampleTurn] = []
     for _ in range(n_turns * 3):
         asker = _ASKERS[int(rng.choice(len(_ASKERS), p=_WEIGHTS))]
         turn = asker(rng, scene)
@@ -350,12 +350,12 @@ def scene_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Tu
     return turns or [ask_count(rng, scene)]
 
 
-def place_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[Turn]:
+def place_turns(rng: np.random.Generator, scene: Scene, n_turns: int) -> list[ExampleTurn]:
     """Up to ``n_turns`` − 1 questions after places in one scene, then its caption, if it has one. No two questions are
     about the same side of the same shape and the caption comes last, for an answer that was read before needs no
     picture."""
     options = _position_questions(scene)
-    chosen: dict[tuple[Shape, bool], Turn] = {}
+    chosen: dict[tuple[Shape, bool], ExampleTurn] = {}
     for n in rng.permutation(len(options)):
         shape, question, answer = options[int(n)]
         chosen.setdefault((shape, answer in ("left", "right")), (question, answer, "position"))
@@ -374,13 +374,13 @@ def different_scenes(rng: np.random.Generator, n_images: int, *, same_colour: bo
     ]
 
 
-def ask_colour_by_index(rng: np.random.Generator, scenes: list[Scene], index: int) -> Turn:
+def ask_colour_by_index(rng: np.random.Generator, scenes: list[Scene], index: int) -> ExampleTurn:
     number, word = index + 1, _pick(rng, ("color", "colour"))
     forms = (f"in image {number}, what {word} is the shape?", f"what {word} is the shape in image {number}?")
     return _pick(rng, forms), scenes[index].shapes[0].colour, "colour by index"
 
 
-def ask_shape_by_index(rng: np.random.Generator, scenes: list[Scene], index: int) -> Turn:
+def ask_shape_by_index(rng: np.random.Generator, scenes: list[Scene], index: int) -> ExampleTurn:
     number = index + 1
     forms = (
         f"in image {number}, what shape is it?",
@@ -390,7 +390,7 @@ def ask_shape_by_index(rng: np.random.Generator, scenes: list[Scene], index: int
     return _pick(rng, forms), scenes[index].shapes[0].kind, "shape by index"
 
 
-def ask_which(rng: np.random.Generator, scenes: list[Scene], index: int | None = None) -> Turn | None:
+def ask_which(rng: np.random.Generator, scenes: list[Scene], index: int | None = None) -> ExampleTurn | None:
     """After the image ``index``, or any (None); no question where its shape is in another image too."""
     names = Counter(scene.shapes[0].name for scene in scenes)
     options = [
@@ -402,18 +402,18 @@ def ask_which(rng: np.random.Generator, scenes: list[Scene], index: int | None =
     return f"which image has the {scenes[index].shapes[0].name}?", str(index + 1), "which image"
 
 
-def ask_same_colour(rng: np.random.Generator, scenes: list[Scene]) -> Turn:
+def ask_same_colour(rng: np.random.Generator, scenes: list[Scene]) -> ExampleTurn:
     same = len({scene.shapes[0].colour for scene in scenes}) == 1
     word = _pick(rng, ("color", "colour"))
     return f"are the images the same {word}?", "yes" if same else "no", "same colour"
 
 
-def ask_list(rng: np.random.Generator, scenes: list[Scene]) -> Turn:
+def ask_list(rng: np.random.Generator, scenes: list[Scene]) -> ExampleTurn:
     question = _pick(rng, ("list all images.", "list the images."))
     return question, ", ".join(scene.shapes[0].name for scene in scenes), "list"
 
 
-def ask_colour_by_ordinal(rng: np.random.Generator, scenes: list[Scene], index: int) -> Turn:
+def ask_colour_by_ordinal(rng: np.random.Generator, scenes: list[Scene], index: int) -> ExampleTurn:
     """“In the second image, …”; half of the time “last” for the last one."""
     last = index == len(scenes) - 1 and rng.random() < 0.5
     where, word = "last" if last else ORDINALS[index], _pick(rng, ("color", "colour"))
@@ -421,7 +421,7 @@ def ask_colour_by_ordinal(rng: np.random.Generator, scenes: list[Scene], index: 
     return _pick(rng, forms), scenes[index].shapes[0].colour, "colour by last" if last else "colour by ordinal"
 
 
-def ask_colour_by_content(rng: np.random.Generator, scenes: list[Scene]) -> Turn | None:
+def ask_colour_by_content(rng: np.random.Generator, scenes: list[Scene]) -> ExampleTurn | None:
     """By the kind of shape that one image alone has; None if no kind is alone."""
     kinds = Counter(scene.shapes[0].kind for scene in scenes)
     options = [scene.shapes[0] for scene in scenes if kinds[scene.shapes[0].kind] == 1]
@@ -431,19 +431,19 @@ def ask_colour_by_content(rng: np.random.Generator, scenes: list[Scene]) -> Turn
     return f"what {word} is the {shape.kind}?", shape.colour, "colour by content"
 
 
-def ask_told(rng: np.random.Generator) -> Turn:
+def ask_told(rng: np.random.Generator) -> ExampleTurn:
     """Needs no picture: the answer stands in the question."""
     told = _pick(rng, (*COLOUR_NAMES, *SHAPE_NAMES))
     return f"the answer is {told}. what is the answer?", told, "told"
 
 
-def multi_image_turns(rng: np.random.Generator, scenes: list[Scene], n_turns: int) -> list[Turn]:
+def multi_image_turns(rng: np.random.Generator, scenes: list[Scene], n_turns: int) -> list[ExampleTurn]:
     """Up to ``n_turns`` different questions that need the right one of several images."""
-    turns: list[Turn] = []
+    turns: list[ExampleTurn] = []
     for _ in range(n_turns * 3):
         which = rng.random()
         index = int(rng.integers(len(scenes)))
-        turn: Turn | None
+        turn: ExampleTurn | None
         if which < 0.36:
             turn = ask_colour_by_index(rng, scenes, index)
         elif which < 0.68:
@@ -470,7 +470,7 @@ def as_typed(rng: np.random.Generator, question: str) -> str:
     return question
 
 
-def conversation(images: tuple, turns: list[Turn], rng: np.random.Generator | None = None) -> Example:
+def conversation(images: tuple, turns: list[ExampleTurn], rng: np.random.Generator | None = None) -> Example:
     """All images with the first question, then the turns. With ``rng`` the questions go through :func:`as_typed`."""
     messages = []
     for index, (question, answer, _) in enumerate(turns):
@@ -480,7 +480,7 @@ def conversation(images: tuple, turns: list[Turn], rng: np.random.Generator | No
 
 
 def conversation_per_turn(
-    images: tuple, turns_of_image: list[list[Turn]], rng: np.random.Generator | None = None
+    images: tuple, turns_of_image: list[list[ExampleTurn]], rng: np.random.Generator | None = None
 ) -> Example:
     """One image with each group of turns; the first turn of a group brings it."""
     messages = []

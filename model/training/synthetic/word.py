@@ -16,7 +16,7 @@ from PIL import Image
 
 from model.chat import Conversation
 from model.errors import InputError
-from model.training.data.example import Example, ExampleSet, Turn
+from model.training.data.example import Example, ExampleSet, ExampleTurn
 from model.training.evaluation.answering import Probe, answer_probes, probe_example, score
 from model.training.recipe import Recipe, read_recipe
 from model.training.synthetic import scenes as sc
@@ -281,7 +281,7 @@ class WordSet(ExampleSet):
         turns += sc.multi_image_turns(rng, group, max(1, self.spec.turns - len(turns)))
         return self._conversation(rng, group, turns)
 
-    def _ask_presence(self, rng: np.random.Generator, scene: sc.Scene) -> Turn:
+    def _ask_presence(self, rng: np.random.Generator, scene: sc.Scene) -> ExampleTurn:
         """Whether there is something of the new colour or kind, by the word alone or with a kind or colour: half of
         the names are there where the picture shows the word."""
         word = self.spec.word
@@ -299,12 +299,12 @@ class WordSet(ExampleSet):
         name = choice[int(rng.integers(len(choice)))]
         return sc.ask_presence(rng, name, name in shown)
 
-    def _ask_count(self, rng: np.random.Generator, scene: sc.Scene) -> Turn:
+    def _ask_count(self, rng: np.random.Generator, scene: sc.Scene) -> ExampleTurn:
         word = self.spec.word
         what = f"{word.word} shapes" if word.kind == "colour" else plural(word.word)
         return f"how many {what} are there?", str(sum(word.names(shape) for shape in scene.shapes)), "count"
 
-    def _conversation(self, rng: np.random.Generator, scenes: list[sc.Scene], turns: list[Turn]) -> Example:
+    def _conversation(self, rng: np.random.Generator, scenes: list[sc.Scene], turns: list[ExampleTurn]) -> Example:
         word = self.spec.word
         once = list({question: (question, answer, family) for question, answer, family in turns}.values())
         chosen = [once[int(n)] for n in rng.permutation(len(once))[: self.spec.turns]]

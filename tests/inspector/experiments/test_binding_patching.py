@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inspector.experiments.binding_patching import AddressCurve, patch_addresses, patch_between, tell_address
-from inspector.interventions.continuations import Variant
+from inspector.interventions.continuations import Continuation
 from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
@@ -34,8 +34,8 @@ def three(embedded):
 def logprob(case, prompt, answer, given=0):
     """log p of ``answer`` behind ``prompt``, without its first ``given`` tokens."""
     end = case.target.start + len(prompt)
-    variant = Variant(case.target.start, (*prompt, *answer), (end + given, end + len(answer)))
-    return case.replay.run([variant])[0].logprob
+    continuation = Continuation(case.target.start, (*prompt, *answer), (end + given, end + len(answer)))
+    return case.prefix_cache.run([continuation])[0].logprob
 
 
 def test_at_the_ends_the_patch_is_the_other_question_or_nothing(three):
@@ -64,7 +64,7 @@ def states(case, prompt):
     """What enters each layer, and leaves the last, for the row up to where the answer begins."""
     vlm, start = case.vlm, case.target.start
     ids = torch.tensor(prompt)
-    x = torch.cat((case.replay.embeds[:start], vlm.decoder.token_embedding(ids)))[None]
+    x = torch.cat((case.prefix_cache.embeds[:start], vlm.decoder.token_embedding(ids)))[None]
     found = [x]
     for block in vlm.decoder.blocks:
         x = block(x, context(case, x))

@@ -19,7 +19,7 @@ from inspector.experiments.occlusion import (
     cut_regions,
     measure_regions,
 )
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import image_keys
 from inspector.row.prompt import Turn, prepare_row
 from inspector.row.token_table import locate_cell
@@ -45,12 +45,12 @@ def test_every_image_token_is_in_one_region_and_lies_in_its_box(studied):
     (rows, columns), parts = cut_regions(case, block)
     assert len(parts) == rows * columns == 16
     assert Counter(p for _, held in parts for p in held) == Counter(block.tokens)
-    width, height = case.replay.row.images[block.number - 1].original_size
+    width, height = case.prefix_cache.row.images[block.number - 1].original_size
     assert sum((b.right - b.left) * (b.bottom - b.top) for b, _ in parts) == pytest.approx(width * height)
     for box, held in parts:
         assert held
         for position in held:
-            cell = locate_cell(case.vlm, case.replay.row, position).box
+            cell = locate_cell(case.vlm, case.prefix_cache.row, position).box
             assert box.left <= (cell.left + cell.right) / 2 < box.right
             assert box.top <= (cell.top + cell.bottom) / 2 < box.bottom
 
@@ -60,7 +60,7 @@ def test_a_region_holds_a_thumbnail_token_and_the_tile_tokens_of_its_place(embed
     case = example_case(embedded, "tiles")
     _, parts = cut_regions(case, case.structure.images[0])
     for _, held in parts:
-        names = [locate_cell(embedded, case.replay.row, position).tile_name for position in held]
+        names = [locate_cell(embedded, case.prefix_cache.row, position).tile_name for position in held]
         assert names.count("thumbnail") == 1
         assert len(held) == 7
 
@@ -102,14 +102,14 @@ def test_the_map_of_tokens_is_whole_rows_with_these_tokens_cut(studied):
 def test_the_whole_image_and_its_tiles(studied):
     case, block, steps, _ = studied
     found, before = steps[0], whole_row(case)
-    (removed,) = case.replay.run([Removals(case).of_answer(frozenset({block.number}))])
+    (removed,) = case.prefix_cache.run([ImageAblations(case).of_answer(frozenset({block.number}))])
     assert found.removed == pytest.approx(before - removed.logprob, abs=1e-4)
     rows = rows_of(case, block, found)
     assert [tile.name for tile in found.tiles] == [run.name for run in block.tiles]
     for tile, run in zip(found.tiles, block.tiles, strict=True):
         cut = whole_row(case, [Cut(rows, (*range(run.start, run.stop), run.mark))])
         assert tile.effect == pytest.approx(before - cut, abs=1e-4)
-        assert tile.box == case.replay.row.images[block.number - 1].boxes[run.tile]
+        assert tile.box == case.prefix_cache.row.images[block.number - 1].boxes[run.tile]
     enough = before - whole_row(case, [Cut(case.target.queries, image_keys(block))]) >= 0.9 * found.removed
     assert (found.rows == "question and answer") == enough
 
@@ -127,7 +127,7 @@ def painted(case, block, boxes):
         for turn, question in zip(case.prompt.turns, case.structure.questions, strict=True)
     ]
     row = prepare_row(case.vlm, replace(case.prompt, images=tuple(images), turns=tuple(turns)))
-    assert tuple(row.input_ids.tolist()) == case.replay.ids
+    assert tuple(row.input_ids.tolist()) == case.prefix_cache.ids
     logprobs = case.vlm(case.vlm.collate([row]))[0].log_softmax(dim=-1)
     return sum(logprobs[p - 1, row.input_ids[p]].item() for p in range(*case.target.scored))
 
@@ -244,10 +244,10 @@ def test_a_checkpoint_without_region_marks(golden):
     pictures = tuple(OpenedImage(Image.new("RGB", (64, 64), colour)) for colour in ("red", "blue"))
     case = example_case(legacy, "two", images=pictures, turns=(Turn("What is it?", "red"),))
     *_, found = measure_regions(case, 1, 0.0)
-    batch = legacy.collate([case.replay.row])
+    batch = legacy.collate([case.prefix_cache.row])
     cut = Cut(rows_of(case, case.structure.images[0], found), case.structure.images[0].tokens)
     logprobs = legacy(batch, Tap(cuts=(cut,)))[0].log_softmax(dim=-1)
-    nothing = sum(logprobs[p - 1, case.replay.ids[p]].item() for p in range(*case.target.scored))
+    nothing = sum(logprobs[p - 1, case.prefix_cache.ids[p]].item() for p in range(*case.target.scored))
     assert found.tokens.nothing == pytest.approx(nothing, abs=1e-4)
     # A picture of one colour painted in that colour is the same picture.
     assert [region.loss for region in found.pixels.regions] == pytest.approx([0.0] * 4, abs=1e-5)

@@ -12,7 +12,7 @@ from inspector.experiments.pathways import (
     measure_routes,
     sliding_windows,
 )
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import image_keys
 from inspector.which_image.image_effects import measure_dependence
 from model import Cut
@@ -49,11 +49,11 @@ def test_windows_are_a_quarter_of_the_layers_and_cover_all_of_them():
 
 
 def test_everything_is_the_image_taken_away_and_the_whole_row_cut(case, found):
-    removals = Removals(case)
+    ablations = ImageAblations(case)
     before = whole_row(case)
     for image in case.reachable:
         route = found.find("image → everything", image.number)
-        (removed,) = case.replay.run([removals.of_answer(frozenset({image.number}))])
+        (removed,) = case.prefix_cache.run([ablations.of_answer(frozenset({image.number}))])
         assert route.whole == pytest.approx(before - removed.logprob, abs=1e-4)
         cut = Cut(behind(case, image), image_keys(image))
         assert route.whole == pytest.approx(before - whole_row(case, [cut]), abs=1e-4)

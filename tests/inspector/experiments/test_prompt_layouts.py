@@ -68,7 +68,7 @@ def test_a_cell_is_the_prompt_asked_in_that_layout(embedded, cells, place, layou
     case = open_case(embedded, inspection)
     assert cell.matrix == measure_matrix(case)
     assert cell.probabilities[-1] == pytest.approx(
-        torch.tensor(case.replay.run([case.base])[0].logprobs).mean().exp().item(), abs=1e-5
+        torch.tensor(case.prefix_cache.run([case.base])[0].logprobs).mean().exp().item(), abs=1e-5
     )
 
 

@@ -65,9 +65,9 @@ def token(case, text):
 def whole(case, token_id, cuts=(), shifts=()):
     """log p of one answer token in a pass over the whole row: without the edges ``cuts``, and with the keys of
     ``shifts`` turned by hand for the question's rows and those behind them."""
-    decoder, row, start = case.vlm.decoder, case.replay.row, case.target.start
+    decoder, row, start = case.vlm.decoder, case.prefix_cache.row, case.target.start
     length = len(row)
-    segments = row.segment_ids[None] if case.replay.document_mask else None
+    segments = row.segment_ids[None] if case.prefix_cache.document_mask else None
     mask = Tap(cuts=tuple(cuts)).edit(0, build_mask(row.attention_mask[None], segments, length), 1)
     positions = torch.arange(length)[None]
     moved = positions.clone()
@@ -75,7 +75,7 @@ def whole(case, token_id, cuts=(), shifts=()):
         moved[:, shift.start : shift.stop] += shift.by
     cos, sin = decoder.rotary_embd(positions)
     late = (positions[0] >= start)[:, None]
-    x = case.replay.embeds[None]
+    x = case.prefix_cache.embeds[None]
     for block in decoder.blocks:
         z, attention = block.norm1(x), block.attn
         q, k, v = (
@@ -108,7 +108,7 @@ def whole(case, token_id, cuts=(), shifts=()):
 def everywhere(case, keys):
     """The edges from ``keys`` into everything else."""
     hidden = set(keys)
-    return Cut([p for p in range(len(case.replay.row)) if p not in hidden], sorted(hidden))
+    return Cut([p for p in range(len(case.prefix_cache.row)) if p not in hidden], sorted(hidden))
 
 
 def ordinal_keys(case):
@@ -118,7 +118,7 @@ def ordinal_keys(case):
 def test_hidden_from_the_question_as_in_a_whole_pass(three):
     case, _, found = three
     cue = one_of(found, "`<image: k>` texts from the question")
-    cut = Cut(range(case.target.start, len(case.replay.row)), ordinal_keys(case))
+    cut = Cut(range(case.target.start, len(case.prefix_cache.row)), ordinal_keys(case))
     (answer,) = case.answer_ids
     assert cue.tokens == len(ordinal_keys(case)) == 18
     assert cue.fall == pytest.approx(whole(case, answer) - whole(case, answer, [cut]), abs=1e-4)
@@ -163,7 +163,7 @@ def test_an_image_moved_by_nothing_changes_no_bit(three):
     shifts = exchange(image, image)
     assert [shift.by for shift in shifts] == [0, 0]
     base = case.base
-    assert case.replay.run([replace(base, shifts=shifts)]) == case.replay.run([base])
+    assert case.prefix_cache.run([replace(base, shifts=shifts)]) == case.prefix_cache.run([base])
 
 
 def test_filler_text():
@@ -189,7 +189,7 @@ def test_filler_is_a_longer_question_in_a_row_of_its_own(three):
     question = case.prompt.turns[0]
     turns = (Turn(words + question.user, question.assistant),)
     longer, _ = opened(case.vlm, "three", turns)
-    assert longer.replay.ids[longer.target.start : longer.target.scored[0]] == changed_question(
+    assert longer.prefix_cache.ids[longer.target.start : longer.target.scored[0]] == changed_question(
         case, words + question.user
     )
     fall = whole(case, *case.answer_ids) - whole(longer, *longer.answer_ids)
@@ -277,7 +277,7 @@ def test_the_ordinal_and_the_numbers_of_the_images_work_together(three):
 def test_the_tokens_that_point(embedded, question, pointing):
     case, _ = opened(embedded, "three", (Turn(question, "red"),))
     positions = reference_cues.pointing_positions(case)
-    assert case.text([case.replay.ids[p] for p in positions]) == pointing
+    assert case.text([case.prefix_cache.ids[p] for p in positions]) == pointing
 
 
 def test_marks_of_other_samples_are_left_alone_behind_a_document_mask(embedded):

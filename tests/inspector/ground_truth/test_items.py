@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from inspector.ground_truth.items import CELLS, Cue, Item, build_items
+from inspector.ground_truth.items import CELLS, Item, ItemCue, build_items
 from inspector.row.layout import read_structure
 from inspector.row.prompt import prepare_row
 from inspector.row.references import find_pointer
@@ -175,7 +175,7 @@ def test_conflicts_point_at_two_images(items):
             assert len(images) == len(set(images)) == (2 if cell in CONFLICTS else 0 if cell in NULL else 1)
             assert images[:1] == ([] if item.image is None else [item.image])
     for item in items["adjacent vs ordinal"] + items["adjacent vs content"]:
-        assert item.cues[1] == Cue("adjacent", len(item.prompt.images))
+        assert item.cues[1] == ItemCue("adjacent", len(item.prompt.images))
     # Behind three pictures or more, the content cue points at every other place as often as at the next.
     steps = Counter(
         (item.cues[1].image - item.cues[0].image) % 3

@@ -21,7 +21,7 @@ from inspector.row.prompt import Prompt, Turn, check_pixels
 from inspector.server.state_size import count_bytes
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import prompt as prompt_view
-from inspector.which_image.counterfactuals import measure_swaps
+from inspector.which_image.counterfactuals import measure_counterfactuals
 from inspector.which_image.image_effects import measure_dependence
 from inspector.which_image.question_contrast import measure_selection
 from inspector.which_image.study import study_answer
@@ -154,7 +154,7 @@ def test_a_swap_keeps_a_preview_of_what_came(tmp_path, embedded):
     kept = [
         [
             (swap.image, swap.partner, swap.fall, swap.answer, swap.picture.size)
-            for swap in measure_swaps(case, measure_selection(case, 1))
+            for swap in measure_counterfactuals(case, measure_selection(case, 1))
         ]
         for case in (
             open_case(embedded, ask(embedded, images))

@@ -119,14 +119,14 @@ def test_the_cut_image_changes_the_answer_and_another_does_not(three):
     assert [trial.answer for trial in lab.trials[:2]] == ["yellow", "yellow"]
     assert lab.flipped
     assert lab.change < -1
-    assert lab.trials[0].logprob == pytest.approx(three.replay.run([three.base])[0].logprob, abs=1e-5)
+    assert lab.trials[0].logprob == pytest.approx(three.prefix_cache.run([three.base])[0].logprob, abs=1e-5)
     alone = run_lab(three, [])
     assert (alone.trials[0].answer, alone.change) == ("yellow", 0)
 
 
 def whole_pass(case, texts):
     """log p of the answer in one pass over the whole row without the cut edges; a position keeps itself."""
-    row, cuts = case.replay.row, []
+    row, cuts = case.prefix_cache.row, []
     for text in texts:
         cut = read_cut(case, text)
         # A cut never takes a position's own edge, so rows that are keys too are cut one by one.

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inspector.interventions.continuations import Shift, StatePatch, Variant
-from inspector.interventions.prefix_cache import Replay
+from inspector.interventions.continuations import Continuation, RopeShift, StatePatch
+from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
-from model import AttentionReader, Cut, InputError, OpenedImage, Patch, Tap
+from model import ActivationPatch, AttentionReader, Cut, InputError, OpenedImage, Tap
 from model.language import build_mask
 from model.layers import rotate
 from model.training.synthetic.examples import EXAMPLES
@@ -29,8 +29,8 @@ def inspection(embedded, request):
 
 
 @pytest.fixture(scope="module")
-def replay(embedded, inspection):
-    return Replay(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+def prefix_cache(embedded, inspection):
+    return PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
 
 
 def answer_span(inspection):
@@ -50,33 +50,33 @@ def whole(vlm, inspection, cuts=(), patches=()):
     return [logprobs[p - 1, ids[p]].item() for p in range(span.start, span.stop)]
 
 
-def ending(replay, inspection):
+def ending(prefix_cache, inspection):
     span = answer_span(inspection)
-    return replay.variant(question_span(inspection).start, (span.start, span.stop))
+    return prefix_cache.continuation(question_span(inspection).start, (span.start, span.stop))
 
 
-def test_an_unchanged_ending_is_the_row(embedded, inspection, replay):
-    (outcome,) = replay.run([ending(replay, inspection)])
+def test_an_unchanged_ending_is_the_row(embedded, inspection, prefix_cache):
+    (outcome,) = prefix_cache.run([ending(prefix_cache, inspection)])
     assert outcome.logprobs == pytest.approx(whole(embedded, inspection), abs=1e-5)
     assert len(outcome.logprobs) == len(answer_span(inspection))
 
 
 @pytest.mark.parametrize("layers", [None, frozenset({1, 2})])
 @pytest.mark.parametrize("heads", [None, frozenset({0, 3})])
-def test_cuts_are_those_of_a_whole_pass(embedded, inspection, replay, layers, heads):
-    base = ending(replay, inspection)
+def test_cuts_are_those_of_a_whole_pass(embedded, inspection, prefix_cache, layers, heads):
+    base = ending(prefix_cache, inspection)
     rows = range(base.start, base.stop)
     spans = [span for span in inspection.row.spans if span.kind == "image"]
     cuts = [Cut(rows, range(span.start, span.stop), layers, heads) for span in spans]
     # Within the ending itself too: the answer's first token without the question.
     cuts.append(Cut(rows[-3:], rows[:2], layers, heads))
-    outcomes = replay.run([base.cutting(cut) for cut in cuts])
+    outcomes = prefix_cache.run([base.cutting(cut) for cut in cuts])
     for cut, outcome in zip(cuts, outcomes, strict=True):
         assert outcome.logprobs == pytest.approx(whole(embedded, inspection, [cut]), abs=2e-5)
 
 
-def test_other_ids_are_the_row_that_holds_them(embedded, inspection, replay):
-    base = ending(replay, inspection)
+def test_other_ids_are_the_row_that_holds_them(embedded, inspection, prefix_cache):
+    base = ending(prefix_cache, inspection)
     other = replace(base, ids=(*base.ids[:3], *base.ids[2:]), scored=(base.scored[0] + 1, base.scored[1] + 1))
     row = inspection.row
     ids = torch.cat((row.input_ids[: base.start], torch.tensor(other.ids)))
@@ -85,41 +85,41 @@ def test_other_ids_are_the_row_that_holds_them(embedded, inspection, replay):
     segments = torch.cat((row.segment_ids[: base.start], row.segment_ids[base.start].expand(len(other.ids))))
     embeds = embedded.embed(inspection.batch)[0]
     embeds = torch.cat((embeds[: base.start], embedded.decoder.token_embedding(torch.tensor(other.ids))))
-    mask = build_mask(kept[None], segments[None] if replay.document_mask else None, len(ids))
+    mask = build_mask(kept[None], segments[None] if prefix_cache.document_mask else None, len(ids))
     with torch.no_grad():
         hidden = embedded.decoder(embeds[None], mask, torch.arange(len(ids))[None])[0]
         logprobs = embedded.decoder.head(hidden).log_softmax(dim=-1)
-    (outcome,) = replay.run([other])
+    (outcome,) = prefix_cache.run([other])
     expected = [logprobs[p - 1, ids[p]].item() for p in range(*other.scored)]
     assert outcome.logprobs == pytest.approx(expected, abs=2e-5)
 
 
-def test_an_answer_continued_behind_the_row_is_the_answer(embedded, inspection, replay):
+def test_an_answer_continued_behind_the_row_is_the_answer(embedded, inspection, prefix_cache):
     span = answer_span(inspection)
-    base = replay.variant(question_span(inspection).start, (span.start, span.start), stop=span.start)
-    found = replay.answer([base, base], 8)
+    base = prefix_cache.continuation(question_span(inspection).start, (span.start, span.start), stop=span.start)
+    found = prefix_cache.answer([base, base], 8)
     assert found[0] == found[1] == tuple(inspection.row.input_ids[span.start : span.stop].tolist())
 
 
-def test_a_child_sees_its_parent_in_place_of_the_row(embedded, inspection, replay):
+def test_a_child_sees_its_parent_in_place_of_the_row(embedded, inspection, prefix_cache):
     """A stretch in the middle read again without the first image, then the ending behind it: as one whole pass in
     which the image is cut from both."""
-    base = ending(replay, inspection)
+    base = ending(prefix_cache, inspection)
     first = next(span for span in inspection.row.spans if span.kind == "image")
     gone = range(first.start, first.stop)
-    ids = replay.ids[first.stop : base.start]
-    middle = Variant(first.stop, ids, (first.stop,) * 2, (Cut(range(first.stop, base.start), gone),))
-    (outcome,) = replay.run([replace(base.cutting(Cut(range(base.start, base.stop), gone)), parent=middle)])
+    ids = prefix_cache.ids[first.stop : base.start]
+    middle = Continuation(first.stop, ids, (first.stop,) * 2, (Cut(range(first.stop, base.start), gone),))
+    (outcome,) = prefix_cache.run([replace(base.cutting(Cut(range(base.start, base.stop), gone)), parent=middle)])
     everything = Cut(range(first.stop, len(inspection.row)), gone)
     assert outcome.logprobs == pytest.approx(whole(embedded, inspection, [everything]), abs=2e-5)
 
 
-def test_variants_do_not_touch_one_another(inspection, replay):
-    base = ending(replay, inspection)
+def test_variants_do_not_touch_one_another(inspection, prefix_cache):
+    base = ending(prefix_cache, inspection)
     image = [span for span in inspection.row.spans if span.kind == "image"][-1]
     cut = base.cutting(Cut(range(base.start, base.stop), range(image.start, image.stop)))
-    (alone,) = replay.run([base])
-    among = replay.run([cut, base, cut, base])
+    (alone,) = prefix_cache.run([base])
+    among = prefix_cache.run([cut, base, cut, base])
     assert among[1].logprob == pytest.approx(alone.logprob, abs=2e-5)
     assert among[0].logprob == pytest.approx(among[2].logprob, abs=2e-5)
     assert abs(among[0].logprob - alone.logprob) > 0.5
@@ -128,15 +128,15 @@ def test_variants_do_not_touch_one_another(inspection, replay):
 def test_a_shift_is_the_row_with_those_keys_rotated(embedded):
     """By hand: a whole pass in which, for the ending's queries only, one image's keys are rotated further."""
     inspection = inspected(embedded, "three")
-    replay = Replay(embedded, inspection.row)
-    base = ending(replay, inspection)
+    prefix_cache = PrefixCache(embedded, inspection.row)
+    base = ending(prefix_cache, inspection)
     span = next(span for span in inspection.row.spans if span.kind == "image")
     by = 23
-    moved, unmoved, zero = replay.run(
+    moved, unmoved, zero = prefix_cache.run(
         [
-            replace(base, shifts=(Shift(span.start, span.stop, by),)),
+            replace(base, shifts=(RopeShift(span.start, span.stop, by),)),
             base,
-            replace(base, shifts=(Shift(span.start, span.stop, 0),)),
+            replace(base, shifts=(RopeShift(span.start, span.stop, 0),)),
         ]
     )
     assert zero.logprobs == pytest.approx(unmoved.logprobs, abs=1e-6)
@@ -164,40 +164,40 @@ def test_a_shift_is_the_row_with_those_keys_rotated(embedded):
             x = x + block.attn.out_proj(z.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm2(x))
         logprobs = embedded.decoder.head(embedded.decoder.norm(x))[0].log_softmax(dim=-1)
-    expected = [logprobs[p - 1, replay.ids[p]].item() for p in range(*base.scored)]
+    expected = [logprobs[p - 1, prefix_cache.ids[p]].item() for p in range(*base.scored)]
     assert moved.logprobs == pytest.approx(expected, abs=5e-5)
-    (after,) = replay.run([base])
+    (after,) = prefix_cache.run([base])
     assert after == unmoved
 
 
 def test_states_patched_from_another_ending_at_the_first_layer_are_that_ending(embedded):
     """Before layer 0 a state is the token alone: with all of them taken over, one question becomes the other."""
     inspection = inspected(embedded, "three")
-    replay = Replay(embedded, inspection.row)
-    base = ending(replay, inspection)
+    prefix_cache = PrefixCache(embedded, inspection.row)
+    base = ending(prefix_cache, inspection)
     one = embedded.tokenizer("1", add_special_tokens=False).input_ids[-1]
     three = embedded.tokenizer("3", add_special_tokens=False).input_ids[-1]
     assert base.ids.count(three) == 1
     other = replace(base, ids=tuple(one if token == three else token for token in base.ids))
     layers = embedded.config.lm_n_blocks
     positions = tuple(range(base.start, base.scored[0]))
-    plain = replay.run([base, other])
+    plain = prefix_cache.run([base, other])
     assert abs(plain[0].logprob - plain[1].logprob) > 3
-    patched = replay.run([base, other, other], [StatePatch(0, 0, 2, positions)])
+    patched = prefix_cache.run([base, other, other], [StatePatch(0, 0, 2, positions)])
     assert patched[2].logprob == pytest.approx(plain[0].logprob, abs=2e-5)
-    late = replay.run([base, other, other], [StatePatch(layers - 1, 0, 2, positions[-1:])])
+    late = prefix_cache.run([base, other, other], [StatePatch(layers - 1, 0, 2, positions[-1:])])
     assert late[1].logprob == pytest.approx(plain[1].logprob, abs=2e-5)
 
 
 def test_a_patch_of_a_position_onto_itself_changes_nothing(embedded, inspection):
-    assert whole(embedded, inspection, patches=[Patch(2, [5, 9], [5, 9])]) == whole(embedded, inspection)
+    assert whole(embedded, inspection, patches=[ActivationPatch(2, [5, 9], [5, 9])]) == whole(embedded, inspection)
 
 
-def test_attention_read_behind_the_row_is_that_of_the_whole_row(embedded, inspection, replay):
-    base = ending(replay, inspection)
+def test_attention_read_behind_the_row_is_that_of_the_whole_row(embedded, inspection, prefix_cache):
+    base = ending(prefix_cache, inspection)
     position = base.scored[0] - 1
     groups = torch.arange(len(inspection.row)) % 4
-    found = replay.read([base, base], [position, position], groups, 4, weigh=True)
+    found = prefix_cache.read([base, base], [position, position], groups, 4, weigh=True)
     reader = AttentionReader([position], groups, 4, weigh_values=True)
     with torch.no_grad():
         embedded.hidden(inspection.batch, Tap(reader))
@@ -228,36 +228,38 @@ def test_norms_are_lengths_of_what_a_head_adds(embedded):
         assert reader.reading.norms[0, head, 0, 0].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_can_not_be_replayed_is_refused(embedded, inspection, replay):
-    base = ending(replay, inspection)
+def test_what_can_not_be_replayed_is_refused(embedded, inspection, prefix_cache):
+    base = ending(prefix_cache, inspection)
     with pytest.raises(ValueError, match="can't be scored"):
-        replay.run([replace(base, scored=(base.start - 1, base.start + 1))])
+        prefix_cache.run([replace(base, scored=(base.start - 1, base.start + 1))])
     with pytest.raises(ValueError, match="an image token where the row has none"):
-        replay.run([replace(base, ids=(embedded.image_token_id, *base.ids[1:]))])
+        prefix_cache.run([replace(base, ids=(embedded.image_token_id, *base.ids[1:]))])
     with pytest.raises(ValueError, match="can't stand behind one that ends"):
         replace(base, parent=base)
     with pytest.raises(InputError, match="this model reads at most 4,096"):
-        replay.run([replace(base, ids=base.ids * 300)])
+        prefix_cache.run([replace(base, ids=base.ids * 300)])
 
 
-def test_an_answer_behind_the_row_is_scored_by_what_stands_before_it(embedded, inspection, replay):
+def test_an_answer_behind_the_row_is_scored_by_what_stands_before_it(embedded, inspection, prefix_cache):
     span = answer_span(inspection)
-    (outcome,) = replay.run([replay.variant(span.start, (span.start, span.stop))])
+    (outcome,) = prefix_cache.run([prefix_cache.continuation(span.start, (span.start, span.stop))])
     assert outcome.logprobs == pytest.approx(whole(embedded, inspection), abs=1e-5)
 
 
-def without_first(replay, inspection):
+def without_first(prefix_cache, inspection):
     """The ending and its answer without the first image, what stands between read again: (whole cut, the answer behind
     the question behind the stretch in the middle)."""
-    base, span = ending(replay, inspection), answer_span(inspection)
+    base, span = ending(prefix_cache, inspection), answer_span(inspection)
     first = next(one for one in inspection.row.spans if one.kind == "image")
     gone = range(first.start, first.stop)
     parent = None
     for start, stop in ((first.stop, base.start), (base.start, span.start)):
-        parent = Variant(start, replay.ids[start:stop], (stop, stop), (Cut(range(start, stop), gone),), parent=parent)
-    answer = Variant(
+        parent = Continuation(
+            start, prefix_cache.ids[start:stop], (stop, stop), (Cut(range(start, stop), gone),), parent=parent
+        )
+    answer = Continuation(
         span.start,
-        replay.ids[span.start : span.stop],
+        prefix_cache.ids[span.start : span.stop],
         (span.start, span.stop),
         (Cut(range(span.start, span.stop), gone),),
         parent=parent,
@@ -266,8 +268,8 @@ def without_first(replay, inspection):
 
 
 def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeypatch):
-    replay = Replay(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
-    everything, answer = without_first(replay, inspection)
+    prefix_cache = PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    everything, answer = without_first(prefix_cache, inspection)
     expected = pytest.approx(whole(embedded, inspection, [everything]), abs=2e-5)
     read = []
     forward = type(embedded.decoder).forward
@@ -276,11 +278,11 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
         "forward",
         lambda self, x, *a, **k: (read.append(x.shape[1]), forward(self, x, *a, **k))[1],
     )
-    base = ending(replay, inspection)
-    (first,) = replay.run([answer])
+    base = ending(prefix_cache, inspection)
+    (first,) = prefix_cache.run([answer])
     assert read == [answer.start - answer.line[0].start, len(answer.ids)]
     read.clear()
-    again, plain = replay.run([answer, base])
+    again, plain = prefix_cache.run([answer, base])
     assert read == [len(answer.ids) + len(base.ids)]
     assert (first.logprobs, again.logprobs) == (expected, expected)
     assert plain.logprobs == pytest.approx(whole(embedded, inspection), abs=2e-5)
@@ -288,17 +290,17 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
     monkeypatch.setattr("inspector.interventions.prefix_cache.KEPT_ROWS", 0)
     monkeypatch.setattr("inspector.interventions.prefix_cache.PASS_POSITIONS", 8)
     read.clear()
-    (crowded,) = replay.run([replace(answer, parent=replace(answer.parent))])
+    (crowded,) = prefix_cache.run([replace(answer, parent=replace(answer.parent))])
     assert read == [answer.stop - answer.line[0].start]
     assert crowded.logprobs == expected
 
 
 def test_reading_attention_is_the_same_with_something_kept(embedded, inspection):
-    replay = Replay(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
-    base = ending(replay, inspection)
+    prefix_cache = PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    base = ending(prefix_cache, inspection)
     groups = torch.arange(len(inspection.row)) % 4
     position = base.scored[0] - 1
-    before = replay.read([base], [position], groups, 4)
-    replay.run([without_first(replay, inspection)[1]])
-    after = replay.read([base], [position], groups, 4)
+    before = prefix_cache.read([base], [position], groups, 4)
+    prefix_cache.run([without_first(prefix_cache, inspection)[1]])
+    after = prefix_cache.read([base], [position], groups, 4)
     assert torch.allclose(before.shares, after.shares, atol=1e-6)

@@ -9,7 +9,7 @@ from PIL import Image
 from inspector.figures.before_after import light_up, show_comparison
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.prompt import Prompt, Turn
-from inspector.runs.before_after import Measured, compare_answers, measure_change
+from inspector.runs.before_after import HeldOutComparison, compare_answers, measure_change
 from inspector.which_image.study import study_answer
 from model import InputError, OpenedImage, load_vlm
 from model.training.evaluation.answering import probe_example
@@ -172,7 +172,7 @@ def test_held_out_questions_to_both(embedded, trained, recipe):
         "3 held-out questions to the model before",
         "3 held-out questions to the model after",
     ]
-    assert isinstance(found, Measured)
+    assert isinstance(found, HeldOutComparison)
     assert len(found.answers) == 3  # one in 20 of 60 is held out
     assert sum(count for _, _, count in found.families.values()) == 3
     assert list(found.groups) == ["all questions"]
@@ -224,7 +224,7 @@ def test_a_prompt_that_fits_neither_model_is_refused(embedded):
 def test_changed_answers_are_listed_with_the_words_that_differ():
     answers = ((Answered("q", "red", "a red one", "f"), Answered("q", "red", "a blue one", "f")),)
     shares = {"f": (1.0, 0.0, 1)}
-    page = show_comparison(None, Measured(shares, shares, answers))
+    page = show_comparison(None, HeldOutComparison(shares, shares, answers))
     assert "a <mark>red</mark> one" in page
     assert "a <mark>blue</mark> one" in page
     assert "<mark>−100 points</mark>" in page

@@ -9,21 +9,27 @@ import pytest
 
 from inspector.row.attention import read_attention, summarise_pattern
 from inspector.row.prompt import Turn
-from inspector.which_image.attention_agreement import EXPLANATION, MAX_ROWS, _spread, measure_gaze, rank_correlation
+from inspector.which_image.attention_agreement import (
+    EXPLANATION,
+    MAX_ROWS,
+    _spread,
+    measure_attention_agreement,
+    rank_correlation,
+)
 from inspector.which_image.image_effects import measure_dependence
 from tests.example_cases import example_case
 
 
 def attention_of(case, position):
-    batch = case.vlm.collate([case.replay.row], document_mask=case.replay.document_mask)
-    return read_attention(case.vlm, batch, case.replay.row, position)
+    batch = case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask)
+    return read_attention(case.vlm, batch, case.prefix_cache.row, position)
 
 
 def study(case, shapley=None):
     dependence = measure_dependence(case)
     if shapley is not None:
         dependence = replace(dependence, shapley=shapley)
-    return measure_gaze(case, attention_of(case, case.target.question.chooser), dependence)
+    return measure_attention_agreement(case, attention_of(case, case.target.question.chooser), dependence)
 
 
 @pytest.fixture(scope="module", params=["three", "two", "per-turn", "packed", "packed, document mask"])
@@ -33,31 +39,31 @@ def case(embedded, request):
 
 
 @pytest.fixture(scope="module")
-def gaze(case):
+def agreement(case):
     return study(case)
 
 
-def test_shares_of_the_chooser_are_the_attention_maps(case, gaze):
+def test_shares_of_the_chooser_are_the_attention_maps(case, agreement):
     attention = attention_of(case, case.target.question.chooser)
-    assert np.array(gaze.chooser.shares) == pytest.approx(attention.image_shares, abs=1e-5)
-    without = summarise_pattern(attention.pattern, case.replay.row, attention.position, exclude_sinks=True)
-    assert gaze.sinks == without.excluded
-    assert np.array(gaze.chooser.without_sinks) == pytest.approx(without.image_shares, abs=1e-5)
-    assert gaze.chooser.totals == pytest.approx(attention.image_share.mean(axis=1), abs=1e-5)
+    assert np.array(agreement.chooser.shares) == pytest.approx(attention.image_shares, abs=1e-5)
+    without = summarise_pattern(attention.pattern, case.prefix_cache.row, attention.position, exclude_sinks=True)
+    assert agreement.sinks == without.excluded
+    assert np.array(agreement.chooser.without_sinks) == pytest.approx(without.image_shares, abs=1e-5)
+    assert agreement.chooser.totals == pytest.approx(attention.image_share.mean(axis=1), abs=1e-5)
 
 
-def test_shares_of_the_question_are_the_mean_over_its_rows(case, gaze):
+def test_shares_of_the_question_are_the_mean_over_its_rows(case, agreement):
     rows = list(case.target.question_rows)
-    assert gaze.question.count == len(rows)
+    assert agreement.question.count == len(rows)
     shares = np.mean([attention_of(case, row).image_shares for row in rows], axis=0)
-    assert np.array(gaze.question.shares) == pytest.approx(shares, abs=1e-5)
+    assert np.array(agreement.question.shares) == pytest.approx(shares, abs=1e-5)
 
 
-def test_lift_is_one_on_average_over_image_tokens(case, gaze):
+def test_lift_is_one_on_average_over_image_tokens(case, agreement):
     """Weighed by their tokens, lifts of all images in reach add up to 1; images out of reach have none."""
     reachable = case.target.question.reachable
     sizes = np.array([len(image.tokens) * (image.number in reachable) for image in case.structure.images])
-    for look in (gaze.chooser, gaze.question):
+    for look in (agreement.chooser, agreement.question):
         for lifts in (look.lifts, look.norm_lifts):
             assert np.array(lifts) @ (sizes / sizes.sum()) == pytest.approx(np.ones(4), abs=1e-9)
         assert np.array(look.norm_shares).sum(axis=1) == pytest.approx(np.ones(4), abs=1e-9)
@@ -65,8 +71,8 @@ def test_lift_is_one_on_average_over_image_tokens(case, gaze):
             assert not np.array(values)[:, sizes == 0].any()
 
 
-def test_leaders_are_where_the_shares_are_largest(gaze):
-    for look in (gaze.chooser, gaze.question):
+def test_leaders_are_where_the_shares_are_largest(agreement):
+    for look in (agreement.chooser, agreement.question):
         assert look.leaders == tuple(np.argmax(look.without_sinks, axis=1) + 1)
         assert look.norm_leaders == tuple(np.argmax(look.norm_shares, axis=1) + 1)
 
@@ -132,12 +138,12 @@ def test_rows_that_are_read_are_spread_from_the_first_to_the_last():
 def test_attention_of_another_position_is_refused(embedded):
     case = example_case(embedded, "single")
     with pytest.raises(ValueError, match="The attention is of position 3"):
-        measure_gaze(case, attention_of(case, 3), measure_dependence(case))
+        measure_attention_agreement(case, attention_of(case, 3), measure_dependence(case))
 
 
-def test_json_holds_both_rows(gaze):
-    described = json.loads(json.dumps(gaze.to_json()))
-    assert described["chooser"]["leaders"] == list(gaze.chooser.leaders)
-    assert described["question"]["totals"] == pytest.approx(gaze.question.totals)
-    assert described["badge"] == gaze.badge
+def test_json_holds_both_rows(agreement):
+    described = json.loads(json.dumps(agreement.to_json()))
+    assert described["chooser"]["leaders"] == list(agreement.chooser.leaders)
+    assert described["question"]["totals"] == pytest.approx(agreement.question.totals)
+    assert described["badge"] == agreement.badge
     assert EXPLANATION.count(". ") == 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from inspector.__main__ import main
-from inspector.interventions.image_ablation import Removals
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import choose_target, image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Prompt, Turn
-from inspector.which_image.counterfactuals import Swap
+from inspector.which_image.counterfactuals import Counterfactual
 from inspector.which_image.image_effects import Dependence, measure_dependence, measure_matrix, shapley_values
 from inspector.which_image.question_contrast import alternative_questions, measure_selection
 from inspector.which_image.study import STEPS, study_answer
@@ -49,12 +49,12 @@ def three(embedded):
 def deleted(case, images):
     """log p of the answer when the positions of ``images`` are not there at all and the others keep their numbers."""
     gone = {p for image in images for p in image_keys(image)}
-    kept = [p for p in range(len(case.replay.row)) if p not in gone]
-    row = case.replay.row
-    segments = row.segment_ids[kept][None] if case.replay.document_mask else None
+    kept = [p for p in range(len(case.prefix_cache.row)) if p not in gone]
+    row = case.prefix_cache.row
+    segments = row.segment_ids[kept][None] if case.prefix_cache.document_mask else None
     mask = build_mask(row.attention_mask[kept][None], segments, len(kept))
     with torch.no_grad():
-        hidden = case.vlm.decoder(case.replay.embeds[kept][None], mask, torch.tensor(kept)[None])[0]
+        hidden = case.vlm.decoder(case.prefix_cache.embeds[kept][None], mask, torch.tensor(kept)[None])[0]
         logprobs = case.vlm.decoder.head(hidden).log_softmax(dim=-1)
     places = {p: n for n, p in enumerate(kept)}
     first, stop = case.target.scored
@@ -63,10 +63,10 @@ def deleted(case, images):
 
 def test_an_image_taken_away_is_an_image_deleted(case):
     """For every set of images, whatever stands between them and the answer."""
-    removals = Removals(case)
+    ablations = ImageAblations(case)
     images = case.structure.images
     sets = [[image for n, image in enumerate(images) if chosen >> n & 1] for chosen in range(2 ** len(images))]
-    outcomes = case.replay.run([removals.of_answer(frozenset(image.number for image in gone)) for gone in sets])
+    outcomes = case.prefix_cache.run([ablations.of_answer(frozenset(image.number for image in gone)) for gone in sets])
     for gone, outcome in zip(sets, outcomes, strict=True):
         assert outcome.logprob == pytest.approx(deleted(case, gone), abs=1e-4)
 
@@ -378,7 +378,7 @@ def test_orders_of_images_do_not_change_what_is_measured(embedded):
 
 
 def test_swaps_are_plain_numbers(three):
-    assert all(isinstance(swap, Swap) for swap in three[-1].swaps)
+    assert all(isinstance(swap, Counterfactual) for swap in three[-1].swaps)
     assert json.dumps([swap.to_json() for swap in three[-1].swaps])
 
 
