@@ -19,7 +19,9 @@ from inspector.files import handed_over, open_cache, own_folder
 from inspector.images.decoder import DECODER
 from inspector.images.image_file import SHELF
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn, check_count, check_pixels
+from inspector.row.row_store import ROWS
 from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.gate import Gate
@@ -61,6 +63,7 @@ def build_ui(
         store.watch(turns.before_block)
         store.private_bytes = bounds.private_model_bytes
         DECODER.bounds = bounds
+        FEATURES.limit, ROWS.limit = bounds.features_bytes, bounds.rows_bytes
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps

@@ -8,12 +8,13 @@ from model.checkpoint import load_vlm, save_vlm
 from model.collator import Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
+from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
 from model.generate import Step
 from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image, plan_image, process_image
 from model.packing import pack_samples
-from model.sample import Sample, Span
+from model.sample import Row, Sample, Span, TokenGrid
 from model.tap import ActivationPatch, AttentionReader, AttentionReading, Cut, Tap
-from model.vlm import VLM
 
 __all__ = [
     "VLM",
@@ -26,13 +27,16 @@ __all__ = [
     "Cut",
     "ImagePlan",
     "InputError",
+    "InspectableVLM",
     "Message",
     "OpenedImage",
     "ProcessedImage",
+    "Row",
     "Sample",
     "Span",
     "Step",
     "Tap",
+    "TokenGrid",
     "VLMConfig",
     "collate",
     "load_vlm",

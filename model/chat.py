@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jinja2 import TemplateError
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import VLMConfig
 from model.errors import InputError
 from model.image import OpenedImage, ProcessedImage
-from model.sample import Sample, Span, SpanKind
+from model.sample import Role, Sample, Span, SpanKind
 from model.tokenizer import TextEncoder
 
 ROLES = ("system", "user", "assistant")
@@ -33,11 +34,13 @@ Picture = Image.Image | OpenedImage | ProcessedImage
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said. ``images`` come before the text, as in nanoVLM."""
+    """What one side said. ``images`` come before the text, as in nanoVLM. ``ids``: the tokens of the text where they
+    are known, as those of an answer that was generated are; text that is encoded again may split otherwise."""
 
     role: str
     text: str
     images: tuple[Picture, ...] = ()
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class Conversation:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Either text to be encoded or, if ``token_id`` is set, ``count`` copies of one token."""
+    """Either text to be encoded or, if ``ids`` are set, these tokens."""
 
     text: str
     kind: SpanKind
+    role: Role
     message: int | None = None
     image: int | None = None
     tile: int | None = None
     trained: bool = False
-    token_id: int | None = None
-    count: int = 1
+    ids: tuple[int, ...] | None = None
 
 
 class ChatRenderer:
@@ -85,6 +88,10 @@ class ChatRenderer:
                 self._template = environment.from_string(config.lm_chat_template)
             except TemplateError as error:
                 raise InputError(f"lm_chat_template in config.json is no valid template ({error}).") from error
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text, as a person's: never a special token. InputError as in :class:`TextEncoder`."""
+        return self._encoder.encode(text)[0]
 
     def render(
         self,
@@ -129,7 +136,8 @@ class ChatRenderer:
                 content += self._image_pieces(images[image], index, image, len(images) > 1)
             first_image += len(message.images)
             kind: SpanKind = "answer" if message.role == "assistant" else "text"
-            content.append(_Piece(message.text, kind, index, trained=message.role == "assistant"))
+            role = _role_of(messages, index)
+            content.append(_Piece(message.text, kind, role, index, trained=role == "assistant", ids=message.ids))
             contents.append(content)
 
         pieces: list[_Piece] = []
@@ -146,7 +154,11 @@ class ChatRenderer:
                 before = int(text)
                 pieces += contents[before]
             else:
-                pieces += self._template_pieces(text, messages, before, part // 2)
+                pieces += (
+                    self._template_pieces(text, messages, before, part // 2)
+                    if part
+                    else self._opening_pieces(text, messages)
+                )
         return pieces
 
     def _render_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -183,23 +195,48 @@ class ChatRenderer:
             if token_id is None and chunk.strip():
                 closing = None
             owner = after if closing is None else closing
-            trained = closing is not None and messages[closing].role == "assistant"
+            role = _role_of(messages, owner)
+            trained = closing is not None and role == "assistant"
+            ids = None if token_id is None else (token_id,)
             pieces.append(
-                _Piece(chunk, "role" if token_id is None else "special", owner, trained=trained, token_id=token_id)
+                _Piece(chunk, "role" if token_id is None else "special", role, owner, trained=trained, ids=ids)
             )
         return pieces
 
+    @cached_property
+    def _user_header(self) -> str:
+        """What the template writes before a later user message, without what closes the turn before it; "" where the
+        template can't be asked."""
+        messages = [Message("user", ""), Message("assistant", ""), Message("user", "")]
+        try:
+            parts = _SLOT.split(self._render_template(messages, False))
+        except InputError:
+            return ""
+        if parts[1::2] != ["0", "1", "2"]:
+            return ""
+        pieces = self._template_pieces(parts[4], messages, 1, 2)
+        return "".join(piece.text for piece in pieces if piece.message == 2)
+
+    def _opening_pieces(self, text: str, messages: Sequence[Message]) -> list[_Piece]:
+        """What the template wrote before the first message. Whatever comes before the header of a user's turn (the
+        beginning of the row, a system turn of the template's own) belongs to nobody's."""
+        header = self._user_header if messages[0].role == "user" else ""
+        own = len(text) - len(header) if header and text.endswith(header) else 0
+        pieces = self._template_pieces(text[:own], messages, None, 0)
+        nobodys = [replace(piece, message=None, role="template") for piece in pieces]
+        return nobodys + self._template_pieces(text[own:], messages, None, 0)
+
     def _image_pieces(self, image: ProcessedImage, message: int, index: int, several: bool) -> list[_Piece]:
         def run(tile: int) -> _Piece:
-            return _Piece("", "image", message, index, tile, token_id=self.image_token_id, count=tokens)
+            return _Piece("", "image", "user", message, index, tile, ids=(self.image_token_id,) * tokens)
 
         def marker(token: str, tile: int) -> _Piece:
-            return _Piece(token, "region", message, index, tile, token_id=self._special[token])
+            return _Piece(token, "region", "user", message, index, tile, ids=(self._special[token],))
 
         tokens = self.config.tokens_per_tile
         if not self.config.splits_images:
             return [run(0)]
-        pieces = [_Piece(f"<image: {index}>", "region", message, index)] if several else []
+        pieces = [_Piece(f"<image: {index}>", "region", "user", message, index)] if several else []
         rows, cols = image.grid
         if self.config.global_image_token is not None:
             pieces += [marker(self.config.global_image_token, 0), run(0)]
@@ -233,12 +270,12 @@ class ChatRenderer:
             pending.clear()
 
         for piece in pieces:
-            if piece.token_id is None:
+            if piece.ids is None:
                 pending.append(piece)
                 continue
             flush()
-            ids += [piece.token_id] * piece.count
-            owners += [piece] * piece.count
+            ids += piece.ids
+            owners += [piece] * len(piece.ids)
         flush()
         return Sample(
             input_ids=torch.tensor(ids, dtype=torch.long),
@@ -250,11 +287,16 @@ class ChatRenderer:
         )
 
 
+def _role_of(messages: Sequence[Message], owner: int) -> Role:
+    """Of message ``owner``; one beyond the last is the assistant who is to answer."""
+    return messages[owner].role if owner < len(messages) else "assistant"  # type: ignore[return-value]  # checked
+
+
 def _spans(owners: Sequence[_Piece]) -> tuple[Span, ...]:
     spans: list[Span] = []
     for position, piece in enumerate(owners):
         if position and piece is owners[position - 1]:
             spans[-1] = replace(spans[-1], stop=position + 1)
         else:
-            spans.append(Span(piece.kind, position, position + 1, piece.message, piece.image, piece.tile))
+            spans.append(Span(piece.kind, position, position + 1, piece.message, piece.image, piece.tile, piece.role))
     return tuple(spans)

@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.tokenizer import load_tokenizer
-from model.vlm import VLM
 
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

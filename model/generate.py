@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from model.values import is_number, is_whole, name_value
 
 if TYPE_CHECKING:
     from model.collator import Batch
-    from model.vlm import VLM
+    from model.families.nanovlm import VLM
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,50 @@ def check_sampling(
             raise InputError(sentence)
 
 
+def new_generator(seed: int | None) -> torch.Generator:
+    """What tokens are drawn with; ``seed`` None draws a fresh one."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def choose_tokens(
+    logits: Tensor,
+    generator: torch.Generator,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """Token ids ``[batch]`` from ``logits [batch vocab]``: the likeliest at ``temperature`` 0, else drawn from
+    softmax(filtered / temperature)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = temper(filter_logits(logits, top_k, top_p), temperature)
+    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+
+
+class AnswerText:
+    """The text of an answer that comes token by token."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def add(self, token_id: int) -> str:
+        """What the token adds; "" while a character's bytes are incomplete."""
+        self._ids.append(token_id)
+        # Decoding all of it each time: a character may be made of several tokens.
+        whole = self._decode(self._ids)
+        if whole.endswith("\ufffd"):
+            return ""
+        text, self._shown = whole[len(self._shown) :], whole
+        return text
+
+
 @torch.no_grad()
 def generate_batch(
     vlm: VLM,
@@ -124,12 +168,7 @@ def generate_batch(
             "use fewer or smaller images, or less text."
         )
     eos = vlm.eos_token_id if eos_token_id is None else eos_token_id
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-
+    generator = new_generator(seed)
     rows = batch.input_ids.shape[0]
     embeds = vlm.embed(batch)
     cache = KVCache(vlm.config, rows, length + room, embeds.device, embeds.dtype) if use_cache else None
@@ -145,11 +184,7 @@ def generate_batch(
         logits = vlm.decoder.head(hidden[:, -1]).float()
         check_logits(logits)
         logprobs = logits.log_softmax(dim=-1)
-        if temperature == 0:
-            token_ids = logits.argmax(dim=-1)
-        else:
-            probabilities = temper(filter_logits(logits, top_k, top_p), temperature)
-            token_ids = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+        token_ids = choose_tokens(logits, generator, temperature, top_k, top_p)
         chosen = logprobs.gather(-1, token_ids[:, None])[:, 0].masked_fill(ended, 0.0)
         token_ids = token_ids.masked_fill(ended, eos)
         ended = ended | (token_ids == eos)

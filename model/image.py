@@ -10,7 +10,9 @@ of the tile, the short side is rounded *up* to one (so the aspect ratio changes)
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +34,16 @@ class Box:
     top: float
     right: float
     bottom: float
+
+    def part(self, rows: int, cols: int, row: int, col: int) -> Box:
+        """Cell (``row``, ``col``) of the box divided into ``rows`` × ``cols``."""
+        width, height = self.right - self.left, self.bottom - self.top
+        return Box(
+            self.left + width * col / cols,
+            self.top + height * row / rows,
+            self.left + width * (col + 1) / cols,
+            self.top + height * (row + 1) / rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,14 @@ class ProcessedImage:
     original_size: tuple[int, int]
     resized_size: tuple[int, int]
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of the pixels and how they are cut: equal for images that the encoder can't tell apart."""
+        cut = f"{self.grid} {self.has_thumbnail} {tuple(self.resized.shape)}"
+        found = hashlib.blake2b(cut.encode(), digest_size=16)
+        found.update(self.resized.contiguous().numpy().data)
+        return found.digest()
 
     @property
     def tiles(self) -> Tensor:
@@ -124,7 +144,7 @@ def cut_image(
     rows, cols = plan.grid
     width, height = plan.original_size
     whole = Box(0.0, 0.0, float(width), float(height))
-    boxes = tuple(_part(whole, rows, cols, row, col) for row in range(rows) for col in range(cols))
+    boxes = tuple(whole.part(rows, cols, row, col) for row in range(rows) for col in range(cols))
     return ProcessedImage(
         resized=torch.from_numpy(resized),
         grid=plan.grid,
@@ -134,22 +154,3 @@ def cut_image(
         resized_size=plan.resized_size,
         notes=notes,
     )
-
-
-def _part(box: Box, rows: int, cols: int, row: int, col: int) -> Box:
-    width, height = box.right - box.left, box.bottom - box.top
-    return Box(
-        box.left + width * col / cols,
-        box.top + height * row / rows,
-        box.left + width * (col + 1) / cols,
-        box.top + height * (row + 1) / rows,
-    )
-
-
-def cell_box(image: ProcessedImage, tile: int, row: int, col: int, cells: int) -> Box:
-    """What the image token at ``row``, ``col`` of ``tile`` covers, in the original's pixels; ``cells`` are the image
-    tokens along a side of a tile (``VLMConfig.cells_per_side``). Attention inside the encoder lets a token know of
-    its whole tile: the box is where its own patches lie."""
-    if not (0 <= row < cells and 0 <= col < cells):
-        raise IndexError(f"Cell ({row}, {col}) is outside the {cells} × {cells} cells of a tile.")
-    return _part(image.boxes[tile], cells, cells, row, col)

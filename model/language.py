@@ -37,6 +37,35 @@ class KVCache:
         self.values[layer, :, :, self.length : stop] = v
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def select(self, places: Tensor | slice, room: int) -> KVCache:
+        """A copy of the positions ``places`` (bool ``[length]`` or a slice of them) with room for ``room`` more."""
+        keys = self.keys[:, :, :, : self.length][:, :, :, places]
+        values = self.values[:, :, :, : self.length][:, :, :, places]
+        found = object.__new__(KVCache)
+        found.length = keys.shape[3]
+        shape = (*keys.shape[:3], found.length + room, keys.shape[4])
+        found.keys, found.values = keys.new_empty(shape), values.new_empty(shape)
+        found.keys[:, :, :, : found.length], found.values[:, :, :, : found.length] = keys, values
+        return found
+
+
+class KeptKeys(KVCache):
+    """Keys and values that a pass looks at and adds nothing to: its queries are positions that stand among them."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.keys, self.values, self.length = cache.keys, cache.values, cache.length
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -173,6 +202,6 @@ class LanguageModel(nn.Module):
             x = block(x, context)
         if tap is not None:
             x = tap.replace(len(self.blocks), x, context.first_query)
-        if cache is not None:
+        if cache is not None and not isinstance(cache, KeptKeys):
             cache.length += inputs_embeds.shape[1]
         return self.norm(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,15 @@ class RotaryEmbedding(nn.Module):
         # On the CPU in any case: arithmetic on torch's meta device would import its compiler.
         steps = torch.arange(0, head_dim, 2, device="cpu").float()
         self.register_buffer("inv_freq", 1.0 / base ** (steps / head_dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        """Moves with the model, but stays float32 in a model of another precision: rounded to bfloat16 the angles of
+        far positions are off by whole turns."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != torch.float32:
+            self.inv_freq = exact.to(device=self.inv_freq.device, dtype=torch.float32)
+        return self
 
     def forward(self, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin ``[batch pos head_dim]`` for ``position_ids [batch pos]``.

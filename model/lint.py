@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from model.collator import Batch
+from model.families.protocol import InspectableVLM
 from model.sample import Sample
-from model.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class Finding:
     sentence: str
 
 
-def lint_batch(vlm: VLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple[str, ...] = ()) -> tuple[Finding, ...]:
+def lint_batch(
+    vlm: InspectableVLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
     """Looks for what makes training silently wrong. ``texts``: what people typed, searched for special tokens."""
     found: list[Finding] = []
     eos = vlm.eos_token_id
@@ -56,7 +58,12 @@ def lint_batch(vlm: VLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple
                         f"{after} is missing or has no label, so the model won't learn to stop.",
                     )
                 )
-        expected = sum(len(image.boxes) for image in sample.images) * vlm.config.tokens_per_tile
+        sizes = {
+            (image, tile): count
+            for image, processed in enumerate(sample.images)
+            for tile, count in enumerate(vlm.count_tokens(processed))
+        }
+        expected = sum(sizes.values())
         tokens = int((sample.input_ids == vlm.image_token_id).sum())
         if tokens != expected:
             found.append(
@@ -67,13 +74,13 @@ def lint_batch(vlm: VLM, samples: tuple[Sample, ...], batch: Batch, texts: tuple
                 )
             )
         for span in sample.spans:
-            if span.kind == "image" and len(span) != vlm.config.tokens_per_tile:
+            whole = sizes.get((span.image or 0, span.tile or 0))
+            if span.kind == "image" and len(span) != whole:
                 found.append(
                     Finding(
                         "error",
                         "truncated-image",
-                        f"{name}: the run of image tokens at position "
-                        f"{span.start} has {len(span)} of {vlm.config.tokens_per_tile}.",
+                        f"{name}: the run of image tokens at position {span.start} has {len(span)} of {whole}.",
                     )
                 )
         if sample.images and not any(span.kind in ("text", "answer") for span in sample.spans):

@@ -7,14 +7,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from model.image import ProcessedImage
+from model.image import Box, ProcessedImage
 
 SpanKind = Literal["padding", "separator", "special", "role", "region", "image", "text", "answer"]
+
+Role = Literal["system", "user", "assistant", "template"]
+"""Whose turn a token belongs to; *template*: nobody's (a beginning of the row, a system turn that the chat template
+writes by itself, padding, separators)."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A half-open run of positions of one kind.
+    """A half-open run of positions of one kind and ``role``.
 
     ``message``, ``image`` and ``tile`` count from 0 within the sample (``tile`` in the order of
     ``ProcessedImage.tiles``) and are None where they don't apply. ``ordinal`` text ``<image: k>`` is a span of kind
@@ -27,6 +31,7 @@ class Span:
     message: int | None = None
     image: int | None = None
     tile: int | None = None
+    role: Role = "template"
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -51,3 +56,40 @@ class Sample:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Image tokens ``start`` … ``stop`` of one tile, ``rows`` × ``cols`` of them row by row, over ``box`` (in the
+    original's pixels) of image ``image``. ``image`` and ``tile`` count from 0; grids need not be square."""
+
+    image: int
+    tile: int
+    start: int
+    rows: int
+    cols: int
+    box: Box
+    is_thumbnail: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.rows * self.cols
+
+    def cell_box(self, row: int, col: int) -> Box:
+        """What the token at ``row``, ``col`` covers, in the original's pixels. IndexError outside the grid. Attention
+        inside the encoder lets a token know of its whole tile: the box is where its own patches lie."""
+        if not (0 <= row < self.rows and 0 <= col < self.cols):
+            raise IndexError(f"Cell ({row}, {col}) is outside the {self.rows} × {self.cols} cells of a tile.")
+        return self.box.part(self.rows, self.cols, row, col)
+
+
+@dataclass(frozen=True)
+class Row(Sample):
+    """One prompt as the decoder reads it: a :class:`Sample` with what its model makes of the positions.
+
+    ``position_ids [axes pos]`` int64 (one axis for plain rotary positions); ``grids``: a :class:`TokenGrid` for every
+    rectangle of image tokens, in the order of the row.
+    """
+
+    position_ids: Tensor
+    grids: tuple[TokenGrid, ...]

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from inspector.interventions.target import Case
+from inspector.row.embedded_row import answer_row
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.references import find_pointer, find_pointers
+from inspector.row.row_store import ROWS
 from inspector.which_image.question_contrast import Selection
 
 EXPLANATION = (
@@ -211,8 +213,7 @@ def _ask(case: Case, prompt: Prompt) -> tuple[str, float]:
     token of what was said."""
     turn = min(case.turn, len(prompt.turns)) - 1
     row = prepare_row(case.vlm, prompt, answering=turn)
-    steps = list(
-        case.vlm.generate(row, max_new_tokens=case.max_new_tokens, document_mask=case.prefix_cache.document_mask)
-    )
+    read = ROWS.read(case.vlm, row, prompt.keeps_samples_apart, case.prefix_cache.read_row)
+    steps = [step for step, _ in answer_row(case.vlm, read, max_new_tokens=case.max_new_tokens)]
     said = [step for step in steps if step.token_id != case.vlm.eos_token_id] or steps
     return "".join(step.text for step in steps), math.exp(sum(step.logprob for step in said) / len(said))

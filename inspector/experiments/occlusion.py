@@ -21,27 +21,25 @@ curve is its mean height, so lower is better.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from inspector.images.full_size import find_median, paint_over
 from inspector.images.image_file import run_at_full_size
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PASS_POSITIONS
 from inspector.interventions.target import Case, image_keys
+from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from inspector.row.numbers import say
 from inspector.row.token_table import locate_cell
 from inspector.which_image.image_effects import STRONG
-from model import Box, Cut, InputError, ProcessedImage
-from model.image import cut_image, geometry_of
+from model import Box, Cut, InputError
 
 EXPLANATION = (
     "Part by part, the picture was painted over and read again, and in a second test the part's tokens were hidden "
@@ -234,18 +232,20 @@ ImagePart = tuple[Box, tuple[int, ...]]
 
 def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[ImagePart]]:
     """((rows, columns), box and image tokens of every region, row by row); every image token is in one of them."""
-    row, cells = case.prefix_cache.row, case.vlm.config.cells_per_side
+    row = case.prefix_cache.row
+    whole = [grid for grid in row.grids if grid.image == image.number - 1]
+    cells = whole[0].rows, whole[0].cols
     processed = row.images[image.number - 1]
     width, height = processed.original_size
     tiles = (1, 1) if processed.has_thumbnail else image.grid
-    rows, columns = tiles[0] * cells, tiles[1] * cells
+    rows, columns = tiles[0] * cells[0], tiles[1] * cells[1]
     block = 1
     while math.ceil(rows / block) * math.ceil(columns / block) > MAX_REGIONS:
         block += 1
     grid = (math.ceil(rows / block), math.ceil(columns / block))
     held: list[list[int]] = [[] for _ in range(grid[0] * grid[1])]
     for position in image.tokens:
-        cell = locate_cell(case.vlm, row, position)
+        cell = locate_cell(row, position)
         assert cell is not None
         across = (cell.box.left + cell.box.right) / 2 / width * columns
         down = (cell.box.top + cell.box.bottom) / 2 / height * rows
@@ -291,7 +291,6 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[ImagePart]) -> Scor
     covers = [
         (across.start, down.start, across.stop, down.stop) for down, across in (_pixels_of(box) for box, _ in parts)
     ]
-    states = _name_own(case, block)
     start = block.tokens[0]
     base = case.prefix_cache.continuation(start, case.target.scored, stop=case.target.scored[1])
     # Other images behind this one keep what they hold.
@@ -303,8 +302,8 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[ImagePart]) -> Scor
         found: list[float] = []
         for first in range(0, len(sets), at_once):
             painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
-            resized = run_at_full_size(image, paint_over, painted, paint, geometry_of(case.vlm.config))
-            features = _encode(case, [cut_image(one, image.size, case.vlm.config) for one in resized], states)
+            resized = run_at_full_size(image, paint_over, painted, paint, case.vlm.geometry)
+            features = FEATURES.encode(case.vlm, [case.vlm.cut_image(one, image.size) for one in resized])
             kept = case.prefix_cache.embeds[others]
             continuations = [replace(base, features=torch.cat((own, kept))) for own in features]
             found += [outcome.logprob for outcome in case.prefix_cache.run(continuations)]
@@ -317,37 +316,6 @@ def _pixels_of(box: Box) -> tuple[slice, slice]:
     """The pixels whose centres lie in a box: every pixel of a picture is in one of the boxes that tile it."""
     left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (box.left, box.top, box.right, box.bottom))
     return slice(top, bottom), slice(left, right)
-
-
-def _name_own(case: Case, block: ImageBlock) -> dict[bytes, Tensor]:
-    """What the row holds of each of the image's own tiles, by the tile's name."""
-    own = case.prefix_cache.row.images[block.number - 1].tiles
-    return {
-        _name(tile): case.prefix_cache.embeds[run.start : run.stop] for tile, run in zip(own, block.tiles, strict=True)
-    }
-
-
-@torch.no_grad()
-def _encode(case: Case, pictures: Sequence[ProcessedImage], known: Mapping[bytes, Tensor]) -> list[Tensor]:
-    """Per picture, ``[image token lm_hidden_dim]``. Tiles that are ``known``, or alike, are encoded once."""
-    vlm = case.vlm
-    states = dict(known)
-    names: list[list[bytes]] = []
-    new: dict[bytes, Tensor] = {}
-    for picture in pictures:
-        tiles = picture.tiles
-        names.append([_name(tile) for tile in tiles])
-        new |= {name: tile for name, tile in zip(names[-1], tiles, strict=True) if name not in states}
-    waiting = list(new)
-    for first in range(0, len(waiting), TILES_AT_ONCE):
-        chosen = waiting[first : first + TILES_AT_ONCE]
-        features = vlm.MP(vlm.vision_encoder(torch.stack([new[name] for name in chosen]).to(vlm.MP.proj.weight)))
-        states |= zip(chosen, features.to(case.prefix_cache.embeds.dtype), strict=True)
-    return [torch.cat([states[name] for name in wanted]) for wanted in names]
-
-
-def _name(tile: Tensor) -> bytes:
-    return hashlib.blake2b(tile.numpy().tobytes(), digest_size=16).digest()
 
 
 # --- measuring ---

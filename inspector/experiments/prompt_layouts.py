@@ -16,10 +16,12 @@ import torch
 
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, is_answered, target_of
+from inspector.row.embedded_row import answer_row
 from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, Turn, prepare_row
+from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import STRONG, TurnMatrix, measure_matrix
-from model import VLM, InputError, Sample, Span
+from model import VLM, InputError, Row, Sample, Span
 from model.tokenizer import decode
 
 EXPLANATION = (
@@ -112,12 +114,11 @@ def _study(
     seen[given] = cell.name
     try:
         for turn in range(len(prompt.turns)):
-            steps = vlm.generate(
-                _write(vlm, prompt, ordinals, answering=turn),
-                max_new_tokens=max_new_tokens,
-                document_mask=prompt.document_mask,
-            )
-            prompt = prompt.with_answer(turn, "".join(step.text for step in steps))
+            row = _write(vlm, prompt, ordinals, answering=turn)
+            read = ROWS.read(vlm, row, prompt.keeps_samples_apart)
+            steps = [step for step, _ in answer_row(vlm, read, max_new_tokens=max_new_tokens)]
+            ids = tuple(step.token_id for step in steps if step.token_id != vlm.eos_token_id)
+            prompt = prompt.with_answer(turn, "".join(step.text for step in steps), ids)
         row = _write(vlm, prompt, ordinals)
     except InputError as error:
         return replace(cell, not_done=str(error))
@@ -130,7 +131,7 @@ def _study(
     case = Case(
         vlm,
         prompt,
-        PrefixCache(vlm, row, document_mask=prompt.document_mask),
+        PrefixCache(vlm, ROWS.read(vlm, row, prompt.keeps_samples_apart)),
         structure,
         target_of(structure, answered[-1]),
         max_new_tokens,
@@ -146,9 +147,9 @@ def _study(
     )
 
 
-def _write(vlm: VLM, prompt: Prompt, ordinals: bool, answering: int | None = None) -> Sample:
+def _write(vlm: VLM, prompt: Prompt, ordinals: bool, answering: int | None = None) -> Row:
     row = prepare_row(vlm, prompt, answering=answering)
-    return row if ordinals else drop_ordinals(row)
+    return row if ordinals else vlm.place(drop_ordinals(row))
 
 
 def drop_ordinals(sample: Sample) -> Sample:
@@ -161,11 +162,11 @@ def drop_ordinals(sample: Sample) -> Sample:
         if span not in dropped:
             start = spans[-1].stop if spans else 0
             spans.append(replace(span, start=start, stop=start + len(span)))
-    return replace(
-        sample,
+    return Sample(
         input_ids=sample.input_ids[kept],
         loss_mask=sample.loss_mask[kept],
         spans=tuple(spans),
+        images=sample.images,
         attention_mask=sample.attention_mask[kept],
         segment_ids=sample.segment_ids[kept],
     )

@@ -16,6 +16,7 @@ from inspector.interventions.continuations import Continuation, RopeShift
 from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys
+from inspector.row.embedded_row import reread_row
 from inspector.row.layout import ImageBlock
 from inspector.row.numbers import say
 from inspector.row.references import find_pointer
@@ -278,7 +279,7 @@ class _Bench:
         read = self.case.prefix_cache
         length = len(read.row)
         within = [Cut([q for q in cut.queries if q < length], cut.keys, cut.layers, cut.heads) for cut in cuts]
-        return PrefixCache(self.case.vlm, read.row, document_mask=read.document_mask, cuts=within, embeds=read.embeds)
+        return PrefixCache(self.case.vlm, reread_row(self.case.vlm, read.read_row, within))
 
     def _without(
         self, prefix_cache: PrefixCache, change: _Change, found: Continuation

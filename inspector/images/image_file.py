@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -15,8 +15,7 @@ from PIL import Image
 from inspector.images import full_size
 from inspector.images.decoder import DECODER, Decoder
 from inspector.images.full_size import Facts
-from model import InputError, OpenedImage, ProcessedImage, VLMConfig, plan_image, process_image
-from model.image import Geometry, cut_image, geometry_of
+from model import InputError, InspectableVLM, OpenedImage, ProcessedImage
 from model.picture import check_file, name_source, read_file
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ class ImageFile:
         self._lock = threading.Lock()
         self._stored_pixels: int | None = None
         self._facts: Facts | None = None
-        self._processed: WeakValueDictionary[tuple[Geometry, bool], ProcessedImage] = WeakValueDictionary()
+        self._processed: WeakValueDictionary[Hashable, ProcessedImage] = WeakValueDictionary()
 
     @property
     def facts(self) -> Facts:
@@ -81,15 +80,15 @@ class ImageFile:
                 self._stored_pixels = self._decoder.count_pixels(self.path)
             return self._stored_pixels
 
-    def process(self, config: VLMConfig) -> ProcessedImage:
+    def process(self, vlm: InspectableVLM) -> ProcessedImage:
         """See :func:`model.process_image`."""
-        key = geometry_of(config), config.global_image_token is not None
+        key = vlm.image_key
         with self._lock:
             if (known := self._processed.get(key)) is not None:
-                plan_image(known.original_size, config)  # the other checkpoint may lack a tile marker
+                vlm.plan_image(known.original_size)  # the other checkpoint may lack a tile marker
                 return known
-            self._facts, resized = self.run(full_size.reduce_image, key[0])
-            found = cut_image(resized, self._facts.size, config, self._facts.notes)
+            self._facts, resized = self.run(full_size.reduce_image, vlm.geometry)
+            found = vlm.cut_image(resized, self._facts.size, self._facts.notes)
             self._processed[key] = found
             return found
 
@@ -128,11 +127,11 @@ def run_at_full_size(image: PromptImage, function: Callable[..., T], *arguments:
     return image.run(function, *arguments) if isinstance(image, ImageFile) else function(image, *arguments)
 
 
-def process_prompt_image(image: PromptImage, config: VLMConfig) -> ProcessedImage:
+def process_prompt_image(image: PromptImage, vlm: InspectableVLM) -> ProcessedImage:
     """See :func:`model.process_image`."""
     if isinstance(image, ImageFile):
-        return image.process(config)
-    return process_image(image, config)
+        return image.process(vlm)
+    return vlm.process_image(image)
 
 
 class ImageShelf:

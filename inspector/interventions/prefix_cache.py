@@ -1,19 +1,24 @@
-"""The end of a row, run again and otherwise: one cached pass, then as many changed endings as one likes.
+"""Continuations behind a kept prefix: one reading of the row, then as many changed endings as one likes.
+
+    row as it was read          [ system | image 1 | image 2 | question | answer ]
+    another ending                                           └─[ other question | answer ]
+    image 1 taken away                    └─[ image 2' | question' ]─┬─[ answer A ]
+                                                                     └─[ answer B ]
 
 A question and its answer come after the images that they can see, so a change to what *they* see leaves everything
-before them as it was. The row is read once and its keys and values are kept; a changed ending (a :class:`Continuation`)
-computes its own few positions only. All continuations of a batch stand side by side in one pass behind the cached row,
-each with the positions that it would have had, and the mask lets each see its own prefix and itself: an intervention
-costs tens of positions instead of thousands, and nothing is copied for it. Where a change reaches further back,
-continuations share what they have in common: one can stand behind another instead of behind the row, and what others
-stand behind stays in the cache, so that the next question about the same change finds it there.
+before them as it was. The row's keys and values are kept (:class:`inspector.row.embedded_row.EmbeddedRow`); a changed
+ending (a :class:`Continuation`) computes its own few positions only. All continuations of a batch stand side by side in
+one pass behind the row, each with the positions that it would have had, and the mask lets each see its own prefix and
+itself: an intervention costs tens of positions instead of thousands. Where a change reaches further back, continuations
+share what they have in common: one can stand behind another instead of behind the row, and what others stand behind
+stays in the cache, so that the next question about the same change finds it there. An answer is decoded token by token,
+each position once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +26,6 @@ from torch import Tensor
 from inspector.interventions.continuations import (
     Continuation,
     Outcome,
-    RopeShift,
     StatePatch,
     count_positions,
     gather_line,
@@ -29,57 +33,54 @@ from inspector.interventions.continuations import (
     lay_out,
     set_apart,
 )
-from model import VLM, ActivationPatch, AttentionReader, AttentionReading, Cut, InputError, Sample, Tap
-from model.language import KVCache, build_mask
-from model.layers import rotate
+from inspector.row.embedded_row import EmbeddedRow
+from model import ActivationPatch, AttentionReader, AttentionReading, Cut, InputError, InspectableVLM, Tap
+from model.language import KVCache
 
 PASS_POSITIONS = 512
 """So many positions at most are computed in one pass, unless a single continuation has more: what bounds the memory.
-What is to be kept is read in halves of it, for the fewer stand side by side, the less is masked only to be
-multiplied."""
+What is to be kept is read in halves of it: fewer side by side means less that is masked and multiplied all the same."""
 KEPT_ROWS = 2
 """What continuations stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at
 least)."""
+SEEN_SHARE = 0.5
+"""A pass that sees at least this share of what is kept works on it where it lies; one that sees less copies what it
+sees, for what nobody sees would be multiplied all the same."""
+
+
+@dataclass
+class _Pass:
+    """What one pass runs on. ``visible [query key]`` bool over the keys of ``cache`` and the pass's own; ``places``:
+    where each key of row, kept and pass is among them, −1 for one that nobody sees; ``own``: the cache is not this
+    object's, but made for the pass."""
+
+    cache: KVCache
+    visible: Tensor
+    places: Tensor
+    own: bool
 
 
 class PrefixCache:
-    """One row, read once. Not for two threads at the same time: continuations are computed behind the row in its cache.
+    """Continuations of one row. Not for two threads at the same time: they are computed behind a copy of the row's keys
+    and values that belongs to this object; the row that was handed in stays as it is.
 
-    Memory: keys and values of the row and of :data:`KEPT_ROWS` times as many positions; during a pass a copy of those
-    that it sees, :data:`PASS_POSITIONS` more, and one mask.
+    Memory: keys and values of the row and of up to :data:`KEPT_ROWS` times as many positions, :data:`PASS_POSITIONS`
+    more during a pass, and one mask.
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        vlm: VLM,
-        row: Sample,
-        *,
-        document_mask: bool = False,
-        cuts: Sequence[Cut] = (),
-        embeds: Tensor | None = None,
-    ) -> None:
-        """``cuts``: edges that the row is read without (a continuation names its own). ``embeds``: those of another
-        reading of the same row, so that its images need not be encoded again."""
-        self.vlm, self.row, self.document_mask = vlm, row, document_mask
-        self.ids: tuple[int, ...] = tuple(row.input_ids.tolist())
-        self._limit = vlm.config.lm_max_position_embeddings
-        batch = vlm.collate([row], document_mask=document_mask)
-        self.embeds = vlm.embed(batch)[0] if embeds is None else embeds
-        """``[pos lm_hidden_dim]``: what enters the decoder, image tokens replaced."""
-        self._length = len(row)
-        self._attended = batch.attention_mask[0]
-        self._segments = batch.segment_ids[0]
+    def __init__(self, vlm: InspectableVLM, read: EmbeddedRow) -> None:
+        self.vlm, self.read_row = vlm, read
+        self.row, self.document_mask = read.row, read.document_mask
+        self.ids: tuple[int, ...] = tuple(read.row.input_ids.tolist())
+        self.embeds, self.hidden = read.embeds, read.hidden
+        """``[pos width]``: what enters the decoder, image features in their places; its last states."""
+        self._length = len(read)
+        self._attended, self._segments = read.row.attention_mask, read.row.segment_ids
         self._kept: list[Continuation] = []
         """What continuations stood behind, in the order in which it stands in the cache behind the row."""
         self._ends: dict[int, Tensor] = {}
         """By the ``id`` of what is kept: the decoder's output at its last position."""
-        self._cache = self._allocate(0)
-        segments = batch.segment_ids if document_mask else None
-        mask = build_mask(batch.attention_mask, segments, self._length, self.embeds.dtype)
-        tap = Tap(cuts=tuple(cuts)) if cuts else None
-        self.hidden: Tensor = vlm.decoder(self.embeds[None], mask, batch.position_ids, cache=self._cache, tap=tap)[0]
-        """``[pos lm_hidden_dim]``: the decoder's output for the row as it stands."""
+        self._cache: KVCache | None = None
 
     def continuation(self, start: int, scored: tuple[int, int], *, stop: int | None = None) -> Continuation:
         """The row's own ending from ``start`` on, unchanged."""
@@ -101,22 +102,15 @@ class PrefixCache:
 
     @torch.no_grad()
     def answer(self, continuations: Sequence[Continuation], max_new_tokens: int) -> list[tuple[int, ...]]:
-        """The greedy continuation of every continuation, without the end token. Each continuation's ids end where the
-        model is to go on."""
-        ids: list[list[int]] = [[] for _ in continuations]
-        open_ = list(range(len(continuations)))
-        for step in range(max_new_tokens):
-            if not open_:
-                break
-            grown = [continuations[n] if step == 0 else self._continue(continuations[n], ids[n]) for n in open_]
-            for n, outcome in zip(tuple(open_), self.run(grown), strict=True):
-                if outcome.next_id == self.vlm.eos_token_id:
-                    open_.remove(n)
-                else:
-                    ids[n].append(outcome.next_id)
-                    if continuations[n].stop + len(ids[n]) >= self._limit:
-                        open_.remove(n)
-        return [tuple(found) for found in ids]
+        """What the model greedily says behind every continuation, without the end token. Each continuation's ids end
+        where it is to go on."""
+        continuations = set_apart(continuations)
+        answers: dict[int, tuple[int, ...]] = {}
+        for group in self._groups(continuations):
+            self._keep(group)
+            for chunk in _chunks(group, {id(node) for node in self._kept}):
+                answers |= zip(map(id, chunk), self._decode(chunk, max_new_tokens), strict=True)
+        return [answers[id(continuation)] for continuation in continuations]
 
     @torch.no_grad()
     def read(
@@ -148,16 +142,13 @@ class PrefixCache:
         self._forward(nodes, (), reader)
         return reader.reading
 
-    def _continue(self, continuation: Continuation, ids: Sequence[int]) -> Continuation:
-        """``ids`` behind the continuation; its cuts hold for them too."""
-        stop = continuation.stop
-        if continuation.shifts:
-            return replace(continuation, ids=(*continuation.ids, *ids))  # keys that are moved are so for one pass
-        return Continuation(stop, tuple(ids), (stop, stop), continuation.cuts, parent=continuation)
-
     @property
     def _kept_positions(self) -> int:
         return count_positions(self._kept)
+
+    @property
+    def _held(self) -> int:
+        return self._length + self._kept_positions
 
     @property
     def _room(self) -> int:
@@ -201,19 +192,16 @@ class PrefixCache:
             self._ends |= {id(node): hidden[starts[id(node)] + len(node.ids) - 1].clone() for node in chunk}
             self._kept += chunk
 
-    def _store(self, keys: Tensor, values: Tensor) -> None:
-        """Keys and values ``[layer 1 kv_head pos d]`` behind the row and what is kept."""
-        held = self._length + self._kept_positions
-        if self._cache.keys.shape[3] < held + keys.shape[3]:
-            grown = self._allocate(self._room)
-            grown.keys[:, :, :, :held] = self._cache.keys[:, :, :, :held]
-            grown.values[:, :, :, :held] = self._cache.values[:, :, :, :held]
-            self._cache = grown
-        span = slice(held, held + keys.shape[3])
-        self._cache.keys[:, :, :, span], self._cache.values[:, :, :, span] = keys, values
-
-    def _allocate(self, positions: int) -> KVCache:
-        return KVCache(self.vlm.config, 1, self._length + positions, self.embeds.device, self.embeds.dtype)
+    def _reserve(self, positions: int) -> KVCache:
+        """The cache of row and kept, with room for so many positions behind them."""
+        held = self._held
+        if self._cache is None:
+            self._cache = self.read_row.cache.select(slice(0, self._length), positions)
+        elif self._cache.capacity < held + positions:
+            self._cache.length = held
+            self._cache = self._cache.select(slice(0, held), max(positions, min(self._room, held)))
+        self._cache.length = held
+        return self._cache
 
     def _forward(
         self,
@@ -224,21 +212,60 @@ class PrefixCache:
         keep: bool = False,
     ) -> tuple[Tensor, dict[int, int]]:
         """The decoder's output ``[pos width]`` for the continuations side by side, and where each (by its ``id``)
-        begins in it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values are
-        stored behind what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
+        begins in it. Parents are kept, or among ``nodes`` before their children. With ``keep`` keys and values stay
+        behind what is kept already; ``reader`` is told of every key of row, kept and pass, in this order."""
         starts = lay_out([*self._kept, *nodes])
-        kept = self._kept_positions
+        opened = self._open(nodes, starts, whole=reader is not None)
+        hidden = self._compute(opened, nodes, starts, patches, reader)
+        if keep and opened.own:
+            total, first = count_positions(nodes), opened.cache.length - count_positions(nodes)
+            cache = self._reserve(total)
+            span = slice(cache.length, cache.length + total)
+            cache.keys[:, :, :, span] = opened.cache.keys[:, :, :, first : first + total]
+            cache.values[:, :, :, span] = opened.cache.values[:, :, :, first : first + total]
+        return hidden, {id(node): starts[id(node)] - self._kept_positions for node in nodes}
+
+    def _open(
+        self, nodes: Sequence[Continuation], starts: dict[int, int], *, whole: bool = False, room: int = 0
+    ) -> _Pass:
+        """A pass of ``nodes`` with ``room`` for positions after it; all of row and kept are in it if ``whole``."""
         # Beyond its length a model slows its rotary angles, and the cached keys would no longer fit.
-        if (longest := max(node.stop for node in nodes)) > (limit := self._limit):
+        if (longest := max(node.stop for node in nodes)) > (limit := self.vlm.max_positions):
             raise InputError(
                 f"A changed prompt is {longest:,} tokens long and this model reads at most {limit:,}; "
                 "use fewer or smaller images, or less text."
             )
-        mask = self._mask(nodes, starts)
+        visible = self._see(nodes, starts)
+        held, total = self._held, len(visible)
+        seen = visible[:, :held].any(dim=0)
+        places = torch.arange(held + total)
         shifts = {node.shifts for node in nodes}
-        cache, places, mask = self._view(mask, self._length + kept, shifts, whole=reader is not None)
-        embeds = torch.cat([self._embed(node) for node in nodes])
-        positions = torch.cat([torch.arange(node.start, node.stop) for node in nodes]).to(embeds.device)
+        if len(shifts) > 1:
+            raise ValueError("Continuations with different shifts can't share a pass.")
+        (shift,) = shifts
+        if not shift and (whole or int(seen.sum()) >= SEEN_SHARE * held):
+            return _Pass(self._reserve(total + room), visible, places, own=False)
+        seen |= whole
+        count = int(seen.sum())
+        places[:held] = torch.where(seen, seen.cumsum(0) - 1, -1)
+        places[held:] += count - held
+        view = self._reserve(0).select(seen, total + room)
+        for one in shift:
+            moved = places[one.start : one.stop]
+            moved = moved[moved >= 0]
+            view.keys[:, :, :, moved] = self.vlm.rotate_keys(view.keys[:, 0, :, moved], one.by)[:, None]
+        return _Pass(view, visible[:, places >= 0], places, own=True)
+
+    def _compute(
+        self,
+        opened: _Pass,
+        nodes: Sequence[Continuation],
+        starts: dict[int, int],
+        patches: Sequence[tuple[Continuation, Continuation, StatePatch]] = (),
+        reader: AttentionReader | None = None,
+    ) -> Tensor:
+        """``[pos width]`` for the continuations side by side."""
+        places = opened.places
         cuts: list[Cut] = []
         for node in nodes:
             for cut in node.cuts:
@@ -257,107 +284,126 @@ class PrefixCache:
             for source, target, patch in patches
         ]
         tap = Tap(reader, tuple(cuts), tuple(moved)) if reader is not None or cuts or moved else None
-        first = cache.length
-        hidden = self.vlm.decoder(embeds[None], mask, positions[None], cache=cache, tap=tap)
-        if keep:
-            self._store(cache.keys[:, :, :, first:], cache.values[:, :, :, first:])
-        return hidden[0], {id(node): starts[id(node)] - kept for node in nodes}
+        embeds = torch.cat([self._embed(node) for node in nodes])
+        positions = torch.cat([self._position_ids(node) for node in nodes], dim=1)
+        return self.vlm.decode(embeds[None], positions, opened.visible[None, None], opened.cache, tap)[0]
 
-    def _view(
-        self, mask: Tensor, held: int, shifts: set[tuple[RopeShift, ...]], *, whole: bool
-    ) -> tuple[KVCache, Tensor, Tensor]:
-        """(a cache of those of the ``held`` positions that a pass sees, all if ``whole``, with room for its own; where
-        each key of ``mask`` is in it, −1 for the unseen; the mask of its keys). What no position of the pass sees would
-        be multiplied all the same."""
-        total = mask.shape[-2]
-        seen = (mask[0, 0, :, :held] > -torch.inf).any(dim=0)
-        seen |= whole
-        count = int(seen.sum())
-        places = torch.full((held + total,), -1, dtype=torch.long, device=mask.device)
-        places[:held][seen] = torch.arange(count, device=mask.device)
-        places[held:] = count + torch.arange(total, device=mask.device)
-        view = KVCache(self.vlm.config, 1, count + total, self.embeds.device, self.embeds.dtype)
-        with self._shifted(shifts):
-            view.keys[:, :, :, :count] = self._cache.keys[:, :, :, :held][:, :, :, seen]
-            view.values[:, :, :, :count] = self._cache.values[:, :, :, :held][:, :, :, seen]
-        view.length = count
-        return view, places, mask[..., places >= 0]
+    def _decode(self, chunk: Sequence[Continuation], max_new_tokens: int) -> list[tuple[int, ...]]:
+        """Greedy answers behind the continuations of one pass, side by side, every position computed once."""
+        nodes = self._new(gather_line(chunk))
+        starts = lay_out([*self._kept, *nodes])
+        opened = self._open(nodes, starts, room=len(chunk) * max_new_tokens)
+        hidden = self._compute(opened, nodes, starts)
+        kept, eos = self._kept_positions, self.vlm.eos_token_id
+        ends = [starts[id(one)] - kept + len(one.ids) - 1 for one in chunk]
+        answers: list[list[int]] = [[] for _ in chunk]
+        slots: list[list[int]] = [[] for _ in chunk]
+        sees = [opened.visible[end] for end in ends]
+        positions = [self._position_ids(one)[:, -1:].amax(dim=0, keepdim=True) for one in chunk]
+        states = hidden[ends]
+        open_ = list(range(len(chunk)))
+        for _ in range(max_new_tokens):
+            said = self.vlm.logits(states).argmax(dim=-1).tolist()
+            going = []
+            for n, token_id in zip(open_, said, strict=True):
+                if token_id != eos:
+                    answers[n].append(token_id)
+                    if chunk[n].stop + len(answers[n]) < self.vlm.max_positions and len(answers[n]) < max_new_tokens:
+                        going.append(n)
+            open_ = going
+            if not open_:
+                break
+            first = opened.cache.length
+            visible = torch.zeros(len(open_), first + len(open_), dtype=torch.bool)
+            cuts: list[Cut] = []
+            for row, n in enumerate(open_):
+                visible[row, : len(sees[n])] = sees[n]
+                visible[row, first + row] = True
+                sees[n] = visible[row]
+                slots[n].append(first + row)
+                cuts += self._cuts_of_next(chunk[n], starts, opened.places, slots[n])
+            embeds = self.vlm.embed_ids(torch.tensor([answers[n][-1] for n in open_]))
+            axes = self.row.position_ids.shape[0]
+            at = torch.cat([(positions[n] + len(answers[n])).expand(axes, -1) for n in open_], dim=1)
+            tap = Tap(cuts=tuple(cuts)) if cuts else None
+            states = self.vlm.decode(embeds[None], at, visible[None, None], opened.cache, tap)[0]
+        if not opened.own:
+            opened.cache.length = self._held
+        return [tuple(ids) for ids in answers]
+
+    def _cuts_of_next(
+        self, one: Continuation, starts: dict[int, int], places: Tensor, slots: Sequence[int]
+    ) -> Iterator[Cut]:
+        """The continuation's cuts for the last of the tokens that were said behind it, which lie at ``slots``."""
+        position = one.stop + len(slots) - 1
+        for cut in one.cuts:
+            if position not in cut.queries:
+                continue
+            before = [p for p in cut.keys if p < one.stop]
+            keys = [p for p in places[self._places(one, starts, before)].tolist() if p >= 0] if before else []
+            keys += [slots[p - one.stop] for p in cut.keys if one.stop <= p <= position]
+            if keys:
+                yield Cut([slots[-1]], keys, cut.layers, cut.heads)
 
     def _places(self, node: Continuation, starts: dict[int, int], positions: Sequence[int]) -> list[int]:
-        """Where positions of a continuation's row are among the keys of the pass."""
+        """Where positions of a continuation's row are among the keys of row, kept and pass."""
         moved = [(one.start, one.stop, self._length + starts[id(one)] - one.start) for one in node.line]
         return [next((p + by for start, stop, by in moved if start <= p < stop), p) for p in positions]
+
+    def _position_ids(self, node: Continuation) -> Tensor:
+        """``[axes pos]``: the row's own where its tokens stand, else on from where they begin."""
+        table = self.row.position_ids
+        if node.stop <= self._length and node.ids == self.ids[node.start : node.stop]:
+            return table[:, node.start : node.stop]
+        inside = min(node.start, self._length - 1)
+        return table[:, inside : inside + 1] + (node.start - inside) + torch.arange(len(node.ids))
 
     def _embed(self, continuation: Continuation) -> Tensor:
         """``[pos width]``: image tokens keep the features that stand there in the row, if the continuation brings
         none."""
-        ids = torch.tensor(continuation.ids, dtype=torch.long, device=self.embeds.device)
+        ids = torch.tensor(continuation.ids, dtype=torch.long)
         is_image = ids == self.vlm.image_token_id
-        embeds = self.vlm.decoder.token_embedding(ids.masked_fill(is_image, 0)).to(self.embeds.dtype)
-        if bool(is_image.any()):
-            places = continuation.start + is_image.nonzero()[:, 0]
-            if int(places.max()) >= self._length or any(
-                self.ids[place] != self.vlm.image_token_id for place in places.tolist()
-            ):
-                raise ValueError("A continuation has an image token where the row has none.")
-            embeds[is_image] = self.embeds[places] if continuation.features is None else continuation.features
-        return embeds
+        if not bool(is_image.any()):
+            return self.vlm.embed_ids(ids)
+        places = continuation.start + is_image.nonzero()[:, 0]
+        if int(places.max()) >= self._length or any(
+            self.ids[place] != self.vlm.image_token_id for place in places.tolist()
+        ):
+            raise ValueError("A continuation has an image token where the row has none.")
+        return self.vlm.embed_ids(ids, self.embeds[places] if continuation.features is None else continuation.features)
 
-    def _mask(self, nodes: Sequence[Continuation], starts: dict[int, int]) -> Tensor:
-        """``[1 1 query key]``, as :func:`model.language.build_mask` would give each continuation alone. ``starts``:
-        where each, and what is kept, begins behind the row."""
+    def _see(self, nodes: Sequence[Continuation], starts: dict[int, int]) -> Tensor:
+        """``[query key]`` bool, as :func:`inspector.row.embedded_row.see` would give each continuation alone.
+        ``starts``: where each, and what is kept, begins behind the row."""
         kept = self._kept_positions
         total = count_positions(nodes)
         held = [*self._kept, *nodes]
-        dtype, device = self.embeds.dtype, self.embeds.device
-        unseen = torch.finfo(dtype).min
-        mask = torch.full((total, self._length + kept + total), -torch.inf, dtype=dtype, device=device)
-        # Per key of the pass: what seeing it adds to a score, and its sample.
-        seen = torch.cat((self._attended, *(self._own(node)[0] for node in held)))
-        bias = torch.where(seen, 0.0, unseen).to(dtype)
+        visible = torch.zeros((total, self._length + kept + total), dtype=torch.bool)
+        attended = torch.cat((self._attended, *(self._own(node)[0] for node in held)))
         segments = torch.cat((self._segments, *(self._own(node)[1] for node in held)))
         for node in nodes:
             begin = starts[id(node)] - kept
             rows, own = slice(begin, begin + len(node.ids)), self._length + starts[id(node)]
-            view = mask[rows]
-            view[:, : node.start] = bias[: node.start]
+            view = visible[rows]
+            view[:, : node.start] = attended[: node.start]
             for parent in node.line[:-1]:
                 place = self._length + starts[id(parent)]
-                view[:, parent.start : parent.stop] = -torch.inf
-                view[:, place : place + len(parent.ids)] = bias[place : place + len(parent.ids)]
-            future = torch.ones(len(node.ids), len(node.ids), dtype=torch.bool, device=device).triu(1)
-            mine = bias[own : own + len(node.ids)].expand(len(node.ids), -1)
-            view[:, own : own + len(node.ids)] = mine.masked_fill(future, -torch.inf)
+                view[:, parent.start : parent.stop] = False
+                view[:, place : place + len(parent.ids)] = attended[place : place + len(parent.ids)]
+            mine = slice(own, own + len(node.ids))
+            past = torch.ones(len(node.ids), len(node.ids), dtype=torch.bool).tril()
+            view[:, mine] = past & attended[mine]
             if self.document_mask:
-                other = segments[own : own + len(node.ids), None] != segments[None]
-                mask[rows] = view.masked_fill(other, -torch.inf)
-        return mask[None, None]
+                visible[rows] = view & (segments[mine, None] == segments[None])
+            visible[rows, mine].fill_diagonal_(True)
+        return visible
 
     def _own(self, node: Continuation) -> tuple[Tensor, Tensor]:
         """(attended, segment) of a continuation's own positions."""
         if node.ids == self.ids[node.start : node.stop]:
             return self._attended[node.start : node.stop], self._segments[node.start : node.stop]
         segment = self._segments[min(node.start, self._length - 1)]
-        return torch.ones(len(node.ids), dtype=torch.bool, device=segment.device), segment.expand(len(node.ids))
-
-    @contextmanager
-    def _shifted(self, wanted: set[tuple[RopeShift, ...]]) -> Iterator[None]:
-        """The cached keys moved while they are copied, then put back bit for bit. ValueError if a pass mixes shifts."""
-        if len(wanted) > 1:
-            raise ValueError("Variants with different shifts can't share a pass.")
-        cache = self._cache
-        kept = []
-        for shift in next(iter(wanted)):
-            span = slice(shift.start, shift.stop)
-            kept.append((span, cache.keys[:, :, :, span].clone()))
-            by = torch.tensor([[shift.by]], device=cache.keys.device)
-            cos, sin = self.vlm.decoder.rotary_embd(by, self._length)
-            cache.keys[:, 0, :, span] = rotate(cache.keys[:, 0, :, span], cos, sin)
-        try:
-            yield
-        finally:
-            for span, keys in kept:
-                cache.keys[:, :, :, span] = keys
+        return torch.ones(len(node.ids), dtype=torch.bool), segment.expand(len(node.ids))
 
     def _before(self, continuation: Continuation, hidden: Tensor, starts: dict[int, int]) -> Tensor:
         """``[width]``: what predicts the continuation's first token."""
@@ -383,7 +429,7 @@ class PrefixCache:
                 inner = max(first - 1, continuation.start) - continuation.start
                 wanted.append(hidden[start + inner : start + stop - 1 - continuation.start])
             wanted.append(hidden[start + len(continuation.ids) - 1][None])
-        logprobs = self.vlm.decoder.head(torch.cat(wanted)).float().log_softmax(dim=-1)
+        logprobs = self.vlm.logits(torch.cat(wanted)).log_softmax(dim=-1)
         outcomes, at = [], 0
         for continuation in continuations:
             first, stop = continuation.scored

@@ -10,6 +10,7 @@ from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import Inspection
 from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
 from inspector.row.prompt import Prompt
+from inspector.row.row_store import ROWS
 from model import VLM, Cut, InputError
 from model.tokenizer import decode
 
@@ -87,10 +88,10 @@ def open_case(
 ) -> Case:
     """Reads the inspected row once more and keeps its keys and values. ``turn`` (from 1): whose answer, the last one
     if None. InputError if that turn has no answer."""
-    document_mask = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    document_mask = inspection.prompt.keeps_samples_apart
     structure = read_row(vlm, inspection, document_mask)
     target = choose_target(structure, turn)
-    prefix_cache = PrefixCache(vlm, inspection.row, document_mask=document_mask)
+    prefix_cache = PrefixCache(vlm, ROWS.read(vlm, inspection.row, document_mask))
     return Case(vlm, inspection.prompt, prefix_cache, structure, target, max_new_tokens, seed)
 
 

@@ -11,10 +11,12 @@ import torch
 
 from inspector.bounds import Bounds
 from inspector.row.attention import AttentionMap, read_attention
+from inspector.row.embedded_row import EmbeddedRow, answer_row
 from inspector.row.prompt import Prompt, first_turns, prepare_row, prepare_samples
+from inspector.row.row_store import ROWS
 from inspector.row.token_table import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
-from model import VLM, Batch, InputError, Sample, collate
-from model.generate import check_logits, check_sampling
+from model import Batch, InputError, InspectableVLM, Row, Sample, collate
+from model.generate import check_sampling
 from model.values import is_number, is_whole, name_value
 
 MAX_TEMPERATURE = 5
@@ -67,7 +69,7 @@ class Inspection:
     """
 
     prompt: Prompt
-    row: Sample
+    row: Row
     samples: tuple[Sample, ...]
     table: TokenTable
     answers: tuple[tuple[AnswerToken, ...], ...]
@@ -94,94 +96,102 @@ class Inspection:
 
     @property
     def answer_positions(self) -> tuple[tuple[int, ...], ...]:
-        """Per turn, where each generated token is in the row; empty if the row doesn't hold them exactly."""
-        ids, found, after = self.table.ids, [], 0
-        for tokens in self.answers:
-            wanted = tuple(token.token_id for token in tokens)
-            starts = (
-                n
-                for n in range(after, len(ids) - len(wanted) + 1)
-                if ids[n : n + len(wanted)] == wanted and self.table.trained[n]
-            )
-            start = next(starts, None) if wanted else None
-            found.append(() if start is None else tuple(range(start, start + len(wanted))))
-            after = after if start is None else start + len(wanted)
+        """Per turn, where each generated token is in the row; empty for a turn whose answer the person gave."""
+        starts: dict[int, int] = {}
+        for span in self.row.spans:
+            if span.role == "assistant" and span.message is not None and self.table.trained[span.start]:
+                starts.setdefault(span.message, span.start)
+        begin = iter(sorted(starts.values()))
+        found: list[tuple[int, ...]] = []
+        for turn, tokens in zip(self.prompt.turns, self.answers, strict=True):
+            start = next(begin, 0) if turn.is_answered else 0
+            found.append(tuple(range(start, start + len(tokens))))
         return tuple(found)
 
 
 def ask(
-    vlm: VLM, prompt: Prompt, settings: GenerationSettings
+    vlm: InspectableVLM, prompt: Prompt, settings: GenerationSettings
 ) -> Iterator[tuple[int, AnswerToken | None] | Inspection]:
     """Answers every turn that has no answer yet, in order, then looks at the whole. Yields (turn, None) once it is
     known that the turn fits, (turn, token) for each generated token and the :class:`Inspection` last. InputError
     before anything runs if the prompt doesn't fit."""
     generated: list[list[AnswerToken]] = [[] for _ in prompt.turns]
+    read: EmbeddedRow | None = None
     for turn, given in enumerate(prompt.turns):
-        if given.assistant:
+        if given.is_answered:
             continue
         row = prepare_row(vlm, prompt, answering=turn)
         yield turn, None
+        read = ROWS.read(vlm, row, prompt.keeps_samples_apart, read)
         text = ""
-        for step in vlm.generate(
-            row,
+        for step, grown in answer_row(
+            vlm,
+            read,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
             seed=settings.seed,
-            document_mask=prompt.document_mask,
         ):
-            text += step.text
+            text, read = text + step.text, grown
             token = AnswerToken(step.token_id, step.text, math.exp(step.logprob))
             generated[turn].append(token)
             yield turn, token
-        prompt = prompt.with_answer(turn, text)
-    yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated))
+        prompt = prompt.with_answer(turn, text, _answer_ids(vlm, generated[turn]))
+    yield inspect(vlm, prompt, tuple(tuple(tokens) for tokens in generated), read)
 
 
-def inspect_unfinished(vlm: VLM, prompt: Prompt, tokens: Sequence[Sequence[AnswerToken]]) -> Inspection:
+def _answer_ids(vlm: InspectableVLM, tokens: Sequence[AnswerToken]) -> tuple[int, ...]:
+    return tuple(token.token_id for token in tokens if token.token_id != vlm.eos_token_id)
+
+
+def inspect_unfinished(vlm: InspectableVLM, prompt: Prompt, tokens: Sequence[Sequence[AnswerToken]]) -> Inspection:
     """What :func:`ask` had told when it was stopped, looked at: the turns up to the last one that has ``tokens``, its
     answer as far as it came. InputError if there is no token."""
     begun = [turn for turn, answer in enumerate(tokens) if answer]
     if not begun:
         raise InputError("Stopped before the first token; there is nothing new to look at.")
     for turn in begun:
-        prompt = prompt.with_answer(turn, "".join(token.text for token in tokens[turn]))
+        text = "".join(token.text for token in tokens[turn])
+        prompt = prompt.with_answer(turn, text, _answer_ids(vlm, tokens[turn]))
     count = begun[-1] + 1
     return inspect(vlm, first_turns(prompt, count), tuple(tuple(answer) for answer in tokens[:count]))
 
 
-def ask_and_inspect(vlm: VLM, prompt: Prompt, settings: GenerationSettings) -> Inspection:
+def ask_and_inspect(vlm: InspectableVLM, prompt: Prompt, settings: GenerationSettings) -> Inspection:
     """:func:`ask` for those who don't watch the tokens come."""
     *_, inspection = ask(vlm, prompt, settings)
     assert isinstance(inspection, Inspection)
     return inspection
 
 
-@torch.no_grad()
-def inspect(vlm: VLM, prompt: Prompt, answers: tuple[tuple[AnswerToken, ...], ...] = ()) -> Inspection:
-    """One pass over the prompt as it stands, answers included."""
+def inspect(
+    vlm: InspectableVLM,
+    prompt: Prompt,
+    answers: tuple[tuple[AnswerToken, ...], ...] = (),
+    before: EmbeddedRow | None = None,
+) -> Inspection:
+    """The prompt as it stands, answers included; ``before``: what was read of it already."""
     row = prepare_row(vlm, prompt)
-    batch = vlm.collate([row], document_mask=prompt.document_mask)
-    logits = vlm(batch)[0]
-    check_logits(logits)
-    losses = token_losses(logits, row)
+    read = ROWS.read(vlm, row, prompt.keeps_samples_apart, before)
+    losses = token_losses(vlm, read.hidden, row)
     samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
-    ids = row.input_ids.tolist()
-    faithful = all(_contains(ids, [token.token_id for token in tokens]) for tokens in answers)
-    return Inspection(prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, faithful, vlm.fingerprint)
+    answers = answers or tuple(() for _ in prompt.turns)
+    found = Inspection(prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, True, vlm.fingerprint)
+    faithful = all(
+        [found.table.ids[place] for place in places if place < len(row)] == [token.token_id for token in tokens]
+        for tokens, places in zip(answers, found.answer_positions, strict=True)
+    )
+    return replace(found, faithful=faithful)
 
 
-def _contains(row: list[int], part: list[int]) -> bool:
-    return any(row[start : start + len(part)] == part for start in range(len(row) - len(part) + 1))
-
-
-def attend(vlm: VLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
+def attend(vlm: InspectableVLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
     """See :func:`inspector.row.attention.read_attention`."""
-    return read_attention(vlm, inspection.batch.to(vlm.device), inspection.row, position, exclude_sinks=exclude_sinks)
+    read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
+    return read_attention(vlm, read, position, exclude_sinks=exclude_sinks)
 
 
-def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
+def training_batch(vlm: InspectableVLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
     """The samples as the training code would batch them. ``arrangement``: ``"row"`` is the one row that was read,
     ``"padded"`` and ``"packed"`` make a sample of each turn with its images, side by side or in one row."""
     if arrangement == "row":
@@ -196,22 +206,22 @@ def training_batch(vlm: VLM, inspection: Inspection, arrangement: str) -> tuple[
     raise InputError(f"The arrangement is “{arrangement}”; choose row, padded or packed.")
 
 
-def lint(vlm: VLM, inspection: Inspection) -> tuple[Finding, ...]:
+def lint(vlm: InspectableVLM, inspection: Inspection) -> tuple[Finding, ...]:
     """Problems of the training batch; see :func:`inspector.row.token_table.lint_batch`."""
     batch = vlm.collate(list(inspection.samples))
     texts = tuple(text for turn in inspection.prompt.turns for text in (turn.user, turn.assistant))
     return lint_batch(vlm, inspection.samples, batch, texts)
 
 
-def describe(vlm: VLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
+def describe(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
     """The facts that ``python -m inspector inspect`` prints; images and turns in order, indices from 0."""
     batch, samples = training_batch(vlm, inspection, "row")
     return {
         "model": {
             "fingerprint": inspection.fingerprint,
-            "generation": vlm.config.generation,
-            "parameters": sum(p.numel() for p in vlm.parameters()),
-            "dtype": str(vlm.MP.proj.weight.dtype).removeprefix("torch."),
+            "generation": vlm.format_version,
+            "parameters": vlm.n_parameters,
+            "dtype": str(vlm.dtype).removeprefix("torch."),
             "device": str(vlm.device),
         },
         "layout": inspection.prompt.layout,

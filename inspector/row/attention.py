@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import VLM, AttentionReader, Batch, Sample, Tap
+from inspector.row.embedded_row import EmbeddedRow, read_positions
+from model import InspectableVLM, Sample
 
 SINK_SHARE = 0.1
 """A key that gets at least this share, averaged over all layers and heads, while being no more than a twentieth of
@@ -66,18 +67,13 @@ class AttentionMap:
         }
 
 
-@torch.no_grad()
 def read_attention(
-    vlm: VLM, batch: Batch, sample: Sample, position: int, *, exclude_sinks: bool = False
+    vlm: InspectableVLM, read: EmbeddedRow, position: int, *, exclude_sinks: bool = False
 ) -> AttentionMap:
-    """One teacher-forced pass over ``batch`` (the one row of ``sample``, unpadded), reading the row of ``position``."""
-    if not 0 <= position < len(sample):
-        raise IndexError(f"Position {position} is outside the {len(sample)} positions of the row.")
-    reader = AttentionReader([position], torch.zeros(len(sample), dtype=torch.long), 1, keep_patterns=True)
-    vlm.hidden(batch, Tap(reader=reader))
-    patterns = reader.reading.patterns
-    assert patterns is not None
-    return summarise_pattern(patterns[:, :, 0].numpy(), sample, position, exclude_sinks=exclude_sinks)
+    """Where ``position`` of a row that was read looks. IndexError for a position outside the row."""
+    reading = read_positions(vlm, read, [position], torch.zeros(len(read), dtype=torch.long), 1, keep_patterns=True)
+    assert reading.patterns is not None
+    return summarise_pattern(reading.patterns[:, :, 0].numpy(), read.row, position, exclude_sinks=exclude_sinks)
 
 
 def summarise_pattern(

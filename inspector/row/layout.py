@@ -151,17 +151,19 @@ class RowStructure:
 
 @dataclass(frozen=True)
 class _Message:
-    """The spans of one message, in order; ``opening`` is what the template wrote before its content."""
+    """The spans of one message, in order."""
 
     number: int
     sample: int
     spans: tuple[Span, ...]
-    opening: str
-    answers: bool
 
     @property
     def is_question(self) -> bool:
-        return not self.answers and "system" not in self.opening.lower()
+        return self.spans[0].role == "user"
+
+    @property
+    def answers(self) -> bool:
+        return self.spans[0].role == "assistant"
 
     def of_kind(self, *kinds: str) -> list[Span]:
         return [span for span in self.spans if span.kind in kinds]
@@ -177,7 +179,7 @@ def read_structure(sample: Sample, *, document_mask: bool, decode: Decode) -> Ro
     def text(start: int, stop: int) -> str:
         return decode(ids[start:stop]) if stop > start else ""
 
-    messages = _messages(sample, text)
+    messages = _messages(sample)
     # An image belongs to the message that brings it; its question is that message's.
     question_of = {m.number: n for n, m in enumerate((m for m in messages if m.is_question), start=1)}
     images = tuple(_images(sample, segments, question_of, text))
@@ -200,23 +202,14 @@ def read_structure(sample: Sample, *, document_mask: bool, decode: Decode) -> Ro
     )
 
 
-def _messages(sample: Sample, text: Callable[[int, int], str]) -> list[_Message]:
-    trained = sample.loss_mask.tolist()
+def _messages(sample: Sample) -> list[_Message]:
     # The oldest checkpoints put every image before all text, whichever message brings it.
     spans = sorted((span for span in sample.spans if span.message is not None), key=lambda span: span.message or 0)
     found = []
     for index, group in groupby(spans, key=lambda span: span.message):
         own = tuple(group)
-        content = next((n for n, span in enumerate(own) if _is_content(span, trained)), len(own))
-        opening = "".join(text(span.start, span.stop) for span in own[:content])
-        # What is left without content is where an assistant is to begin.
-        answers = content == len(own) or any(span.kind == "answer" or trained[span.start] for span in own)
-        found.append(_Message((index or 0) + 1, _sample_of(sample, own[0].start), own, opening, answers))
+        found.append(_Message((index or 0) + 1, _sample_of(sample, own[0].start), own))
     return found
-
-
-def _is_content(span: Span, trained: Sequence[bool]) -> bool:
-    return span.kind in ("region", "image", "text", "answer") or trained[span.start]
 
 
 def _sample_of(sample: Sample, position: int) -> int:

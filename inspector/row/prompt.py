@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 from inspector.bounds import Bounds
 from inspector.images.image_file import ImageFile, PromptImage, process_prompt_image
-from model import VLM, Conversation, InputError, Message, ProcessedImage, Sample, pack_samples
+from model import Conversation, InputError, InspectableVLM, Message, ProcessedImage, Row, Sample, pack_samples
 from model.values import name_value
 
 T = TypeVar("T")
@@ -21,10 +21,16 @@ MAX_IMAGES = Bounds().images
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and, if there is one, its answer (given by a person, or by the model once asked)."""
+    """A question and, if there is one, its answer (given by a person, or by the model once asked). ``answer_ids``: the
+    tokens that the model generated, without the end token; None for an answer that a person gave."""
 
     user: str
     assistant: str = ""
+    answer_ids: tuple[int, ...] | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(self.assistant) or self.answer_ids is not None
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,14 @@ class Prompt:
             if not turn.user.strip():
                 raise InputError(f"Turn {number} has no question; write one or remove the turn.")
 
-    def with_answer(self, index: int, answer: str) -> Prompt:
+    @property
+    def keeps_samples_apart(self) -> bool:
+        """Whether packed samples can't see one another."""
+        return self.document_mask and self.layout == "packed"
+
+    def with_answer(self, index: int, answer: str, ids: tuple[int, ...] | None = None) -> Prompt:
         turns = list(self.turns)
-        turns[index] = replace(turns[index], assistant=answer)
+        turns[index] = replace(turns[index], assistant=answer, answer_ids=ids)
         return replace(self, turns=tuple(turns))
 
 
@@ -119,8 +130,8 @@ def conversations(prompt: Prompt, processed: Sequence[ProcessedImage]) -> tuple[
     parts: list[list[Message]] = []
     for turn, images in zip(prompt.turns, _deal(prompt, processed), strict=True):
         messages = [Message("user", turn.user, images)]
-        if turn.assistant:
-            messages.append(Message("assistant", turn.assistant))
+        if turn.is_answered:
+            messages.append(Message("assistant", turn.assistant, ids=turn.answer_ids))
         if prompt.layout == "packed" or not parts:
             parts.append(messages)
         else:
@@ -128,7 +139,7 @@ def conversations(prompt: Prompt, processed: Sequence[ProcessedImage]) -> tuple[
     return tuple(Conversation(tuple(messages)) for messages in parts)
 
 
-def prepare_samples(vlm: VLM, prompt: Prompt) -> tuple[Sample, ...]:
+def prepare_samples(vlm: InspectableVLM, prompt: Prompt) -> tuple[Sample, ...]:
     """Every sample of the prompt on its own, as the training code would get it."""
     return tuple(vlm.prepare(conversation) for conversation in conversations(prompt, process_images(vlm, prompt)))
 
@@ -140,19 +151,23 @@ def first_turns(prompt: Prompt, count: int) -> Prompt:
 
 
 def process_images(
-    vlm: VLM, prompt: Prompt, replaced: Mapping[int, ProcessedImage] | None = None
+    vlm: InspectableVLM, prompt: Prompt, replaced: Mapping[int, ProcessedImage] | None = None
 ) -> tuple[ProcessedImage, ...]:
     """What the model sees of each image; ``replaced``: what it sees instead, by index."""
     others = replaced or {}
     return tuple(
-        others[index] if index in others else process_prompt_image(image, vlm.config)
+        others[index] if index in others else process_prompt_image(image, vlm)
         for index, image in enumerate(prompt.images)
     )
 
 
 def prepare_row(
-    vlm: VLM, prompt: Prompt, *, answering: int | None = None, replaced: Mapping[int, ProcessedImage] | None = None
-) -> Sample:
+    vlm: InspectableVLM,
+    prompt: Prompt,
+    *,
+    answering: int | None = None,
+    replaced: Mapping[int, ProcessedImage] | None = None,
+) -> Row:
     """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
     the turns after it left out. ``replaced``: see :func:`process_images`. InputError if the row is longer than the
     model reads."""
@@ -167,10 +182,10 @@ def prepare_row(
         if prompt.layout != "packed"
         else pack_samples(samples, vlm.pad_token_id, separate_last=answering is None)
     )
-    limit = vlm.config.lm_max_position_embeddings
+    limit = vlm.max_positions
     if len(row) > limit:
         raise InputError(
             f"The packed row is {len(row):,} tokens long and this model reads at most {limit:,}; "
             "use fewer or smaller images, or less text."
         )
-    return row
+    return vlm.place(row)

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import VLM, Box, Sample, Span
-from model.image import cell_box
+from model import Box, InspectableVLM, Row, Sample, Span, TokenGrid
+from model.generate import check_logits
 from model.lint import Finding as Finding
 from model.lint import lint_batch as lint_batch
-from model.tokenizer import token_text
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,10 @@ class TokenTable:
         }
 
 
-def tabulate_tokens(vlm: VLM, sample: Sample, losses: Tensor | None = None) -> TokenTable:
+def tabulate_tokens(vlm: InspectableVLM, sample: Sample, losses: Tensor | None = None) -> TokenTable:
     """``losses [pos]``: see :func:`token_losses`."""
     ids = tuple(sample.input_ids.tolist())
-    image_token = vlm.config.image_token or "<image>"
-    texts = {
-        token_id: image_token if token_id == vlm.image_token_id else token_text(vlm.tokenizer, token_id)
-        for token_id in sorted(set(ids))
-    }
+    texts = {token_id: vlm.token_text(token_id) for token_id in sorted(set(ids))}
     values: tuple[float | None, ...] = (None,) * len(ids)
     if losses is not None:
         values = tuple(None if value != value else value for value in losses.tolist())
@@ -100,14 +95,25 @@ def tabulate_tokens(vlm: VLM, sample: Sample, losses: Tensor | None = None) -> T
     )
 
 
-def token_losses(logits: Tensor, sample: Sample) -> Tensor:
-    """−log p of each token given those before it, nats, ``[pos]`` from ``logits [pos vocab]``. NaN for the first
-    token, for separators, for tokens right after one, and for ids that the vocabulary lacks (image embeddings of the
-    oldest checkpoints)."""
+LOGITS_ROWS = 256
+"""So many positions at a time meet the vocabulary, which bounds the memory."""
+
+
+def token_losses(vlm: InspectableVLM, hidden: Tensor, sample: Sample) -> Tensor:
+    """−log p of each token given those before it, nats, ``[pos]`` from the last states ``hidden [pos width]``. NaN for
+    the first token, for separators, for tokens right after one, and for ids that the vocabulary lacks (image embeddings
+    of the oldest checkpoints). InputError if the model's output is no number."""
     ids = sample.input_ids
-    known = ids < logits.shape[-1]
     losses = torch.full((len(ids),), torch.nan)
-    losses[1:] = F.cross_entropy(logits[:-1].float().cpu(), ids[1:].where(known[1:], 0), reduction="none")
+    known = torch.zeros(len(ids), dtype=torch.bool)
+    for start in range(0, len(ids), LOGITS_ROWS):
+        logits = vlm.logits(hidden[start : start + LOGITS_ROWS])
+        check_logits(logits)
+        targets = ids[start + 1 : start + LOGITS_ROWS + 1]
+        fits = targets < logits.shape[-1]
+        found = F.cross_entropy(logits[: len(targets)].cpu(), targets.where(fits, 0), reduction="none")
+        losses[start + 1 : start + 1 + len(targets)] = found
+        known[start + 1 : start + 1 + len(targets)] = fits
     losses[~known | ~sample.attention_mask] = torch.nan
     losses[1:][~sample.attention_mask[:-1]] = torch.nan
     return losses
@@ -144,25 +150,28 @@ def span_title(sample: Sample, span: Span) -> str:
     return names[span.kind] + turn
 
 
-def locate_cell(vlm: VLM, sample: Sample, position: int) -> Cell | None:
+def locate_cell(row: Row, position: int) -> Cell | None:
     """Where on its image the token at ``position`` lies; None if it is no image token."""
-    for span in sample.spans:
-        if span.start <= position < span.stop:
-            if span.kind != "image" or span.image is None or span.tile is None:
-                return None
-            cells = vlm.config.cells_per_side
-            row, col = divmod(position - span.start, cells)
-            box = cell_box(sample.images[span.image], span.tile, row, col, cells)
-            return Cell(span.image, span.tile, tile_name(sample, span.image, span.tile), row, col, box)
-    raise IndexError(f"Position {position} is outside the {len(sample)} positions of the row.")
+    if not 0 <= position < len(row):
+        raise IndexError(f"Position {position} is outside the {len(row)} positions of the row.")
+    for grid in row.grids:
+        if grid.start <= position < grid.stop:
+            at, col = divmod(position - grid.start, grid.cols)
+            name = tile_name(row, grid.image, grid.tile)
+            return Cell(grid.image, grid.tile, name, at, col, grid.cell_box(at, col))
+    return None
 
 
-def position_of_cell(vlm: VLM, sample: Sample, image: int, tile: int, row: int, col: int) -> int:
-    """The inverse of :func:`locate_cell`. IndexError if there is no such cell."""
-    cells = vlm.config.cells_per_side
-    if not (0 <= row < cells and 0 <= col < cells):
-        raise IndexError(f"Cell ({row}, {col}) is outside the {cells} × {cells} cells of a tile.")
-    for span in sample.spans:
-        if span.kind == "image" and (span.image, span.tile) == (image, tile):
-            return span.start + row * cells + col
+def position_of_cell(row: Row, image: int, tile: int, at: int, col: int) -> int:
+    """The inverse of :func:`locate_cell`; ``at`` is the cell's row. IndexError if there is no such cell."""
+    grid = find_grid(row, image, tile)
+    grid.cell_box(at, col)  # outside the grid?
+    return grid.start + at * grid.cols + col
+
+
+def find_grid(row: Row, image: int, tile: int) -> TokenGrid:
+    """IndexError if the row has no such tile; both count from 0."""
+    for grid in row.grids:
+        if (grid.image, grid.tile) == (image, tile):
+            return grid
     raise IndexError(f"The row has no tile {tile} of image {image}.")

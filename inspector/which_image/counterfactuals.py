@@ -17,10 +17,11 @@ from inspector.images.full_size import read_preview, stretch_image
 from inspector.images.image_file import PromptImage, run_at_full_size
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case
+from inspector.row.embedded_row import grow_row
+from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import prepare_row
 from inspector.which_image.question_contrast import Selection
 from model import OpenedImage
-from model.image import cut_image, geometry_of
 from model.training.synthetic.scenes import SINGLE_TILE, draw, random_scene
 
 
@@ -69,11 +70,13 @@ def measure_swap(
     vlm, prompt = case.vlm, case.prompt
     partner = _choose_partner(case, image, selection) if twin is None else _Partner(twin[0], "its twin", None, twin[1])
     size = prompt.images[image - 1].size
-    facts, resized = run_at_full_size(partner.image, stretch_image, size, geometry_of(vlm.config))
-    row = prepare_row(vlm, prompt, replaced={image - 1: cut_image(resized, size, vlm.config)})
+    facts, resized = run_at_full_size(partner.image, stretch_image, size, vlm.geometry)
+    row = prepare_row(vlm, prompt, replaced={image - 1: vlm.cut_image(resized, size)})
     if tuple(row.input_ids.tolist()) != case.prefix_cache.ids:
         raise ValueError("A swapped image of the same size must leave every token in its place.")
-    swapped = PrefixCache(vlm, row, document_mask=case.prefix_cache.document_mask)
+    # Everything before the image is as it was read.
+    features = FEATURES.encode(vlm, row.images)
+    swapped = PrefixCache(vlm, grow_row(vlm, case.prefix_cache.read_row, row, features))
     before, after = case.prefix_cache.run([case.base])[0], swapped.run([case.base])[0]
     first = case.target.scored[0]
     open_ended = swapped.continuation(case.target.start, (first, first), stop=first)

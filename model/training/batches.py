@@ -14,13 +14,13 @@ from torch import Tensor
 from model.collator import Batch
 from model.config import VLMConfig
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.image import ProcessedImage
 from model.packing import pack_samples
 from model.sample import Sample
 from model.training.data.datasets import Mixture
 from model.training.data.example import CaptionedImage, Example
 from model.training.recipe import Stage
-from model.vlm import VLM
 
 MAX_DROPPED = 1000
 """So many useless examples in a row end the run: the data, not the luck, is at fault."""

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig, region_tokens
+from model.families.nanovlm import VLM
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import read_easy_vqa
-from model.vlm import VLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EXTRA_TOKENS = {"image_token": "<|image|>", "global_image_token": "<|global_image|>", **region_tokens(3, 3)}

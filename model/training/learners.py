@@ -15,6 +15,7 @@ from torch import nn
 
 from model.collator import Batch, collate
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.image import ProcessedImage
 from model.sample import Sample
 from model.training.batches import (
@@ -31,7 +32,6 @@ from model.training.data.datasets import Mixture
 from model.training.data.example import CaptionedImage
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
-from model.vlm import VLM
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 from model.checkpoint import copy_vlm
 from model.clip import DualEncoder
 from model.collator import IGNORE_LABEL, Batch
+from model.families.nanovlm import VLM
 from model.losses import info_nce, retrieval_accuracy
 from model.sample import Sample
 from model.training.batches import PairBatch
 from model.training.events import ModuleSize
 from model.training.recipe import MODULES, Stage
-from model.vlm import VLM
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 

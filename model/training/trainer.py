@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import load_vlm, save_vlm
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.batches import FeatureCache
 from model.training.evaluation.held_out import HeldOut
@@ -42,7 +43,6 @@ from model.training.stages import (
     rates,
 )
 from model.training.trainer_state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
-from model.vlm import VLM
 
 PAUSE_POLL_S = 0.2
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.stages import belongs_to_model, model_name
-from model.vlm import VLM
 
 
 def trained_names(module: nn.Module) -> set[str]:

@@ -13,12 +13,12 @@ from model.chat import ChatRenderer, Conversation
 from model.collator import collate
 from model.config import MOST_POSITIONS
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.lint import Finding, lint_batch
 from model.sample import Sample
 from model.tokenizer import decode
 from model.training.data.example import Example
 from model.training.data.readers.source import Problem
-from model.vlm import VLM
 
 SHOWN = 4
 """How many of the samples are kept to be looked at."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from model.chat import Conversation, Message
+from model.families.nanovlm import VLM
 from model.packing import pack_samples
 from model.sample import Sample
 from model.training.data.example import ExampleTurn
@@ -20,7 +21,6 @@ from model.training.evaluation.answering import answer_samples
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import read_easy_vqa
 from model.training.synthetic.examples import EXAMPLES, ExamplePrompt
-from model.vlm import VLM
 
 
 @dataclass(frozen=True)

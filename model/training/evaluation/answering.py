@@ -12,11 +12,11 @@ import torch
 
 from model.chat import Conversation
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.generate import generate_batch
 from model.sample import Sample
 from model.training.data.example import Example
 from model.training.events import Answered
-from model.vlm import VLM
 
 MOST_TOKENS = 16_384
 """Of a batch of prompts: as many times the longest as it has rows. What is kept of each for the next token, and the

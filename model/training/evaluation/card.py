@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.cpu import processor_name
 from model.training.evaluation.accuracy import Measurement
 from model.training.recipe import Recipe
 from model.training.runs import METRICS, RunFolder
-from model.vlm import VLM
 
 CURVES = "curves.json"
 _WIDTH, _HEIGHT, _MARGIN = 760, 260, 44

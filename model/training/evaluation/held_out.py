@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from model.collator import collate
+from model.families.nanovlm import VLM
 from model.training.batches import (
     FeatureCache,
     count_patches,
@@ -25,7 +26,6 @@ from model.training.evaluation.answering import answer_probes, probe_examples, s
 from model.training.events import Answered
 from model.training.recipe import Stage
 from model.training.stages import ContrastiveLoss, count_labels
-from model.vlm import VLM
 
 SHOWN_ANSWERS = 8
 EVAL_ROWS = 16

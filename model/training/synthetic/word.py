@@ -16,6 +16,7 @@ from PIL import Image
 
 from model.chat import Conversation
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.data.example import Example, ExampleSet, ExampleTurn
 from model.training.evaluation.answering import Probe, answer_probes, probe_example, score
 from model.training.recipe import Recipe, read_recipe
@@ -24,7 +25,6 @@ from model.training.synthetic.easy_vqa import EasySet
 from model.training.synthetic.outlines import OUTLINES, Outline
 from model.training.synthetic.scene_sets import check_numbers, read_image_range, read_scene_set
 from model.values import name_value
-from model.vlm import VLM
 
 RGB = tuple[int, int, int]
 NEW_WORD = "new word"

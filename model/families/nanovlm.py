@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,13 +18,23 @@ from model.chat import ChatRenderer, Conversation
 from model.collator import IGNORE_LABEL, Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
-from model.generate import Step, generate_batch
-from model.image import OpenedImage, ProcessedImage, process_image
-from model.language import LanguageModel, build_mask
+from model.generate import AnswerText, Step, generate_batch
+from model.image import (
+    Geometry,
+    ImagePlan,
+    OpenedImage,
+    ProcessedImage,
+    cut_image,
+    geometry_of,
+    plan_image,
+    process_image,
+)
+from model.language import KVCache, LanguageModel, build_mask
+from model.layers import rotate
 from model.projector import Projector
-from model.sample import Sample
+from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
-from model.tokenizer import decode
+from model.tokenizer import decode, token_text
 from model.vision import VisionEncoder
 
 
@@ -71,6 +82,128 @@ class VLM(nn.Module):
                 digest.update(tensor.flatten().view(torch.uint8).numpy())
             self._fingerprint = versions, digest.hexdigest()
         return self._fingerprint[1]
+
+    # --- what analyses rely on: see model.families.protocol ---
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.lm_n_blocks
+
+    @property
+    def n_heads(self) -> int:
+        return self.config.lm_n_heads
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.lm_max_position_embeddings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.MP.proj.weight.dtype
+
+    @property
+    def format_version(self) -> str:
+        return self.config.generation
+
+    @property
+    def image_token(self) -> str:
+        return self.config.image_token or "<image>"
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.renderer.encode_text(text)
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        return decode(self.tokenizer, list(ids))
+
+    def token_text(self, token_id: int) -> str:
+        return self.image_token if token_id == self.image_token_id else token_text(self.tokenizer, token_id)
+
+    @property
+    def image_key(self) -> Hashable:
+        return self.geometry, self.config.global_image_token is not None
+
+    @property
+    def geometry(self) -> Geometry:
+        return geometry_of(self.config)
+
+    def plan_image(self, size: tuple[int, int]) -> ImagePlan:
+        return plan_image(size, self.config)
+
+    def cut_image(
+        self, resized: np.ndarray, original_size: tuple[int, int], notes: tuple[str, ...] = ()
+    ) -> ProcessedImage:
+        return cut_image(resized, original_size, self.config, notes)
+
+    def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
+        return (self.config.tokens_per_tile,) * len(image.boxes)
+
+    def place(self, sample: Sample) -> Row:
+        cells = self.config.cells_per_side
+        grids = tuple(
+            TokenGrid(
+                span.image,
+                span.tile,
+                span.start,
+                cells,
+                cells,
+                sample.images[span.image].boxes[span.tile],
+                sample.images[span.image].has_thumbnail and span.tile == 0,
+            )
+            for span in sample.spans
+            if span.kind == "image" and span.image is not None and span.tile is not None
+        )
+        return Row(**vars(sample), position_ids=torch.arange(len(sample))[None], grids=grids)
+
+    def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
+        return tuple(image.tiles)
+
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        tiles = torch.stack(list(inputs)).to(self.device, self.dtype)
+        return list(self.MP(self.vision_encoder(tiles)))
+
+    @torch.no_grad()
+    def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
+        is_image = ids == self.image_token_id
+        embeds = self.decoder.token_embedding(ids.masked_fill(is_image, 0).to(self.device))
+        expected = 0 if features is None else len(features)
+        if int(is_image.sum()) != expected:
+            raise ValueError(f"{int(is_image.sum())} image tokens can't hold {expected} features.")
+        if features is not None:
+            embeds[is_image.to(self.device)] = features.to(embeds)
+        return embeds
+
+    def new_cache(self, positions: int) -> KVCache:
+        return KVCache(self.config, 1, positions, self.device, self.decoder.token_embedding.weight.dtype)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
+        mask.masked_fill_(~visible.to(embeds.device), -torch.inf)
+        return self.decoder(embeds, mask, position_ids.to(embeds.device), cache=cache, tap=tap)
+
+    def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
+        cos, sin = self.decoder.rotary_embd(torch.tensor([[by]], device=keys.device), self.max_positions)
+        return rotate(keys, cos, sin)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.decoder.head(hidden).float()
+
+    def watch(self, before_block: Callable[[], None]) -> None:
+        for block in (*self.vision_encoder.blocks, *self.decoder.blocks):
+            block.register_forward_pre_hook(lambda *_: before_block())
 
     def process_image(self, image: Image.Image | OpenedImage) -> ProcessedImage:
         """See :func:`model.image.process_image`."""
@@ -138,8 +271,7 @@ class VLM(nn.Module):
     ) -> Iterator[Step]:
         """Streams the continuation of ``sample``; see :func:`model.generate.generate_batch`. The last step is the end
         token if the model said it."""
-        ids: list[int] = []
-        shown = ""
+        answer = AnswerText(self.decode_text)
         for token_ids, logprobs in generate_batch(
             self,
             self.collate([sample], document_mask=document_mask),
@@ -151,11 +283,5 @@ class VLM(nn.Module):
             tap=tap,
         ):
             token_id = int(token_ids[0])
-            text = ""
-            if token_id != self.eos_token_id:
-                ids.append(token_id)
-                # Decoding all of it each time: a character may be made of several tokens.
-                whole = decode(self.tokenizer, ids)
-                if not whole.endswith("\ufffd"):
-                    text, shown = whole[len(shown) :], whole
+            text = "" if token_id == self.eos_token_id else answer.add(token_id)
             yield Step(token_id, text, float(logprobs[0]))

@@ -1,0 +1,109 @@
+"""What image encoders made of images, kept for the whole server: each different part of an image is encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inspector.bounds import Bounds
+from model import InspectableVLM, ProcessedImage
+
+Key = tuple[str, bytes]
+"""The model's fingerprint and a digest of what its encoder reads."""
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """``encoded`` parts of images went through an encoder so far, ``found`` were known; ``parts`` are kept, ``nbytes``
+    together."""
+
+    encoded: int
+    found: int
+    parts: int
+    nbytes: int
+
+
+class FeatureStore:
+    """Image features by model and pixels. For any number of threads; at most ``limit`` bytes, the least used go first.
+
+    A part is what a family's encoder reads by itself: a tile, or a whole image. A picture that differs from another in
+    one tile costs one tile.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self._parts: OrderedDict[Key, tuple[Key, ...]] = OrderedDict()
+        """The parts of whole images, so that an image that is known needn't be cut to be found."""
+        self._bytes = self._encoded = self._found = 0
+
+    def encode(self, vlm: InspectableVLM, images: Sequence[ProcessedImage]) -> tuple[Tensor, ...]:
+        """``[token width]`` of each image, in the order of its image tokens, on the model's device."""
+        fingerprint = vlm.fingerprint
+        return tuple(self._encode(vlm, fingerprint, image) for image in images)
+
+    def _encode(self, vlm: InspectableVLM, fingerprint: str, image: ProcessedImage) -> Tensor:
+        name = fingerprint, image.digest
+        with self._lock:
+            keys = self._parts.get(name)
+            found = {key: part for key in keys or () if (part := self._find(key)) is not None}
+        if keys is None or len(found) < len(set(keys)):
+            inputs = vlm.encoder_inputs(image)
+            keys = tuple((fingerprint, _digest(one)) for one in inputs)
+            with self._lock:
+                found = {key: part for key in keys if (part := self._find(key)) is not None}
+            missing = {key: one for key, one in zip(keys, inputs, strict=True) if key not in found}
+            if missing:
+                found |= zip(missing, vlm.encode(list(missing.values())), strict=True)
+            with self._lock:
+                self._encoded += len(missing)
+                for key in missing:
+                    self._keep(key, found[key])
+                self._parts[name] = keys
+                while len(self._parts) > max(64, len(self._kept)):
+                    self._parts.popitem(last=False)
+        with self._lock:
+            self._found += len(keys)
+        return torch.cat([found[key] for key in keys])
+
+    def counts(self) -> StoreCounts:
+        with self._lock:
+            return StoreCounts(self._encoded, self._found - self._encoded, len(self._kept), self._bytes)
+
+    def clear(self) -> None:
+        """Forgets everything, counts included."""
+        with self._lock:
+            self._kept.clear()
+            self._parts.clear()
+            self._bytes = self._encoded = self._found = 0
+
+    def _find(self, key: Key) -> Tensor | None:
+        if (known := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+        return known
+
+    def _keep(self, key: Key, part: Tensor) -> None:
+        if key in self._kept:  # somebody else was as quick
+            return
+        self._kept[key] = part.clone()  # not a view of a whole batch, which would be kept with it
+        self._bytes += part.nbytes
+        while self._bytes > self.limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+
+def _digest(part: Tensor) -> bytes:
+    found = hashlib.blake2b(str(tuple(part.shape)).encode(), digest_size=16)
+    found.update(part.contiguous().numpy().data)
+    return found.digest()
+
+
+FEATURES = FeatureStore(Bounds().features_bytes)
+"""The server's own."""

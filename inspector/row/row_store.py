@@ -1,0 +1,85 @@
+"""Rows as models have read them, kept for the whole server, so that what comes after an answer reads nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from inspector.bounds import Bounds
+from inspector.row.embedded_row import EmbeddedRow, grow_row, read_row
+from inspector.row.feature_store import FEATURES, FeatureStore
+from model import InspectableVLM, Row
+
+Key = tuple[str, bool, bytes]
+"""The model's fingerprint, whether packed samples are kept apart, and a digest of the row with its images."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """``read`` rows were computed, whole or in part, ``found`` were known; ``rows`` are kept, ``nbytes`` together."""
+
+    read: int
+    found: int
+    rows: int
+    nbytes: int
+
+
+class RowStore:
+    """Read rows by model and content. For any number of threads; at most ``limit`` bytes (and one row in any case), the
+    least used go first. What went is read again when it is asked for."""
+
+    def __init__(self, features: FeatureStore, limit: int) -> None:
+        self.features, self.limit = features, limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, EmbeddedRow] = OrderedDict()
+        self._bytes = self._read = self._found = 0
+
+    def read(
+        self, vlm: InspectableVLM, row: Row, document_mask: bool, before: EmbeddedRow | None = None
+    ) -> EmbeddedRow:
+        """The row as ``vlm`` reads it: as it is kept, or on from ``before``, or anew."""
+        key = vlm.fingerprint, document_mask, _digest(row)
+        with self._lock:
+            if (known := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                self._found += 1
+                return known
+            self._read += 1
+        features = self.features.encode(vlm, row.images)
+        if before is None:
+            found = read_row(vlm, row, features, document_mask=document_mask)
+        else:
+            found = grow_row(vlm, before, row, features)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = found
+                self._bytes += found.nbytes
+            while self._bytes > self.limit and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= dropped.nbytes
+        return found
+
+    def counts(self) -> RowCounts:
+        with self._lock:
+            return RowCounts(self._read, self._found, len(self._kept), self._bytes)
+
+    def clear(self) -> None:
+        """Forgets every row, and the counts."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = self._read = self._found = 0
+
+
+def _digest(row: Row) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for values in (row.input_ids, row.attention_mask, row.segment_ids, row.position_ids):
+        found.update(values.contiguous().numpy().tobytes())
+    for image in row.images:
+        found.update(image.digest)
+    return found.digest()
+
+
+ROWS = RowStore(FEATURES, Bounds().rows_bytes)
+"""The server's own."""

@@ -1,0 +1,1 @@
+"""Model families behind one seam: what every analysis may rely on, and who fulfils it."""

@@ -1,0 +1,174 @@
+"""What an analysis may ask of a model, whatever its family: the seam between looking and what is looked at.
+
+A family runs its language model on embeddings that the caller made and keeps, never its own road from pixels to
+logits: so an image is encoded once, a row is read once, and everything that changes one answer goes on behind what was
+kept. Dims: ``pos`` positions of the row, ``axes`` of rotary positions (1; 3 for M-RoPE), ``width`` of the language
+model's states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from model.chat import Conversation
+from model.collator import Batch
+from model.image import ImagePlan, OpenedImage, ProcessedImage
+from model.language import KVCache
+from model.picture import Geometry
+from model.sample import Row, Sample
+from model.tap import Tap
+
+
+class InspectableVLM(Protocol):
+    """One loaded model. Everything here is without gradients and leaves the model as it was."""
+
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over configuration and weights."""
+        ...
+
+    @property
+    def format_version(self) -> str:
+        """What the checkpoint's format calls itself, for people."""
+        ...
+
+    @property
+    def n_parameters(self) -> int: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int:
+        """The longest row that it reads."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends an answer."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    @property
+    def image_token_id(self) -> int:
+        """The id at the positions of image tokens."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    # --- text and rows ---
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text that a person typed: never a special token."""
+        ...
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Special tokens written out; never given an image token."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as it is shown."""
+        ...
+
+    def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample:
+        """The row of a conversation; InputError for what can't be rendered or is too long."""
+        ...
+
+    def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
+        """The samples as the training code would batch them."""
+        ...
+
+    def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
+        """Image tokens of each of its tiles."""
+        ...
+
+    def place(self, sample: Sample) -> Row:
+        """The sample (packed ones too) with its rotary positions and the grids of its image tokens."""
+        ...
+
+    # --- images ---
+
+    @property
+    def image_key(self) -> Hashable:
+        """Equal for models that make the same :class:`ProcessedImage` of an image."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """What resizing an image needs."""
+        ...
+
+    def plan_image(self, size: tuple[int, int]) -> ImagePlan:
+        """What an image of ``size`` (width, height) will become. InputError if it can't be taken."""
+        ...
+
+    def process_image(self, image: OpenedImage) -> ProcessedImage: ...
+
+    def cut_image(
+        self, resized: np.ndarray, original_size: tuple[int, int], notes: tuple[str, ...] = ()
+    ) -> ProcessedImage:
+        """Of an image that is at the model's size already: ``resized [height width 3]``, uint8."""
+        ...
+
+    def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
+        """What the image encoder reads, each part by itself (tiles, in nanoVLM): equal parts have equal features."""
+        ...
+
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """``[token width]`` of each of :meth:`encoder_inputs`, as they stand in the row."""
+        ...
+
+    # --- the language model ---
+
+    def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
+        """``[pos width]`` of ``ids [pos]``; ``features [image token width]`` go where the image tokens are, in order.
+        ValueError if there are not exactly as many."""
+        ...
+
+    def new_cache(self, positions: int) -> KVCache:
+        """An empty cache for so many positions."""
+        ...
+
+    def decode(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """States ``[1 pos width]`` after the last norm, from ``embeds [1 pos width]``, ``position_ids [axes pos]`` and
+        ``visible [1 1 pos key]`` bool: which keys (those of ``cache``, then the pass's own) each position sees. The
+        cache takes the new positions in."""
+        ...
+
+    def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
+        """Cached ``keys [… pos d]`` as if they stood ``by`` positions further on. ValueError where the rotary scheme
+        knows no such move."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[… vocab]`` float32."""
+        ...
+
+    def watch(self, before_block: Callable[[], None]) -> None:
+        """Has ``before_block`` called before every block, in the thread that computes; what it raises ends the
+        pass."""
+        ...
