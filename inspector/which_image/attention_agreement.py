@@ -21,9 +21,9 @@ import torch
 
 from inspector.interventions.target import Case
 from inspector.row.attention import AttentionMap
+from inspector.row.embedded_row import read_positions
 from inspector.row.numbers import say
 from inspector.which_image.image_effects import STRONG, Dependence
-from model import AttentionReader, Tap
 
 EXPLANATION = (
     "Here is how much the model looked at each image, layer by layer, while it read the question and when it chose the "
@@ -129,11 +129,8 @@ def measure_attention_agreement(case: Case, attention: AttentionMap, dependence:
     for n, image in enumerate(images):
         groups[list(image.tokens)] = n
     groups[list(sinks)] = -1
-    reader = AttentionReader([chooser, *asked], groups, len(images) + 1, weigh_values=True)
-    case.vlm.hidden(
-        case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask), Tap(reader=reader)
-    )
-    reading = reader.reading
+    rows = [chooser, *asked]
+    reading = read_positions(case.vlm, case.prefix_cache.read_row, rows, groups, len(images) + 1, weigh_values=True)
     assert reading.norms is not None
     shares, norms = reading.shares.double().numpy(), reading.norms.double().numpy()
     look = _summarise(case, "chooser", shares[:, :, :1], norms[:, :, :1], dependence.shapley)

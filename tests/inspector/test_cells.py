@@ -48,8 +48,8 @@ def test_painting_a_cell_and_ablating_its_token_round_trip(vlm, size_of_grid, gr
     count = len(sample.images[0].tiles)
     for tile in {int(sample.images[0].has_thumbnail), count // 2, count - 1}:
         row, col = (tile + 1) % cells, (2 * tile + 1) % cells
-        position = position_of_cell(vlm, sample, 0, tile, row, col)
-        cell = locate_cell(vlm, sample, position)
+        position = position_of_cell(vlm.place(sample), 0, tile, row, col)
+        cell = locate_cell(vlm.place(sample), position)
         assert (cell.image, cell.tile, cell.row, cell.col) == (0, tile, row, col)
         painted = black.copy()
         painted.paste("white", tuple(round(x) for x in (cell.box.left, cell.box.top, cell.box.right, cell.box.bottom)))

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import InputError, VLMConfig, plan_image, process_image
-from model.image import cell_box, resize_image
+from model import InputError, TokenGrid, VLMConfig, plan_image, process_image
+from model.image import resize_image
 
 # tile side → (pixel shuffle factor, image tokens)
 _SHUFFLE = {512: (4, 64), 256: (4, 16), 224: (2, 49), 64: (2, 4)}
@@ -167,7 +167,11 @@ def test_cells_cover_their_tile_and_refuse_what_lies_outside(pictures):
     processed = process_image(pictures["rgba_200x150"], config)
     assert processed.grid == (3, 4)
     # Tile 6 is row 1, column 1 of 200 x 150 pixels in 4 columns and 3 rows: 50 px wide and high, cells of 25.
-    boxes = [cell_box(processed, 6, row, col, config.cells_per_side) for row in range(2) for col in range(2)]
+    boxes = [
+        processed.boxes[6].part(config.cells_per_side, config.cells_per_side, row, col)
+        for row in range(2)
+        for col in range(2)
+    ]
     assert [(b.left, b.top, b.right, b.bottom) for b in boxes] == [
         (50, 50, 75, 75),
         (75, 50, 100, 75),
@@ -175,7 +179,7 @@ def test_cells_cover_their_tile_and_refuse_what_lies_outside(pictures):
         (75, 75, 100, 100),
     ]
     with pytest.raises(IndexError):
-        cell_box(processed, 6, 2, 0, config.cells_per_side)
+        TokenGrid(0, 6, 0, 2, 2, processed.boxes[6], False).cell_box(2, 0)
 
 
 @pytest.mark.parametrize("size", [(200, 150), (301, 777), (640, 480), (90, 90), (64, 64), (500, 64)])
@@ -185,7 +189,7 @@ def test_a_bright_cell_of_the_original_lights_up_that_cell_of_the_tile(size):
     cells, side = config.cells_per_side, config.tile_px // config.cells_per_side
     for tile in range(int(blank.has_thumbnail), len(blank.tiles)):
         for row, col in ((0, 0), (cells - 1, 0), (cells - 1, cells - 1)):
-            box = cell_box(blank, tile, row, col, cells)
+            box = blank.boxes[tile].part(cells, cells, row, col)
             picture = Image.new("RGB", size)
             picture.paste("white", (round(box.left), round(box.top), round(box.right), round(box.bottom)))
             tiles = process_image(picture, config).tiles[int(blank.has_thumbnail) :]

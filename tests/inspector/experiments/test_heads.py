@@ -22,6 +22,7 @@ from inspector.experiments.heads import (
 )
 from inspector.row.attention import read_attention
 from inspector.row.prompt import Turn, prepare_row
+from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import measure_dependence
 from inspector.which_image.question_contrast import measure_selection
 from model import Cut, Tap
@@ -51,7 +52,7 @@ def test_scores_are_contrasts_of_shares_in_whole_rows(embedded, three):
     for number in (1, 2, 3):
         prompt = example_prompt("three", turns=(Turn(f"In image {number}, what colour is the shape?"),))
         row = prepare_row(embedded, prompt, answering=0)
-        attention = read_attention(embedded, embedded.collate([row]), row, len(row) - 1)
+        attention = read_attention(embedded, ROWS.read(embedded, row, False), len(row) - 1)
         shares[number] = [attention.pattern[..., list(image.tokens)].sum(axis=-1) for image in case.structure.images]
     expected = np.mean(
         [shares[k][k - 1] - (shares[a][k - 1] + shares[b][k - 1]) / 2 for k, a, b in ((1, 2, 3), (2, 1, 3), (3, 1, 2))],

@@ -50,7 +50,7 @@ def test_every_image_token_is_in_one_region_and_lies_in_its_box(studied):
     for box, held in parts:
         assert held
         for position in held:
-            cell = locate_cell(case.vlm, case.prefix_cache.row, position).box
+            cell = locate_cell(case.prefix_cache.row, position).box
             assert box.left <= (cell.left + cell.right) / 2 < box.right
             assert box.top <= (cell.top + cell.bottom) / 2 < box.bottom
 
@@ -60,7 +60,7 @@ def test_a_region_holds_a_thumbnail_token_and_the_tile_tokens_of_its_place(embed
     case = example_case(embedded, "tiles")
     _, parts = cut_regions(case, case.structure.images[0])
     for _, held in parts:
-        names = [locate_cell(embedded, case.prefix_cache.row, position).tile_name for position in held]
+        names = [locate_cell(case.prefix_cache.row, position).tile_name for position in held]
         assert names.count("thumbnail") == 1
         assert len(held) == 7
 

@@ -70,20 +70,20 @@ def test_a_file_is_what_open_image_makes_of_it(tmp_path, embedded):
     assert file.notes == ()
     assert file.pixels.tobytes() == opened.pixels.tobytes()
     assert file.preview.size == (768, 461)
-    one, two = file.process(embedded.config), process_image(opened, embedded.config)
+    one, two = file.process(embedded), process_image(opened, embedded.config)
     assert one.tiles.equal(two.tiles)
     assert (one.grid, one.boxes, one.original_size, one.notes) == (two.grid, two.boxes, two.original_size, two.notes)
 
 
 def test_what_a_model_sees_is_found_again_while_somebody_keeps_it(files, embedded, runs):
     file = ImageFile(files[0])
-    processed = file.process(embedded.config)
-    assert file.process(embedded.config) is processed
+    processed = file.process(embedded)
+    assert file.process(embedded) is processed
     assert file.size == (64, 64)
     assert runs == ["1.png"]
     del processed
     gc.collect()
-    file.process(embedded.config)
+    file.process(embedded)
     assert runs == ["1.png", "1.png"]
 
 
@@ -132,7 +132,7 @@ def test_another_file_in_its_place_is_not_taken_for_it(files, embedded):
     files[0].unlink()
     Image.new("RGB", (9, 9), "blue").save(files[0])
     with pytest.raises(InputError) as caught:
-        file.process(embedded.config)
+        file.process(embedded)
     assert str(caught.value) == GONE
 
 

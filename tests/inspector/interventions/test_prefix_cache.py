@@ -9,6 +9,7 @@ from inspector.interventions.continuations import Continuation, RopeShift, State
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
+from inspector.row.row_store import ROWS
 from model import ActivationPatch, AttentionReader, Cut, InputError, OpenedImage, Tap
 from model.language import build_mask
 from model.layers import rotate
@@ -22,6 +23,10 @@ def inspected(vlm, name, **options):
     return ask_and_inspect(vlm, prompt, GenerationSettings())
 
 
+def open_cache(vlm, inspection):
+    return PrefixCache(vlm, ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart))
+
+
 @pytest.fixture(scope="module", params=["three", "packed", "packed, document mask"])
 def inspection(embedded, request):
     name, _, mask = request.param.partition(", ")
@@ -30,7 +35,7 @@ def inspection(embedded, request):
 
 @pytest.fixture(scope="module")
 def prefix_cache(embedded, inspection):
-    return PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    return open_cache(embedded, inspection)
 
 
 def answer_span(inspection):
@@ -128,7 +133,7 @@ def test_variants_do_not_touch_one_another(inspection, prefix_cache):
 def test_a_shift_is_the_row_with_those_keys_rotated(embedded):
     """By hand: a whole pass in which, for the ending's queries only, one image's keys are rotated further."""
     inspection = inspected(embedded, "three")
-    prefix_cache = PrefixCache(embedded, inspection.row)
+    prefix_cache = open_cache(embedded, inspection)
     base = ending(prefix_cache, inspection)
     span = next(span for span in inspection.row.spans if span.kind == "image")
     by = 23
@@ -173,7 +178,7 @@ def test_a_shift_is_the_row_with_those_keys_rotated(embedded):
 def test_states_patched_from_another_ending_at_the_first_layer_are_that_ending(embedded):
     """Before layer 0 a state is the token alone: with all of them taken over, one question becomes the other."""
     inspection = inspected(embedded, "three")
-    prefix_cache = PrefixCache(embedded, inspection.row)
+    prefix_cache = open_cache(embedded, inspection)
     base = ending(prefix_cache, inspection)
     one = embedded.tokenizer("1", add_special_tokens=False).input_ids[-1]
     three = embedded.tokenizer("3", add_special_tokens=False).input_ids[-1]
@@ -268,7 +273,7 @@ def without_first(prefix_cache, inspection):
 
 
 def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeypatch):
-    prefix_cache = PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    prefix_cache = open_cache(embedded, inspection)
     everything, answer = without_first(prefix_cache, inspection)
     expected = pytest.approx(whole(embedded, inspection, [everything]), abs=2e-5)
     read = []
@@ -296,7 +301,7 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
 
 
 def test_reading_attention_is_the_same_with_something_kept(embedded, inspection):
-    prefix_cache = PrefixCache(embedded, inspection.row, document_mask=inspection.prompt.document_mask)
+    prefix_cache = open_cache(embedded, inspection)
     base = ending(prefix_cache, inspection)
     groups = torch.arange(len(inspection.row)) % 4
     position = base.scored[0] - 1

@@ -131,7 +131,7 @@ def test_token_losses_are_the_models_own_loss(embedded):
         [value for value, on in zip(inspection.table.losses, inspection.table.trained, strict=True) if on]
     )
     assert float(losses.mean()) == pytest.approx(embedded.loss(inspection.batch).item(), rel=1e-5)
-    assert token_losses(embedded(inspection.batch)[0].detach(), inspection.row)[0].isnan()
+    assert token_losses(embedded, embedded.hidden(inspection.batch)[0].detach(), inspection.row)[0].isnan()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 37), (301, 777), (640, 480), (192, 128), (5, 600)])
@@ -145,15 +145,15 @@ def test_cell_and_token_round_trip(embedded, size):
     for tile in range(len(sample.images[0].tiles)):
         for row in range(cells):
             for col in range(cells):
-                position = position_of_cell(embedded, sample, 0, tile, row, col)
-                cell = locate_cell(embedded, sample, position)
+                position = position_of_cell(embedded.place(sample), 0, tile, row, col)
+                cell = locate_cell(embedded.place(sample), position)
                 assert (cell.image, cell.tile, cell.row, cell.col) == (0, tile, row, col)
                 seen.add(position)
     assert len(seen) == int((sample.input_ids == embedded.image_token_id).sum())
     if min(size) < 30:
         return  # a cell is smaller than a pixel there: nothing can be painted into it
     tile, row, col = len(sample.images[0].tiles) - 1, 1, 2
-    box = locate_cell(embedded, sample, position_of_cell(embedded, sample, 0, tile, row, col)).box
+    box = locate_cell(embedded.place(sample), position_of_cell(embedded.place(sample), 0, tile, row, col)).box
     bright = black.copy()
     bright.paste("white", tuple(round(side) for side in (box.left, box.top, box.right, box.bottom)))
     tiles = embedded.process_image(bright).tiles
@@ -166,7 +166,7 @@ def test_painting_a_cell_moves_the_features_of_its_own_token_most(embedded):
     image = Image.new("RGB", (64, 64), "white")
     sample = embedded.prepare(Conversation((Message("user", "What color is the shape?", (image,)),)), True)
     batch = embedded.collate([sample])
-    position = position_of_cell(embedded, sample, 0, 0, 1, 2)
+    position = position_of_cell(embedded.place(sample), 0, 0, 1, 2)
     features = embedded.embed(batch)[0, position]
     bright = image.copy()
     bright.paste("red", (32, 16, 48, 32))

@@ -21,8 +21,7 @@ from tests.example_cases import example_case
 
 
 def attention_of(case, position):
-    batch = case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask)
-    return read_attention(case.vlm, batch, case.prefix_cache.row, position)
+    return read_attention(case.vlm, case.prefix_cache.read_row, position)
 
 
 def study(case, shapley=None):
