@@ -19,7 +19,7 @@ import sys
 
 import torch
 
-PARTS = ("model", "which-image", "training", "page", "turns", "uploads", "memory", "limits", "soak")
+PARTS = ("model", "scale", "which-image", "training", "page", "turns", "uploads", "memory", "limits", "soak")
 
 
 def main() -> None:

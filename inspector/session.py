@@ -92,12 +92,12 @@ class ModelStore:
         with self._lock, self._private_lock:
             self._watchers.append(before_block)
             for vlm in (*self._loaded.values(), *self._private.values()):
-                _hook(vlm, before_block)
+                vlm.watch(before_block)
 
     def _load(self, source: str) -> VLM:
         vlm = load_vlm(source)
         for before_block in self._watchers:
-            _hook(vlm, before_block)
+            vlm.watch(before_block)
         return vlm
 
     def admit(self, name: str, folder: Path, title: str) -> None:
@@ -150,9 +150,4 @@ class ModelStore:
 
 
 def _weigh(vlm: VLM) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in vlm.parameters())
-
-
-def _hook(vlm: VLM, before_block: Callable[[], None]) -> None:
-    for block in (*vlm.vision_encoder.blocks, *vlm.decoder.blocks):
-        block.register_forward_pre_hook(lambda *_: before_block())
+    return sum(weight.nbytes for weight in vlm.parameters())

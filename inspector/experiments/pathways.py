@@ -152,7 +152,7 @@ def disjoint_windows(layers: int) -> tuple[Layers, ...]:
 def measure_routes(case: Case, noise_floor: float) -> Iterator[Routes]:
     """Yields after every edge set and image, and once more with the sentence. Images out of reach have no routes, and
     a set without edges on this prompt (nothing before the question, no later image) is left out."""
-    layers = case.vlm.config.lm_n_blocks
+    layers = case.vlm.n_layers
     plans = tuple(_plan(case))
     found = Routes(layers, noise_floor, (), len(plans))
     for plan in plans:
@@ -171,7 +171,7 @@ def _plan(case: Case) -> Iterator[_Plan]:
 
 def _all_plans(case: Case) -> Iterator[_Plan]:
     structure, target, seen = case.structure, case.target, case.reachable
-    layers = case.vlm.config.lm_n_blocks
+    layers = case.vlm.n_layers
     sliding, apart = sliding_windows(layers), disjoint_windows(layers)
     question, last = target.question_rows, target.last_rows
     into_question: tuple[tuple[Edges, range], ...] = (("image → last", last), ("image → question", question))
@@ -243,7 +243,7 @@ def _between(case: Case, image: ImageBlock) -> tuple[list[int], list[int]]:
 
 
 def _measure(case: Case, plan: _Plan) -> Route:
-    everywhere = _falls(case, plan, [(0, case.vlm.config.lm_n_blocks), *plan.windows])
+    everywhere = _falls(case, plan, [(0, case.vlm.n_layers), *plan.windows])
     kept: tuple[PathwayShare, ...] = ()
     if plan.parts:
         base = case.prefix_cache.continuation(plan.start, case.target.scored, stop=case.target.scored[1])

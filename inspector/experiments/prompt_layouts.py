@@ -21,7 +21,7 @@ from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import STRONG, TurnMatrix, measure_matrix
-from model import VLM, InputError, Row, Sample, Span
+from model import InputError, InspectableVLM, Row, Sample, Span
 from model.tokenizer import decode
 
 EXPLANATION = (
@@ -86,7 +86,7 @@ class LayoutCell:
         }
 
 
-def compare_layouts(vlm: VLM, prompt: Prompt, *, max_new_tokens: int = 32) -> Iterator[LayoutCell]:
+def compare_layouts(vlm: InspectableVLM, prompt: Prompt, *, max_new_tokens: int = 32) -> Iterator[LayoutCell]:
     """Yields cell after cell; ``prompt``'s own layout, document mask and answers play no part. A layout that doesn't
     fit the model, or that differs in nothing from one before it, says so."""
     asked = replace(prompt, turns=tuple(Turn(turn.user) for turn in prompt.turns), document_mask=False)
@@ -99,7 +99,7 @@ def compare_layouts(vlm: VLM, prompt: Prompt, *, max_new_tokens: int = 32) -> It
 
 
 def _study(
-    vlm: VLM, prompt: Prompt, ordinals: bool, seen: dict[tuple[int, ...], str], max_new_tokens: int
+    vlm: InspectableVLM, prompt: Prompt, ordinals: bool, seen: dict[tuple[int, ...], str], max_new_tokens: int
 ) -> LayoutCell:
     cell = LayoutCell(prompt.layout, prompt.document_mask, ordinals)
     try:
@@ -147,7 +147,7 @@ def _study(
     )
 
 
-def _write(vlm: VLM, prompt: Prompt, ordinals: bool, answering: int | None = None) -> Row:
+def _write(vlm: InspectableVLM, prompt: Prompt, ordinals: bool, answering: int | None = None) -> Row:
     row = prepare_row(vlm, prompt, answering=answering)
     return row if ordinals else vlm.place(drop_ordinals(row))
 

@@ -13,7 +13,7 @@ from inspector.interventions.target import open_case
 from inspector.row.ask import Inspection
 from inspector.which_image.attention_agreement import AttentionAgreement
 from inspector.which_image.study import WhichImage, study_answer
-from model import VLM
+from model import InspectableVLM
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ShownStudy:
 
 
 def study(
-    vlm: VLM,
+    vlm: InspectableVLM,
     inspection: Inspection,
     turn: int | None = None,
     *,
@@ -61,10 +61,12 @@ def study(
         yield ShownStudy(replace(found, case=None), draw_panels(found, inspection.prompt.images, agreement), facts)
 
 
-def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], known: ShownStudy, command: str) -> str:
+def report(
+    vlm: InspectableVLM, inspection: Inspection, model: str, names: Sequence[str], known: ShownStudy, command: str
+) -> str:
     """The page, with what is ``known``; ``command`` repeats the tests from a shell."""
-    weights = sum(parameter.numel() for parameter in vlm.parameters())
-    dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
+    weights = vlm.n_parameters
+    dtype = str(vlm.dtype).removeprefix("torch.")
     return write_report(
         inspection,
         model=f"{model}, {weights / 1e6:.1f} M weights, {dtype}",
@@ -76,7 +78,7 @@ def report(vlm: VLM, inspection: Inspection, model: str, names: Sequence[str], k
     )
 
 
-def study_whole(vlm: VLM, inspection: Inspection, turn: int | None = None, **options: Any) -> ShownStudy:
+def study_whole(vlm: InspectableVLM, inspection: Inspection, turn: int | None = None, **options: Any) -> ShownStudy:
     """:func:`study`, then every experiment."""
     *_, known = study(vlm, inspection, turn, **options)
     for one in EXPERIMENTS:

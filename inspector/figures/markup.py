@@ -8,7 +8,7 @@ from html import escape
 from inspector.figures.colours import image_colour, ink_on
 from inspector.row.ask import AnswerToken, Inspection
 from inspector.row.token_table import Finding, TokenTable
-from model import VLM, Batch, ImagePlan
+from model import Batch, ImagePlan, InspectableVLM
 
 END = '<small class="vi-note">end</small>'
 """Stands for the end token, which has no text of its own."""
@@ -206,11 +206,11 @@ def show_findings(findings: Sequence[Finding]) -> str:
     return f'<ul class="vi-findings">{items}</ul>'
 
 
-def show_provenance(vlm: VLM, inspection: Inspection, model: str) -> str:
+def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str) -> str:
     """The model chip: which weights answered, and on what."""
-    weights = sum(parameter.numel() for parameter in vlm.parameters())
+    weights = vlm.n_parameters
     size = f"{weights / 1e6:.1f} M weights" if weights < 1e9 else f"{weights / 1e9:.2f} G weights"
-    dtype = str(vlm.MP.proj.weight.dtype).removeprefix("torch.")
+    dtype = str(vlm.dtype).removeprefix("torch.")
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
     return (
         f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · {dtype} · {vlm.device} · '

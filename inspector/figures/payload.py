@@ -14,7 +14,7 @@ from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
 from inspector.row.attention import AttentionMap
 from inspector.row.token_table import tile_name
-from model import VLM
+from model import InspectableVLM
 
 THUMBNAIL_PX = 96
 
@@ -86,7 +86,7 @@ def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
     return found
 
 
-def viewer_payload(vlm: VLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
+def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
     """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
     starts = {(span.image, span.tile): span.start for span in inspection.row.spans if span.kind == "image"}
     images = []
@@ -116,9 +116,9 @@ def viewer_payload(vlm: VLM, inspection: Inspection, names: Sequence[str], key: 
                 "original_size": list(processed.original_size),
                 "resized_size": list(processed.resized_size),
                 "grid": [rows, cols],
-                "tile_px": vlm.config.tile_px,
-                "patch_px": vlm.config.patch_px,
-                "cells": vlm.config.cells_per_side,
+                "tile_px": processed.resized_size[0] // cols,
+                "patch_px": vlm.patch_px,
+                "cells": next(grid.cols for grid in inspection.row.grids if grid.image == index),
                 "tiles": tiles,
             }
         )

@@ -10,7 +10,7 @@ import gradio as gr
 from inspector.figures.markup import show_findings, show_info, show_rows, show_tensors
 from inspector.row.ask import Inspection, lint, training_batch
 from inspector.widgets import Sight, answer_sight
-from model import VLM
+from model import InspectableVLM
 
 ABOUT = (
     "The samples go through the same renderer and collator as in training: ids, labels and masks here are the ones "
@@ -64,7 +64,7 @@ def build_batch() -> BatchView:
     return BatchView(arrangement, sight, findings, tensors, rows, make, files)
 
 
-def draw(vlm: VLM, inspection: Inspection, arrangement: str) -> list[Any]:
+def draw(vlm: InspectableVLM, inspection: Inspection, arrangement: str) -> list[Any]:
     """Values for :attr:`BatchView.outputs`."""
     batch, _ = training_batch(vlm, inspection, arrangement)
     texts = {**inspection.table.texts, vlm.pad_token_id: vlm.tokenizer.pad_token}

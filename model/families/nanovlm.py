@@ -130,6 +130,10 @@ class VLM(nn.Module):
     def geometry(self) -> Geometry:
         return geometry_of(self.config)
 
+    @property
+    def patch_px(self) -> int:
+        return self.config.patch_px
+
     def plan_image(self, size: tuple[int, int]) -> ImagePlan:
         return plan_image(size, self.config)
 

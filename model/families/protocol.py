@@ -115,6 +115,11 @@ class InspectableVLM(Protocol):
         """What resizing an image needs."""
         ...
 
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch, the cell of the image encoder's grid."""
+        ...
+
     def plan_image(self, size: tuple[int, int]) -> ImagePlan:
         """What an image of ``size`` (width, height) will become. InputError if it can't be taken."""
         ...
