@@ -86,6 +86,10 @@ class ChatRenderer:
             except TemplateError as error:
                 raise InputError(f"lm_chat_template in config.json is no valid template ({error}).") from error
 
+    def encode_text(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See :meth:`model.tokenizer.TextEncoder.encode`."""
+        return self._encoder.encode(text)
+
     def render(
         self,
         conversation: Conversation,

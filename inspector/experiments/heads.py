@@ -237,10 +237,10 @@ def _steer(case: Case, selection: Selection, found: Heads, block: ImageBlock) ->
         for other in chosen
     ]
     steered = []
-    for other, answer in zip(chosen, case.prefix_cache.answer(continuations, case.max_new_tokens), strict=True):
+    for other, answer in zip(chosen, case.answer(continuations), strict=True):
         asked = selection.about(other.number)
-        predicted, text = None if asked is None else asked.answer, case.text(answer)
-        told = predicted not in (None, case.text(case.answer_ids))
+        predicted, text = None if asked is None else asked.greedy_answer, case.text(answer)
+        told = predicted not in (None, case.text(case.greedy_ids))
         steered.append(Steered(other.number, text, predicted, text == predicted if told else None))
     return tuple(steered)
 

@@ -59,8 +59,8 @@ class HandCut:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the model says with the first ``cuts`` cuts in place. ``logprob`` is of the old answer, nats;
-    ``probability`` of the new answer, per token."""
+    """What the model says with the first ``cuts`` cuts in place (without any: the row's answer). ``logprob`` is of the
+    row's answer, nats; ``probability`` of ``answer``, per token."""
 
     cuts: int
     answer: str
@@ -73,26 +73,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Lab:
-    """``trials[n]``: with the first n cuts; ``trials[0]`` is the answer as it was."""
+    """``trials[n]``: with the first n cuts; ``trials[0]`` is the answer as it was. ``greedy_answer``: what the model
+    itself says without any cut, decoded as the answers with cuts are; ``flipped`` is told against it."""
 
     turn: int
     cuts: tuple[HandCut, ...]
     trials: tuple[Trial, ...]
     answer: str
+    greedy_answer: str
+    flipped: bool
 
     @property
     def change(self) -> float:
         """Of log p of the old answer, all cuts in place, nats: below 0 it has become less likely."""
         return self.trials[-1].logprob - self.trials[0].logprob
 
-    @property
-    def flipped(self) -> bool:
-        return self.trials[-1].answer != self.answer
-
     def to_json(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
             "answer": self.answer,
+            "greedy_answer": self.greedy_answer,
             "new_answer": self.trials[-1].answer,
             "flipped": self.flipped,
             "change": self.change,
@@ -121,11 +121,8 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
     open_ended = case.prefix_cache.continuation(start, (first, first), stop=first)
     own = [tuple(cut.cut for cut in cuts[:n]) for n in range(len(cuts) + 1)]
     olds = case.prefix_cache.run([given.cutting(*some) for some in own])
-    answers = [
-        case.answer_ids,
-        *case.prefix_cache.answer([open_ended.cutting(*some) for some in own[1:]], case.max_new_tokens),
-    ]
-    answers = [ids or (case.vlm.eos_token_id,) for ids in answers]
+    greedy, *changed = case.answer([open_ended.cutting(*some) for some in own])
+    answers = [case.answer_ids, *changed]
     news = case.prefix_cache.run(
         [
             Continuation(start, (*open_ended.ids, *ids), (first, first + len(ids))).cutting(*some)
@@ -136,7 +133,8 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
         Trial(n, case.text(ids), math.exp(new.logprob / len(ids)), old.logprob)
         for n, (ids, old, new) in enumerate(zip(answers, olds, news, strict=True))
     )
-    return Lab(case.turn, cuts, trials, trials[0].answer)
+    flipped = bool(cuts) and answers[-1] != greedy
+    return Lab(case.turn, cuts, trials, trials[0].answer, case.text(greedy), flipped)
 
 
 # --- the language of cuts ---

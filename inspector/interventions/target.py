@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
@@ -62,6 +63,19 @@ class Case:
     def answer_ids(self) -> tuple[int, ...]:
         return self.prefix_cache.ids[self.target.scored[0] : self.target.scored[1]]
 
+    @cached_property
+    def greedy_ids(self) -> tuple[int, ...]:
+        """What the model itself says to the unchanged row: greedy, ``max_new_tokens`` at most, by the road on which
+        changed rows are answered. The row's own answer may be sampled, given, edited or cut short, so whether a change
+        flips the answer is told against this one."""
+        first = self.target.scored[0]
+        return self.answer([self.prefix_cache.continuation(self.target.start, (first, first), stop=first)])[0]
+
+    @property
+    def gives_own_answer(self) -> bool:
+        """Whether the row's answer is what the model says itself."""
+        return self.greedy_ids == self.answer_ids
+
     @property
     def reachable(self) -> tuple[ImageBlock, ...]:
         """The images that the question can see."""
@@ -71,6 +85,18 @@ class Case:
     def base(self) -> Continuation:
         """The question and its answer, unchanged."""
         return self.prefix_cache.continuation(self.target.start, self.target.scored, stop=self.target.scored[1])
+
+    def answer(self, continuations: Sequence[Continuation]) -> list[tuple[int, ...]]:
+        """Greedy answers behind ``continuations``; the end token alone where nothing is said."""
+        found = self.prefix_cache.answer(continuations, self.max_new_tokens)
+        return [ids or (self.vlm.eos_token_id,) for ids in found]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that a person typed: plain text, never a special token. InputError if it is none at all."""
+        ids, _ = self.vlm.renderer.encode_text(text)
+        if not ids:
+            raise InputError("The text has no token; write something.")
+        return tuple(ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """What an answer's ids say; the end token is silent."""
