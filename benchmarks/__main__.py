@@ -2,6 +2,7 @@
 
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
 which-image  the dependence of an answer against one whole hooked forward per intervention
+moved-images does the verdict follow a picture that is moved to another place, in 60 drawn prompts
 training     a training step against a plain loop
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
@@ -19,7 +20,19 @@ import sys
 
 import torch
 
-PARTS = ("model", "scale", "which-image", "training", "page", "turns", "uploads", "memory", "limits", "soak")
+PARTS = (
+    "model",
+    "scale",
+    "which-image",
+    "moved-images",
+    "training",
+    "page",
+    "turns",
+    "uploads",
+    "memory",
+    "limits",
+    "soak",
+)
 
 
 def main() -> None:

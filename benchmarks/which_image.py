@@ -19,7 +19,8 @@ from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys, is_answered, open_case
 from inspector.row.ask import inspect
 from inspector.row.prompt import Prompt, Turn
-from inspector.which_image.image_effects import NOISE_DRAWS, measure_dependence, measure_matrix
+from inspector.which_image.image_effects import measure_dependence, measure_matrix
+from inspector.which_image.noise_floor import NOISE_DRAWS
 from inspector.which_image.question_contrast import measure_selection
 from inspector.which_image.verdict import name_leader
 from model import VLM, Cut, OpenedImage, Tap, VLMConfig, load_vlm

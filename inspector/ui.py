@@ -39,7 +39,7 @@ from inspector.views import train as train_view
 from inspector.views import which_image as which_view
 from inspector.views.results import ResultsView, build_results
 from inspector.widgets import encode
-from model import VLM, InputError, open_image
+from model import InputError, InspectableVLM, open_image
 from model.training.synthetic.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
@@ -120,7 +120,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def warm_up(vlm: VLM) -> None:
+def warm_up(vlm: InspectableVLM) -> None:
     """Asks the question that every page opens with once, unseen: the library of the figures and torch's kernels load at
     their first use, and nobody should wait for that."""
     example = EXAMPLES[asking_view.OPENING_EXAMPLE]

@@ -137,3 +137,20 @@ def test_model_needs_no_user_interface():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+ABOVE_THE_SEAM = ("row", "interventions", "which_image", "experiments", "figures", "widgets", "export", "views")
+
+
+@pytest.mark.parametrize("folder", ABOVE_THE_SEAM)
+def test_no_analysis_knows_a_family(folder):
+    """Whatever looks at a model asks :class:`model.InspectableVLM`, so that another family can stand behind it."""
+    found = []
+    for path in (ROOT / "inspector" / folder).rglob("*.py"):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        imported = {name for name in _imports(path) if _within(name, "model")}
+        wrong = names & {"decoder", "vision_encoder", "MP", "cells_per_side", "renderer", "config", "generation"}
+        wrong |= {name for name in names if name.startswith(("lm_", "vit_", "mp_"))}
+        wrong |= imported & {"model.VLM", "model.VLMConfig", "model.families.nanovlm", "model.config"}
+        found += [f"{path.name}: {name}" for name in sorted(wrong)]
+    assert found == []

@@ -9,7 +9,7 @@ later layers, what was read there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from inspector.interventions.continuations import Continuation, StatePatch
@@ -111,8 +111,11 @@ def tell_address(curves: Sequence[AddressCurve]) -> str:
 def patch_addresses(case: Case, selection: Selection) -> Iterator[AddressCurve]:
     """One curve for the question's rows, one for the choosing row. The source is the first question of ``selection``
     that has as many tokens as the prompt's own and another answer."""
-    own = selection.asked[0]
-    equal = [asked for asked in selection.asked[1:] if len(asked.prompt_ids) == len(own.prompt_ids)]
+    # Its own greedy answer, as the others': the row's may be anything.
+    own = replace(selection.asked[0], answer=selection.asked[0].greedy_answer, answer_ids=selection.asked[0].greedy_ids)
+    equal = [
+        asked for asked in selection.asked[1:] if asked.is_contrast and len(asked.prompt_ids) == len(own.prompt_ids)
+    ]
     other = next((asked for asked in equal if asked.answer_ids != own.answer_ids), None)
     for rows in ("question", "chooser"):
         if other is None:
@@ -122,7 +125,7 @@ def patch_addresses(case: Case, selection: Selection) -> Iterator[AddressCurve]:
 
 
 def _why_not(selection: Selection, equal: Sequence[AskedQuestion]) -> str:
-    if len(selection.asked) < 2:
+    if not any(asked.is_contrast for asked in selection.asked):
         return "The pointer was not patched: there is no question about another image."
     if not equal:
         return (
@@ -146,7 +149,7 @@ def patch_between(case: Case, source: AskedQuestion, target: AskedQuestion, rows
     # What both answers begin with is given; the row behind it chooses between them.
     chooser = start + len(target.prompt_ids) + shared - 1
     places = (chooser,) if rows == "chooser" else tuple(range(start, chooser))
-    layers = case.vlm.config.lm_n_blocks + 1
+    layers = case.vlm.n_layers + 1
 
     def continuation(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Continuation:
         ids = (*prompt, *answer)

@@ -189,8 +189,8 @@ def _cut_in(queries: Sequence[int], blocks: Sequence[ImageBlock], heads: Sequenc
 
 
 def _validate(case: Case, found: Heads, block: ImageBlock) -> Heads:
-    config, queries, base = case.vlm.config, case.target.queries, case.base
-    sets, possible = _draw(found.top, config.lm_n_heads, np.random.default_rng([case.seed, block.number]))
+    queries, base = case.target.queries, case.base
+    sets, possible = _draw(found.top, case.vlm.n_heads, np.random.default_rng([case.seed, block.number]))
     tried = [base.cutting(*_cut_in(queries, [block], heads)) for heads in (found.top, *sets)]
     # All uncut and cut continuations have the same positions, so they round alike.
     before, everywhere, own, *others = case.prefix_cache.run([base, case.without(block), *tried])
@@ -237,10 +237,10 @@ def _steer(case: Case, selection: Selection, found: Heads, block: ImageBlock) ->
         for other in chosen
     ]
     steered = []
-    for other, answer in zip(chosen, case.prefix_cache.answer(continuations, case.max_new_tokens), strict=True):
+    for other, answer in zip(chosen, case.answer(continuations), strict=True):
         asked = selection.about(other.number)
-        predicted, text = None if asked is None else asked.answer, case.text(answer)
-        told = predicted not in (None, case.text(case.answer_ids))
+        predicted, text = None if asked is None else asked.greedy_answer, case.text(answer)
+        told = predicted not in (None, case.text(case.greedy_ids))
         steered.append(Steered(other.number, text, predicted, text == predicted if told else None))
     return tuple(steered)
 

@@ -240,7 +240,7 @@ class _Bench:
         if change.everywhere:
             prefix_cache = self._read_again(change.cuts)
         open_ended = Continuation(start, change.prompt, (end, end), change.cuts, change.shifts)
-        answer = prefix_cache.answer([open_ended], case.max_new_tokens)[0] or (case.vlm.eos_token_id,)
+        answer = replace(case, prefix_cache=prefix_cache).answer([open_ended])[0]
         given, found = (_ending(open_ended, ids) for ids in (case.answer_ids, answer))
         logprob, full = (outcome.logprob for outcome in prefix_cache.run([given, found]))
         effects = [0.0] * len(case.structure.images)

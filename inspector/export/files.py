@@ -12,10 +12,10 @@ from torch import Tensor
 from inspector.facts import write_json
 from inspector.row.ask import Inspection, describe, training_batch
 from inspector.row.attention import AttentionMap
-from model import VLM, Batch, Sample
+from model import Batch, InspectableVLM, Sample
 
 
-def write_files(vlm: VLM, inspection: Inspection, arrangement: str, folder: Path) -> list[str]:
+def write_files(vlm: InspectableVLM, inspection: Inspection, arrangement: str, folder: Path) -> list[str]:
     """batch.json (ids, labels, masks, spans) and batch.safetensors (every tensor, pixels too) in ``folder``. OSError
     if they can't be written."""
     batch, samples = training_batch(vlm, inspection, arrangement)
@@ -28,7 +28,7 @@ def write_files(vlm: VLM, inspection: Inspection, arrangement: str, folder: Path
     return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
 
 
-def write_facts(vlm: VLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:
+def write_facts(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:
     """inspection.json in ``folder``: what ``python -m inspector inspect`` prints, for the token whose attention is
     shown. OSError if it can't be written."""
     path = folder / "inspection.json"

@@ -105,6 +105,12 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
         )
     last = lab.trials[-1]
     what = "changes" if lab.flipped else "stays"
+    own = ""
+    if lab.greedy_answer != lab.answer:
+        own = (
+            '<p class="vi-caption">The row\'s answer is not what the model itself says: without any cut that is '
+            f"“{escape(lab.greedy_answer)}”, and whether the answer changes is told against it.</p>"
+        )
     rows = [
         [
             "as it was",
@@ -135,7 +141,7 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
         f'<b>{escape(lab.answer)}</b></p><span aria-hidden="true">→</span>'
         f"<p><small>without these edges it {what}</small>"
         f"<b>{escape(last.answer)}</b></p><p><small>log p of the old answer</small>"
-        f"<b>{copied(lab.change, sign=True)} nats</b></p></div>{steps}"
+        f"<b>{copied(lab.change, sign=True)} nats</b></p></div>{own}{steps}"
         f"{show_command(command, opened=True)}"
         f"<details class=wi-explain><summary>Explain this</summary><p>{escape(EXPLANATION)}</p></details>"
     )

@@ -359,7 +359,7 @@ def show_selection(selection: Selection) -> str:
             '<p class="vi-empty">No question about another image could be made from this one; type one in '
             "“Contrast with”.</p>"
         )
-    notes = []
+    notes = [escape(sentence) for sentence in selection.sentences]
     if selection.contrast is not None:
         notes.append(
             f"Contrast of image {selection.image}: {copied(selection.contrast)} nats, the smaller of two "
@@ -381,6 +381,7 @@ def show_swaps(swaps: Sequence[Counterfactual], images: Sequence[PromptImage], v
     right = sum(_as_predicted(swap, swap.image in named)[1] is True for swap in swaps)
     known = sum(_as_predicted(swap, swap.image in named)[1] is not None for swap in swaps)
     summary = f'<p class="wi-lead">{right} of {known} as predicted.</p>' if known else ""
+    summary += f'<p class="vi-caption">To the unchanged prompt the model says “{escape(swaps[0].before)}”.</p>'
     return show_panel("swaps", f'{summary}<ul class="wi-cards">{cards}</ul>')
 
 

@@ -257,8 +257,7 @@ def try_item(vlm: VLM, item: Item) -> ItemResult:
             0,
         )
     answer = study.inspection.prompt.turns[item.turn].assistant.strip()
-    gold_ids = vlm.tokenizer(item.answer, add_special_tokens=False).input_ids
-    gold = measure_dependence(study.case, study.ablations, answer_ids=gold_ids)
+    gold = measure_dependence(study.case, study.ablations, answer_ids=study.case.encode(item.answer))
     others = [swap for swap in study.swaps if swap.image != item.image]
     twin = next((swap for swap in study.swaps if swap.image == item.image), None)
     orders = (0, 0)

@@ -20,7 +20,7 @@ from typing import Any
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.target import Case, image_keys
 from inspector.row.layout import ImageBlock, Question, RowStructure
-from model import Cut, InputError, VLMConfig
+from model import Cut, InputError, InspectableVLM
 
 EXPLANATION = (
     "The edges that you named are taken out of the attention before its softmax, in the question, the answer and "
@@ -59,8 +59,8 @@ class HandCut:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the model says with the first ``cuts`` cuts in place. ``logprob`` is of the old answer, nats;
-    ``probability`` of the new answer, per token."""
+    """What the model says with the first ``cuts`` cuts in place (without any: the row's answer). ``logprob`` is of the
+    row's answer, nats; ``probability`` of ``answer``, per token."""
 
     cuts: int
     answer: str
@@ -73,26 +73,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Lab:
-    """``trials[n]``: with the first n cuts; ``trials[0]`` is the answer as it was."""
+    """``trials[n]``: with the first n cuts; ``trials[0]`` is the answer as it was. ``greedy_answer``: what the model
+    itself says without any cut, decoded as the answers with cuts are; ``flipped`` is told against it."""
 
     turn: int
     cuts: tuple[HandCut, ...]
     trials: tuple[Trial, ...]
     answer: str
+    greedy_answer: str
+    flipped: bool
 
     @property
     def change(self) -> float:
         """Of log p of the old answer, all cuts in place, nats: below 0 it has become less likely."""
         return self.trials[-1].logprob - self.trials[0].logprob
 
-    @property
-    def flipped(self) -> bool:
-        return self.trials[-1].answer != self.answer
-
     def to_json(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
             "answer": self.answer,
+            "greedy_answer": self.greedy_answer,
             "new_answer": self.trials[-1].answer,
             "flipped": self.flipped,
             "change": self.change,
@@ -121,11 +121,8 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
     open_ended = case.prefix_cache.continuation(start, (first, first), stop=first)
     own = [tuple(cut.cut for cut in cuts[:n]) for n in range(len(cuts) + 1)]
     olds = case.prefix_cache.run([given.cutting(*some) for some in own])
-    answers = [
-        case.answer_ids,
-        *case.prefix_cache.answer([open_ended.cutting(*some) for some in own[1:]], case.max_new_tokens),
-    ]
-    answers = [ids or (case.vlm.eos_token_id,) for ids in answers]
+    greedy, *changed = case.answer([open_ended.cutting(*some) for some in own])
+    answers = [case.answer_ids, *changed]
     news = case.prefix_cache.run(
         [
             Continuation(start, (*open_ended.ids, *ids), (first, first + len(ids))).cutting(*some)
@@ -136,7 +133,8 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
         Trial(n, case.text(ids), math.exp(new.logprob / len(ids)), old.logprob)
         for n, (ids, old, new) in enumerate(zip(answers, olds, news, strict=True))
     )
-    return Lab(case.turn, cuts, trials, trials[0].answer)
+    flipped = bool(cuts) and answers[-1] != greedy
+    return Lab(case.turn, cuts, trials, trials[0].answer, case.text(greedy), flipped)
 
 
 # --- the language of cuts ---
@@ -154,7 +152,7 @@ def read_cut(case: Case, text: str) -> HandCut:
     left, right = (side.strip() for side in edges.split("->"))
     things = [thing.strip() for thing in left.split(",")]
     keys = sorted({position for thing in things for position in _positions(case, thing, shown)})
-    layers, heads = _read_limits(limits, case.vlm.config, shown)
+    layers, heads = _read_limits(limits, case.vlm, shown)
     rows = _rows(case, right, keys, shown)
     if not rows:
         raise InputError(f"{shown} cuts nothing: no position of “{right}” comes after what is hidden.")
@@ -162,7 +160,7 @@ def read_cut(case: Case, text: str) -> HandCut:
 
 
 def compose_cut(
-    things: Sequence[str], rows: str, layers: Sequence[int], heads: Sequence[int], config: VLMConfig
+    things: Sequence[str], rows: str, layers: Sequence[int], heads: Sequence[int], vlm: InspectableVLM
 ) -> str:
     """The line that :func:`read_cut` reads; none or all of the layers or heads: no limit is written. InputError if
     nothing is to be hidden."""
@@ -172,7 +170,7 @@ def compose_cut(
     def some(chosen: Sequence[int], count: int) -> frozenset[int] | None:
         return frozenset(chosen) if 0 < len(set(chosen)) < count else None
 
-    return _write(things, rows, some(layers, config.lm_n_blocks), some(heads, config.lm_n_heads))
+    return _write(things, rows, some(layers, vlm.n_layers), some(heads, vlm.n_heads))
 
 
 def name_things(structure: RowStructure) -> tuple[str, ...]:
@@ -225,7 +223,7 @@ def _write_numbers(numbers: Sequence[int]) -> str:
 
 
 def _read_limits(
-    limits: Sequence[str], config: VLMConfig, shown: str
+    limits: Sequence[str], vlm: InspectableVLM, shown: str
 ) -> tuple[frozenset[int] | None, frozenset[int] | None]:
     found: dict[str, frozenset[int]] = {}
     for limit in limits:
@@ -235,7 +233,7 @@ def _read_limits(
         what = match["what"]
         if what in found:
             raise InputError(f"{shown} names its {what} twice; name them once, as in “@{what} 0-1,3”.")
-        count = config.lm_n_blocks if what == "layers" else config.lm_n_heads
+        count = vlm.n_layers if what == "layers" else vlm.n_heads
         found[what] = _read_numbers(match["numbers"], what, count)
     return found.get("layers"), found.get("heads")
 

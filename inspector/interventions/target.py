@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
@@ -11,8 +12,7 @@ from inspector.row.ask import Inspection
 from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
 from inspector.row.prompt import Prompt
 from inspector.row.row_store import ROWS
-from model import VLM, Cut, InputError
-from model.tokenizer import decode
+from model import Cut, InputError, InspectableVLM
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Case:
     """What every experiment on one answer works on. ``prefix_cache`` is not for two threads at once: one case, one
     person. ``max_new_tokens`` bounds the answers to changed prompts; ``seed`` is behind everything that is drawn."""
 
-    vlm: VLM
+    vlm: InspectableVLM
     prompt: Prompt
     prefix_cache: PrefixCache
     structure: RowStructure
@@ -63,6 +63,19 @@ class Case:
     def answer_ids(self) -> tuple[int, ...]:
         return self.prefix_cache.ids[self.target.scored[0] : self.target.scored[1]]
 
+    @cached_property
+    def greedy_ids(self) -> tuple[int, ...]:
+        """What the model itself says to the unchanged row: greedy, ``max_new_tokens`` at most, by the road on which
+        changed rows are answered. The row's own answer may be sampled, given, edited or cut short, so whether a change
+        flips the answer is told against this one."""
+        first = self.target.scored[0]
+        return self.answer([self.prefix_cache.continuation(self.target.start, (first, first), stop=first)])[0]
+
+    @property
+    def gives_own_answer(self) -> bool:
+        """Whether the row's answer is what the model says itself."""
+        return self.greedy_ids == self.answer_ids
+
     @property
     def reachable(self) -> tuple[ImageBlock, ...]:
         """The images that the question can see."""
@@ -73,9 +86,21 @@ class Case:
         """The question and its answer, unchanged."""
         return self.prefix_cache.continuation(self.target.start, self.target.scored, stop=self.target.scored[1])
 
+    def answer(self, continuations: Sequence[Continuation]) -> list[tuple[int, ...]]:
+        """Greedy answers behind ``continuations``; the end token alone where nothing is said."""
+        found = self.prefix_cache.answer(continuations, self.max_new_tokens)
+        return [ids or (self.vlm.eos_token_id,) for ids in found]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that a person typed: plain text, never a special token. InputError if it is none at all."""
+        ids = self.vlm.encode_text(text)
+        if not ids:
+            raise InputError("The text has no token; write something.")
+        return tuple(ids)
+
     def text(self, ids: Sequence[int]) -> str:
         """What an answer's ids say; the end token is silent."""
-        return decode(self.vlm.tokenizer, [i for i in ids if i != self.vlm.eos_token_id])
+        return self.vlm.decode_text([i for i in ids if i != self.vlm.eos_token_id])
 
     def without(self, *images: ImageBlock, continuation: Continuation | None = None) -> Continuation:
         """The base (or ``continuation`` of it, of the same positions), its own positions not seeing ``images``. What
@@ -84,7 +109,7 @@ class Case:
 
 
 def open_case(
-    vlm: VLM, inspection: Inspection, turn: int | None = None, *, max_new_tokens: int = 32, seed: int = 0
+    vlm: InspectableVLM, inspection: Inspection, turn: int | None = None, *, max_new_tokens: int = 32, seed: int = 0
 ) -> Case:
     """Reads the inspected row once more and keeps its keys and values. ``turn`` (from 1): whose answer, the last one
     if None. InputError if that turn has no answer."""
@@ -95,9 +120,9 @@ def open_case(
     return Case(vlm, inspection.prompt, prefix_cache, structure, target, max_new_tokens, seed)
 
 
-def read_row(vlm: VLM, inspection: Inspection, document_mask: bool) -> RowStructure:
+def read_row(vlm: InspectableVLM, inspection: Inspection, document_mask: bool) -> RowStructure:
     """The structure of the inspected row."""
-    return read_structure(inspection.row, document_mask=document_mask, decode=lambda ids: decode(vlm.tokenizer, ids))
+    return read_structure(inspection.row, document_mask=document_mask, decode=vlm.decode_text)
 
 
 def choose_target(structure: RowStructure, turn: int | None = None) -> Target:

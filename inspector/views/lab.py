@@ -94,12 +94,12 @@ def build_lab() -> LabView:
 
 def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) -> dict[Any, Any]:
     """The lab for a new answer: nothing chosen, nothing cut."""
-    config = store.get(model).config
+    vlm = store.get(model)
     structure = _read(store, model, inspection)
     return {
         view.board: show_board(inspection, structure),
-        view.layers: gr.update(choices=[str(n) for n in range(config.lm_n_blocks)], value=[]),
-        view.heads: gr.update(choices=[str(n) for n in range(config.lm_n_heads)], value=[]),
+        view.layers: gr.update(choices=[str(n) for n in range(vlm.n_layers)], value=[]),
+        view.heads: gr.update(choices=[str(n) for n in range(vlm.n_heads)], value=[]),
         view.line: "",
         view.note: "",
         view.result: show_lab(None),
@@ -120,8 +120,8 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     def compose(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
         if page is None or not things:
             return ""
-        config = store.get(page.model).config
-        return compose_cut(things, rows, [int(n) for n in layers], [int(n) for n in heads], config)
+        vlm = store.get(page.model)
+        return compose_cut(things, rows, [int(n) for n in layers], [int(n) for n in heads], vlm)
 
     limits: list[Any] = [view.rows, view.layers, view.heads]
 

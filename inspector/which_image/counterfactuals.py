@@ -7,7 +7,7 @@ size, so that the row keeps its length and every other token its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from model.training.synthetic.scenes import SINGLE_TILE, draw, random_scene
 class Counterfactual:
     """``image`` (from 1) was replaced. ``partner`` says by what, ``partner_image`` is its number if it is another
     image of the prompt. ``fall``: of log p of the answer under study, nats. ``predicted``: the answer that should
-    come if the model reads this image, None where nothing could be predicted; ``answer``: what it said. ``picture``: a
+    come if the model reads this image, None where nothing could be predicted; ``answer``: what it said; ``flipped``:
+    whether that is another answer than ``before``, which the model itself gives to the unchanged row. ``picture``: a
     preview of what came in its place."""
 
     image: int
@@ -39,6 +40,7 @@ class Counterfactual:
     answer: str
     fall: float
     flipped: bool
+    before: str
     picture: Image.Image
 
     def to_json(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Counterfactual:
             "answer": self.answer,
             "fall": self.fall,
             "flipped": self.flipped,
+            "before": self.before,
         }
 
 
@@ -80,7 +83,7 @@ def measure_swap(
     before, after = case.prefix_cache.run([case.base])[0], swapped.run([case.base])[0]
     first = case.target.scored[0]
     open_ended = swapped.continuation(case.target.start, (first, first), stop=first)
-    (ids,) = swapped.answer([open_ended], case.max_new_tokens)
+    (ids,) = replace(case, prefix_cache=swapped).answer([open_ended])
     return Counterfactual(
         image,
         partner.name,
@@ -88,7 +91,8 @@ def measure_swap(
         partner.predicted,
         case.text(ids),
         before.logprob - after.logprob,
-        (ids or (vlm.eos_token_id,)) != case.answer_ids,
+        ids != case.greedy_ids,
+        case.text(case.greedy_ids),
         read_preview(facts),
     )
 
@@ -107,10 +111,10 @@ class _Partner:
 def _choose_partner(case: Case, image: int, selection: Selection) -> _Partner:
     """Another image of the prompt if its own answer is known and differs, else a drawn scene."""
     prompt, own = case.prompt, selection.about(image)
-    answers = {asked.image: asked.answer for asked in selection.asked if asked.image is not None}
+    answers = {asked.image: asked.greedy_answer for asked in selection.asked if asked.image is not None}
     for offset in range(1, len(prompt.images)):
         number = (image - 1 + offset) % len(prompt.images) + 1
-        if own is not None and answers.get(number, own.answer) != own.answer:
+        if own is not None and answers.get(number, own.greedy_answer) != own.greedy_answer:
             other = prompt.images[number - 1]
             fitted = other.size != prompt.images[image - 1].size
             name = f"image {number}" + (", stretched to its size" if fitted else "")

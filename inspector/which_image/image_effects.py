@@ -3,7 +3,8 @@
 Taking an image away cuts every edge from its tokens and region marks into everything behind it: attention knockout
 (Geva et al. 2023, arXiv 2304.14767), complete, so that the row goes on as if the image's positions were empty. A model
 may find another way to the same answer then, so a fall is a lower bound of what the image was worth. Shapley values
-(Shapley 1953) share log p(all images) − log p(no image) out among the images.
+(Shapley 1953) share log p(all images) − log p(no image) out among the images. What replacing images by others does is
+measured beside it, in :mod:`inspector.which_image.exchange_effects`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from inspector.interventions.continuations import Continuation
 from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import Case, Target, is_answered
-from model import Cut
+from inspector.which_image.exchange_effects import ExchangeEffects, measure_exchange
+from inspector.which_image.noise_floor import measure_noise_floor
+from inspector.which_image.shapley import (
+    all_subsets,
+    draw_orders,
+    sampled_shapley,
+    shapley_interactions,
+    shapley_values,
+    subsets_of_orders,
+)
 
 EXACT_IMAGES = 5
 """Up to so many images all 2ⁿ subsets are run; beyond, orders are drawn."""
 SAMPLED_ORDERS = 32
-NOISE_DRAWS = 24
-NOISE_QUANTILE = 0.95
 STRONG = 1.0
 """Nats that count as an effect, whatever the noise: 1 nat is a factor of e in the answer's probability."""
 
@@ -38,7 +45,9 @@ class Dependence:
     image; ``alone``: rise over ``text_only`` with that image only. ``interactions [image image]`` are Shapley
     interaction values, positive where two images are needed together and negative where either will do; None if
     sampled. ``standard_errors`` of the Shapley values, None if exact. ``noise_floor``: the 95th percentile of the
-    change that cutting ``noise_size`` random unrelated positions makes (``noise_draws`` draws).
+    change that ``noise_draws`` stretches of ``noise_size`` positions of text make that are taken away as images are,
+    times ``noise_scale`` (see :class:`inspector.which_image.noise_floor.NoiseFloor`). ``exchange``: the same answer
+    with images replaced, None if that was not measured.
     """
 
     answer: str
@@ -54,6 +63,8 @@ class Dependence:
     noise_draws: int
     noise_size: int
     runs: int
+    noise_scale: float = 1.0
+    exchange: ExchangeEffects | None = None
 
     @property
     def exact(self) -> bool:
@@ -84,7 +95,9 @@ class Dependence:
             "noise_floor": self.noise_floor,
             "noise_draws": self.noise_draws,
             "noise_size": self.noise_size,
+            "noise_scale": self.noise_scale,
             "runs": self.runs,
+            "exchange": None if self.exchange is None else self.exchange.to_json(),
         }
 
 
@@ -134,9 +147,14 @@ class TurnMatrix:
 
 
 def measure_dependence(
-    case: Case, ablations: ImageAblations | None = None, *, answer_ids: Sequence[int] | None = None
+    case: Case,
+    ablations: ImageAblations | None = None,
+    exchanges: ImageExchanges | None = None,
+    *,
+    answer_ids: Sequence[int] | None = None,
 ) -> Dependence:
-    """See :class:`Dependence`. ``answer_ids``: another answer in the place of the row's own (a reference answer)."""
+    """See :class:`Dependence`. ``exchanges``: measures the exchange of images too. ``answer_ids``: another answer in
+    the place of the row's own (a reference answer); then images are taken away only."""
     prefix_cache, structure, target = case.prefix_cache, case.structure, case.target
     ablations = ablations or ImageAblations(case)
     first = target.scored[0]
@@ -144,26 +162,25 @@ def measure_dependence(
     ids = case.answer_ids if answer_ids is None else tuple(answer_ids)
     scored = (first, first + len(ids))
     target = Target(target.question, target.start, scored)
-    base = Continuation(target.start, (*prompt, *ids), scored)
+    whole = (*prompt, *ids)
     seen = case.reachable
     n = len(seen)
     rng = np.random.default_rng(case.seed)
-    orders = None if n <= EXACT_IMAGES else _draw_orders(rng, n)
-    subsets = _all_subsets(n) if orders is None else _prefixes(orders)
+    orders = None if n <= EXACT_IMAGES else draw_orders(rng, n, SAMPLED_ORDERS)
+    subsets = all_subsets(n) if orders is None else subsets_of_orders(orders)
     hidden = [frozenset(seen[k].number for k in range(n) if k not in subset) for subset in subsets]
-    outcomes = prefix_cache.run([ablations.of_ending(gone, target, base.ids, scored) for gone in hidden])
+    outcomes = prefix_cache.run([ablations.of_ending(gone, target, whole, scored) for gone in hidden])
     value = {subset: outcome.logprob for subset, outcome in zip(subsets, outcomes, strict=True)}
     full = frozenset(range(n))
     if orders is None:
         shapley, errors = shapley_values(value, n), None
-        interactions = _interactions(value, n)
+        interactions = shapley_interactions(value, n)
     else:
-        shapley, errors = _sampled_shapley(value, orders)
+        shapley, errors = sampled_shapley(value, orders)
         interactions = None
     leave_one_out = [value[full] - value[full - {k}] for k in range(n)]
     alone = [value[frozenset({k})] - value[frozenset()] for k in range(n)]
-    strong = {seen[k].number for k in range(n) if max(shapley[k], leave_one_out[k]) >= STRONG}
-    floor, size, draws = _noise_floor(case, target, base, value[full], strong, rng)
+    noise = measure_noise_floor(case, target, whole, value[full])
 
     def spread(values: Sequence[float]) -> tuple[float, ...]:
         by_number = {image.number: value for image, value in zip(seen, values, strict=True)}
@@ -191,10 +208,12 @@ def measure_dependence(
         leave_one_out=spread(leave_one_out),
         alone=spread(alone),
         interactions=whole_interactions,
-        noise_floor=floor,
-        noise_draws=draws,
-        noise_size=size,
-        runs=len(subsets) + draws,
+        noise_floor=noise.floor,
+        noise_draws=noise.draws,
+        noise_size=noise.size,
+        runs=len(subsets) + noise.draws,
+        noise_scale=noise.scale,
+        exchange=None if exchanges is None or answer_ids is not None else measure_exchange(case, exchanges),
     )
 
 
@@ -231,97 +250,3 @@ def measure_matrix(case: Case, ablations: ImageAblations | None = None) -> TurnM
             for question in structure.questions
         ),
     )
-
-
-def shapley_values(value: dict[frozenset[int], float], n: int) -> tuple[float, ...]:
-    """Exact Shapley values of ``n`` players from the value of every subset."""
-    found = []
-    for player in range(n):
-        others = [other for other in range(n) if other != player]
-        total = 0.0
-        for size in range(n):
-            weight = math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
-            for chosen in combinations(others, size):
-                subset = frozenset(chosen)
-                total += weight * (value[subset | {player}] - value[subset])
-        found.append(total)
-    return tuple(found)
-
-
-def _interactions(value: dict[frozenset[int], float], n: int) -> list[list[float]]:
-    """Shapley interaction values of pairs (Grabisch & Roubens 1999)."""
-    found = [[0.0] * n for _ in range(n)]
-    for one, other in combinations(range(n), 2):
-        rest = [k for k in range(n) if k not in (one, other)]
-        total = 0.0
-        for size in range(n - 1):
-            weight = math.factorial(size) * math.factorial(n - size - 2) / math.factorial(n - 1)
-            for chosen in combinations(rest, size):
-                subset = frozenset(chosen)
-                both = value[subset | {one, other}] - value[subset | {one}] - value[subset | {other}] + value[subset]
-                total += weight * both
-        found[one][other] = found[other][one] = total
-    return found
-
-
-def _all_subsets(n: int) -> list[frozenset[int]]:
-    return [frozenset(chosen) for size in range(n + 1) for chosen in combinations(range(n), size)]
-
-
-def _draw_orders(rng: np.random.Generator, n: int) -> list[tuple[int, ...]]:
-    """Random orders, each with its reverse: the pairs' errors cancel in part (antithetic sampling)."""
-    orders = []
-    for _ in range(SAMPLED_ORDERS // 2):
-        order = tuple(int(k) for k in rng.permutation(n))
-        orders += [order, order[::-1]]
-    return orders
-
-
-def _prefixes(orders: Sequence[tuple[int, ...]]) -> list[frozenset[int]]:
-    n = len(orders[0])
-    wanted = {frozenset(order[:size]) for order in orders for size in range(n + 1)}
-    wanted |= {frozenset(range(n)) - {k} for k in range(n)} | {frozenset({k}) for k in range(n)}
-    return sorted(wanted, key=lambda subset: (len(subset), sorted(subset)))
-
-
-def _sampled_shapley(
-    value: dict[frozenset[int], float], orders: Sequence[tuple[int, ...]]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means over the drawn orders and their standard errors, a pair of opposite orders counting as one draw."""
-    n = len(orders[0])
-    gains = np.zeros((len(orders), n))
-    for row, order in enumerate(orders):
-        for size, player in enumerate(order):
-            gains[row, player] = value[frozenset(order[: size + 1])] - value[frozenset(order[:size])]
-    pairs = gains.reshape(-1, 2, n).mean(axis=1)
-    errors = pairs.std(axis=0, ddof=1) / math.sqrt(len(pairs))
-    return tuple(pairs.mean(axis=0).tolist()), tuple(errors.tolist())
-
-
-def _noise_floor(
-    case: Case, target: Target, base: Continuation, logprob: float, strong: set[int], rng: np.random.Generator
-) -> tuple[float, int, int]:
-    """(floor in nats, positions per draw, draws). ``logprob``: of ``base``, uncut. Unrelated: positions before the
-    question that belong to no image with an effect of :data:`STRONG` or more. The row's first position is left alone:
-    in most models it soaks up attention that has nowhere to go, and cutting it breaks the model rather than measures
-    noise."""
-    prefix_cache, structure = case.prefix_cache, case.structure
-    related = {p for image in structure.images if image.number in strong for p in range(image.start, image.stop)}
-    attended = prefix_cache.row.attention_mask.tolist()
-    segments = prefix_cache.row.segment_ids.tolist()
-    first = next((p for p in range(target.start) if attended[p]), 0)
-    pool = [
-        p
-        for p in range(first + 1, target.start)
-        if p not in related and attended[p] and (not structure.document_mask or segments[p] == segments[target.start])
-    ]
-    sizes = [len(image.tokens) + len(image.marks) for image in structure.images]
-    if not pool or not sizes:
-        return 0.0, 0, 0
-    size = min(int(np.median(sizes)), max(1, len(pool) // 2))
-    draws = [
-        base.cutting(Cut(target.queries, sorted(rng.choice(pool, size, replace=False).tolist())))
-        for _ in range(NOISE_DRAWS)
-    ]
-    changes = [abs(logprob - outcome.logprob) for outcome in prefix_cache.run(draws)]
-    return float(np.quantile(changes, NOISE_QUANTILE)), size, len(draws)

@@ -26,9 +26,10 @@ class AskedQuestion:
     """One question put in the place of the prompt's, and what it makes of the images.
 
     ``image``: the number of the image that it asks about, None if it doesn't say. ``answer``: what the model then
-    says (greedy), ``probability`` per token. ``effects`` (image order): fall of log p of *this* answer without each
+    says (greedy), for the prompt's own question the row's answer, ``probability`` per token; ``greedy_answer``: what
+    the model says in either case. ``effects`` (image order): fall of log p of *this* answer without each
     image; ``same_answer_effects``: of the answer under study. ``prompt_ids``: from the target's start to where the
-    answer begins. ``answer_ids``: what the model says.
+    answer begins. ``answer_ids`` and ``greedy_ids``: of the two answers.
     """
 
     question: str
@@ -40,6 +41,13 @@ class AskedQuestion:
     same_answer_effects: tuple[float, ...]
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    greedy_answer: str
+    greedy_ids: tuple[int, ...]
+
+    @property
+    def is_contrast(self) -> bool:
+        """Whether it may stand for a question about another image: it says which one it asks about."""
+        return self.source != "as asked" and self.image is not None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +55,8 @@ class AskedQuestion:
             "image": self.image,
             "source": self.source,
             "answer": self.answer,
+            "greedy_answer": self.greedy_answer,
+            "is_contrast": self.is_contrast,
             "probability": self.probability,
             "effects": list(self.effects),
             "same_answer_effects": list(self.same_answer_effects),
@@ -77,6 +87,19 @@ class Selection:
         """Questions about another image than :attr:`image`."""
         return _others(self.asked, self.image)
 
+    @property
+    def without_image(self) -> tuple[AskedQuestion, ...]:
+        """Questions that were asked and don't say which image they are about: no contrast, and not counted as one."""
+        return tuple(one for one in self.asked[1:] if not one.is_contrast)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What else has to be said about the questions."""
+        return tuple(
+            f"“{one.question}” names no single image that can be seen, so it is no contrast and is not counted."
+            for one in self.without_image
+        )
+
     def about(self, image: int) -> AskedQuestion | None:
         """The question about image ``image``, as asked or altered."""
         return next((asked for asked in self.asked if asked.image == image), None)
@@ -87,6 +110,7 @@ class Selection:
             "image": self.image,
             "contrasts": list(self.contrasts),
             "contrast": self.contrast,
+            "sentences": list(self.sentences),
         }
 
 
@@ -131,7 +155,7 @@ def measure_selection(
 ) -> Selection:
     """``image``: the image that the answer under study depends on, from 1; with None contrasts are still listed.
     InputError if a typed question makes the prompt too long."""
-    vlm, prompt, prefix_cache, structure, target = case.vlm, case.prompt, case.prefix_cache, case.structure, case.target
+    prompt, prefix_cache, structure, target = case.prompt, case.prefix_cache, case.structure, case.target
     ablations = ablations or ImageAblations(case)
     own = prompt.turns[case.turn - 1].user
     about = pointed_image(own, len(structure.images))
@@ -139,14 +163,16 @@ def measure_selection(
     visible = {block.number for block in case.reachable}
     if len(visible) > 1 or typed:
         options = alternative_questions(prompt, case.turn, image, len(structure.images), typed)
-        asked += [option for option in options if option[1] is None or option[1] in visible]
+        # One that a person typed is asked in any case; about an image that can't be seen it is no contrast.
+        asked += [
+            (text, number if number in visible else None, source)
+            for text, number, source in options
+            if number in visible or source == "typed"
+        ]
     prompts = [changed_question(case, question) for question, _, _ in asked]
     given = case.answer_ids
     open_ended = [Continuation(target.start, ids, (target.start + len(ids),) * 2) for ids in prompts]
-    answers = [
-        given,
-        *(found or (vlm.eos_token_id,) for found in prefix_cache.answer(open_ended[1:], case.max_new_tokens)),
-    ]
+    answers = [given, *case.answer(open_ended[1:])]
     removed = [frozenset[int](), *(frozenset({block.number}) for block in structure.images)]
     continuations: list[Continuation] = []
     for ids, answer in zip(prompts, answers, strict=True):
@@ -169,6 +195,8 @@ def measure_selection(
                 tuple(same[0].logprob - outcome.logprob for outcome in same[1:]),
                 ids,
                 answer,
+                case.text(answer if n else case.greedy_ids),
+                answer if n else case.greedy_ids,
             )
         )
     contrasts = tuple(_contrast(found, block.number) for block in structure.images)
@@ -195,7 +223,7 @@ def _contrast(asked: Sequence[AskedQuestion], image: int) -> float | None:
 
 
 def _others(asked: Sequence[AskedQuestion], image: int | None) -> tuple[AskedQuestion, ...]:
-    return tuple(one for one in asked[1:] if one.image != image)
+    return tuple(one for one in asked[1:] if one.is_contrast and one.image != image)
 
 
 def _effects_otherwise(asked: Sequence[AskedQuestion], image: int | None) -> tuple[float, float] | None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from inspector.interventions.target import Case, image_keys, is_answered, target_of
+from inspector.row.embedded_row import read_row, see
+from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from inspector.row.prompt import prepare_samples
 from inspector.which_image.image_effects import Dependence, TurnMatrix
-from model import Batch, Cut, Tap, collate
-from model.language import build_mask
+from model import Cut
 
 TOLERANCE = 1e-4
 """Nats in float32."""
@@ -63,8 +64,8 @@ def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[
                 tolerance,
             )
         )
-    if len(case.prefix_cache.row) + PADDING <= case.vlm.config.lm_max_position_embeddings:
-        checks.append(Check("a knockout of padding", _cut_padding(case), tolerance))
+    if len(case.prefix_cache.row) + PADDING <= case.vlm.max_positions:
+        checks.append(Check("padding before the row, which nobody sees, changes nothing", _pad(case), tolerance))
     if case.prompt.layout == "packed":
         checks.append(Check("the packed row with a document mask = the sample alone", _alone(case), 10 * tolerance))
     return tuple(checks)
@@ -75,75 +76,66 @@ def _score_hidden(case: Case, hidden: torch.Tensor, places: Sequence[int] | None
     it, if not in its own place."""
     first, stop = case.target.scored
     rows = [(places[p] if places is not None else p) for p in range(first - 1, stop - 1)]
-    logprobs = case.vlm.decoder.head(hidden[rows]).float().log_softmax(dim=-1)
+    logprobs = case.vlm.logits(hidden[rows]).log_softmax(dim=-1)
     ids = torch.tensor(case.answer_ids, device=logprobs.device)
     return float(logprobs.gather(-1, ids[:, None]).sum())
 
 
-def _batch(case: Case) -> Batch:
-    return case.vlm.collate([case.prefix_cache.row], document_mask=case.prefix_cache.document_mask)
+def _read_whole(case: Case, embeds: torch.Tensor, *, document_mask: bool | None = None) -> torch.Tensor:
+    """The decoder's output ``[pos width]`` for the row with other ``embeds [pos width]``, in one pass."""
+    row = case.prefix_cache.row
+    visible = see(row, case.prefix_cache.document_mask if document_mask is None else document_mask)
+    return case.vlm.decode(embeds[None], row.position_ids, visible[None, None])[0]
 
 
 def _deleted(case: Case, image: ImageBlock) -> float:
     """The row without the image's positions, the others keeping their numbers."""
-    batch = _batch(case)
-    hidden = set(image_keys(image))
-    kept = [p for p in range(len(case.prefix_cache.row)) if p not in hidden]
-    embeds = case.prefix_cache.embeds[kept][None]
-    segments = batch.segment_ids[:, kept] if batch.document_mask else None
-    mask = build_mask(batch.attention_mask[:, kept], segments, len(kept), embeds.dtype)
-    out = case.vlm.decoder(embeds, mask, batch.position_ids[:, kept], rope_length=len(case.prefix_cache.row))
-    places = {p: n for n, p in enumerate(kept)}
-    return _score_hidden(case, out[0], [places.get(p, 0) for p in range(len(case.prefix_cache.row))])
+    row, hidden = case.prefix_cache.row, set(image_keys(image))
+    kept = torch.tensor([p for p in range(len(row)) if p not in hidden])
+    visible = see(row, case.prefix_cache.document_mask)[kept][:, kept]
+    embeds = case.prefix_cache.embeds[kept]
+    out = case.vlm.decode(embeds[None], row.position_ids[:, kept], visible[None, None])[0]
+    places = {p: n for n, p in enumerate(kept.tolist())}
+    return _score_hidden(case, out, [places.get(p, 0) for p in range(len(row))])
 
 
 def _beyond_reach(case: Case) -> float:
     """The largest change of an answer's log p when the features of an image that its question can't see are put in
     another order: whole passes of one shape, which agree to the last bit."""
-    batch, largest = _batch(case), 0.0
-    segments = batch.segment_ids if batch.document_mask else None
-    mask = build_mask(batch.attention_mask, segments, len(case.prefix_cache.row), case.prefix_cache.embeds.dtype)
-
-    def read(embeds: torch.Tensor) -> torch.Tensor:
-        return case.vlm.decoder(embeds[None], mask, batch.position_ids)[0]
-
+    largest = 0.0
     questions = [question for question in case.structure.questions if is_answered(question)]
     hidden_from = {image: [q for q in questions if image.number not in q.reachable] for image in case.structure.images}
     # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
-    before = read(case.prefix_cache.embeds) if any(hidden_from.values()) else case.prefix_cache.hidden
+    before = _read_whole(case, case.prefix_cache.embeds) if any(hidden_from.values()) else case.prefix_cache.hidden
     for image, blind in hidden_from.items():
         if not blind:
             continue
         embeds = case.prefix_cache.embeds.clone()
         embeds[list(image.tokens)] = embeds[list(image.tokens)].flip(0)
-        after = read(embeds)
+        after = _read_whole(case, embeds)
         for question in blind:
             other = replace(case, target=target_of(case.structure, question))
             largest = max(largest, abs(_score_hidden(other, after) - _score_hidden(other, before)))
     return largest
 
 
-def _cut_padding(case: Case) -> float:
-    row = case.prefix_cache.row
-    batch = collate(
-        [row],
-        pad_token_id=case.vlm.pad_token_id,
-        max_length=len(row) + PADDING,
-        document_mask=case.prefix_cache.document_mask,
-    ).to(case.vlm.device)
-    places = range(PADDING, PADDING + len(row))
-    cut = Tap(cuts=(Cut(places, range(PADDING)),))
-    return abs(
-        _score_hidden(case, case.vlm.hidden(batch)[0], places)
-        - _score_hidden(case, case.vlm.hidden(batch, cut)[0], places)
-    )
+def _pad(case: Case) -> float:
+    """With padding before the row, which moves every position on and is seen by none of them."""
+    row, embeds = case.prefix_cache.row, case.prefix_cache.embeds
+    padding = case.vlm.embed_ids(torch.full((PADDING,), case.vlm.pad_token_id))
+    before = torch.arange(PADDING).expand(len(row.position_ids), -1)
+    visible = torch.eye(PADDING + len(row), dtype=torch.bool)
+    visible[PADDING:, PADDING:] = see(row, case.prefix_cache.document_mask)
+    positions = torch.cat((before, row.position_ids + PADDING), dim=1)
+    out = case.vlm.decode(torch.cat((padding, embeds))[None], positions, visible[None, None])[0]
+    return abs(_score_hidden(case, out[PADDING:]) - _score_hidden(case, case.prefix_cache.hidden))
 
 
 def _alone(case: Case) -> float:
     samples = prepare_samples(case.vlm, case.prompt)
-    sample = samples[case.target.question.sample - 1]
-    apart = case.vlm.collate([case.prefix_cache.row], document_mask=True)
+    row = case.vlm.place(samples[case.target.question.sample - 1])
     offset = sum(len(other) + 1 for other in samples[: case.target.question.sample - 1])
-    alone = case.vlm.hidden(case.vlm.collate([sample]))[0]
+    apart = _read_whole(case, case.prefix_cache.embeds, document_mask=True)
+    alone = read_row(case.vlm, row, FEATURES.encode(case.vlm, row.images)).hidden
     places = [max(0, p - offset) for p in range(len(case.prefix_cache.row))]
-    return abs(_score_hidden(case, case.vlm.hidden(apart)[0]) - _score_hidden(case, alone, places))
+    return abs(_score_hidden(case, apart) - _score_hidden(case, alone, places))

@@ -16,7 +16,7 @@ from inspector.which_image.image_effects import Dependence, TurnMatrix, measure_
 from inspector.which_image.question_contrast import Selection, measure_selection
 from inspector.which_image.self_checks import Check, run_checks
 from inspector.which_image.verdict import Verdict, judge, name_leader
-from model import VLM, OpenedImage
+from model import InspectableVLM, OpenedImage
 
 STEPS = ("structure", "dependence", "matrix", "selection", "swaps", "attention", "checks")
 """In the order they come."""
@@ -26,7 +26,8 @@ STEPS = ("structure", "dependence", "matrix", "selection", "swaps", "attention",
 class WhichImage:
     """What is known so far about one answer; fields are None until their step is done. ``attention``: the pattern of
     the position that chose the answer's first token. ``reference``: dependence of a reference answer, if one was
-    given. ``step``: the last of :data:`STEPS` that is done."""
+    given. ``greedy_answer``: what the model itself says to the unchanged row, which flips are told against.
+    ``step``: the last of :data:`STEPS` that is done."""
 
     step: str
     structure: RowStructure
@@ -40,6 +41,7 @@ class WhichImage:
     attention: AttentionMap | None = None
     checks: tuple[Check, ...] | None = None
     verdict: Verdict | None = None
+    greedy_answer: str | None = None
 
     @property
     def attended_image(self) -> tuple[int, float] | None:
@@ -57,6 +59,7 @@ class WhichImage:
         attended = self.attended_image
         return {
             "answer": self.dependence.answer,
+            "greedy_answer": self.greedy_answer,
             "turn": self.turn,
             "verdict": self.verdict.to_json(),
             "dependence": self.dependence.to_json(),
@@ -71,7 +74,7 @@ class WhichImage:
 
 
 def study_answer(
-    vlm: VLM,
+    vlm: InspectableVLM,
     inspection: Inspection,
     turn: int | None = None,
     *,
@@ -92,9 +95,17 @@ def study_answer(
     dependence = measure_dependence(case, ablations)
     beside = None
     if reference:
-        ids = vlm.tokenizer(reference, add_special_tokens=False).input_ids
-        beside = measure_dependence(case, ablations, answer_ids=ids)
-    found = WhichImage("dependence", structure, case.turn, case, dependence, beside, verdict=judge(case, dependence))
+        beside = measure_dependence(case, ablations, answer_ids=case.encode(reference))
+    found = WhichImage(
+        "dependence",
+        structure,
+        case.turn,
+        case,
+        dependence,
+        beside,
+        verdict=judge(case, dependence),
+        greedy_answer=case.text(case.greedy_ids),
+    )
     yield found
     matrix = measure_matrix(case, ablations)
     yield (found := replace(found, step="matrix", matrix=matrix))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inspector.interventions.target import Case
@@ -63,7 +63,24 @@ def judge(
     selection: Selection | None = None,
     swaps: Sequence[Counterfactual] | None = None,
 ) -> Verdict:
-    """The verdict as far as the tests at hand carry it; ``selection`` and ``swaps`` None: not run yet."""
+    """The verdict as far as the tests at hand carry it; ``selection`` and ``swaps`` None: not run yet. Where the row's
+    answer is not what the model says itself, that stands among the reasons."""
+    verdict = _judge(case, dependence, selection, swaps)
+    if case.gives_own_answer:
+        return verdict
+    note = (
+        f"The model itself says “{case.text(case.greedy_ids)}” to this prompt, not “{case.text(case.answer_ids)}”; "
+        "whether an answer changes is told against what it says itself."
+    )
+    return replace(verdict, reasons=(*verdict.reasons, note))
+
+
+def _judge(
+    case: Case,
+    dependence: Dependence,
+    selection: Selection | None,
+    swaps: Sequence[Counterfactual] | None,
+) -> Verdict:
     answer = f"The answer “{dependence.answer}”" if dependence.answer else "The empty answer"
     final = selection is not None and swaps is not None
     reachable = case.target.question.reachable

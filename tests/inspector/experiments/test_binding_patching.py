@@ -164,7 +164,7 @@ def test_what_could_not_be_patched_is_said(embedded, name, questions, turn, opti
 
 def test_equal_answers_have_no_curve(three):
     case, selection = three
-    same = tuple(replace(one, answer_ids=(30,)) for one in selection.asked)
+    same = tuple(replace(one, answer_ids=(30,), greedy_ids=(30,)) for one in selection.asked)
     curve = next(patch_addresses(case, replace(selection, asked=same)))
     assert curve.not_done == "The pointer was not patched: every question of equal length gets the same answer."
     with pytest.raises(ValueError, match="different answers"):

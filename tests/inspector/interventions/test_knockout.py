@@ -71,13 +71,13 @@ def test_a_position_has_the_smallest_name_that_it_is_in(tiles, three):
 
 def test_composing(embedded):
     config = embedded.config
-    assert compose_cut(["image 1"], "later", [], [], config) == "image 1 -> later"
-    assert compose_cut(["image 1"], "later", [0, 1, 2, 3], [1], config) == "image 1 -> later @heads 1"
-    assert compose_cut(["image 1", "tokens 3"], "answer", [3, 0, 1], [], config) == (
+    assert compose_cut(["image 1"], "later", [], [], three.vlm) == "image 1 -> later"
+    assert compose_cut(["image 1"], "later", [0, 1, 2, 3], [1], three.vlm) == "image 1 -> later @heads 1"
+    assert compose_cut(["image 1", "tokens 3"], "answer", [3, 0, 1], [], three.vlm) == (
         "image 1, tokens 3 -> answer @layers 0-1,3"
     )
     with pytest.raises(InputError, match="Nothing is chosen"):
-        compose_cut([], "later", [], [], config)
+        compose_cut([], "later", [], [], three.vlm)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from inspector.interventions.target import choose_target, image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.counterfactuals import Counterfactual
-from inspector.which_image.image_effects import Dependence, measure_dependence, measure_matrix, shapley_values
+from inspector.which_image.image_effects import Dependence, measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import alternative_questions, measure_selection
+from inspector.which_image.shapley import shapley_values
 from inspector.which_image.study import STEPS, study_answer
 from inspector.which_image.verdict import judge, name_leader, say
 from model import InputError, OpenedImage, load_vlm
