@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from benchmarks.timing import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
+from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, peak_mib, reset_peak
 from inspector.export.experiments import EXPERIMENTS
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
@@ -100,22 +100,27 @@ def measure_units(vlm: VLM, prompt: Prompt) -> Unit:
     embeds = vlm.embed(vlm.collate([row]))
     visible = torch.ones(len(row), len(row), dtype=torch.bool).tril()[None, None]
     prefill = _time(lambda: vlm.decode(embeds, row.position_ids, visible))
-    cache = vlm.new_cache(len(row) + 8)
-    vlm.decode(embeds, row.position_ids, visible, cache)
+    return Unit(vision, prefill, _time(decode_step(vlm, len(row)), 9), len(row))
+
+
+def decode_step(vlm: VLM, length: int) -> Callable[[], object]:
+    """One token behind ``length`` kept positions, with its logits."""
+    cache = vlm.new_cache(length + 1)
+    cache.keys.zero_()
+    cache.values.zero_()
+    embeds, seen = vlm.embed_ids(torch.tensor([5]))[None], torch.ones(1, 1, 1, length + 1, dtype=torch.bool)
 
     def step() -> None:
-        cache.length = len(row)
-        seen = torch.ones(1, 1, 1, len(row) + 1, dtype=torch.bool)
-        vlm.logits(vlm.decode(embeds[:, -1:], torch.tensor([[len(row)]]), seen, cache))
+        cache.length = length
+        vlm.logits(vlm.decode(embeds, torch.tensor([[length]]), seen, cache))
 
-    return Unit(vision, prefill, _time(step, 9), len(row))
+    return step
 
 
-def _report(what: str, seconds: float, unit: Unit, counted: Counted, in_: str = "prefills") -> None:
-    size = {"prefills": unit.prefill, "decode steps": unit.step}[in_]
+def _report(what: str, seconds: float, unit: Unit, counted: Counted) -> None:
     rows = counted.positions / unit.length
     print(
-        f"{what:46} {seconds:8.2f} s = {seconds / size:6.2f} {in_:12} {counted.parts:4} parts encoded "
+        f"{what:46} {seconds:8.2f} s = {seconds / unit.prefill:6.2f} prefills {counted.parts:4} parts encoded "
         f"{counted.positions:8,} positions = {rows:6.2f} rows in {counted.passes:4} passes",
         flush=True,
     )
@@ -163,13 +168,16 @@ def main(_: int) -> None:
 
 
 def _click(vlm: VLM, inspection: Inspection, unit: Unit) -> None:
-    watch = Stopwatch()
+    """In turn with decode steps, so that a busy machine slows both."""
+    positions = iter(range(unit.length - 1, 0, -30))
+    step = decode_step(vlm, unit.length)
     with counting() as counted:
-        for n in range(CLICKS):
-            attend(vlm, inspection, unit.length - 1 - 30 * n)
-    counted.positions //= CLICKS
-    counted.passes //= CLICKS
-    _report(f"one token click (mean of {CLICKS})", watch.lap() / CLICKS, unit, counted, "decode steps")
+        ours, theirs = measure(lambda: attend(vlm, inspection, next(positions)), step, CLICKS)
+    print(
+        f"{f'one token click (median of {CLICKS})':46} {ours:8.2f} s = {ours / theirs:6.2f} decode steps "
+        f"{counted.parts:4} parts encoded",
+        flush=True,
+    )
 
 
 def _study(vlm: VLM, inspection: Inspection, unit: Unit) -> None:

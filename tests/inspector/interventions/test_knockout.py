@@ -69,8 +69,7 @@ def test_a_position_has_the_smallest_name_that_it_is_in(tiles, three):
         name_position(three.structure, 91)
 
 
-def test_composing(embedded):
-    config = embedded.config
+def test_composing(three):
     assert compose_cut(["image 1"], "later", [], [], three.vlm) == "image 1 -> later"
     assert compose_cut(["image 1"], "later", [0, 1, 2, 3], [1], three.vlm) == "image 1 -> later @heads 1"
     assert compose_cut(["image 1", "tokens 3"], "answer", [3, 0, 1], [], three.vlm) == (
