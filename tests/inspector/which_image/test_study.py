@@ -272,6 +272,7 @@ def test_without_a_contrast_the_question_is_not_said_to_select(three):
     flat = replace(
         selection,
         contrast=0.3,
+        exchange_contrast=0.2,
         asked=tuple(replace(asked, effects=selection.asked[0].effects) for asked in selection.asked),
     )
     verdict = judge(case, dependence, flat, three[-1].swaps)
