@@ -289,6 +289,7 @@ def try_item(vlm: VLM, item: Item) -> ItemResult:
         asked_right=_all_right(study.selection, item),
         orders_right=orders[0],
         orders_predicted=orders[1],
+        exchange_named=0 if study.dependence.exchange is None else _largest(study.dependence.exchange.shapley),
     )
 
 

@@ -108,7 +108,7 @@ def study_answer(
         greedy_answer=case.text(case.greedy_ids),
     )
     yield found
-    matrix = measure_matrix(case, ablations)
+    matrix = measure_matrix(case, ablations, exchanges)
     yield (found := replace(found, step="matrix", matrix=matrix))
     selection = measure_selection(case, name_leader(dependence), ablations, exchanges, typed=typed)
     yield (found := replace(found, step="selection", selection=selection, verdict=judge(case, dependence, selection)))
@@ -117,4 +117,4 @@ def study_answer(
     position = case.target.question.chooser
     assert position is not None
     yield (found := replace(found, step="attention", attention=attend(vlm, inspection, position)))
-    yield replace(found, step="checks", checks=run_checks(case, dependence, matrix))
+    yield replace(found, step="checks", checks=run_checks(case, dependence, matrix, exchanges))

@@ -85,7 +85,7 @@ class _Effects:
         fall = say(self.leave_one_out[k - 1])
         if self.measure == "ablation":
             return f"without it log p falls by at least {fall} nats {numbers}"
-        return f"with other pictures in its place it falls by {fall} nats on average {numbers}"
+        return f"with other pictures in its place log p falls by {fall} nats on average {numbers}"
 
 
 def _read_effects(dependence: Dependence) -> tuple[_Effects, _Effects | None]:
