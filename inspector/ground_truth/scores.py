@@ -83,8 +83,8 @@ class ItemResult:
 @dataclass(frozen=True)
 class CellResult:
     """``gate``: right answers about the relevant image alone; the rest is over the items tried. ``followed``: how
-    often the answer came from each cue's image. ``named`` by images taken away, ``exchanged`` by images replaced. Shares
-    after ``right`` but ``selected`` and ``gold_named`` are over the items that were answered rightly."""
+    often the answer came from each cue's image. ``named`` by images taken away, ``exchanged`` by images replaced. The
+    shares after ``right`` but ``selected`` and ``gold_named`` are over the items that were answered rightly."""
 
     cell: str
     gate: Share
