@@ -44,7 +44,8 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
         (
             "cell",
             "answered rightly",
-            "right image named",
+            "right image named, taken away",
+            "replaced",
             "most attended",
             "“the question selects it”",
             "twin’s answer",
@@ -65,7 +66,7 @@ def _score(score: Score) -> list[str]:
 
 
 def _cell(cell: CellResult) -> list[str]:
-    shares = (cell.right, cell.named, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
+    shares = (cell.right, cell.named, cell.exchanged, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
     return [escape(cell.cell), *(show_count(share) for share in shares)]
 
 

@@ -29,6 +29,7 @@ ItemGroup = Literal[
     "ordinal vs content",
     "packed",
     "packed, document mask",
+    "guessed",
     "null",
     "null, own sample",
 ]
@@ -42,6 +43,8 @@ CELLS: tuple[ItemGroup, ...] = get_args(ItemGroup)
 - *return*: one picture per turn, then a turn without one asks about an earlier picture by its number;
 - the conflicts: two cues at once, each pointing at a picture of its own (see :attr:`Item.cues`);
 - *packed*: a sample of each picture and its question, asked about its own, with and without the document mask;
+- *guessed*: asked about the first picture, which is of the colour that the embedded model says to this very question
+  when it sees no picture: taking pictures away shows next to nothing then, and another picture in its place does;
 - *null*: the answer stands in the question, no picture shows it; *null, own sample*: so too, in a packed sample of its
   own behind a document mask, in the words of the text that the embedded model learned to read before it saw pictures.
 """
@@ -49,6 +52,8 @@ CELLS: tuple[ItemGroup, ...] = get_args(ItemGroup)
 MIN_IMAGES, MAX_IMAGES = 2, sc.MAX_IMAGES
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _WORDS = ("color", "colour")
+GUESSED = "green"
+"""What the embedded model says without any picture when it is asked for the colour in image 1."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,9 @@ def _draw(rng: np.random.Generator, cell: ItemGroup, n_images: int, round_: int,
     seeds = rng.integers(2**32, size=n_images)
     word = _WORDS[int(rng.integers(2))]
     slot, other = _slots(cell, n_images, round_)
+    if cell == "guessed":
+        place = colours.index(GUESSED)
+        colours[0], colours[place] = colours[place], colours[0]
     odd = other if cell == "ordinal vs content" else slot
     scenes = tuple(
         sc.random_scene(
@@ -209,6 +217,8 @@ def _slots(cell: ItemGroup, n_images: int, round_: int) -> tuple[int, int]:
     last = n_images - 1
     if cell == "last":
         return last, last
+    if cell == "guessed":
+        return 0, 0
     if cell in ("return", "adjacent vs ordinal", "adjacent vs content"):
         return round_ % last, last  # the last picture is the turn's own
     slot = round_ % n_images
@@ -243,6 +253,7 @@ def _ask(cell: ItemGroup, draw: _Drawing) -> tuple[Prompt, int, tuple[ItemCue, .
         "last": (f"{asked} in the last image?", (ordinal,)),
         "content": (f"{draw.odd_asked}?", (ItemCue("content", number),)),
         "ordinal vs content": (f"in image {number}, {draw.odd_asked}?", (ordinal, ItemCue("content", draw.odd + 1))),
+        "guessed": (f"In image {number}, {asked}?", (ordinal,)),
         "null": (f"the answer is {draw.spare}. what is the answer?", ()),
     }
     question, cues = questions[cell]

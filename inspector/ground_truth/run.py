@@ -25,6 +25,7 @@ from inspector.ground_truth.scores import (
     sum_up_cell,
 )
 from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import Case, open_case
 from inspector.row.ask import GenerationSettings, Inspection, ask_and_inspect, attend
 from inspector.row.attention import AttentionMap
@@ -221,11 +222,11 @@ def _study(vlm: VLM, item: Item, prompt: Prompt) -> _Study | None:
     if not inspection.prompt.turns[item.turn].assistant.strip():
         return None
     case = open_case(vlm, inspection, item.turn + 1, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
-    ablations = ImageAblations(case)
-    dependence = measure_dependence(case, ablations)
-    selection = measure_selection(case, name_leader(dependence), ablations)
+    ablations, exchanges = ImageAblations(case), ImageExchanges(case)
+    dependence = measure_dependence(case, ablations, exchanges)
+    selection = measure_selection(case, name_leader(dependence), ablations, exchanges)
     twins = {item.image: (item.twin, item.twin_answer or "")} if item.image and item.twin else None
-    swaps = measure_counterfactuals(case, selection, twins=twins)
+    swaps = measure_counterfactuals(case, selection, exchanges, twins=twins)
     verdict = judge(case, dependence, selection, swaps)
     return _Study(inspection, case, ablations, dependence, selection, swaps, verdict)
 
@@ -288,6 +289,7 @@ def try_item(vlm: VLM, item: Item) -> ItemResult:
         asked_right=_all_right(study.selection, item),
         orders_right=orders[0],
         orders_predicted=orders[1],
+        exchange_named=0 if study.dependence.exchange is None else _largest(study.dependence.exchange.shapley),
     )
 
 

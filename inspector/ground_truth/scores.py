@@ -54,7 +54,8 @@ class ItemResult:
     relevant image's twin in its place the model gives the twin's answer. ``others_flipped`` of ``others``: swaps of
     another image that change the answer. ``followed``: the cue whose image the answer comes from, "" for none of them.
     ``asked_right``: with its number changed, the question gets the other images' right answers too; ``orders_right`` of
-    ``orders_predicted``: permutations."""
+    ``orders_predicted``: permutations. ``exchange_named``: the image of the largest Shapley value with images replaced
+    instead of taken away."""
 
     cell: str
     number: int
@@ -76,13 +77,14 @@ class ItemResult:
     asked_right: bool
     orders_right: int
     orders_predicted: int
+    exchange_named: int = 0
 
 
 @dataclass(frozen=True)
 class CellResult:
     """``gate``: right answers about the relevant image alone; the rest is over the items tried. ``followed``: how
-    often the answer came from each cue's image. Shares after ``right`` but ``selected`` and ``gold_named`` are over
-    the items that were answered rightly."""
+    often the answer came from each cue's image. ``named`` by images taken away, ``exchanged`` by images replaced. The
+    shares after ``right`` but ``selected`` and ``gold_named`` are over the items that were answered rightly."""
 
     cell: str
     gate: Share
@@ -95,6 +97,7 @@ class CellResult:
     twin: Share
     others: Share
     orders: Share
+    exchanged: Share
     followed: tuple[tuple[str, Share], ...]
 
     @property
@@ -204,6 +207,9 @@ def sum_up_cell(cell: str, gate: Sequence[bool], trials: Sequence[ItemResult]) -
         twin=_share([t for t in right if t.twin_right is not None and not conflict], lambda t: bool(t.twin_right)),
         others=Share(sum(t.others_flipped for t in right), sum(t.others for t in right)),
         orders=_orders(right),
+        exchanged=_share(
+            [t for t in right if t.image is not None and not conflict], lambda t: t.exchange_named == t.image
+        ),
         followed=tuple((cue, count([trial.followed == cue for trial in trials])) for cue in (*cues, ""))
         if conflict
         else (),
@@ -228,6 +234,18 @@ def score_trials(trials: Sequence[ItemResult]) -> tuple[Score, ...]:
             "right image named by Shapley value, where the answer is right",
             _share(right, lambda t: t.named == t.image),
             0.98,
+            True,
+        ),
+        Score(
+            "right image named by Shapley value, images replaced instead of taken away",
+            _share(right, lambda t: t.exchange_named == t.image),
+            0.98,
+            True,
+        ),
+        Score(
+            "verdict names the right image, where the answer is right",
+            _share(right, lambda t: t.verdict_image == t.image),
+            None,
             True,
         ),
         Score(
@@ -257,13 +275,23 @@ def format_battery(battery: Battery) -> str:
         + ("" if battery.finished else " · stopped"),
         "",
     ]
-    head = ("cell", "alone", "right", "named", "attended", "selected", "twin", "others", "orders")
+    head = ("cell", "alone", "right", "named", "exchanged", "attended", "selected", "twin", "others", "orders")
     rows: list[tuple[str, ...]] = [head]
     for cell in battery.cells:
         if not cell.testable:
-            rows.append((cell.cell, _cell_text(cell.gate), "not testable on this model", *[""] * 6))
+            rows.append((cell.cell, _cell_text(cell.gate), "not testable on this model", *[""] * 7))
             continue
-        shares = (cell.gate, cell.right, cell.named, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
+        shares = (
+            cell.gate,
+            cell.right,
+            cell.named,
+            cell.exchanged,
+            cell.attended,
+            cell.selected,
+            cell.twin,
+            cell.others,
+            cell.orders,
+        )
         rows.append((cell.cell, *(_cell_text(share) for share in shares)))
     widths = [
         max(len(row[n]) for row in rows if row[2:3] != ("not testable on this model",) or n < 2)

@@ -8,8 +8,10 @@ several sets of replaced images are computed once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,8 +25,10 @@ from inspector.interventions.target import Case, Target, image_keys, is_answered
 from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from model import OpenedImage, ProcessedImage
-from model.training.synthetic.scenes import COLOUR_NAMES, SINGLE_TILE, draw, random_scene
+from model.training.synthetic.scenes import COLOUR_NAMES, SINGLE_TILE, Scene, draw, random_scene
 
+_SCENES = 48
+"""Of which partners are taken; every colour is among them as often as the next."""
 _Key = tuple[int, tuple[tuple[int, int], ...]]
 
 
@@ -81,15 +85,28 @@ class ImageExchanges:
         return [*found, *drawn][:count]
 
     def drawn(self, image: ImageBlock, index: int) -> Partner:
-        """A scene of one shape, always the same for one seed and ``index`` (from 0); its colours go round."""
-        key = (index, self._size_key(image))
+        """A scene of one shape, always the same for one seed and ``index`` (from 0). Its colours go round, and a scene
+        whose colour or shape stands in the question or the answer is stepped over: it would be asked about as well, or
+        call for the same answer."""
+        key = (index, self.case.prompt.images[image.number - 1].size)
         if (key, 0) not in self._partners:
-            rng = np.random.default_rng([self.case.seed, index])
-            colour = COLOUR_NAMES[(self.case.seed + index) % len(COLOUR_NAMES)]
-            scene = random_scene(rng, SINGLE_TILE, 1, colour=colour)
+            scene = self._scenes[index]
             name = f"a drawn {scene.shapes[0].name}, stretched to its size"
             self._partners[key, 0] = self.fit(image, OpenedImage(draw(scene)), name)
         return self._partners[key, 0]
+
+    @cached_property
+    def _scenes(self) -> tuple[Scene, ...]:
+        """At least as many as images and partners; all the same again where the answer names every colour."""
+        case = self.case
+        texts = (case.target.question.text, case.text(case.answer_ids), case.text(case.greedy_ids))
+        said = set(re.findall(r"\w+", " ".join(texts).lower()))
+        scenes = []
+        for n in range(_SCENES):
+            rng = np.random.default_rng([case.seed, n])
+            scenes.append(random_scene(rng, SINGLE_TILE, 1, colour=COLOUR_NAMES[(case.seed + n) % len(COLOUR_NAMES)]))
+        other = [scene for scene in scenes if not said & {scene.shapes[0].colour, scene.shapes[0].kind}]
+        return tuple((other or scenes) * _SCENES)
 
     def of_prompt(self, image: ImageBlock, number: int) -> Partner:
         """The prompt's image ``number`` (from 1), stretched if it has another size."""
@@ -120,9 +137,6 @@ class ImageExchanges:
             raise ValueError("A picture of the same size must leave every token in its place.")
         return features
 
-    def _size_key(self, image: ImageBlock) -> tuple[int, int]:
-        return self.case.prompt.images[image.number - 1].size
-
     def _have_one_grid(self, one: ImageBlock, other: ImageBlock) -> bool:
         first, second = (self.case.prefix_cache.row.images[image.number - 1] for image in (one, other))
         return (first.grid, first.has_thumbnail) == (second.grid, second.has_thumbnail)
@@ -130,6 +144,14 @@ class ImageExchanges:
     def _hold_the_same(self, one: ImageBlock, other: ImageBlock) -> bool:
         embeds = self.case.prefix_cache.embeds
         return torch.equal(embeds[list(one.tokens)], embeds[list(other.tokens)])
+
+    def embed_replaced(self, replaced: Mapping[int, Tensor]) -> Tensor:
+        """``[pos lm_hidden_dim]``: the whole row's embeddings with some images ``replaced``, to be read anew."""
+        embeds = self.case.prefix_cache.embeds.clone()
+        for image in self.case.structure.images:
+            if image.number in replaced:
+                embeds[list(image.tokens)] = replaced[image.number]
+        return embeds
 
     # --- rows ---
 

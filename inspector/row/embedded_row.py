@@ -68,6 +68,13 @@ def reread_row(vlm: InspectableVLM, read: EmbeddedRow, cuts: Sequence[Cut]) -> E
 
 
 @torch.no_grad()
+def run_whole(vlm: InspectableVLM, row: Row, embeds: Tensor, document_mask: bool) -> Tensor:
+    """The last states ``[pos width]`` of the row with other ``embeds [pos width]``, in one pass that keeps nothing:
+    passes of one shape agree to the last bit wherever they see the same."""
+    return vlm.decode(embeds[None], row.position_ids, see(row, document_mask)[None, None])[0]
+
+
+@torch.no_grad()
 def grow_row(
     vlm: InspectableVLM, before: EmbeddedRow, row: Row, features: Sequence[Tensor], *, room: int = 0
 ) -> EmbeddedRow:

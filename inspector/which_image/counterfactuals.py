@@ -7,22 +7,16 @@ size, so that the row keeps its length and every other token its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from inspector.images.full_size import read_preview, stretch_image
-from inspector.images.image_file import PromptImage, run_at_full_size
-from inspector.interventions.prefix_cache import PrefixCache
+from inspector.interventions.image_exchange import ImageExchanges, Partner
 from inspector.interventions.target import Case
-from inspector.row.embedded_row import grow_row
-from inspector.row.feature_store import FEATURES
-from inspector.row.prompt import prepare_row
+from inspector.row.layout import ImageBlock
 from inspector.which_image.question_contrast import Selection
 from model import OpenedImage
-from model.training.synthetic.scenes import SINGLE_TILE, draw, random_scene
 
 
 @dataclass(frozen=True)
@@ -57,71 +51,56 @@ class Counterfactual:
 
 
 def measure_counterfactuals(
-    case: Case, selection: Selection, *, twins: Mapping[int, tuple[OpenedImage, str]] | None = None
+    case: Case,
+    selection: Selection,
+    exchanges: ImageExchanges | None = None,
+    *,
+    twins: Mapping[int, tuple[OpenedImage, str]] | None = None,
 ) -> tuple[Counterfactual, ...]:
     """One swap for every image that the question can see, in image order. ``twins``: (picture, answer that it should
     give) by image number, instead of a partner chosen here."""
+    exchanges = exchanges or ImageExchanges(case)
+    chosen: list[tuple[ImageBlock, Partner, str | None]] = []
+    for block in case.reachable:
+        if twins is not None and block.number in twins:
+            picture, predicted = twins[block.number]
+            chosen.append((block, exchanges.fit(block, picture, "its twin"), predicted))
+        else:
+            chosen.append((block, *_choose_partner(exchanges, block, selection)))
+    target = case.target
+    asked = case.prefix_cache.ids[target.start : target.scored[0]]
+    whole = case.prefix_cache.ids[target.start : target.scored[1]]
+    replaced = [{block.number: partner.features} for block, partner, _ in chosen]
+    before, *after = case.prefix_cache.run(
+        [exchanges.of_ending(one, target, whole, target.scored) for one in ({}, *replaced)]
+    )
+    answers = case.answer([exchanges.of_question(one, target, asked) for one in replaced])
     return tuple(
-        measure_swap(case, selection, block.number, (twins or {}).get(block.number)) for block in case.reachable
+        Counterfactual(
+            block.number,
+            partner.name,
+            partner.number,
+            predicted,
+            case.text(ids),
+            before.logprob - outcome.logprob,
+            ids != case.greedy_ids,
+            case.text(case.greedy_ids),
+            partner.picture,
+        )
+        for (block, partner, predicted), outcome, ids in zip(chosen, after, answers, strict=True)
     )
 
 
-def measure_swap(
-    case: Case, selection: Selection, image: int, twin: tuple[OpenedImage, str] | None = None
-) -> Counterfactual:
-    """Image ``image`` replaced; the row is read again."""
-    vlm, prompt = case.vlm, case.prompt
-    partner = _choose_partner(case, image, selection) if twin is None else _Partner(twin[0], "its twin", None, twin[1])
-    size = prompt.images[image - 1].size
-    facts, resized = run_at_full_size(partner.image, stretch_image, size, vlm.geometry)
-    row = prepare_row(vlm, prompt, replaced={image - 1: vlm.cut_image(resized, size)})
-    if tuple(row.input_ids.tolist()) != case.prefix_cache.ids:
-        raise ValueError("A swapped image of the same size must leave every token in its place.")
-    # Everything before the image is as it was read.
-    features = FEATURES.encode(vlm, row.images)
-    swapped = PrefixCache(vlm, grow_row(vlm, case.prefix_cache.read_row, row, features))
-    before, after = case.prefix_cache.run([case.base])[0], swapped.run([case.base])[0]
-    first = case.target.scored[0]
-    open_ended = swapped.continuation(case.target.start, (first, first), stop=first)
-    (ids,) = replace(case, prefix_cache=swapped).answer([open_ended])
-    return Counterfactual(
-        image,
-        partner.name,
-        partner.number,
-        partner.predicted,
-        case.text(ids),
-        before.logprob - after.logprob,
-        ids != case.greedy_ids,
-        case.text(case.greedy_ids),
-        read_preview(facts),
-    )
-
-
-@dataclass(frozen=True)
-class _Partner:
-    """What comes in an image's place, stretched to its size: what it is called, its number if it is another image of
-    the prompt, and the answer that should come."""
-
-    image: PromptImage
-    name: str
-    number: int | None
-    predicted: str | None
-
-
-def _choose_partner(case: Case, image: int, selection: Selection) -> _Partner:
-    """Another image of the prompt if its own answer is known and differs, else a drawn scene."""
-    prompt, own = case.prompt, selection.about(image)
+def _choose_partner(exchanges: ImageExchanges, image: ImageBlock, selection: Selection) -> tuple[Partner, str | None]:
+    """(partner, answer that should come): another image of the prompt if its own answer is known and differs, else a
+    drawn scene."""
+    prompt, own = exchanges.case.prompt, selection.about(image.number)
     answers = {asked.image: asked.greedy_answer for asked in selection.asked if asked.image is not None}
     for offset in range(1, len(prompt.images)):
-        number = (image - 1 + offset) % len(prompt.images) + 1
+        number = (image.number - 1 + offset) % len(prompt.images) + 1
         if own is not None and answers.get(number, own.greedy_answer) != own.greedy_answer:
-            other = prompt.images[number - 1]
-            fitted = other.size != prompt.images[image - 1].size
-            name = f"image {number}" + (", stretched to its size" if fitted else "")
-            return _Partner(other, name, number, answers[number])
-    scene = random_scene(np.random.default_rng([case.seed, image]), SINGLE_TILE, 1)
-    shape = scene.shapes[0]
-    return _Partner(OpenedImage(draw(scene)), f"a drawn {shape.name}, stretched to its size", None, None)
+            return exchanges.of_prompt(image, number), answers[number]
+    return exchanges.drawn(image, image.number - 1), None
 
 
 def swap_of(swaps: Sequence[Counterfactual], image: int) -> Counterfactual | None:

@@ -29,7 +29,7 @@ from inspector.which_image.shapley import (
 
 T = TypeVar("T")
 
-PARTNERS = 3
+PARTNERS = 2
 """Pictures that each image is replaced by, one after another; fewer in long rows."""
 EXCHANGE_ROWS = 4
 EXCHANGE_POSITIONS = 4096

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.image_exchange import ImageExchanges
-from inspector.interventions.target import Case, Target, is_answered
+from inspector.interventions.target import Case, Target, is_answered, target_of
+from inspector.row.embedded_row import run_whole
+from inspector.row.layout import ImageBlock, Question
 from inspector.which_image.exchange_effects import ExchangeEffects, measure_exchange
 from inspector.which_image.noise_floor import measure_noise_floor
 from inspector.which_image.shapley import (
@@ -104,7 +107,8 @@ class Dependence:
 @dataclass(frozen=True)
 class TurnMatrix:
     """``effects [turn][image]``: fall of log p of each turn's answer without each image, nats; None for a turn without
-    an answer. ``reachable`` says which images the turn can see: elsewhere the effect is exactly 0.
+    an answer. ``reachable`` says which images the turn can see. Elsewhere there is nothing to take away: the image's
+    pixels and ids were changed instead, and the effect of that must be exactly 0.
     ``own``: per turn the images that the turn itself brings (where all stand before the first question: all of them,
     for every turn)."""
 
@@ -217,10 +221,11 @@ def measure_dependence(
     )
 
 
-def measure_matrix(case: Case, ablations: ImageAblations | None = None) -> TurnMatrix:
-    """Every turn's answer without every image; see :class:`TurnMatrix`. An image that a question can't see is no key of
-    what it reads, so there is nothing to take away and the effect is 0; that this is so is tried live in
-    :mod:`inspector.which_image.self_checks`, where such an image is changed and the answer must not move by a bit."""
+def measure_matrix(
+    case: Case, ablations: ImageAblations | None = None, exchanges: ImageExchanges | None = None
+) -> TurnMatrix:
+    """Every turn's answer without every image; see :class:`TurnMatrix`. ``exchanges`` bring the pictures that images
+    out of reach are changed to."""
     ablations = ablations or ImageAblations(case)
     structure = case.structure
     questions = [question for question in structure.questions if is_answered(question)]
@@ -232,9 +237,12 @@ def measure_matrix(case: Case, ablations: ImageAblations | None = None) -> TurnM
         [ablations.of_answer(frozenset({image} if image else ()), by_number[turn]) for turn, image in wanted]
     )
     logprobs = {cell: outcome.logprob for cell, outcome in zip(wanted, outcomes, strict=True)}
+    beyond = _change_unseen(case, exchanges or ImageExchanges(case), questions)
     effects = tuple(
         tuple(
-            logprobs[q.number, 0] - logprobs.get((q.number, image.number), logprobs[q.number, 0])
+            logprobs[q.number, 0] - logprobs[q.number, image.number]
+            if (q.number, image.number) in logprobs
+            else beyond[q.number, image.number]
             for image in structure.images
         )
         if q.number in by_number
@@ -250,3 +258,47 @@ def measure_matrix(case: Case, ablations: ImageAblations | None = None) -> TurnM
             for question in structure.questions
         ),
     )
+
+
+@torch.no_grad()
+def _change_unseen(
+    case: Case, exchanges: ImageExchanges, questions: Sequence[Question]
+) -> dict[tuple[int, int], float]:
+    """By (turn, image out of its reach): fall of log p of the turn's answer when the image becomes another picture and
+    the ids of its marks and of its name other tokens. Whole passes of one shape, which agree to the last bit."""
+    cache, vlm = case.prefix_cache, case.vlm
+    hidden_from = {
+        image: blind for image in case.structure.images if (blind := [q for q in questions if not _sees(q, image)])
+    }
+    if not hidden_from:
+        return {}
+
+    def score(embeds: torch.Tensor) -> dict[int, float]:
+        hidden = run_whole(vlm, cache.row, embeds, cache.document_mask)
+        found = {}
+        for question in questions:
+            first, stop = target_of(case.structure, question).scored
+            logprobs = vlm.logits(hidden[first - 1 : stop - 1]).log_softmax(dim=-1)
+            ids = torch.tensor(cache.ids[first:stop], device=logprobs.device)
+            found[question.number] = float(logprobs.gather(-1, ids[:, None]).sum())
+        return found
+
+    # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
+    before = score(cache.embeds)
+    found: dict[tuple[int, int], float] = {}
+    for image, blind in hidden_from.items():
+        (partner,) = exchanges.partners(image, 1)
+        embeds = exchanges.embed_replaced({image.number: partner.features})
+        named = [p for p in range(image.start, image.stop) if cache.ids[p] != vlm.image_token_id]
+        if named:
+            # A token of the row that is none of them, so surely one that the model has.
+            ids = [cache.ids[p] for p in named]
+            other = next((p for p in cache.ids if p not in (*ids, vlm.image_token_id)), ids[0])
+            embeds[named] = vlm.embed_ids(torch.full((len(named),), other)).to(embeds)
+        after = score(embeds)
+        found |= {(q.number, image.number): before[q.number] - after[q.number] for q in blind}
+    return found
+
+
+def _sees(question: Question, image: ImageBlock) -> bool:
+    return image.number in question.reachable

@@ -13,11 +13,15 @@ from typing import Any, Literal
 
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import Case
 from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, prepare_row
 from inspector.row.references import find_pointer, find_pointers, point_at
+from inspector.which_image.exchange_effects import measure_falls
 
+Measure = Literal["ablation", "exchange"]
+"""*ablation*: an image is taken away; *exchange*: other pictures come in its place."""
 Source = Literal["as asked", "ordinal edited", "image named", "another turn", "typed"]
 
 
@@ -27,8 +31,9 @@ class AskedQuestion:
 
     ``image``: the number of the image that it asks about, None if it doesn't say. ``answer``: what the model then
     says (greedy), for the prompt's own question the row's answer, ``probability`` per token; ``greedy_answer``: what
-    the model says in either case. ``effects`` (image order): fall of log p of *this* answer without each
-    image; ``same_answer_effects``: of the answer under study. ``prompt_ids``: from the target's start to where the
+    the model says in either case. ``effects`` (image order): fall of log p of *this* answer without each image;
+    ``same_answer_effects``: of the answer under study; ``exchange_effects`` and ``same_answer_exchange_effects``: with
+    each image replaced instead (empty if that was not measured). ``prompt_ids``: from the target's start to where the
     answer begins. ``answer_ids`` and ``greedy_ids``: of the two answers.
     """
 
@@ -43,6 +48,14 @@ class AskedQuestion:
     answer_ids: tuple[int, ...]
     greedy_answer: str
     greedy_ids: tuple[int, ...]
+    exchange_effects: tuple[float, ...] = ()
+    same_answer_exchange_effects: tuple[float, ...] = ()
+
+    def effects_by(self, measure: Measure, *, same_answer: bool = False) -> tuple[float, ...]:
+        """Effects of the images (image order, nats) on this question's answer, or on the answer under study."""
+        if measure == "ablation":
+            return self.same_answer_effects if same_answer else self.effects
+        return self.same_answer_exchange_effects if same_answer else self.exchange_effects
 
     @property
     def is_contrast(self) -> bool:
@@ -60,6 +73,8 @@ class AskedQuestion:
             "probability": self.probability,
             "effects": list(self.effects),
             "same_answer_effects": list(self.same_answer_effects),
+            "exchange_effects": list(self.exchange_effects),
+            "same_answer_exchange_effects": list(self.same_answer_exchange_effects),
         }
 
 
@@ -69,18 +84,26 @@ class Selection:
     asked about, less its mean effect when another is, nats, each on the answer that the question then gets; None
     where no question, or no other one, asks about it. ``contrast``: the same for the image that the answer under study
     is taken to rest on, and the smaller of two measures: on each question's own answer, and on the answer under
-    study. None if nothing could be asked instead."""
+    study. None if nothing could be asked instead. ``exchange_contrast``: the same with images replaced instead of taken
+    away, None also if that was not measured."""
 
     asked: tuple[AskedQuestion, ...]
     image: int | None
     contrasts: tuple[float | None, ...]
     contrast: float | None
+    exchange_contrast: float | None = None
 
     @property
     def effects_otherwise(self) -> tuple[float, float] | None:
         """Mean effects of the image when another one is asked about: on the answers then given, and on the answer under
         study. None as for :attr:`contrast`."""
-        return _effects_otherwise(self.asked, self.image)
+        return self.effects_otherwise_by("ablation")
+
+    def effects_otherwise_by(self, measure: Measure) -> tuple[float, float] | None:
+        return _effects_otherwise(self.asked, self.image, measure)
+
+    def contrast_by(self, measure: Measure) -> float | None:
+        return self.contrast if measure == "ablation" else self.exchange_contrast
 
     @property
     def others(self) -> tuple[AskedQuestion, ...]:
@@ -110,6 +133,7 @@ class Selection:
             "image": self.image,
             "contrasts": list(self.contrasts),
             "contrast": self.contrast,
+            "exchange_contrast": self.exchange_contrast,
             "sentences": list(self.sentences),
         }
 
@@ -151,9 +175,15 @@ def pointed_image(question: str, n_images: int) -> int | None:
 
 
 def measure_selection(
-    case: Case, image: int | None, ablations: ImageAblations | None = None, *, typed: Sequence[str] = ()
+    case: Case,
+    image: int | None,
+    ablations: ImageAblations | None = None,
+    exchanges: ImageExchanges | None = None,
+    *,
+    typed: Sequence[str] = (),
 ) -> Selection:
     """``image``: the image that the answer under study depends on, from 1; with None contrasts are still listed.
+    ``exchanges``: images are replaced as well as taken away.
     InputError if a typed question makes the prompt too long."""
     prompt, prefix_cache, structure, target = case.prompt, case.prefix_cache, case.structure, case.target
     ablations = ablations or ImageAblations(case)
@@ -180,6 +210,8 @@ def measure_selection(
             span = (target.start + len(ids), target.start + len(ids) + len(scored))
             continuations += [ablations.of_ending(gone, target, (*ids, *scored), span) for gone in removed]
     outcomes = prefix_cache.run(continuations)
+    endings = [(ids, scored) for ids, answer in zip(prompts, answers, strict=True) for scored in (answer, given)]
+    falls = [()] * len(endings) if exchanges is None else measure_falls(case, exchanges, endings)
     width = len(structure.images) + 1
     found: list[AskedQuestion] = []
     for n, ((question, number, source), ids, answer) in enumerate(zip(asked, prompts, answers, strict=True)):
@@ -197,10 +229,18 @@ def measure_selection(
                 answer,
                 case.text(answer if n else case.greedy_ids),
                 answer if n else case.greedy_ids,
+                falls[2 * n],
+                falls[2 * n + 1],
             )
         )
     contrasts = tuple(_contrast(found, block.number) for block in structure.images)
-    return Selection(tuple(found), image, contrasts, _verdict_contrast(found, image))
+    return Selection(
+        tuple(found),
+        image,
+        contrasts,
+        _verdict_contrast(found, image, "ablation"),
+        None if exchanges is None else _verdict_contrast(found, image, "exchange"),
+    )
 
 
 def changed_question(case: Case, question: str) -> tuple[int, ...]:
@@ -226,17 +266,22 @@ def _others(asked: Sequence[AskedQuestion], image: int | None) -> tuple[AskedQue
     return tuple(one for one in asked[1:] if one.is_contrast and one.image != image)
 
 
-def _effects_otherwise(asked: Sequence[AskedQuestion], image: int | None) -> tuple[float, float] | None:
+def _effects_otherwise(
+    asked: Sequence[AskedQuestion], image: int | None, measure: Measure
+) -> tuple[float, float] | None:
     others = _others(asked, image)
-    if image is None or not others:
+    if image is None or not others or not others[0].effects_by(measure):
         return None
-    given = sum(one.effects[image - 1] for one in others) / len(others)
-    return given, sum(one.same_answer_effects[image - 1] for one in others) / len(others)
+    given, same = (
+        sum(one.effects_by(measure, same_answer=same)[image - 1] for one in others) / len(others)
+        for same in (False, True)
+    )
+    return given, same
 
 
-def _verdict_contrast(asked: Sequence[AskedQuestion], image: int | None) -> float | None:
-    otherwise = _effects_otherwise(asked, image)
+def _verdict_contrast(asked: Sequence[AskedQuestion], image: int | None, measure: Measure) -> float | None:
+    otherwise = _effects_otherwise(asked, image, measure)
     if image is None or otherwise is None:
         return None
-    own = asked[0].effects[image - 1], asked[0].same_answer_effects[image - 1]
+    own = (asked[0].effects_by(measure, same_answer=same)[image - 1] for same in (False, True))
     return min(mine - other for mine, other in zip(own, otherwise, strict=True))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from inspector.interventions.target import Case, image_keys, is_answered, target_of
-from inspector.row.embedded_row import read_row, see
+from inspector.interventions.image_exchange import ImageExchanges
+from inspector.interventions.target import Case, image_keys
+from inspector.row.embedded_row import read_row, run_whole, see
 from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from inspector.row.prompt import prepare_samples
@@ -40,8 +41,11 @@ class Check:
 
 
 @torch.no_grad()
-def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[Check, ...]:
-    """Every identity that this prompt allows to be tested; costs about five readings of the row."""
+def run_checks(
+    case: Case, dependence: Dependence, matrix: TurnMatrix, exchanges: ImageExchanges | None = None
+) -> tuple[Check, ...]:
+    """Every identity that this prompt allows to be tested, each against a number from another road; costs about five
+    readings of the row."""
     tolerance = TOLERANCE if case.prefix_cache.hidden.dtype == torch.float32 else HALF_TOLERANCE
     whole = _score_hidden(case, case.prefix_cache.hidden)
     empty = case.prefix_cache.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
@@ -49,10 +53,10 @@ def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[
         Check("an empty knockout, read from the cache = the whole row read at once", abs(empty - whole), tolerance),
         Check(
             "Shapley values add up to log p with all images − without any",
-            abs(sum(dependence.shapley) - dependence.total),
-            TOLERANCE,
+            abs(sum(dependence.shapley) - (whole - _deleted(case, case.reachable))),
+            tolerance,
         ),
-        Check("effects of images that a question can't see", max(matrix.beyond_reach, _beyond_reach(case)), 0.0),
+        Check("effects of images that a question can't see", matrix.beyond_reach, 0.0),
     ]
     if case.reachable:
         image = max(case.reachable, key=lambda block: abs(dependence.leave_one_out[block.number - 1]))
@@ -60,7 +64,16 @@ def run_checks(case: Case, dependence: Dependence, matrix: TurnMatrix) -> tuple[
         checks.append(
             Check(
                 f"image {image.number} taken away = its positions deleted from the row, the others kept",
-                abs(cut - _deleted(case, image)),
+                abs(cut - _deleted(case, [image])),
+                tolerance,
+            )
+        )
+        exchanges = exchanges or ImageExchanges(case)
+        (partner,) = exchanges.partners(image, 1)
+        checks.append(
+            Check(
+                f"image {image.number} replaced behind the kept prefix = the row read anew with the other picture",
+                _replaced(case, exchanges, {image.number: partner.features}),
                 tolerance,
             )
         )
@@ -81,16 +94,9 @@ def _score_hidden(case: Case, hidden: torch.Tensor, places: Sequence[int] | None
     return float(logprobs.gather(-1, ids[:, None]).sum())
 
 
-def _read_whole(case: Case, embeds: torch.Tensor, *, document_mask: bool | None = None) -> torch.Tensor:
-    """The decoder's output ``[pos width]`` for the row with other ``embeds [pos width]``, in one pass."""
-    row = case.prefix_cache.row
-    visible = see(row, case.prefix_cache.document_mask if document_mask is None else document_mask)
-    return case.vlm.decode(embeds[None], row.position_ids, visible[None, None])[0]
-
-
-def _deleted(case: Case, image: ImageBlock) -> float:
-    """The row without the image's positions, the others keeping their numbers."""
-    row, hidden = case.prefix_cache.row, set(image_keys(image))
+def _deleted(case: Case, images: Sequence[ImageBlock]) -> float:
+    """log p of the answer in the row without the images' positions, the others keeping their numbers."""
+    row, hidden = case.prefix_cache.row, {position for image in images for position in image_keys(image)}
     kept = torch.tensor([p for p in range(len(row)) if p not in hidden])
     visible = see(row, case.prefix_cache.document_mask)[kept][:, kept]
     embeds = case.prefix_cache.embeds[kept]
@@ -99,24 +105,13 @@ def _deleted(case: Case, image: ImageBlock) -> float:
     return _score_hidden(case, out, [places.get(p, 0) for p in range(len(row))])
 
 
-def _beyond_reach(case: Case) -> float:
-    """The largest change of an answer's log p when the features of an image that its question can't see are put in
-    another order: whole passes of one shape, which agree to the last bit."""
-    largest = 0.0
-    questions = [question for question in case.structure.questions if is_answered(question)]
-    hidden_from = {image: [q for q in questions if image.number not in q.reachable] for image in case.structure.images}
-    # The cached reading would do, but its keys lie elsewhere in memory, and that may cost the last bit.
-    before = _read_whole(case, case.prefix_cache.embeds) if any(hidden_from.values()) else case.prefix_cache.hidden
-    for image, blind in hidden_from.items():
-        if not blind:
-            continue
-        embeds = case.prefix_cache.embeds.clone()
-        embeds[list(image.tokens)] = embeds[list(image.tokens)].flip(0)
-        after = _read_whole(case, embeds)
-        for question in blind:
-            other = replace(case, target=target_of(case.structure, question))
-            largest = max(largest, abs(_score_hidden(other, after) - _score_hidden(other, before)))
-    return largest
+def _replaced(case: Case, exchanges: ImageExchanges, replaced: Mapping[int, torch.Tensor]) -> float:
+    """How far log p of the answer with some images replaced is from that of the whole row, embedded so."""
+    cache = case.prefix_cache
+    whole = run_whole(case.vlm, cache.row, exchanges.embed_replaced(replaced), cache.document_mask)
+    ids = cache.ids[case.target.start : case.target.scored[1]]
+    (behind,) = cache.run([exchanges.of_ending(replaced, case.target, ids, case.target.scored)])
+    return abs(behind.logprob - _score_hidden(case, whole))
 
 
 def _pad(case: Case) -> float:
@@ -135,7 +130,7 @@ def _alone(case: Case) -> float:
     samples = prepare_samples(case.vlm, case.prompt)
     row = case.vlm.place(samples[case.target.question.sample - 1])
     offset = sum(len(other) + 1 for other in samples[: case.target.question.sample - 1])
-    apart = _read_whole(case, case.prefix_cache.embeds, document_mask=True)
+    apart = run_whole(case.vlm, case.prefix_cache.row, case.prefix_cache.embeds, True)
     alone = read_row(case.vlm, row, FEATURES.encode(case.vlm, row.images)).hidden
     places = [max(0, p - offset) for p in range(len(case.prefix_cache.row))]
     return abs(_score_hidden(case, apart) - _score_hidden(case, alone, places))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inspector.interventions.image_ablation import ImageAblations
+from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import Case, open_case, read_row
 from inspector.row.ask import Inspection, attend
 from inspector.row.attention import AttentionMap
@@ -91,8 +92,8 @@ def study_answer(
     structure = read_row(vlm, inspection, document_mask)
     yield WhichImage("structure", structure, turn or len(structure.questions))
     case = open_case(vlm, inspection, turn, max_new_tokens=max_new_tokens, seed=seed)
-    ablations = ImageAblations(case)
-    dependence = measure_dependence(case, ablations)
+    ablations, exchanges = ImageAblations(case), ImageExchanges(case)
+    dependence = measure_dependence(case, ablations, exchanges)
     beside = None
     if reference:
         beside = measure_dependence(case, ablations, answer_ids=case.encode(reference))
@@ -107,13 +108,13 @@ def study_answer(
         greedy_answer=case.text(case.greedy_ids),
     )
     yield found
-    matrix = measure_matrix(case, ablations)
+    matrix = measure_matrix(case, ablations, exchanges)
     yield (found := replace(found, step="matrix", matrix=matrix))
-    selection = measure_selection(case, name_leader(dependence), ablations, typed=typed)
+    selection = measure_selection(case, name_leader(dependence), ablations, exchanges, typed=typed)
     yield (found := replace(found, step="selection", selection=selection, verdict=judge(case, dependence, selection)))
-    swaps = measure_counterfactuals(case, selection, twins=twins)
+    swaps = measure_counterfactuals(case, selection, exchanges, twins=twins)
     yield (found := replace(found, step="swaps", swaps=swaps, verdict=judge(case, dependence, selection, swaps)))
     position = case.target.question.chooser
     assert position is not None
     yield (found := replace(found, step="attention", attention=attend(vlm, inspection, position)))
-    yield replace(found, step="checks", checks=run_checks(case, dependence, matrix))
+    yield replace(found, step="checks", checks=run_checks(case, dependence, matrix, exchanges))

@@ -53,8 +53,8 @@ def test_counts_of_images_and_slots_are_balanced(items, cell):
         slots = Counter(item.image for item in items[cell] if len(item.prompt.images) == n_images)
         if cell in NULL:
             assert slots == {None: 12}
-        elif cell == "last":
-            assert slots == {n_images: 12}
+        elif cell in ("last", "guessed"):
+            assert slots == {n_images if cell == "last" else 1: 12}
         else:
             earlier = cell in ("return", "adjacent vs ordinal", "adjacent vs content")
             assert sorted(slots) == list(range(1, n_images + 1 - earlier))
@@ -136,6 +136,7 @@ def test_no_earlier_text_gives_the_answer_away(items, cell):
         ("ordinal word", "word", 1),
         ("ordinal from 0", "digit", 0),
         ("last", "word", 1),
+        ("guessed", "digit", 1),
         ("return", "digit", 1),
         ("adjacent vs ordinal", "digit", 1),
         ("ordinal vs content", "digit", 1),
@@ -204,6 +205,11 @@ def test_one_picture_alone_has_the_kind_that_is_asked_for(items, cell):
         assert kinds.count(kind) == 1
 
 
+def test_the_guessed_picture_has_the_guessed_colour(items):
+    assert {(item.image, item.answer) for item in items["guessed"]} == {(1, "green")}
+    assert all(item.answers_by_image.count("green") == 1 for item in items["guessed"])
+
+
 def test_item_n_of_different_cells_shows_the_same_pictures(items):
     for one, other in zip(items["ordinal digit"], items["packed"], strict=True):
         assert [p.pixels.tobytes() for p in one.prompt.images] == [p.pixels.tobytes() for p in other.prompt.images]
@@ -218,6 +224,7 @@ def test_wordings():
     word = texts["adjacent"][0].split()[1]
     kind = texts["content"][0].split()[-1]
     assert texts["adjacent"][0] == f"what {word} is the shape?"
+    assert texts["guessed"][0] == f"In image 1, what {word} is the shape?"
     assert texts["ordinal digit"][0] == f"in image 1, what {word} is the shape?"
     assert texts["ordinal word"][0] == f"what {word} is the shape in the first image?"
     assert texts["ordinal from 0"][0] == f"in <image: 0>, what {word} is the shape?"

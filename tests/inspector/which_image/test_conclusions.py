@@ -1,16 +1,27 @@
 """Conclusions that must hold whatever answer the row has, whatever is typed, and whatever the model would guess."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from inspector.ground_truth.items import build_items
 from inspector.interventions.knockout import run_lab
-from inspector.interventions.target import open_case
+from inspector.interventions.prefix_cache import PrefixCache
+from inspector.interventions.target import image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Turn
+from inspector.which_image.image_effects import measure_dependence, measure_matrix
+from inspector.which_image.noise_floor import choose_stretches
 from inspector.which_image.question_contrast import measure_selection
+from inspector.which_image.self_checks import run_checks
 from inspector.which_image.study import study_answer
-from tests.example_cases import example_case, example_prompt
+from inspector.which_image.verdict import judge, name_leader
+from model import Cut, load_vlm
+from tests.example_cases import example_case, example_prompt, whole_row
+
+CONTROL = Path(__file__).parents[2] / "control"
 
 
 def given(vlm, name, *answers):
@@ -110,3 +121,135 @@ def test_a_reference_answer_is_text(embedded, text):
     assert found.reference.tokens == len(ids) > 1
     assert found.reference.answer == text
     assert found.reference.logprob < -3
+
+
+# --- the noise floor ---
+
+
+@pytest.mark.parametrize("name", ["three", "two", "per-turn", "packed", "tiles"])
+def test_the_noise_floor_takes_text_away_as_images_are(embedded, name):
+    """From everything behind it: the same number from whole passes whose edges a tap cuts."""
+    case = example_case(embedded, name)
+    images = {p for image in case.structure.images for p in range(image.start, image.stop)}
+    stop = case.target.scored[1]
+    sizes = [len(image_keys(image)) for image in case.structure.images]
+    stretches = choose_stretches(case, case.target, int(np.median(sizes)))
+    assert stretches
+    assert len({len(gone) for gone in stretches}) == 1
+    changes = []
+    for gone in stretches:
+        assert not images & set(gone)
+        assert 0 < gone[0] <= gone[-1] < case.target.start
+        cut = Cut([p for p in range(gone[0], stop) if p not in gone], gone)
+        changes.append(abs(whole_row(case) - whole_row(case, [cut])))
+    found = measure_dependence(case)
+    scale = np.median(sizes) / len(stretches[0])
+    assert found.noise_floor == pytest.approx(scale * np.quantile(changes, 0.95), abs=1e-4 * scale)
+    assert (found.noise_draws, found.noise_size) == (len(stretches), len(stretches[0]))
+    assert found.noise_scale == pytest.approx(scale)
+    assert scale >= 1
+
+
+# --- what can't be seen ---
+
+
+def test_what_is_out_of_reach_is_changed_and_measured(embedded):
+    """A row that lets a question see what its structure says it can't: the effect is found, and the check fails."""
+    case = example_case(embedded, "packed", document_mask=True)
+    honest = measure_matrix(case)
+    assert honest.beyond_reach == 0.0
+    row = case.prefix_cache.row
+    leaking = replace(case, prefix_cache=PrefixCache(embedded, row, document_mask=False))
+    matrix = measure_matrix(leaking)
+    assert matrix.beyond_reach > 0
+    assert matrix.leakage > 0
+    checks = {check.name: check for check in run_checks(leaking, measure_dependence(leaking), matrix)}
+    assert not checks["effects of images that a question can't see"].ok
+
+
+def test_the_sum_of_shapley_values_can_be_wrong(embedded):
+    case = example_case(embedded, "three")
+    found = measure_dependence(case)
+    name = "Shapley values add up to log p with all images − without any"
+    # The sum is the cache's own, so a cache that is off is off in both; another road tells.
+    for wrong in (
+        replace(found, shapley=(9.0, 0.0, 0.0)),
+        replace(found, shapley=(9.0, 0.0, 0.0), text_only=found.logprob - 9),
+    ):
+        checks = {check.name: check.ok for check in run_checks(case, wrong, measure_matrix(case))}
+        assert checks[name] is False
+    assert all(check.ok for check in run_checks(case, found, measure_matrix(case)))
+
+
+# --- answers that the model would guess ---
+
+
+@pytest.fixture(scope="module")
+def guessed(embedded):
+    """Item 4 of its group: without any image the model says “green” with p .59."""
+    item = next(item for item in build_items(["guessed"], 5, 1) if item.number == 4)
+    inspection = ask_and_inspect(embedded, item.prompt, GenerationSettings(8))
+    *_, found = study_answer(embedded, inspection, max_new_tokens=8)
+    return found
+
+
+def test_exchange_names_the_image_where_taking_away_names_none(guessed):
+    assert guessed.dependence.answer == "green"
+    assert max(guessed.dependence.shapley) < 1
+    assert guessed.dependence.exchange.shapley[0] > 5
+    assert max(map(abs, guessed.dependence.exchange.shapley[1:])) < 1
+    verdict = guessed.verdict
+    assert (verdict.kind, verdict.image, verdict.carried_by) == ("selected", 1, ("exchange",))
+    assert "taking images away names none" in verdict.sentence
+    facts = guessed.to_json()
+    assert facts["verdict"]["carried_by"] == ["exchange"]
+    assert facts["dependence"]["exchange"]["shapley"] == list(guessed.dependence.exchange.shapley)
+    assert facts["selection"]["exchange_contrast"] > 5
+    assert len(facts["selection"]["asked"][0]["exchange_effects"]) == len(guessed.structure.images)
+
+
+def test_without_the_exchange_it_can_not_be_told(guessed):
+    dependence = replace(guessed.dependence, exchange=None)
+    assert judge(guessed.case, dependence, guessed.selection, guessed.swaps).kind == "unclear"
+
+
+def test_measures_that_name_different_images_leave_it_open(guessed):
+    dependence = guessed.dependence
+    n = len(dependence.shapley)
+    other = replace(dependence, shapley=(0.0, 6.0, *[0.0] * (n - 2)), leave_one_out=(0.0, 6.0, *[0.0] * (n - 2)))
+    assert name_leader(other) is None
+    verdict = judge(guessed.case, other, guessed.selection, guessed.swaps)
+    assert (verdict.kind, verdict.image, verdict.carried_by) == ("unclear", None, ())
+    assert "taking images away names image 2" in verdict.sentence
+    assert "replacing them by other pictures image 1" in verdict.sentence
+
+
+def test_effects_of_several_by_exchange_speak_against_one_by_ablation(guessed):
+    n = len(guessed.dependence.shapley)
+    both = replace(guessed.dependence.exchange, shapley=(4.0, 4.0, *[0.0] * (n - 2)))
+    one = replace(
+        guessed.dependence,
+        shapley=(6.0, *[0.0] * (n - 1)),
+        leave_one_out=(6.0, *[0.0] * (n - 1)),
+        exchange=both,
+    )
+    verdict = judge(guessed.case, one, guessed.selection, guessed.swaps)
+    assert (verdict.kind, verdict.images, verdict.carried_by) == ("several", (1, 2), ("exchange",))
+
+
+def test_the_control_is_not_said_to_be_selected_by_exchange_either():
+    control = load_vlm(CONTROL)
+    for item in build_items(["guessed", "ordinal digit"], 3, 2):
+        inspection = ask_and_inspect(control, item.prompt, GenerationSettings(8))
+        *_, found = study_answer(control, inspection, item.turn + 1, max_new_tokens=8)
+        assert found.verdict.kind != "selected"
+        if found.selection.exchange_contrast is not None:
+            assert abs(found.selection.exchange_contrast) < 0.5
+
+
+def test_no_image_needed_holds_by_both_measures(embedded):
+    for item in build_items(["null"], 4, 2):
+        inspection = ask_and_inspect(embedded, item.prompt, GenerationSettings(8))
+        *_, found = study_answer(embedded, inspection, max_new_tokens=8)
+        assert (found.verdict.kind, found.verdict.carried_by) == ("none", ())
+        assert max(map(abs, found.dependence.exchange.shapley)) < 0.1

@@ -172,7 +172,7 @@ def test_every_check_holds(embedded, case):
     inspection = ask_and_inspect(embedded, case.prompt, GenerationSettings())
     *_, found = study_answer(embedded, inspection)
     assert [check.name for check in found.checks if not check.ok] == []
-    assert len(found.checks) == 5 + (case.prompt.layout == "packed")
+    assert len(found.checks) == 6 + (case.prompt.layout == "packed")
 
 
 def test_json_keeps_the_contract(three):
@@ -272,6 +272,7 @@ def test_without_a_contrast_the_question_is_not_said_to_select(three):
     flat = replace(
         selection,
         contrast=0.3,
+        exchange_contrast=0.2,
         asked=tuple(replace(asked, effects=selection.asked[0].effects) for asked in selection.asked),
     )
     verdict = judge(case, dependence, flat, three[-1].swaps)
