@@ -216,8 +216,10 @@ def _judge(log: Log, samples: list[Sample], alone: float, stuck: int, server: Pu
     faults = [f"{count} × {what}" for what, count in log.errors.items()]
     if stuck:
         faults.append(f"{stuck} clients never came back")
-    if tracebacks := server.output.read_text("utf-8", "replace").count("Traceback (most recent call last)"):
+    said = server.output.read_text("utf-8", "replace")
+    if tracebacks := said.count("Traceback (most recent call last)"):
         faults.append(f"{tracebacks} tracebacks in what the server said")
+        print(said[-20_000:])
     print("done: " + ", ".join(f"{what} {count}" for what, count in log.done.most_common()))
     refused = ", ".join(f"{count} × {what}" for what, count in log.refused.items())
     print(f"refused with a sentence: {refused or 'none'}")

@@ -20,7 +20,9 @@ from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
+from inspector.row.row_store import ROWS
 from inspector.which_image.study import study_answer
 from model import InputError, load_vlm, open_image
 
@@ -75,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
+    for command in (inspect, which, cut, report, layout, battery):
+        command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
     return parser
 
@@ -227,6 +231,17 @@ def report_progress(progress: SuiteProgress) -> None:
     )
 
 
+def describe_kept() -> str:
+    """What this process encoded, read and keeps, in a sentence each."""
+    features, rows = FEATURES.counts(), ROWS.counts()
+    return (
+        f"Image features: {features.encoded:,} parts of images encoded, {features.found:,} found again; "
+        f"{features.parts:,} kept, {features.nbytes / 1e6:,.1f} MB of at most {FEATURES.limit / 1e6:,.0f}.\n"
+        f"Rows: {rows.read:,} read, {rows.found:,} found again; {rows.rows:,} kept with keys and values, "
+        f"{rows.nbytes / 1e6:,.1f} MB of at most {ROWS.limit / 1e6:,.0f}."
+    )
+
+
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "inspect": run_inspect,
     "which-image": run_which_image,
@@ -245,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         found = RUNS[options.command](options)
+        if options.verbose:
+            print(describe_kept(), file=sys.stderr)
         text = found if isinstance(found, str) else write_json(found)
         if options.json in (None, "-"):
             print(text)

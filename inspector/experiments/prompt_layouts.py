@@ -115,7 +115,7 @@ def _study(
     try:
         for turn in range(len(prompt.turns)):
             row = _write(vlm, prompt, ordinals, answering=turn)
-            read = ROWS.read(vlm, row, prompt.keeps_samples_apart)
+            read = ROWS.read(vlm, row, prompt.keeps_samples_apart, keep=False)
             steps = [step for step, _ in answer_row(vlm, read, max_new_tokens=max_new_tokens)]
             ids = tuple(step.token_id for step in steps if step.token_id != vlm.eos_token_id)
             prompt = prompt.with_answer(turn, "".join(step.text for step in steps), ids)
@@ -131,7 +131,7 @@ def _study(
     case = Case(
         vlm,
         prompt,
-        PrefixCache(vlm, ROWS.read(vlm, row, prompt.keeps_samples_apart)),
+        PrefixCache(vlm, ROWS.read(vlm, row, prompt.keeps_samples_apart, keep=False)),
         structure,
         target_of(structure, answered[-1]),
         max_new_tokens,

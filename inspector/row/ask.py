@@ -122,7 +122,7 @@ def ask(
             continue
         row = prepare_row(vlm, prompt, answering=turn)
         yield turn, None
-        read = ROWS.read(vlm, row, prompt.keeps_samples_apart, read)
+        read = ROWS.read(vlm, row, prompt.keeps_samples_apart, read, keep=False)
         text = ""
         for step, grown in answer_row(
             vlm,

@@ -37,9 +37,16 @@ class RowStore:
         self._bytes = self._read = self._found = 0
 
     def read(
-        self, vlm: InspectableVLM, row: Row, document_mask: bool, before: EmbeddedRow | None = None
+        self,
+        vlm: InspectableVLM,
+        row: Row,
+        document_mask: bool,
+        before: EmbeddedRow | None = None,
+        *,
+        keep: bool = True,
     ) -> EmbeddedRow:
-        """The row as ``vlm`` reads it: as it is kept, or on from ``before``, or anew."""
+        """The row as ``vlm`` reads it: as it is kept, or on from ``before``, or anew. With ``keep`` it is kept then;
+        not so a row that is only on the way to a longer one."""
         key = vlm.fingerprint, document_mask, _digest(row)
         with self._lock:
             if (known := self._kept.get(key)) is not None:
@@ -53,7 +60,7 @@ class RowStore:
         else:
             found = grow_row(vlm, before, row, features)
         with self._lock:
-            if key not in self._kept:
+            if keep and key not in self._kept:
                 self._kept[key] = found
                 self._bytes += found.nbytes
             while self._bytes > self.limit and len(self._kept) > 1:

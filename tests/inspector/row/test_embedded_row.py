@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inspector.__main__ import main
 from inspector.export.experiments import EXPERIMENTS
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import open_case
@@ -354,3 +355,14 @@ def test_decoding_behind_a_change_computes_each_position_once(embedded, monkeypa
         )
     )
     assert tuple(token.token_id for _, token in again[1:-1]) == one
+
+
+def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
+    for n, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{n}.png")
+    images = [word for n in range(2) for word in ("--image", str(tmp_path / f"{n}.png"))]
+    out = str(tmp_path / "facts.json")
+    assert main(["inspect", *images, "--ask", "What color is it?", "--json", out, "--verbose"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("Image features: 2 parts of images encoded, ")
+    assert "\nRows: 2 read, " in told
