@@ -18,6 +18,7 @@ from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys, is_answered, open_case
 from inspector.row.ask import inspect
+from inspector.row.embedded_row import reread_row
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.image_effects import measure_dependence, measure_matrix
 from inspector.which_image.noise_floor import NOISE_DRAWS
@@ -87,8 +88,7 @@ def main(repeats: int) -> None:
     )
 
     def reread() -> Case:
-        prefix_cache = PrefixCache(case.vlm, case.prefix_cache.row, embeds=case.prefix_cache.embeds)
-        return replace(case, prefix_cache=prefix_cache)
+        return replace(case, prefix_cache=PrefixCache(case.vlm, case.prefix_cache.read_row))
 
     def ours() -> object:
         fresh = reread()
@@ -126,7 +126,7 @@ def steps(case: Case) -> list[tuple[str, Callable[[], object]]]:
     """The parts of the whole, for a look at where the time goes."""
     ablations = ImageAblations(case)
     return [
-        ("reading", lambda: PrefixCache(case.vlm, case.prefix_cache.row, embeds=case.prefix_cache.embeds)),
+        ("reading", lambda: reread_row(case.vlm, case.prefix_cache.read_row, ())),
         ("dependence", lambda: measure_dependence(case, ablations)),
         ("matrix", lambda: measure_matrix(case, ablations)),
         ("selection", lambda: measure_selection(case, 3, ablations)),
