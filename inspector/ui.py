@@ -60,7 +60,7 @@ def build_ui(
         turns = demo.turns
         store.watch(turns.before_block)
         store.private_bytes = bounds.private_model_bytes
-        DECODER.bounds = bounds
+        DECODER.bounds, DECODER.find_person = bounds, turns.find_person
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps

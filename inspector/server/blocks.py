@@ -10,6 +10,7 @@ from inspector.bounds import Bounds
 from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
 from inspector.server.queue import FairQueue
+from inspector.server.states import LeanStates
 from inspector.server.sweeper import sweep_for_ever
 from inspector.server.toasts import PlainToasts
 from inspector.server.turns import Turns
@@ -51,6 +52,9 @@ class GuardedBlocks(PlainToasts, StrictBlocks):
 
 @asynccontextmanager
 async def keep_swept(app: Any) -> AsyncIterator[None]:
-    """For ``launch``: what is kept of those who have gone is looked through for as long as the server runs."""
+    """For ``launch``: before the first request pages get states that cost little, and what is kept of those who have
+    gone is looked through for as long as the server runs."""
+    app.state_holder = LeanStates()
+    app.state_holder.set_blocks(app.get_blocks())
     async with sweep_for_ever(app.get_blocks()):
         yield

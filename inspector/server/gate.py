@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from inspector.bounds import MIB, Bounds, format_bound
-from inspector.persons import count_proxies, tell_address
+from inspector.persons import believe, count_proxies
+from inspector.server.rate import Rate, refuse_opening
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -46,6 +47,8 @@ _API = re.compile(
     r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
     r"upload_progress|file=.*|file/.*|custom_component/.*)"
 )
+# Each of these makes the whole page, or its description, anew: a twentieth to an eighth of a second of the processor.
+_OPENING = re.compile(r"/(config/?)?|/gradio_api/(info/?|openapi\.json|call/v2/.*)")
 _FOLLOWED = ("/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/call/")
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
@@ -105,6 +108,7 @@ class Gate:
         self._intakes: dict[str, _Intake] = {}
         self._all = _Intake()
         self._streams: dict[str, int] = {}
+        self._opened = Rate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -130,8 +134,7 @@ class Gate:
         if not (_PAGE.fullmatch(path) or _API.fullmatch(path)):
             await _answer(send, 404, "There is nothing at this address.")
             return
-        client = scope.get("client") or ("", 0)
-        address = tell_address(client[0], headers.get("x-forwarded-for", ""), count_proxies())
+        address = believe(scope, count_proxies())
         exchange = _Exchange(send)
         with contextlib.suppress(TooMuch):  # it is noted in the exchange
             await self._serve(blocks, scope, address, headers, receive, exchange)
@@ -141,6 +144,9 @@ class Gate:
         self, blocks: Any, scope: Scope, address: str, headers: dict[str, str], receive: Receive, exchange: _Exchange
     ) -> None:
         path, method, send = scope["path"], scope["method"], exchange.send
+        most = blocks.bounds.openings_per_minute
+        if _OPENING.fullmatch(path) and not self._opened.take(address, most):
+            raise exchange.refuse(429, refuse_opening(most))
         if method == "POST" and path == "/gradio_api/upload":
             await self.app(scope, self._take_in(blocks.bounds, address, headers, receive, exchange), send)
         elif method == "POST" and path == "/gradio_api/cancel":

@@ -190,6 +190,19 @@ def test_further_names_of_this_machine(inner, monkeypatch):
     assert send_request(Gate(inner), inner, "/config", host="evil.example")[0] == 403
 
 
+def test_one_address_opens_so_many_pages_a_minute():
+    inner = Inner(openings_per_minute=3)
+    gate = Gate(inner)
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert send_request(gate, inner, path)[0] == 200
+    for path in ("/", "/config/", "/gradio_api/openapi.json", "/gradio_api/call/v2/ask"):
+        status, text = send_request(gate, inner, path)
+        assert status == 429
+        assert json.loads(text)["detail"].startswith("Your address opens more than 3 pages")
+    assert send_request(gate, inner, "/theme.css")[0] == 200
+    assert send_request(gate, inner, "/", client="2.2.2.2")[0] == 200
+
+
 def test_a_body_that_is_too_long(inner, monkeypatch):
     monkeypatch.setattr(module, "BODY_BYTES", 10)
     for path in ("/gradio_api/queue/join", "/gradio_api/call/ask", "/gradio_api/cancel", "/login"):
