@@ -2,6 +2,7 @@
 
 blocks.py      the page's Blocks with everything below built in
 gate.py        every HTTP request: routes, hosts, sizes, and what ends with a connection
+connections.py connections without a request
 admission.py   every file that a client names
 queue.py       every event: how many wait, and who is next
 rate.py        how often an address may open the page
