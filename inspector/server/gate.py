@@ -154,8 +154,6 @@ class Gate:
             await self._serve(blocks, scope, address, headers, receive, exchange)
         except TooMuch:
             pass  # it is noted in the exchange
-        except TimeoutError:
-            exchange.refuse(408, f"The answer was not taken within {ANSWER_S:g} s; ask again.")
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FULL:
                 logger.warning("The request %s %s found no room: %s", scope["method"], path[:200], error)
@@ -196,8 +194,12 @@ class Gate:
             elif path.startswith(_FOLLOWED):
                 await self._follow(blocks, scope, receive, send)
             else:
-                async with asyncio.timeout(None if path.startswith(_LONG) else ANSWER_S):
-                    await self.app(scope, receive, send)
+                try:
+                    async with asyncio.timeout(None if path.startswith(_LONG) else ANSWER_S):
+                        await self.app(scope, receive, send)
+                except TimeoutError:
+                    sentence = f"The answer was not taken within {ANSWER_S:g} s; ask again."
+                    raise exchange.refuse(408, sentence) from None
         finally:
             self._streams[address] -= 1
             if not self._streams[address]:

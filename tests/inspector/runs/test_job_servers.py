@@ -3,10 +3,10 @@ as the world ends them; what trains is a stand-in that only writes a run's folde
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -14,71 +14,55 @@ import pytest
 from inspector.runs.job_folder import JobFolder
 from inspector.runs.processes import find_process
 from model import InputError
-from tests.stand_in import recipe, until, wait_for
+from tests.stand_in import recipe, serve_table, until, wait_for
 
 ROOT = Path(__file__).parents[3]
-SERVER = """
-import sys, signal, threading
-from inspector.bounds import private_bounds
-from inspector.runs.jobs import JobTable
-from model import InputError
-from tests.stand_in import TRAINER, put_trainer, recipe, until, wait_for
-signal.signal(signal.SIGTERM, signal.default_int_handler)
-table = JobTable(sys.argv[1] or None, private_bounds(**eval(sys.argv[2])), nice=0)
-print(table.root, flush=True)
-try:
-    for line in sys.stdin:
-        try: print(repr(eval(line)), flush=True)
-        except InputError as error: print("InputError", error, flush=True)
-except KeyboardInterrupt: pass
-table.close()
-"""
 
 
 class Server:
     """A server in a process of its own: ``server.ask("table.read(…)")`` is evaluated there."""
 
-    def __init__(self, root, environment, **bounds):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(root), repr(bounds)],
-            text=True,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.root = Path(self.process.stdout.readline().strip())
+    def __init__(self, forks, root, python, **bounds):
+        self.connection, other = forks.Pipe()
+        self.process = forks.Process(target=serve_table, args=(str(root), bounds, str(python), other))
+        self.process.start()
+        other.close()
+        self.root = Path(self.connection.recv())
 
     def ask(self, expression):
-        self.process.stdin.write(expression + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        self.connection.send(expression)
+        return self.connection.recv()
 
     def end(self, number):
-        self.process.send_signal(number)
-        self.process.wait(60)
-        self.process.stdin.close()
-        self.process.stdout.close()
+        os.kill(self.process.pid, number)
+        self.process.join(60)
+        assert not self.process.is_alive()
+        self.connection.close()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Makes processes in which everything that a server needs is loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        context.set_forkserver_preload(["tests.stand_in", "inspector.runs.jobs"])
+        forkserver.ensure_running()
+    return context
 
 
 @pytest.fixture
-def serve(tmp_path, mode):
+def serve(forks, tmp_path, mode):
     """Servers in processes of their own."""
-    real = Path(sys.prefix) / "bin" / "python"
     servers = []
 
     def serve(root=None, **bounds):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "executable", str(real))
-            code = SERVER.replace("import sys,", f"import sys; sys.executable = {str(tmp_path / 'python')!r}\nimport")
-            patch.setitem(globals(), "SERVER", code)
-            servers.append(Server(tmp_path / "jobs" if root is None else root, environment, **bounds))
+        servers.append(Server(forks, tmp_path / "jobs" if root is None else root, tmp_path / "python", **bounds))
         return servers[-1]
 
     yield serve
     for server in servers:
-        if server.process.poll() is None:
+        if server.process.is_alive():
             server.end(signal.SIGTERM)
 
 

@@ -29,6 +29,7 @@ class Inner:
         )
         self.blocks.fns[0] = SimpleNamespace(api_name="ask")
         self.error: Exception | None = None
+        self.seconds = 0.0
         self.cancelled = 0
         self.open = asyncio.Event()
 
@@ -41,6 +42,7 @@ class Inner:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self.error is not None:
             raise self.error
+        await asyncio.sleep(self.seconds)
         if scope["method"] == "GET" and scope["path"].split("/")[2:3] and scope["path"].split("/")[2] in STREAMS:
             self.open.set()
             try:
@@ -403,6 +405,14 @@ def test_what_nobody_thought_of_is_one_sentence(inner, method, path, caplog):
     assert status == 500
     assert json.loads(text)["detail"].startswith("The server failed at this and wrote down why")
     assert "a path of this machine" in caplog.text
+
+
+def test_an_answer_that_is_not_taken_ends(inner, monkeypatch):
+    monkeypatch.setattr(module, "ANSWER_S", 0.01)
+    inner.seconds = 0.1
+    status, text = send_request(Gate(inner), inner, "/config")
+    assert (status, json.loads(text)["detail"]) == (408, "The answer was not taken within 0.01 s; ask again.")
+    assert send_request(Gate(inner), inner, "/gradio_api/file=x.zip") == (200, "inner")  # a large one takes long
 
 
 def test_a_full_disk_is_said_to_be_one(inner):
