@@ -38,8 +38,13 @@ class Bounds:
     # Memory that stays between requests.
     preview_px: int = _bound(768, 768, "px", "long side of the preview that is kept of an image")
     previews_bytes: int = _bound(64 * MIB, 256 * MIB, "bytes", "previews of images that were opened, everybody's")
-    sessions: int = _bound(400, 400, "", "pages whose state is kept")
-    pages_per_address: int = _bound(200, 400, "", "pages of one address whose state is kept")
+    sessions: int = _bound(800, 800, "", "pages whose state is kept")
+    pages_per_address: int = _bound(400, 800, "", "pages of one address whose state is kept")
+    # A lecture hall of 300 people behind one address may open the page within a minute, and some of them twice.
+    openings_per_minute: int = _bound(
+        400, 4000, "a minute", "pages that one address opens; as many calls that name no session"
+    )
+    unfetched_bytes: int = _bound(16 * MIB, 128 * MIB, "bytes", "answers that wait to be fetched by one page")
     session_bytes: int = _bound(64 * MIB, 512 * MIB, "bytes", "state of one page")
     sessions_bytes: int = _bound(512 * MIB, 4 * GIB, "bytes", "state of all pages together")
     features_bytes: int = _bound(128 * MIB, 1 * GIB, "bytes", "what models made of images, everybody's")
@@ -52,7 +57,7 @@ class Bounds:
     queue: int = _bound(200, 400, "events", "waiting, everybody's together")
     queue_per_page: int = _bound(12, 48, "events", "waiting or running of one page")
     queue_per_address: int = _bound(60, 400, "events", "waiting or running of one address")
-    streams_per_address: int = _bound(400, 2000, "", "open connections of one address (two for a page at work)")
+    streams_per_address: int = _bound(800, 4000, "", "requests of one address that are open (two for a page at work)")
     ask_wait_s: float = _bound(60, 600, "s", "longest wait of a question for its turn")
     test_wait_s: float = _bound(600, 36_000, "s", "longest wait of a test, an experiment or the battery for its turn")
     study_s: float = _bound(300, 7200, "s", "one “Which image?”, “Run all” or comparison")
@@ -107,7 +112,7 @@ def public_bounds(**changes: Any) -> Bounds:
 SERVER_BYTES = 1 * GIB
 """The server itself with the embedded model and what its passes take while everybody's turn is on; see
 ``python -m benchmarks limits``. A larger model adds its weights and as much again for its passes."""
-PAGE_BYTES = 1_200_000
+PAGE_BYTES = 600_000
 """What gradio keeps of one page beside its state."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import MutableMapping
 from typing import Any
 
 PROXIES = "VLM_INSPECTOR_PROXIES"
@@ -40,14 +41,37 @@ def tell_address(host: str, forwarded: str, proxies: int) -> str:
     return str(address)
 
 
-def identify(request: Any) -> str:
-    """The person behind a request of gradio's (``gr.Request``) or Starlette's: the login where there is one, else the
-    address. An event that comes from no request (a program in the same process) is the person “local”."""
+def believe(scope: MutableMapping[str, Any], proxies: int) -> str:
+    """Makes of an ASGI ``scope`` what may be believed of it, for all that read it later: its client is the address of
+    :func:`tell_address`, which is returned, and of the headers in :data:`_NAMES` that is left which the outermost of
+    ``proxies`` wrote. (X-Forwarded-Proto stays: it says no more than that the page was asked for by https.)"""
+    said: dict[bytes, list[str]] = {name: [] for name in _NAMES}
+    headers = []
+    for name, value in scope["headers"]:
+        if (low := name.lower()) in said:
+            said[low] += [entry.strip() for entry in value.decode("latin-1").split(",") if entry.strip()]
+        else:
+            headers.append((name, value))
+    if proxies and (hosts := said[_HOST]):
+        headers.append((_HOST, hosts[-min(proxies, len(hosts))].encode("latin-1")))
+    scope["headers"] = headers
+    host, port = scope.get("client") or ("", 0)
+    address = tell_address(host, ",".join(said[_FOR]), proxies)
+    scope["client"] = address, port
+    return address
+
+
+_FOR, _HOST = b"x-forwarded-for", b"x-forwarded-host"
+# The last is gradio's own, for a server of pages in front of this one; there is none here.
+_NAMES = (_FOR, _HOST, b"x-gradio-server")
+
+
+def identify(request: Any, username: str | None = None) -> str:
+    """The person behind a request of gradio's (``gr.Request``) or Starlette's that came through :func:`believe`: the
+    login where there is one (``username``, or the request's), else the address. An event that comes from no request (a
+    program in the same process) is the person “local”."""
     if request is None:
         return "local"
-    if name := getattr(request, "username", None):
+    if name := username or getattr(request, "username", None):
         return f"login {name}"
-    client = request.client
-    headers = request.headers
-    every = headers.getlist("x-forwarded-for") if hasattr(headers, "getlist") else [headers.get("x-forwarded-for", "")]
-    return f"address {tell_address(client.host if client else '', ','.join(every), count_proxies())}"
+    return f"address {request.client.host if request.client else ''}"

@@ -62,7 +62,7 @@ def build_ui(
         turns = demo.turns
         store.watch(turns.before_block)
         store.private_bytes = bounds.private_model_bytes
-        DECODER.bounds = bounds
+        DECODER.bounds, DECODER.find_person = bounds, turns.find_person
         FEATURES.limit, ROWS.limit = bounds.features_bytes, bounds.rows_bytes
         header = header_view.build_header(TITLE)
         shown: gr.State = gr.State(None)

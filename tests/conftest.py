@@ -1,5 +1,6 @@
 """Fixtures that every kind of test shares: golden data, the embedded model, a real browser."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+from inspector.server.lean_gradio import write_no_stubs
+
+write_no_stubs()  # as the app does: it takes a third of the import of gradio
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -25,6 +30,14 @@ _LOCAL = (
     "about:",
     "file:",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_for_good() -> None:
+    """What modules made while they were loaded is looked through for garbage no more, as in the app: some tests and
+    every end of a training stage collect it, half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,10 +3,15 @@ every time. The file “mode” beside it, read when it starts, says how (proces
 “quick” to its end, “hold” after its second step until it is asked for something, “deaf” as that but asked in vain,
 “load” without a word, “die” at once, “eat” much memory."""
 
+import contextlib
+import signal
 import sys
 import time
 
+from inspector.bounds import private_bounds
+from inspector.runs.jobs import JobTable
 from inspector.runs.presets import PRESETS, read_form, write_recipe
+from model import InputError
 
 TRAINER = """
 import json, os, pathlib, signal, sys, time
@@ -77,3 +82,20 @@ def wait_for(table, job, *statuses):
         assert time.monotonic() < end, state
         time.sleep(0.02)
     return state
+
+
+def serve_table(root, bounds, python, connection):
+    """A server of jobs, for a process of its own, until it is asked to end: evaluates what comes through ``connection``
+    and sends back the answer's text. ``python``: what runs are started with."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.executable = python
+    table = JobTable(root or None, private_bounds(**bounds), nice=0)
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        connection.send(str(table.root))
+        while True:
+            expression = connection.recv()
+            try:
+                connection.send(repr(eval(expression)))
+            except InputError as error:
+                connection.send(f"InputError {error}")
+    table.close()

@@ -1,7 +1,8 @@
 """Images are decoded outside the server's process, in bounded time and memory. No gradio here.
 
 A large picture takes its place alone and small ones go side by side, for what is bounded is the pixels that are decoded
-at the same time. Whoever waits is served in turn and told after a while that the server is busy.
+at the same time. Of all who wait it is the turn of the person who was served longest ago; whoever waits too long is
+told that the server is busy.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +33,17 @@ from model.picture import name_source, read_header
 
 T = TypeVar("T")
 
+REMEMBERED = 4096
+"""So many people are remembered as served; who was served longest ago is as good as never."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """Somebody who waits for a place."""
+
+    person: str
 
 
 class Decoder:
@@ -40,8 +52,13 @@ class Decoder:
     def __init__(self, bounds: Bounds | None = None) -> None:
         self.bounds = bounds or Bounds()
         """May be replaced at any time; holds for what begins then."""
+        self.find_person: Callable[[], str] = str
+        """Says for whom the calling thread works. What it raises where nobody waits for that any more ends the work
+        before its next image."""
         self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._waiting: list[_Ticket] = []
+        self._served: OrderedDict[str, int] = OrderedDict()
+        self._turn = 0
         self._running = 0
         self._pixels = 0
         self._idle: list[_Process] = []
@@ -104,7 +121,7 @@ class Decoder:
 
     @contextmanager
     def _take_place(self, weight: int, deadline: float, name: str) -> Iterator[None]:
-        ticket = object()
+        ticket = _Ticket(self.find_person())
         with self._changed:
             # The largest picture would else never find room below a smaller bound.
             weight = min(weight, self.bounds.decoding_pixels)
@@ -112,6 +129,11 @@ class Decoder:
             try:
                 if not self._changed.wait_for(lambda: self._is_next(ticket, weight), deadline - time.monotonic()):
                     raise InputError(f"{name} was not opened in time, the server is busy with other images; try again.")
+                self._turn += 1
+                self._served[ticket.person] = self._turn
+                self._served.move_to_end(ticket.person)
+                while len(self._served) > REMEMBERED:
+                    self._served.popitem(last=False)
                 self._running += 1
                 self._pixels += weight
             finally:
@@ -125,9 +147,10 @@ class Decoder:
                 self._pixels -= weight
                 self._changed.notify_all()
 
-    def _is_next(self, ticket: object, weight: int) -> bool:
+    def _is_next(self, ticket: _Ticket, weight: int) -> bool:
         return (
-            self._waiting[0] is ticket
+            # The first of those whose turn is equally long ago.
+            min(self._waiting, key=lambda one: self._served.get(one.person, 0)) is ticket
             and self._running < self.bounds.decoders
             and self._pixels + weight <= self.bounds.decoding_pixels
         )

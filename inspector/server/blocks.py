@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from inspector.bounds import Bounds
+from inspector.server.connections import close_silent_connections
 from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
 from inspector.server.queue import FairQueue
+from inspector.server.states import LeanStates
 from inspector.server.sweeper import sweep_for_ever
 from inspector.server.toasts import PlainToasts
 from inspector.server.turns import Turns
@@ -51,6 +53,9 @@ class GuardedBlocks(PlainToasts, StrictBlocks):
 
 @asynccontextmanager
 async def keep_swept(app: Any) -> AsyncIterator[None]:
-    """For ``launch``: what is kept of those who have gone is looked through for as long as the server runs."""
-    async with sweep_for_ever(app.get_blocks()):
+    """For ``launch``: before the first request pages get states that cost little; as long as the server runs, what is
+    kept of those who have gone is looked through, and connections that ask for nothing are closed."""
+    app.state_holder = LeanStates()
+    app.state_holder.set_blocks(app.get_blocks())
+    async with sweep_for_ever(app.get_blocks()), close_silent_connections(app.get_blocks()):
         yield

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
 from inspector.bounds import MIB, Bounds, format_bound
-from inspector.persons import count_proxies, tell_address
+from inspector.persons import believe, count_proxies
+from inspector.server.inputs import FAILED, UNUSABLE
+from inspector.server.rate import Rate, refuse_opening
+
+logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -34,6 +41,10 @@ BODY_NODES = 30_000
 """Lists and objects in such a request: half a million small ones, which is not much text, would take seconds."""
 BODY_S = 300.0
 """A request must have been sent whole by then."""
+ANSWER_S = 120.0
+"""An answer that is no file and no stream must have been taken by then."""
+READER_S = 2.0
+"""How long a page's new stream waits for the end of its last one."""
 
 # What the page and gradio's clients need. Gradio has more: dashboards, a proxy, code editing, recordings, links that
 # store a page's state on this server, direct calls that go round the queue, streams that put new data into an event.
@@ -46,7 +57,12 @@ _API = re.compile(
     r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
     r"upload_progress|file=.*|file/.*|custom_component/.*)"
 )
+# Each of these makes the whole page, or its description, anew: a twentieth to an eighth of a second of the processor.
+_OPENING = re.compile(r"/(config/?)?|/gradio_api/(info/?|openapi\.json|call/v2/.*)")
+_CALL = re.compile(r"/gradio_api/call/(?:v2/)?([^/]+)/?")
 _FOLLOWED = ("/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/call/")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONG = ("/gradio_api/file", "/gradio_api/upload_progress")
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -105,6 +121,8 @@ class Gate:
         self._intakes: dict[str, _Intake] = {}
         self._all = _Intake()
         self._streams: dict[str, int] = {}
+        self._readers: dict[str, asyncio.Event] = {}
+        self._opened = Rate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -130,40 +148,78 @@ class Gate:
         if not (_PAGE.fullmatch(path) or _API.fullmatch(path)):
             await _answer(send, 404, "There is nothing at this address.")
             return
-        client = scope.get("client") or ("", 0)
-        address = tell_address(client[0], headers.get("x-forwarded-for", ""), count_proxies())
+        address = believe(scope, count_proxies())
         exchange = _Exchange(send)
-        with contextlib.suppress(TooMuch):  # it is noted in the exchange
+        try:
             await self._serve(blocks, scope, address, headers, receive, exchange)
+        except TooMuch:
+            pass  # it is noted in the exchange
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                logger.warning("The request %s %s found no room: %s", scope["method"], path[:200], error)
+                exchange.refuse(507, "The server's disk is full; try again later, and tell its owner.")
+            elif path.startswith("/gradio_api/call/v2/"):  # gradio puts the values into order here
+                logger.info("The request %s can't be read: %s", path[:200], error)
+                exchange.refuse(400, UNUSABLE)
+            else:
+                logger.exception("The request %s %s failed.", scope["method"], path[:200])
+                exchange.refuse(500, FAILED)
         await exchange.finish()
 
     async def _serve(
         self, blocks: Any, scope: Scope, address: str, headers: dict[str, str], receive: Receive, exchange: _Exchange
     ) -> None:
         path, method, send = scope["path"], scope["method"], exchange.send
-        if method == "POST" and path == "/gradio_api/upload":
-            await self.app(scope, self._take_in(blocks.bounds, address, headers, receive, exchange), send)
-        elif method == "POST" and path == "/gradio_api/cancel":
-            body = await _read_body(_limit(receive, BODY_BYTES, exchange))
-            blocks._queue.abandon(_event_of(body))
-            await self.app(scope, _prefix_cache(body, receive), send)
-        elif method == "POST":
-            await self.app(scope, _limit(receive, BODY_BYTES, exchange), send)
-        elif path.startswith((*_FOLLOWED, "/gradio_api/upload_progress")):
-            if self._streams.get(address, 0) >= blocks.bounds.streams_per_address:
-                raise exchange.refuse(429, f"{self._streams[address]} pages are open from your address; close some.")
-            self._streams[address] = self._streams.get(address, 0) + 1
-            try:
-                if path.startswith(_FOLLOWED):
+        most = blocks.bounds.openings_per_minute
+        if _OPENING.fullmatch(path) and not self._opened.take(address, most):
+            raise exchange.refuse(429, refuse_opening(most))
+        if method == "POST" and (named := _CALL.fullmatch(path)) and not _has_event(blocks, named[1]):
+            raise exchange.refuse(404, "There is no event of this name; compare it with the API's description.")
+        # Each stays open as long as the client likes: streams, bodies that are sent slowly, answers that are.
+        if self._streams.get(address, 0) >= blocks.bounds.streams_per_address:
+            raise exchange.refuse(429, f"{self._streams[address]} requests of your address are open; close some pages.")
+        self._streams[address] = self._streams.get(address, 0) + 1
+        try:
+            if method == "POST" and path == "/gradio_api/upload":
+                await self.app(scope, self._take_in(blocks.bounds, address, headers, receive, exchange), send)
+            elif method == "POST" and path == "/gradio_api/cancel":
+                body = await _read_body(_limit(receive, BODY_BYTES, exchange))
+                blocks._queue.abandon(_event_of(body))
+                await self.app(scope, _prefix_cache(body, receive), send)
+            elif method == "POST":
+                await self.app(scope, _limit(receive, BODY_BYTES, exchange), send)
+            elif path.startswith("/gradio_api/queue/data"):
+                async with self._read(_page_of(scope), exchange):
                     await self._follow(blocks, scope, receive, send)
-                else:
-                    await self.app(scope, receive, send)
-            finally:
-                self._streams[address] -= 1
-                if not self._streams[address]:
-                    del self._streams[address]
-        else:
-            await self.app(scope, receive, send)
+            elif path.startswith(_FOLLOWED):
+                await self._follow(blocks, scope, receive, send)
+            else:
+                try:
+                    async with asyncio.timeout(None if path.startswith(_LONG) else ANSWER_S):
+                        await self.app(scope, receive, send)
+                except TimeoutError:
+                    sentence = f"The answer was not taken within {ANSWER_S:g} s; ask again."
+                    raise exchange.refuse(408, sentence) from None
+        finally:
+            self._streams[address] -= 1
+            if not self._streams[address]:
+                del self._streams[address]
+
+    @asynccontextmanager
+    async def _read(self, page: str, exchange: _Exchange) -> AsyncIterator[None]:
+        """One connection at a time reads what a page is sent: of two, each would get a part of it."""
+        while (other := self._readers.get(page)) is not None:
+            try:  # the page may ask again before the end of its last stream has come through
+                await asyncio.wait_for(other.wait(), READER_S)
+            except TimeoutError:
+                sentence = "Another connection reads what this page is sent; close that one, or reload the page."
+                raise exchange.refuse(409, sentence) from None
+        mine = self._readers[page] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._readers[page]
+            mine.set()
 
     def _take_in(
         self, bounds: Bounds, address: str, headers: dict[str, str], receive: Receive, exchange: _Exchange
@@ -261,6 +317,10 @@ def _page_of(scope: Scope) -> str:
     if scope["path"].startswith("/gradio_api/queue/data"):
         return (parse_qs(scope["query_string"].decode("latin-1")).get("session_hash") or [""])[0]
     return scope["path"].rstrip("/").rpartition("/")[2]
+
+
+def _has_event(blocks: Any, name: str) -> bool:
+    return any(function.api_name == name for function in blocks.fns.values())
 
 
 def _event_of(body: bytes) -> str:

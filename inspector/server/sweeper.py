@@ -49,9 +49,15 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
 
 
 def measure_pages(blocks: Any) -> dict[str, int]:
-    """Bytes that each page's state holds. Takes a while, so not in the event loop."""
+    """Bytes that each page's state holds, and of messages that it has not fetched. Takes a while, so not in the event
+    loop."""
     pages = list(blocks.state_holder.session_data.items())
-    return {page: sum(count_bytes(value) for value in list(state.state_data.values())) for page, state in pages}
+    boxes = dict(blocks._queue.pending_messages_per_session)
+    return {
+        page: sum(count_bytes(value) for value in list(state.state_data.values()))
+        + (boxes[page].bytes if page in boxes else 0)
+        for page, state in pages
+    }
 
 
 def sweep_pages(blocks: Any, measured: Mapping[str, int]) -> list[Any]:

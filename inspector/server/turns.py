@@ -22,6 +22,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from inspector.bounds import Bounds
+from inspector.persons import identify
 from model import InputError
 
 GIVE_WAY_S = 1.0
@@ -152,6 +153,17 @@ class Turns:
             now = time.monotonic()
             work.paused, last = work.paused + now - last, now
             self._check(event_id, work)
+
+    def find_person(self) -> str:
+        """For whom the calling thread works, "" for nobody in particular. :class:`Abandoned` if nobody waits for that
+        any more."""
+        event_id = LocalContext.event_id.get(None)
+        if event_id is None:
+            return ""
+        event = _event(event_id)
+        if event is None or not event.alive:
+            raise Abandoned
+        return identify(event.request, event.username)
 
     def _check(self, event_id: str, work: _Work) -> None:
         event = _event(event_id)

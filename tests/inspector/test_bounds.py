@@ -41,7 +41,7 @@ def test_a_public_server_fits_into_twelve_gigabytes():
         runs_at_once=2,
         run_bytes=500_000_000,
     )
-    assert sum(size for _, size in list_memory(small)) == (1 << 30) + 10 * 1_200_000 + 1_000_000_000
+    assert sum(size for _, size in list_memory(small)) == (1 << 30) + 10 * 600_000 + 1_000_000_000
     assert "2 that train 1.00 GB; together 2.1 GB." in format_memory(small)
     with pytest.raises(ValueError, match="no bound"):
         list_memory(private_bounds())

@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from starlette.datastructures import Headers
 
-from inspector.persons import PROXIES, count_proxies, identify, tell_address
+from inspector.persons import PROXIES, believe, count_proxies, identify, tell_address
 
 
 @pytest.mark.parametrize(
@@ -52,16 +51,43 @@ def test_proxies_come_from_the_owner_of_the_server(values, count, monkeypatch):
     assert count_proxies() == count
 
 
-def _request(host="10.0.0.1", username=None, **headers):
-    client = SimpleNamespace(host=host) if host is not None else None
-    return SimpleNamespace(client=client, username=username, headers=Headers(headers))
+def _request(host="10.0.0.1", username=None):
+    return SimpleNamespace(client=SimpleNamespace(host=host) if host is not None else None, username=username)
 
 
-def test_person(monkeypatch):
-    monkeypatch.delenv("SPACE_ID", raising=False)
-    monkeypatch.setenv(PROXIES, "1")
+@pytest.mark.parametrize(
+    ("proxies", "address", "host"),
+    [
+        (0, "10.0.0.1", None),
+        (1, "1.2.3.4", "inspector.example"),
+        (2, "6.6.6.6", "evil.example"),  # so says the first of two proxies, to be believed
+        (9, "6.6.6.6", "evil.example"),
+    ],
+)
+def test_of_what_a_request_says_that_is_left_which_a_proxy_wrote(proxies, address, host):
+    said = [
+        (b"Host", b"here.example"),
+        (b"X-Forwarded-Host", b"evil.example"),
+        (b"x-forwarded-host", b"inspector.example"),
+        (b"X-Forwarded-For", b"6.6.6.6, 1.2.3.4"),
+        (b"X-Gradio-Server", b"http://evil.example"),
+        (b"x-forwarded-proto", b"https"),
+    ]
+    scope = {"client": ("10.0.0.1", 7), "headers": said}
+    assert believe(scope, proxies) == address
+    assert scope["client"] == (address, 7)
+    kept = dict(scope["headers"])
+    assert kept.pop(b"x-forwarded-host", None) == (host and host.encode())
+    assert kept == {b"Host": b"here.example", b"x-forwarded-proto": b"https"}
+
+
+def test_nobody_at_the_other_end():
+    scope = {"client": None, "headers": []}
+    assert believe(scope, 1) == ""
+
+
+def test_person():
     assert identify(_request()) == "address 10.0.0.1"
     assert identify(_request(username="ada")) == "login ada"
-    assert identify(_request(**{"x-forwarded-for": "6.6.6.6, 1.2.3.4"})) == "address 1.2.3.4"
     assert identify(_request(host=None)) == "address "
     assert identify(None) == "local"

@@ -11,7 +11,7 @@ from model.training.recipe import Recipe, build_recipe
 SCENES = {"source": "scenes", "set": "single", "count": 60, "turns": 2, "pictures": 8}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(golden: Path) -> Callable[..., Recipe]:
     """`make_recipe(stage, stage, seed=1)`: each stage a dict of what differs from three steps of instruction."""
 

@@ -78,8 +78,9 @@ def stop_after(recipe, folder, stage, step):
     run.close()
 
 
-@pytest.mark.parametrize(("stage", "step"), [("part 0", 3), ("part 1", 1), ("part 2", 2)])
-def test_from_every_kind_of_stage(make_recipe, tmp_path, stage, step):
+@pytest.fixture(scope="module")
+def whole(make_recipe, tmp_path_factory):
+    """A recipe with a stage of every kind, and the steps of its run that nothing stopped."""
     recipe = make_recipe(
         {
             "kind": "contrastive",
@@ -90,10 +91,17 @@ def test_from_every_kind_of_stage(make_recipe, tmp_path, stage, step):
         {"lora_rank": 2, "save_every_s": 0},
         {"packing": "document", "row_tokens": 200, "leak_share": 0.4, "save_every_s": 0},
     )
-    list(Trainer(recipe, tmp_path / "whole").run())
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    list(Trainer(recipe, folder).run())
+    return recipe, steps(folder)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("part 0", 3), ("part 1", 1), ("part 2", 2)])
+def test_from_every_kind_of_stage(whole, tmp_path, stage, step):
+    recipe, expected = whole
     stop_after(recipe, tmp_path / "broken", stage, step)
     list(Trainer(recipe, tmp_path / "broken", resume=True).run())
-    assert steps(tmp_path / "broken") == steps(tmp_path / "whole")
+    assert steps(tmp_path / "broken") == expected
 
 
 def test_before_the_first_save_it_begins_again(make_recipe, tmp_path):

@@ -212,3 +212,39 @@ def test_a_large_image_is_not_overtaken_for_ever(decoder):
     large.join(60)
     small.join(60)
     assert order == ["large", "small"]
+
+
+def test_who_sends_many_images_waits_for_them_alone(decoder):
+    one = decoder(decoders=1)
+    order, waiting, threads = [], threading.Event(), []
+
+    def wait(person: str) -> None:
+        names[threading.get_ident()] = person
+        with one._take_place(1, time.monotonic() + 60, "“x”"):
+            order.append(person)
+
+    names = {threading.get_ident(): "first"}
+    one.find_person = lambda: names[threading.get_ident()]
+    with one._take_place(1, time.monotonic() + 60, "“first”"):
+        for number, person in enumerate(["many", "many", "many", "other", "many"], start=1):
+            threads.append(threading.Thread(target=wait, args=(person,)))
+            threads[-1].start()
+            while len(one._waiting) < number:
+                waiting.wait(0.01)
+    for thread in threads:
+        thread.join(60)
+    assert order == ["many", "other", "many", "many", "many"]
+
+
+def test_images_of_somebody_who_has_gone_are_not_opened(decoder, image):
+    class Gone(Exception):
+        pass
+
+    def say() -> str:
+        raise Gone
+
+    one = decoder()
+    one.find_person = say
+    with pytest.raises(Gone):
+        one.run(image, full_size.examine)
+    assert one._waiting == one._idle == []

@@ -6,15 +6,16 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 from gradio.data_classes import PredictBodyInternal
-from gradio.state_holder import StateHolder
-from starlette.datastructures import Headers
+from gradio.server_messages import EstimationMessage, ProcessCompletedMessage
+from starlette.exceptions import HTTPException
 
 from inspector.bounds import Bounds, private_bounds
 from inspector.server.queue import FairQueue
+from inspector.server.states import LeanStates
 
 
 def _request(address: str) -> SimpleNamespace:
-    return SimpleNamespace(client=SimpleNamespace(host=address), headers=Headers())
+    return SimpleNamespace(client=SimpleNamespace(host=address))
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_an_event_given_up_is_no_longer_alive(make):
 
 def test_one_address_has_so_many_pages(make):
     queue = make(private_bounds(pages_per_address=2))
-    holder = StateHolder()
+    holder = LeanStates()
     holder.set_blocks(queue.blocks)
     assert [push(queue, page)[0] for page in ("one", "two", "one")] == [True, True, True]
     assert push(queue, "three") == (
@@ -138,6 +139,57 @@ def test_one_address_has_so_many_pages(make):
     assert push(queue, "three", "2.2.2.2")[0]
     del holder.session_data["one"]
     assert push(queue, "three")[0]
+
+
+def test_one_address_opens_so_many_pages_a_minute(make):
+    queue = make(private_bounds(openings_per_minute=3))
+    holder = LeanStates()
+    holder.set_blocks(queue.blocks)
+    assert [push(queue, page)[0] for page in ("one", None, "two", "one", "two")] == [True] * 5
+    for page in ("three", None):
+        with pytest.raises(HTTPException) as caught:
+            push(queue, page)
+        assert caught.value.status_code == 429
+        assert caught.value.detail == (
+            "Your address opens more than 3 pages (or calls that name no session) a minute; wait a minute, and let a "
+            "program keep one session."
+        )
+    assert "three" not in holder.session_data  # before gradio makes it
+    assert push(queue, "one")[0]
+    assert push(queue, "three", "2.2.2.2")[0]
+
+
+@pytest.mark.parametrize("number", [-1, 2, 10**30, None, "0", 0.5])
+def test_events_that_there_are_none_of(make, number):
+    sentence = "There is no event of this number; compare it with the API's description."
+    assert push(make(private_bounds()), "page", fn=number) == (False, sentence)
+
+
+def answer(letters: int) -> ProcessCompletedMessage:
+    return ProcessCompletedMessage(output={"data": ["x" * letters]}, success=True)
+
+
+def test_what_a_page_does_not_fetch_is_bounded(make):
+    queue = make(private_bounds(unfetched_bytes=1_000_000, queue_per_page=100))
+    events = [queue.event_ids_to_events[push(queue, "page")[1]] for _ in range(4)]
+    box = queue.pending_messages_per_session["page"]
+    told = box.qsize()
+    queue.send_message(events[0], answer(800_000))
+    queue.send_message(events[1], answer(800_000))  # it would be too much: the event ends with a sentence
+    assert [event.alive for event in events] == [True, False, True, True]
+    queue.send_message(events[2], answer(120_000))
+
+    assert push(queue, "page")[1].endswith("of answers to this page wait to be fetched; fetch them and ask again.")
+    for _ in range(1000):
+        queue.send_message(events[3], EstimationMessage(queue_size=1))
+    assert box.bytes <= 1_000_000
+    messages = [box.get_nowait() for _ in range(box.qsize())][told:]
+    assert [getattr(message, "success", None) for message in messages[:3]] == [True, False, True]
+    assert "of answers to this page wait to be fetched; fetch them and ask again." in messages[1].output["error"]
+    assert box.bytes == 0
+    assert push(queue, "page")[0]
+    queue.send_message(events[3], answer(3_000_000))  # who fetches gets an answer of any size
+    assert box.get_nowait() is not None
 
 
 def test_calls_that_name_no_page_are_remembered_as_such(make):

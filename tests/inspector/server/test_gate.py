@@ -1,6 +1,7 @@
 """The gate, around an app that stands in for Gradio's."""
 
 import asyncio
+import errno
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,11 @@ class Inner:
         self.bodies: list[bytes] = []
         queue = SimpleNamespace(clean_events=self._clean, abandon=self.abandoned.append)
         self.blocks = SimpleNamespace(
-            bounds=private_bounds(**bounds), open_to_all=False, open_pages=Pages(), _queue=queue
+            bounds=private_bounds(**bounds), open_to_all=False, open_pages=Pages(), _queue=queue, fns={}
         )
+        self.blocks.fns[0] = SimpleNamespace(api_name="ask")
+        self.error: Exception | None = None
+        self.seconds = 0.0
         self.cancelled = 0
         self.open = asyncio.Event()
 
@@ -36,6 +40,9 @@ class Inner:
         self.cleaned.append(what)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        await asyncio.sleep(self.seconds)
         if scope["method"] == "GET" and scope["path"].split("/")[2:3] and scope["path"].split("/")[2] in STREAMS:
             self.open.set()
             try:
@@ -188,6 +195,19 @@ def test_further_names_of_this_machine(inner, monkeypatch):
     monkeypatch.setenv(HOSTS, "box.lan, jupyter.example")
     assert send_request(Gate(inner), inner, "/config", host="jupyter.example:8888")[0] == 200
     assert send_request(Gate(inner), inner, "/config", host="evil.example")[0] == 403
+
+
+def test_one_address_opens_so_many_pages_a_minute():
+    inner = Inner(openings_per_minute=3)
+    gate = Gate(inner)
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert send_request(gate, inner, path)[0] == 200
+    for path in ("/", "/config/", "/gradio_api/openapi.json", "/gradio_api/call/v2/ask"):
+        status, text = send_request(gate, inner, path)
+        assert status == 429
+        assert json.loads(text)["detail"].startswith("Your address opens more than 3 pages")
+    assert send_request(gate, inner, "/theme.css")[0] == 200
+    assert send_request(gate, inner, "/", client="2.2.2.2")[0] == 200
 
 
 def test_a_body_that_is_too_long(inner, monkeypatch):
@@ -368,6 +388,38 @@ def test_so_many_streams_of_one_address():
         return statuses
 
     assert asyncio.run(visit()) == [429]
+
+
+def test_events_that_there_are_none_of(inner):
+    for path in ("/gradio_api/call/nobody", "/gradio_api/call/v2/nobody"):
+        status, text = send_request(Gate(inner), inner, path, "POST")
+        assert status == 404
+        assert json.loads(text)["detail"] == "There is no event of this name; compare it with the API's description."
+    assert send_request(Gate(inner), inner, "/gradio_api/call/v2/ask", "POST") == (200, "inner")
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/config"), ("POST", "/gradio_api/upload")])
+def test_what_nobody_thought_of_is_one_sentence(inner, method, path, caplog):
+    inner.error = ValueError("a path of this machine")
+    status, text = send_request(Gate(inner), inner, path, method)
+    assert status == 500
+    assert json.loads(text)["detail"].startswith("The server failed at this and wrote down why")
+    assert "a path of this machine" in caplog.text
+
+
+def test_an_answer_that_is_not_taken_ends(inner, monkeypatch):
+    monkeypatch.setattr(module, "ANSWER_S", 0.01)
+    inner.seconds = 0.1
+    status, text = send_request(Gate(inner), inner, "/config")
+    assert (status, json.loads(text)["detail"]) == (408, "The answer was not taken within 0.01 s; ask again.")
+    assert send_request(Gate(inner), inner, "/gradio_api/file=x.zip") == (200, "inner")  # a large one takes long
+
+
+def test_a_full_disk_is_said_to_be_one(inner):
+    inner.error = OSError(errno.ENOSPC, "No space left on device", "/a/path/of/this/machine")
+    status, text = send_request(Gate(inner), inner, "/gradio_api/upload", "POST")
+    assert status == 507
+    assert json.loads(text)["detail"] == "The server's disk is full; try again later, and tell its owner."
 
 
 def test_websockets_are_refused(inner):

@@ -29,7 +29,7 @@ class Server:
     def add(self, page: str, idle: float = 0.0, size: int = 0, is_open: bool = False) -> None:
         self.state_holder.session_data[page] = SimpleNamespace(state_data={1: bytes(size), 2: "text"})
         self.state_holder.time_last_used[page] = datetime.datetime.now() - datetime.timedelta(seconds=idle)
-        self._queue.pending_messages_per_session[page] = []
+        self._queue.pending_messages_per_session[page] = SimpleNamespace(bytes=0)
         self._queue.pending_event_ids_session[page] = set()
         if is_open:
             self.open_pages.open(page)
@@ -97,10 +97,19 @@ def test_pages_that_hold_too_much():
     assert server.left == ["b", "c", "d"]
 
 
+def test_messages_count_as_the_pages_own():
+    server = Server(session_bytes=50_000)
+    server.add("reads")
+    server.add("reads nothing")
+    server._queue.pending_messages_per_session["reads nothing"].bytes = 60_000
+    assert sweep(server) == 1
+    assert server.left == ["reads"]
+
+
 def test_messages_that_nobody_fetches():
     server = Server()
     server.add("page")
-    server._queue.pending_messages_per_session |= {"gone": [], "working": []}
+    server._queue.pending_messages_per_session |= {"gone": None, "working": None}
     server._queue.pending_event_ids_session |= {"gone": {"e"}, "working": {"f"}, "page": set()}
     server.at_work = {"working": 1}
     assert sweep(server) == 0

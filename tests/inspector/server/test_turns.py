@@ -243,3 +243,17 @@ def test_every_model_of_the_store_asks_before_each_block(embedded):
     loaded(loaded.collate([loaded.prepare(Conversation((Message("user", "What?"),)))]))
     assert calls.count(0) == vlm.config.lm_n_blocks
     assert loaded.fingerprint == embedded.fingerprint
+
+
+def test_for_whom_a_thread_works(server):
+    assert server.turns.find_person() == ""
+    event = server.add("ask")
+    event.username, event.request = "ada", SimpleNamespace()
+    server.become("ask")
+    assert server.turns.find_person() == "login ada"
+    event.alive = False
+    with pytest.raises(Abandoned):
+        server.turns.find_person()
+    del server._queue.event_ids_to_events["ask"]
+    with pytest.raises(Abandoned):
+        server.turns.find_person()
