@@ -59,11 +59,11 @@ PANELS: dict[str, PanelText] = {
         "What the answer depends on",
         "taking every set of images away, and putting other pictures in their places",
         "Sets of images were hidden from everything behind them (attention knockout), and the fall of log p of the "
-        "answer shared out among them by Shapley values; then the same with other pictures in their places, which shows "
-        "what taking away can't where the model would guess the answer. The mark is the fall without that image alone, "
-        "the dotted line the noise floor (95 % of stretches of text taken away in the same way change less). A fall is "
-        "a lower bound, because the model may find another way, and it can't show that the question chose the image: "
-        "what stands in one image alone falls without it, asked about or not.",
+        "answer shared out among them by Shapley values; then other pictures came in their places, which shows what "
+        "taking away can't where the model would guess the answer. The mark is the fall without that image alone, "
+        "the dotted line the noise floor (95 % of stretches of text taken away in the same way change less). A fall "
+        "is a lower bound, because the model may find another way, and it can't show that the question chose the "
+        "image: what stands in one image alone falls without it, asked about or not.",
     ),
     "matrix": PanelText(
         "Every answer, every image",
@@ -75,15 +75,16 @@ PANELS: dict[str, PanelText] = {
     "selection": PanelText(
         "Does the question select it?",
         "asking about the other images instead",
-        "The same images with the question turned to another one: what the model then says, and how far log p of that "
-        "answer falls without each image and with other pictures in its place. Only the difference between the rows speaks of selection, and only for the "
-        "questions that were tried.",
+        "The same images with the question turned to another one: what the model then says, and how far log p of "
+        "that answer falls without each image, and with other pictures in its place. Only the difference between the "
+        "rows speaks of selection, and only for the questions that were tried.",
     ),
     "swaps": PanelText(
         "Another picture in its place",
         "replacing each image by another picture",
-        "One image at a time was replaced by a picture of its size, everything behind it was read again and the answer "
-        "generated; whether it changes is told against what the model itself says to the unchanged prompt. It shows that the answer follows the picture; with one partner for each image it can't show that every other "
+        "One image at a time was replaced by a picture of its size, everything behind it was read again and the "
+        "answer generated; whether it changes is told against what the model itself says to the unchanged prompt. It "
+        "shows that the answer follows the picture; with one partner for each image it can't show that every other "
         "picture would do the same.",
     ),
     "attention": PanelText(
@@ -278,8 +279,8 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
     facts = (
         f"log p of {said} is {copied(found.logprob)} with all images (p = {say(found.probability, 3)} per token) "
         f"and {copied(found.text_only)} without any (p = {say(exp(found.text_only / found.tokens), 3)}): the prior "
-        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats, from {found.noise_draws} stretches "
-        f"of {found.noise_size} tokens of text"
+        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats, from {found.noise_draws} "
+        f"stretches of {found.noise_size} tokens of text"
         + (f", times {say(found.noise_scale, 1)} for an image's length" if found.noise_scale > 1 else "")
         + ". Beside each bar: by how much log p changes without that image, and with it alone."
     )
