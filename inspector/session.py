@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from inspector.bounds import Bounds
@@ -61,7 +62,8 @@ class ModelStore:
     def __init__(self, sources: dict[str, str]) -> None:
         self._sources = dict(sources)
         self._loaded: dict[str, VLM] = {}
-        self._admitted: dict[str, str] = {}
+        self._admitted: dict[str, tuple[str, str]] = {}
+        """By name: where the checkpoint lies, and the fingerprint of the model that the name stands for."""
         self._titles: dict[str, str] = {}
         self._private: OrderedDict[str, VLM] = OrderedDict()
         self._watchers: list[Callable[[], None]] = []
@@ -76,7 +78,7 @@ class ModelStore:
     def get(self, name: str) -> VLM:
         """InputError for an unknown name or a broken checkpoint."""
         if name in self._admitted:
-            return self._get_private(self._admitted[name])
+            return self._get_named(*self._admitted[name])
         if name not in self._sources:
             raise self._unknown(name)
         if (known := self._loaded.get(name)) is not None:  # nobody waits for a model while another one is loaded
@@ -100,11 +102,30 @@ class ModelStore:
             vlm.watch(before_block)
         return vlm
 
-    def admit(self, name: str, folder: Path, title: str) -> None:
-        """Lets ``get(name)`` load the checkpoint in ``folder``. The name is told to one person only, so it must be one
-        that can't be guessed; ``title`` is what others may read."""
-        self._admitted[name] = str(folder)
+    def admit(self, secret: str, folder: Path, title: str) -> str:
+        """The name under which ``get`` gives the checkpoint in ``folder`` as it is now. It is made of ``secret``, which
+        can't be guessed and can't be told from it, and of the model's fingerprint: a run that goes on gets another
+        name. It is told to one person only; ``title`` is what others may read. InputError for a broken checkpoint."""
+        fingerprint = self._get_private(str(folder)).fingerprint
+        name = f"{SECRET}{sha256(f'{secret} {fingerprint}'.encode()).hexdigest()[:24]}"
+        self._admitted[name] = (str(folder), fingerprint)
         self._titles[name] = title
+        return name
+
+    def _get_named(self, source: str, fingerprint: str) -> VLM:
+        """The model of a name: from memory, else read again. InputError if there is another one in its place now."""
+        with self._private_lock:
+            for key, vlm in self._private.items():
+                if key.startswith(f"{source}@") and vlm.fingerprint == fingerprint:
+                    self._private.move_to_end(key)
+                    return vlm
+        vlm = self._get_private(source)
+        if vlm.fingerprint != fingerprint:
+            raise InputError(
+                f"This run went on and its model is #{vlm.fingerprint[:8]} now, no longer #{fingerprint[:8]}; press "
+                "“Use this model” at the run, and ask again."
+            )
+        return vlm
 
     def title_of(self, name: str) -> str:
         """What a model is called on the page and in files that are shown around: never a name that opens it."""
@@ -122,7 +143,8 @@ class ModelStore:
 
     def source_of(self, name: str) -> str:
         """Where a model lies, as a recipe's ``base`` names it. InputError for an unknown name."""
-        if (source := self._admitted.get(name) or self._sources.get(name)) is None:
+        source = self._admitted[name][0] if name in self._admitted else self._sources.get(name)
+        if source is None:
             raise self._unknown(name)
         return source
 

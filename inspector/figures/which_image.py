@@ -30,8 +30,9 @@ from inspector.row.numbers import say
 from inspector.which_image.attention_agreement import EXPLANATION as GAZE
 from inspector.which_image.attention_agreement import AttentionAgreement, AttentionSummary
 from inspector.which_image.counterfactuals import Counterfactual
+from inspector.which_image.exchange_effects import ExchangeEffects
 from inspector.which_image.image_effects import Dependence, TurnMatrix
-from inspector.which_image.question_contrast import Selection
+from inspector.which_image.question_contrast import Measure, Selection
 from inspector.which_image.self_checks import Check
 from inspector.which_image.study import WhichImage
 from inspector.which_image.verdict import Verdict
@@ -56,32 +57,34 @@ PANELS: dict[str, PanelText] = {
     ),
     "dependence": PanelText(
         "What the answer depends on",
-        "taking every set of images away",
+        "taking every set of images away, and putting other pictures in their places",
         "Sets of images were hidden from everything behind them (attention knockout), and the fall of log p of the "
-        "answer shared out among them by Shapley values; the mark is the fall without that image alone, the dotted "
-        "line the noise floor (95 % of cuts of as many unrelated positions change less). A fall is a lower bound, "
-        "because the model may find another way, and it can't show that the question chose the image: what stands in "
-        "one image alone falls without it, asked about or not.",
+        "answer shared out among them by Shapley values; then other pictures came in their places, which shows what "
+        "taking away can't where the model would guess the answer. The mark is the fall without that image alone, "
+        "the dotted line the noise floor (95 % of stretches of text taken away in the same way change less). A fall "
+        "is a lower bound, because the model may find another way, and it can't show that the question chose the "
+        "image: what stands in one image alone falls without it, asked about or not.",
     ),
     "matrix": PanelText(
         "Every answer, every image",
         "taking each image away from each turn",
         "Each image was hidden for each turn's answer, and each cell is the fall of log p of that answer in nats. "
-        "Where a question can't see an image the effect must be exactly 0, and an effect of another turn's image is "
-        "leakage; nothing here says that the question chose.",
+        "Where a question can't see an image, its pixels and ids were changed instead, and the effect must be exactly "
+        "0; an effect of another turn's image is leakage. Nothing here says that the question chose.",
     ),
     "selection": PanelText(
         "Does the question select it?",
         "asking about the other images instead",
-        "The same images with the question turned to another one: what the model then says, and how far log p of that "
-        "answer falls without each image. Only the difference between the rows speaks of selection, and only for the "
-        "questions that were tried.",
+        "The same images with the question turned to another one: what the model then says, and how far log p of "
+        "that answer falls without each image, and with other pictures in its place. Only the difference between the "
+        "rows speaks of selection, and only for the questions that were tried.",
     ),
     "swaps": PanelText(
         "Another picture in its place",
         "replacing each image by another picture",
-        "One image at a time was replaced by a picture of its size, the row was read anew and the answer generated. "
-        "It shows that the answer follows the picture; with one partner for each image it can't show that every other "
+        "One image at a time was replaced by a picture of its size, everything behind it was read again and the "
+        "answer generated; whether it changes is told against what the model itself says to the unchanged prompt. It "
+        "shows that the answer follows the picture; with one partner for each image it can't show that every other "
         "picture would do the same.",
     ),
     "attention": PanelText(
@@ -276,8 +279,10 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
     facts = (
         f"log p of {said} is {copied(found.logprob)} with all images (p = {say(found.probability, 3)} per token) "
         f"and {copied(found.text_only)} without any (p = {say(exp(found.text_only / found.tokens), 3)}): the prior "
-        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats. Beside each bar: by how much "
-        "log p changes without that image, and with it alone."
+        f"that the text alone gives. Noise floor {copied(found.noise_floor, 3)} nats, from {found.noise_draws} "
+        f"stretches of {found.noise_size} tokens of text"
+        + (f", times {say(found.noise_scale, 1)} for an image's length" if found.noise_scale > 1 else "")
+        + ". Beside each bar: by how much log p changes without that image, and with it alone."
     )
     how = f"Exact, {found.runs} runs." if found.exact else f"Sampled: {found.runs} runs, ± one standard error."
     drawn = (
@@ -291,23 +296,55 @@ def _dependence(found: Dependence, structure: RowStructure, turn: int, whose: st
         if rows
         else ""
     )
+    title = "" if found.exchange is None else '<p class="wi-measure"><b>Taken away</b></p>'
     return (
-        f'<p class="wi-lead">For {whose} {said}</p>{drawn}{legend}{_pairs(found, seen)}'
+        f'<p class="wi-lead">For {whose} {said}</p>{title}{drawn}{legend}{_pairs(found.interactions, seen)}'
         f'<p class="vi-caption">{facts} {how}</p>'
+        + ("" if found.exchange is None else _exchange(found, found.exchange, seen, whose))
     )
 
 
-def _pairs(found: Dependence, seen: Sequence[int]) -> str:
+def _exchange(found: Dependence, exchange: ExchangeEffects, seen: Sequence[int], whose: str) -> str:
+    """The same answer with other pictures in the images' places."""
+    rows = []
+    for k, value in enumerate(exchange.shapley):
+        if k + 1 not in seen:
+            rows.append(Bar(k + 1, None, "out of reach: exactly 0"))
+            continue
+        error = None if exchange.spread is None else exchange.spread[k]
+        spread = f" ± {say(error)}" if error is not None else ""
+        text = (
+            f"<b>{copied(value)}</b>{spread} nats <small>with this one alone replaced "
+            f"{copied(-exchange.leave_one_out[k], sign=True)}</small>"
+        )
+        rows.append(Bar(k + 1, value, text, exchange.leave_one_out[k], error))
+    drawn = bars(rows, noise=found.noise_floor, label=f"Shapley value of each image for {whose}, images replaced")
+    names = "".join(
+        f"<li>{badge(k)} {escape('; '.join(partners))}</li>" for k, partners in enumerate(exchange.partners) if partners
+    )
+    games = (
+        f"Means over {exchange.games} pictures each, ± standard error over them" if exchange.games > 1 else "One each"
+    )
+    how = f"{games}; {'every set of images' if exchange.exact else 'sets of images drawn'}, {exchange.runs} runs."
+    return (
+        f'<p class="wi-measure"><b>Other pictures in their places</b></p>{drawn}'
+        f"{_pairs(exchange.interactions, seen, ' with images replaced')}"
+        f'<p class="vi-caption">log p is {copied(exchange.replaced)} with all of them replaced. {how}</p>'
+        f"<details class=wi-explain><summary>What they were replaced by</summary><ul>{names}</ul></details>"
+    )
+
+
+def _pairs(interactions: Sequence[Sequence[float]] | None, seen: Sequence[int], how: str = "") -> str:
     """Interactions of pairs, folded."""
-    if found.interactions is None or len(seen) < 2:
+    if interactions is None or len(seen) < 2:
         return ""
     rows = [
-        HeatRow(badge(a - 1), tuple(None if a == b else found.interactions[a - 1][b - 1] for b in seen), "itself")
+        HeatRow(badge(a - 1), tuple(None if a == b else interactions[a - 1][b - 1] for b in seen), "itself")
         for a in seen
     ]
-    drawn = heat_table(["", *(badge(b - 1) for b in seen)], rows, "Shapley interactions of pairs, nats")
+    drawn = heat_table(["", *(badge(b - 1) for b in seen)], rows, f"Shapley interactions of pairs{how}, nats")
     return (
-        f"<details class=wi-explain><summary>Pairs</summary><p>Above 0: needed together; below 0: either will do "
+        f"<details class=wi-explain><summary>Pairs{how}</summary><p>Above 0: needed together; below 0: either will do "
         f"(Shapley interaction, nats).</p>{drawn}</details>"
     )
 
@@ -344,16 +381,9 @@ def show_matrix(matrix: TurnMatrix, structure: RowStructure) -> str:
 
 def show_selection(selection: Selection) -> str:
     """Each question, what it gets, and what the images are worth to that answer."""
-    images = range(1, len(selection.contrasts) + 1)
-    top = max((abs(effect) for asked in selection.asked for effect in asked.effects), default=0.0)
-    rows = []
-    for asked in selection.asked:
-        about = badge(asked.image - 1) if asked.image else "–"
-        name = f"{escape(asked.question)} <small>{asked.source}</small>"
-        cells = [f"“{escape(asked.answer)}”", copied(asked.probability, 3), about]
-        rows.append([name, *cells, *(heat_cell(effect, top) for effect in asked.effects)])
-    head = ["asked", "answer", "p", "about", *(badge(k - 1) for k in images)]
-    body = table(head, rows, "questions about each image, and the effects of the images", marked=[0])
+    body = _asked_table(selection, "ablation", "taken away")
+    if selection.asked[0].exchange_effects:
+        body += _asked_table(selection, "exchange", "other pictures in their places")
     if len(selection.asked) < 2:
         body += (
             '<p class="vi-empty">No question about another image could be made from this one; type one in '
@@ -362,11 +392,27 @@ def show_selection(selection: Selection) -> str:
     notes = [escape(sentence) for sentence in selection.sentences]
     if selection.contrast is not None:
         notes.append(
-            f"Contrast of image {selection.image}: {copied(selection.contrast)} nats, the smaller of two "
-            "measures (on each question's own answer, and on the answer under study)."
+            f"Contrast of image {selection.image}: {copied(selection.contrast)} nats taken away"
+            + (f", {copied(selection.exchange_contrast)} replaced" if selection.exchange_contrast is not None else "")
+            + "; each the smaller of two (on each question's own answer, and on the answer under study)."
         )
-    notes.append("Cells: fall of log p of the row's own answer without that image, nats.")
+    notes.append("Cells: fall of log p of the row's own answer without that image, or with others in its place, nats.")
     return show_panel("selection", f'{body}<p class="vi-caption">{" ".join(notes)}</p>')
+
+
+def _asked_table(selection: Selection, measure: Measure, title: str) -> str:
+    """Question × image by one measure."""
+    effects = [asked.effects_by(measure) for asked in selection.asked]
+    top = max((abs(effect) for row in effects for effect in row), default=0.0)
+    rows = []
+    for asked, row in zip(selection.asked, effects, strict=True):
+        about = badge(asked.image - 1) if asked.image else "–"
+        name = f"{escape(asked.question)} <small>{asked.source}</small>"
+        cells = [f"“{escape(asked.answer)}”", copied(asked.probability, 3), about]
+        rows.append([name, *cells, *(heat_cell(effect, top) for effect in row)])
+    head = [f"asked; images {title}", "answer", "p", "about"]
+    head += [badge(k - 1) for k in range(1, len(selection.contrasts) + 1)]
+    return table(head, rows, f"questions about each image, and the effects of the images, {title}", marked=[0])
 
 
 # --- swaps ---

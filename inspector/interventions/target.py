@@ -112,12 +112,21 @@ def open_case(
     vlm: InspectableVLM, inspection: Inspection, turn: int | None = None, *, max_new_tokens: int = 32, seed: int = 0
 ) -> Case:
     """Reads the inspected row once more and keeps its keys and values. ``turn`` (from 1): whose answer, the last one
-    if None. InputError if that turn has no answer."""
+    if None. InputError if that turn has no answer, and if ``vlm`` is no longer the model that was inspected."""
+    check_same_model(vlm, inspection)
     document_mask = inspection.prompt.keeps_samples_apart
     structure = read_row(vlm, inspection, document_mask)
     target = choose_target(structure, turn)
     prefix_cache = PrefixCache(vlm, ROWS.read(vlm, inspection.row, document_mask))
     return Case(vlm, inspection.prompt, prefix_cache, structure, target, max_new_tokens, seed)
+
+
+def check_same_model(vlm: InspectableVLM, inspection: Inspection) -> None:
+    """InputError if the model is another one than answered: what is found out would be about two models at once."""
+    if (now := vlm.fingerprint) != inspection.fingerprint:
+        raise InputError(
+            f"The model is #{now[:8]} now, and the answer was given by #{inspection.fingerprint[:8]}; press Ask again."
+        )
 
 
 def read_row(vlm: InspectableVLM, inspection: Inspection, document_mask: bool) -> RowStructure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from html import escape
 from typing import Any
 
@@ -19,7 +18,7 @@ from inspector.runs.presets import NEW
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.toasts import inform, refuse, warn
 from inspector.server.turns import Rank
-from inspector.session import SECRET, ModelStore
+from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view
 from model import InputError
 from model.training.runs import MODEL
@@ -173,11 +172,8 @@ def admit_run(store: ModelStore, jobs: JobTable, job: str) -> str:
     if not state.has_model:
         raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
     # The run's id gives the right to steer it, so it is no part of a name that goes around with every question. What
-    # is made of it is the same each time, and can't be guessed without it.
-    known = f"{job} {state.run.get('fingerprint') or 'unfinished'}"
-    name = f"{SECRET}{sha256(known.encode()).hexdigest()[:24]}"
-    store.admit(name, jobs.run_folder(job) / MODEL, state.title)
-    return name
+    # is made of it and the weights is the same each time, and can't be guessed without it.
+    return store.admit(job, jobs.run_folder(job) / MODEL, state.title)
 
 
 def _compare_prompt(before: Any, after: Any, values: Sequence[Any], bounds: Bounds) -> Iterator[Comparison]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from inspector.interventions.image_exchange import ImageExchanges
+from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import prepare_row
 from model import OpenedImage
 from model.image import process_image
@@ -59,9 +60,13 @@ def test_nothing_replaced_is_the_row(case):
 def test_pictures_are_encoded_once_and_the_prompt_s_own_never(embedded):
     case = example_case(embedded, "three")
     exchanges = ImageExchanges(case)
+    before = FEATURES.counts()
     first = [exchanges.partners(image, 2) for image in case.reachable]
+    asked = FEATURES.counts()
     again = [exchanges.partners(image, 2) for image in case.reachable]
-    assert exchanges.encoded == 3
+    # Three drawn pictures; the prompt's own are in the row.
+    assert asked.encoded + asked.found - before.encoded - before.found == 3
+    assert FEATURES.counts() == asked
     assert [[one.number for one in some] for some in first] == [[2, None], [3, None], [1, None]]
     for some, other in zip(first, again, strict=True):
         assert all(one is two for one, two in zip(some, other, strict=True))

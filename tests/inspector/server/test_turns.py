@@ -214,18 +214,19 @@ def test_models_of_single_persons_stay_within_their_bytes(tmp_path, embedded):
     from model.checkpoint import save_vlm
 
     store = ModelStore({"embedded": "embedded"})
-    for name in ("one", "two", "three"):
-        save_vlm(embedded, tmp_path / name)
-        store.admit(f"run:{name}", tmp_path / name, name)
     weight = sum(one.numel() * one.element_size() for one in embedded.parameters())
     store.private_bytes = 2 * weight
-    one, two = store.get("run:one"), store.get("run:two")
-    assert (store.get("run:one"), store.get("run:two")) == (one, two)
-    store.get("run:three")
-    assert store.get("run:two") is two
-    assert store.get("run:one") is not one  # the least used went
+    names = []
+    for name in ("one", "two", "three"):
+        save_vlm(embedded, tmp_path / name)
+        names.append(store.admit(name, tmp_path / name, name))
+    one, two = store.get(names[0]), store.get(names[1])
+    assert (store.get(names[0]), store.get(names[1])) == (one, two)
+    store.get(names[2])
+    assert store.get(names[1]) is two
+    assert store.get(names[0]) is not one  # the least used went
     store.private_bytes = 0
-    assert store.get("run:three") is store.get("run:three")  # one always has its place
+    assert store.get(names[2]) is store.get(names[2])  # one always has its place
 
 
 def test_every_model_of_the_store_asks_before_each_block(embedded):

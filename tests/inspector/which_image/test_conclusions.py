@@ -12,6 +12,7 @@ from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Turn
+from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import measure_dependence, measure_matrix
 from inspector.which_image.noise_floor import choose_stretches
 from inspector.which_image.question_contrast import measure_selection
@@ -159,7 +160,7 @@ def test_what_is_out_of_reach_is_changed_and_measured(embedded):
     honest = measure_matrix(case)
     assert honest.beyond_reach == 0.0
     row = case.prefix_cache.row
-    leaking = replace(case, prefix_cache=PrefixCache(embedded, row, document_mask=False))
+    leaking = replace(case, prefix_cache=PrefixCache(embedded, ROWS.read(embedded, row, False)))
     matrix = measure_matrix(leaking)
     assert matrix.beyond_reach > 0
     assert matrix.leakage > 0
