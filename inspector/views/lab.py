@@ -109,7 +109,7 @@ def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) 
 
 
 def _read(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
-    apart = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    apart = inspection.prompt.keeps_samples_apart
     return read_row(store.get(model), inspection, apart)
 
 

@@ -191,7 +191,7 @@ def _blank(key: str, sentence: str = "") -> Any:
 
 
 def read_structure(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
-    apart = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    apart = inspection.prompt.keeps_samples_apart
     return read_row(store.get(model), inspection, apart)
 
 

@@ -88,7 +88,7 @@ def study_answer(
     """Yields after each of :data:`STEPS`. ``turn`` (from 1): whose answer; ``reference``: another answer to measure
     beside it; ``typed``: further questions to contrast with; ``twins``: see
     :func:`inspector.which_image.counterfactuals.measure_counterfactuals`. InputError if the turn has no answer."""
-    document_mask = inspection.prompt.document_mask and inspection.prompt.layout == "packed"
+    document_mask = inspection.prompt.keeps_samples_apart
     structure = read_row(vlm, inspection, document_mask)
     yield WhichImage("structure", structure, turn or len(structure.questions))
     case = open_case(vlm, inspection, turn, max_new_tokens=max_new_tokens, seed=seed)
