@@ -42,15 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     which = commands.add_parser("which-image", help="ask, and test which image the answer rests on")
     _add_prompt(which)
-    which.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
-    which.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
-    which.add_argument(
-        "--contrast",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a question about another image to compare with; repeat for several",
-    )
+    _add_study(which)
     cut = commands.add_parser("cut", help="ask, cut edges of the attention by hand, and answer without them")
     _add_prompt(cut)
     cut.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
@@ -59,15 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report = commands.add_parser("report", help="ask, run every test, and write a page that stands for itself")
     _add_prompt(report)
-    report.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
-    report.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
-    report.add_argument(
-        "--contrast",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a question about another image to compare with; repeat for several",
-    )
+    _add_study(report)
     report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
@@ -95,6 +79,18 @@ def _add_prompt(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layout", choices=LAYOUTS, default="images-first")
     command.add_argument("--document-mask", action="store_true", help="packed samples can't see one another")
     command.add_argument("--seed", type=int, default=0)
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
+    command.add_argument("--reference", default="", metavar="TEXT", help="another answer to measure beside the model's")
+    command.add_argument(
+        "--contrast",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question about another image to compare with; repeat for several",
+    )
 
 
 def _add_questions(command: argparse.ArgumentParser) -> None:

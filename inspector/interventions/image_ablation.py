@@ -11,18 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inspector.interventions.continuations import Continuation
-from inspector.interventions.target import Case, Target, image_keys, is_answered, target_of
-from inspector.row.layout import ImageBlock, Question
+from inspector.interventions.stretches import Stretch, cut_stretches
+from inspector.interventions.target import Case, Target, image_keys, target_of
+from inspector.row.layout import Question
 from model import Cut
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """A run of positions: an image's keys, a turn with its answer, or what stands between."""
-
-    start: int
-    stop: int
-    image: ImageBlock | None = None
 
 
 @dataclass
@@ -30,27 +22,13 @@ class ImageAblations:
     """Variants of a case's row without some of its images, which share their stretches while this object lives."""
 
     case: Case
-    _stretches: list[_Stretch] = field(init=False)
+    _stretches: tuple[Stretch, ...] = field(init=False)
     _nodes: dict[tuple[int, frozenset[int]], Continuation] = field(init=False, default_factory=dict)
     _turns: dict[tuple[int, frozenset[int], tuple[int, ...]], Continuation] = field(init=False, default_factory=dict)
     """Questions, which several answers stand behind: by the stretch, the images gone before it, and their ids."""
 
     def __post_init__(self) -> None:
-        structure = self.case.structure
-        found = [_Stretch(image_keys(image)[0], image_keys(image)[-1] + 1, image) for image in structure.images]
-        found += [
-            _Stretch(target.start, target.scored[1])
-            for target in (target_of(structure, q) for q in structure.questions if is_answered(q))
-        ]
-        found.sort(key=lambda stretch: stretch.start)
-        stretches: list[_Stretch] = []
-        at = 0
-        for stretch in found:
-            if stretch.start > at:
-                stretches.append(_Stretch(at, stretch.start))
-            stretches.append(stretch)
-            at = stretch.stop
-        self._stretches = stretches
+        self._stretches = cut_stretches(self.case.structure)
 
     def of_answer(self, hidden: frozenset[int], question: Question | None = None) -> Continuation:
         """The turn of ``question`` (the case's own if None) as it stands, without the images ``hidden`` (numbers)."""

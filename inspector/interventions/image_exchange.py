@@ -21,7 +21,8 @@ from torch import Tensor
 from inspector.images.full_size import read_preview, stretch_image
 from inspector.images.image_file import PromptImage, run_at_full_size
 from inspector.interventions.continuations import Continuation
-from inspector.interventions.target import Case, Target, image_keys, is_answered, target_of
+from inspector.interventions.stretches import Stretch, cut_stretches
+from inspector.interventions.target import Case, Target
 from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from model import OpenedImage, ProcessedImage
@@ -49,25 +50,13 @@ class ImageExchanges:
     replace them, which are encoded once, while this object lives."""
 
     case: Case
-    _stretches: list[tuple[int, int, ImageBlock | None]] = field(init=False)
+    _stretches: tuple[Stretch, ...] = field(init=False)
     _nodes: dict[_Key, Continuation] = field(init=False, default_factory=dict)
     _turns: dict[tuple[_Key, tuple[int, ...]], Continuation] = field(init=False, default_factory=dict)
     _partners: dict[tuple[object, int], Partner] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        structure = self.case.structure
-        found: list[tuple[int, int, ImageBlock | None]] = [
-            (image_keys(image)[0], image_keys(image)[-1] + 1, image) for image in structure.images
-        ]
-        turns = [target_of(structure, question) for question in structure.questions if is_answered(question)]
-        found += [(turn.start, turn.scored[1], None) for turn in turns]
-        found.sort(key=lambda stretch: stretch[0])
-        self._stretches, at = [], 0
-        for start, stop, image in found:
-            if start > at:
-                self._stretches.append((at, start, None))
-            self._stretches.append((start, stop, image))
-            at = stop
+        self._stretches = cut_stretches(self.case.structure)
 
     # --- pictures ---
 
@@ -171,7 +160,7 @@ class ImageExchanges:
         return Continuation(target.start, tuple(asked), (stop, stop)) if turn is None else turn
 
     def _turn(self, replaced: Mapping[int, Tensor], target: Target, asked: tuple[int, ...]) -> Continuation | None:
-        place = next(n for n, stretch in enumerate(self._stretches) if stretch[0] == target.start)
+        place = next(n for n, stretch in enumerate(self._stretches) if stretch.start == target.start)
         key = self._key(place, replaced)
         stop = target.start + len(asked)
         if not key[1] and asked == self.case.prefix_cache.ids[target.start : stop]:
@@ -183,7 +172,7 @@ class ImageExchanges:
 
     def _key(self, place: int, replaced: Mapping[int, Tensor]) -> _Key:
         """What stretch ``place`` depends on: the images up to it (itself included) that are replaced, and by what."""
-        before = [image.number for _, _, image in self._stretches[: place + 1] if image is not None]
+        before = [one.image.number for one in self._stretches[: place + 1] if one.image is not None]
         return place, tuple((number, id(replaced[number])) for number in before if number in replaced)
 
     def _node(self, place: int, replaced: Mapping[int, Tensor]) -> Continuation | None:
@@ -194,8 +183,9 @@ class ImageExchanges:
         if not key[1]:
             return None
         if key not in self._nodes:
-            start, stop, image = self._stretches[place]
-            ids = self.case.prefix_cache.ids[start:stop]
+            stretch = self._stretches[place]
+            start, image = stretch.start, stretch.image
+            ids = self.case.prefix_cache.ids[start : stretch.stop]
             features = replaced.get(image.number) if image is not None else None
             parent = self._node(place - 1, replaced)
             self._nodes[key] = Continuation(start, ids, (start, start), parent=parent, features=features)

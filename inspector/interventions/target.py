@@ -8,7 +8,7 @@ from functools import cached_property
 
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
-from inspector.row.ask import Inspection
+from inspector.row.ask import Inspection, check_same_model
 from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
 from inspector.row.prompt import Prompt
 from inspector.row.row_store import ROWS
@@ -119,14 +119,6 @@ def open_case(
     target = choose_target(structure, turn)
     prefix_cache = PrefixCache(vlm, ROWS.read(vlm, inspection.row, document_mask))
     return Case(vlm, inspection.prompt, prefix_cache, structure, target, max_new_tokens, seed)
-
-
-def check_same_model(vlm: InspectableVLM, inspection: Inspection) -> None:
-    """InputError if the model is another one than answered: what is found out would be about two models at once."""
-    if (now := vlm.fingerprint) != inspection.fingerprint:
-        raise InputError(
-            f"The model is #{now[:8]} now, and the answer was given by #{inspection.fingerprint[:8]}; press Ask again."
-        )
 
 
 def read_row(vlm: InspectableVLM, inspection: Inspection, document_mask: bool) -> RowStructure:

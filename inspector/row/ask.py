@@ -185,8 +185,18 @@ def inspect(
     return replace(found, faithful=faithful)
 
 
+def check_same_model(vlm: InspectableVLM, inspection: Inspection) -> None:
+    """InputError if the model is another one than answered: what is found out would be about two models at once."""
+    if (now := vlm.fingerprint) != inspection.fingerprint:
+        raise InputError(
+            f"The model is #{now[:8]} now, and the answer was given by #{inspection.fingerprint[:8]}; press Ask again."
+        )
+
+
 def attend(vlm: InspectableVLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
-    """See :func:`inspector.row.attention.read_attention`."""
+    """See :func:`inspector.row.attention.read_attention`. InputError if ``vlm`` is no longer the model that was
+    inspected."""
+    check_same_model(vlm, inspection)
     read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
     return read_attention(vlm, read, position, exclude_sinks=exclude_sinks)
 

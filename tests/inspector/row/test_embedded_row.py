@@ -18,7 +18,7 @@ from inspector.row.feature_store import FEATURES, FeatureStore
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS, RowStore
 from inspector.which_image.study import study_answer
-from model import VLM, AttentionReader, Conversation, Message, OpenedImage, Tap, load_vlm
+from model import VLM, AttentionReader, Conversation, InputError, Message, OpenedImage, Tap, load_vlm
 from model.language import LanguageModel
 from model.training.synthetic.examples import EXAMPLES
 
@@ -366,3 +366,10 @@ def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.startswith("Image features: 2 parts of images encoded, ")
     assert "\nRows: 2 read, " in told
+
+
+def test_a_click_is_refused_when_the_model_is_another_one_now(embedded):
+    inspection = ask_and_inspect(embedded, prompt_of("two"), GenerationSettings())
+    other = load_vlm("tests/control")
+    with pytest.raises(InputError, match=rf"^The model is #{other.fingerprint[:8]} now, and the answer was given by "):
+        attend(other, inspection, 0)
