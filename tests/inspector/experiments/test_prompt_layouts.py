@@ -66,7 +66,10 @@ def test_a_cell_is_the_prompt_asked_in_that_layout(embedded, cells, place, layou
     assert cell.answers == tuple(turn.assistant for turn in inspection.prompt.turns)
     assert cell.length == len(inspection.row)
     case = open_case(embedded, inspection)
-    assert cell.matrix == measure_matrix(case)
+    matrix = measure_matrix(case)
+    assert (cell.matrix.reachable, cell.matrix.own) == (matrix.reachable, matrix.own)
+    for found, expected in zip(cell.matrix.effects, matrix.effects, strict=True):
+        assert found == pytest.approx(expected, abs=1e-3)
     assert cell.probabilities[-1] == pytest.approx(
         torch.tensor(case.prefix_cache.run([case.base])[0].logprobs).mean().exp().item(), abs=1e-5
     )

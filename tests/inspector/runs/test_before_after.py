@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from inspector.figures.before_after import light_up, show_comparison
@@ -124,7 +125,9 @@ def test_attention_lies_where_its_tokens_are_in_the_picture(embedded):
 
 def test_a_model_that_answers_nothing_is_said_to(embedded, monkeypatch):
     silent = load_vlm("embedded")
-    monkeypatch.setattr(silent, "generate", lambda *_, **__: iter(()))
+    end = torch.zeros(silent.config.lm_vocab_size)
+    end[silent.eos_token_id] = 50.0
+    monkeypatch.setattr(silent, "logits", lambda hidden: end.expand(*hidden.shape[:-1], -1))
     *_, found = compare_answers(embedded, silent, prompt_of(2), SETTINGS)
     assert (found.after.rest, found.after.no_rest, found.shifts) == (None, "it answered nothing", ())
     assert found.before.rest is not None

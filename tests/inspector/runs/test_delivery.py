@@ -204,7 +204,7 @@ def test_answers_are_forgotten_with_the_data(make_run):
             "file:///etc/passwd, x=/etc/passwd, ~/a/b, (/srv/a b/c), C:\\Users\\me\\a.txt",
             "passwd, x=passwd, b, (c), a.txt",
         ),
-        (f"{Path(__file__).parents[3]}/model/families/nanovlm.py can't be read.", "vlm.py can't be read."),
+        (f"{Path(__file__).parents[3]}/model/families/nanovlm.py can't be read.", "nanovlm.py can't be read."),
         (
             "see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”",
             "see https://huggingface.co/api/datasets/owner/name for owner/name, and/or 1/2 at 10 tokens/s of “/ask”",
