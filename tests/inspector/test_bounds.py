@@ -35,6 +35,8 @@ def test_a_public_server_fits_into_twelve_gigabytes():
         sessions=10,
         sessions_bytes=0,
         previews_bytes=0,
+        features_bytes=0,
+        rows_bytes=0,
         private_model_bytes=0,
         decoders=0,
         parsers=0,
