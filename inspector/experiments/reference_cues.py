@@ -18,7 +18,6 @@ from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import Case, image_keys
 from inspector.row.embedded_row import reread_row
 from inspector.row.layout import ImageBlock
-from inspector.row.numbers import say
 from inspector.row.references import find_pointer
 from inspector.which_image.question_contrast import AskedQuestion, Selection, changed_question
 from model import Cut, InputError
@@ -485,16 +484,3 @@ def _add_filler(bench: _Bench, words: int) -> Cue:
     except InputError as error:
         return Cue("length", change, bench.image, not_done=str(error))
     return bench.report("length", change, len(prompt) - len(bench.prompt), measured)
-
-
-def tell_cue(cue: Cue) -> str:
-    """One cue in a sentence, with its numbers."""
-    if cue.not_done:
-        return f"Not done: {_gerund(cue.change)}. {cue.not_done}"
-    assert cue.fall is not None
-    shares = ""
-    if cue.share_before is not None:
-        after = "none" if cue.share_after is None else f"{cue.share_after:.2f}"
-        shares = f", the share of image {cue.image} goes from {cue.share_before:.2f} to {after}"
-    said = ", ".join(f"“{answer}”" for answer in cue.answers)
-    return _capital(f"{_gerund(cue.change)}: log p falls by {say(cue.fall)} nats{shares}; the model says {said}.")

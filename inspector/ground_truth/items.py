@@ -92,14 +92,6 @@ class Item:
     single_prompt: Prompt
     cues: tuple[ItemCue, ...]
 
-    def twin_prompt(self) -> Prompt:
-        """The prompt with the relevant picture swapped for its twin. ValueError for a null item."""
-        if self.twin is None or self.image is None:
-            raise ValueError("A null item has no relevant image and so no twin.")
-        images = list(self.prompt.images)
-        images[self.image - 1] = self.twin
-        return replace(self.prompt, images=tuple(images))
-
 
 @dataclass(frozen=True)
 class _Drawing:

@@ -173,24 +173,6 @@ def compose_cut(
     return _write(things, rows, some(layers, vlm.n_layers), some(heads, vlm.n_heads))
 
 
-def name_things(structure: RowStructure) -> tuple[str, ...]:
-    """Everything that can be hidden by name, in the row's order; runs of positions can be too."""
-    found = []
-    for image in structure.images:
-        found.append(f"image {image.number}")
-        if len(image.tiles) > 1:
-            found += [f"image {image.number} tile {tile.name}" for tile in image.tiles]
-        if image.marks:
-            found.append(f"image {image.number} marks")
-        if image.ordinal is not None:
-            found.append(f"image {image.number} ordinal")
-    for question in structure.questions:
-        found.append(f"question {question.number}")
-        if question.answer[0] < question.answer[1]:
-            found.append(f"answer {question.number}")
-    return (*found, *(("separators",) if structure.separators else ()), *(("template",) if structure.marks else ()))
-
-
 def name_position(structure: RowStructure, position: int) -> str:
     """The thing that a position is in, by the smallest name that it has. InputError if the row has no such position."""
     if not 0 <= position < structure.length:

@@ -117,16 +117,15 @@ def _side(vlm: VLM, inspection: Inspection) -> Side:
 def _lay_out(inspection: Inspection, attention: AttentionMap) -> tuple[Grid, ...]:
     """Per image, the share of every image token of its tiles, in the places that they have in the picture."""
     heat = attention.heat()
-    starts = {(span.image, span.tile): (span.start, span.stop) for span in inspection.row.spans if span.kind == "image"}
-    grids = []
+    found = []
     for index, image in enumerate(inspection.row.images):
         rows, cols = image.grid
-        first = int(image.has_thumbnail)
-        tiles = [heat[slice(*starts[index, first + tile])] for tile in range(rows * cols)]
-        side = round(len(tiles[0]) ** 0.5)
-        whole = np.stack(tiles).reshape(rows, cols, side, side).transpose(0, 2, 1, 3).reshape(rows * side, cols * side)
-        grids.append(tuple(tuple(float(share) for share in row) for row in whole))
-    return tuple(grids)
+        tiles = [grid for grid in inspection.row.grids if grid.image == index and not grid.is_thumbnail]
+        high, wide = tiles[0].rows, tiles[0].cols
+        shares = np.stack([heat[grid.start : grid.stop] for grid in tiles]).reshape(rows, cols, high, wide)
+        whole = shares.transpose(0, 2, 1, 3).reshape(rows * high, cols * wide)
+        found.append(tuple(tuple(float(share) for share in line) for line in whole))
+    return tuple(found)
 
 
 def _with_rest(side: Side, vlm: VLM, inspection: Inspection, settings: GenerationSettings) -> Side:

@@ -93,13 +93,9 @@ class Selection:
     contrast: float | None
     exchange_contrast: float | None = None
 
-    @property
-    def effects_otherwise(self) -> tuple[float, float] | None:
+    def effects_otherwise_by(self, measure: Measure) -> tuple[float, float] | None:
         """Mean effects of the image when another one is asked about: on the answers then given, and on the answer under
         study. None as for :attr:`contrast`."""
-        return self.effects_otherwise_by("ablation")
-
-    def effects_otherwise_by(self, measure: Measure) -> tuple[float, float] | None:
         return _effects_otherwise(self.asked, self.image, measure)
 
     def contrast_by(self, measure: Measure) -> float | None:

@@ -53,9 +53,14 @@ def test_bad_input_is_one_sentence(client, tmp_path):
 
 def test_tokens_belong_to_the_one_who_asked(app_url):
     one, two = Client(app_url, verbose=False), Client(app_url, verbose=False)
+    one.predict(question_1="What is 2?", max_new_tokens=2, api_name="/ask")
+    mine = one.predict(api_name="/tokens")
+    assert mine["length"] == len(mine["tokens"]) > 0
     with pytest.raises(AppError, match="no tokens yet"):
         two.predict(api_name="/tokens")
-    del one
+    two.predict(question_1="What color is the sky above the sea?", max_new_tokens=2, api_name="/ask")
+    assert [token["id"] for token in two.predict(api_name="/tokens")["tokens"]] != [t["id"] for t in mine["tokens"]]
+    assert one.predict(api_name="/tokens") == mine
 
 
 def test_warming_up_asks_and_leaves_the_model_as_it_is(embedded):

@@ -15,7 +15,6 @@ from inspector.experiments.reference_cues import (
     filler_text,
     measure_cues,
     share_of,
-    tell_cue,
 )
 from inspector.interventions.target import image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
@@ -351,16 +350,6 @@ def test_cues_compared_in_words(three):
     assert "no cue moved it by 0.20 or more, so the evidence favours none" in compare_cues(case, found[2:4])
     assert compare_cues(case, [replace(one, share_before=None) for one in found]) == (
         "No image stands out in the answer, so there is no share that a cue could move."
-    )
-
-
-def test_one_cue_in_words():
-    assert tell_cue(cue("distance", "moved image 2 to the distance of image 1", 0.96)) == (
-        "Moving image 2 to the distance of image 1: log p falls by 0.50 nats, the share of image 2 goes from 0.97 to "
-        "0.96; the model says “red”."
-    )
-    assert tell_cue(Cue("separators", "hid the separators", 2, not_done="There is none.")) == (
-        "Not done: hiding the separators. There is none."
     )
 
 

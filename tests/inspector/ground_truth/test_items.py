@@ -85,10 +85,6 @@ def test_a_twin_differs_in_the_shape_s_colour_alone(items, cell):
         rows, cols = differs.nonzero()
         assert item.box.left - 1 <= cols.min() <= cols.max() <= item.box.right + 1
         assert item.box.top - 1 <= rows.min() <= rows.max() <= item.box.bottom + 1
-        swapped = item.twin_prompt()
-        assert [a is b for a, b in zip(swapped.images, item.prompt.images, strict=True)] == [
-            n + 1 != item.image for n in range(len(swapped.images))
-        ]
 
 
 def test_a_null_item_has_no_twin(items):
@@ -96,8 +92,6 @@ def test_a_null_item_has_no_twin(items):
         item = items[cell][0]
         assert (item.image, item.twin, item.twin_answer, item.box) == (None, None, None, None)
         assert item.single_prompt.images == ()
-        with pytest.raises(ValueError, match="no twin"):
-            item.twin_prompt()
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -105,7 +105,7 @@ def test_alone_it_leaves_nothing_to_contrast_with(embedded):
     found = measure_selection(case, 1, typed=["What is the weather like?"])
     assert found.contrast is None
     assert found.others == ()
-    assert found.effects_otherwise is None
+    assert found.effects_otherwise_by("ablation") is None
 
 
 # --- reference answers ---
