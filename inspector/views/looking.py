@@ -103,9 +103,10 @@ def wire_looking(
     unseen: dict[str, Any] = {**late, "api_visibility": "undocumented"}
     arranged: list[Any] = [shown, batch.arrangement]
     scaled: list[Any] = [shown, attention.own_scale]
+    draw_batch = handlers.draw_batch
     attention.sight.seen(handlers.draw_plots, scaled, attention.plots, api_name="draw_plots", **unseen)
-    batch.sight.seen(handlers.draw_batch, arranged, batch.outputs, api_name="draw_batch", **unseen)
-    batch.arrangement.input(handlers.draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
+    batch.sight.seen(draw_batch, arranged, batch.outputs, api_name="draw_batch", **unseen)
+    batch.arrangement.input(draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
     inputs: list[Any] = [shown, *attention.controls]
     looked: list[Any] = [shown, results.strip, attention.summary]
     # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.

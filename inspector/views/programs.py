@@ -34,6 +34,8 @@ def wire_tokens(shown: gr.State) -> None:
 
 @dataclass(frozen=True)
 class InspectHandler:
+    """Asks without a page; nothing of it is kept."""
+
     store: ModelStore
     bounds: Bounds
 
