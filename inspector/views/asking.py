@@ -61,34 +61,61 @@ class Page:
         ]
 
 
-def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> None:
-    """``folder`` is for the examples' pictures."""
-    prompt, attention, answered = page.prompt, page.attention, page.answered
-    place = Rank.ASK.place
-    rest: list[Any] = [gr.skip()] * (len(answered) - 3)
-    settings_count = len(prompt.settings)
+@dataclass(frozen=True)
+class AskingHandlers:
+    """What the events of asking call. ``folder`` is for the examples' pictures."""
 
-    def on_ask(
-        model: str, gallery: Any, turns: int, layout: str, document_mask: bool, *values: Any
+    page: Page
+    store: ModelStore
+    folder: Path
+
+    def ask(
+        self, model: str, gallery: Any, turns: int, layout: str, document_mask: bool, *values: Any
     ) -> Iterator[list[Any]]:
-        settings_values, values = values[:settings_count], values[settings_count:]
+        prompt = self.page.prompt
+        settings_values, values = values[: len(prompt.settings)], values[len(prompt.settings) :]
         texts, options = values[: 2 * prompt_view.MAX_TURNS], values[2 * prompt_view.MAX_TURNS :]
         try:
             settings = prompt_view.read_settings(settings_values, prompt.bounds)
             asked, names = prompt_view.read_prompt(gallery, turns, layout, document_mask, texts, prompt.bounds)
-            yield from stream(Answering(model, asked, tuple(names), settings, ((),) * len(asked.turns)), options)
+            yield from self._stream(Answering(model, asked, tuple(names), settings, ((),) * len(asked.turns)), options)
         except InputError as error:
-            yield [show_notes([str(error)]), gr.skip(), None, *rest]
+            yield self._refused(error, gr.skip())
             # A program gets the sentence as an error; on the page it stands under the button that was pressed.
             raise refuse(error, seen=False) from error
 
-    def stream(on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
+    def load_example(self, index: int, model: str, history: list) -> list[Any]:
+        values = prompt_view.load_example(self.store, model, index, self.folder)
+        return [*values, [*history[-19:], values[0]]]
+
+    def stop(self, before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
+        if stopped is None:
+            return [gr.skip()] * len(self.page.answered)
+        try:
+            inspection = inspect_unfinished(self.store.get(stopped.model), stopped.prompt, stopped.tokens)
+        except InputError as error:
+            return self._refused(error, show_answer([]) if before is None else show_turns(before.inspection))
+        count, left = len(inspection.answers[-1]), len(stopped.prompt.turns) - len(inspection.answers)
+        note = f"Stopped after {count} {'token' if count == 1 else 'tokens'}; this is the answer as far as it came."
+        if left:
+            note += f" {left} later {'turn was' if left == 1 else 'turns were'} not asked."
+        return self._finish(stopped, inspection, options, show_notes([note]))
+
+    @property
+    def _rest(self) -> list[Any]:
+        """What stays while tokens come: all of :attr:`Page.answered` but its first three."""
+        return [gr.skip()] * (len(self.page.answered) - 3)
+
+    def _refused(self, error: InputError, answer: Any) -> list[Any]:
+        return [show_notes([str(error)]), answer, None, *self._rest]
+
+    def _stream(self, on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
         asked, tokens = on_its_way.prompt, list(on_its_way.tokens)
-        vlm = store.get(on_its_way.model)
+        vlm, rest = self.store.get(on_its_way.model), self._rest
         try:
             for event in ask(vlm, asked, on_its_way.settings):
                 if isinstance(event, Inspection):
-                    yield finish(on_its_way, event, options)
+                    yield self._finish(on_its_way, event, options)
                     return
                 turn, token = event
                 if token is not None:
@@ -99,11 +126,11 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
         except InputError:
             # A later turn that doesn't fit takes nothing away from the answers before it.
             if any(tokens):
-                yield finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
+                yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
 
-    def finish(asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
-        vlm = store.get(asked.model)
+    def _finish(self, asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
+        vlm = self.store.get(asked.model)
         layer, head, own_row, exclude_sinks, own_scale = options
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
@@ -116,19 +143,24 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
             note,
             show_turns(inspection),
             None,
-            show_provenance(vlm, inspection, store.title_of(asked.model)),
+            show_provenance(vlm, inspection, self.store.title_of(asked.model)),
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
             attention_view.summarise(inspection, found),
             *attention_view.choices(found),
-            *which_view.begin(page.which, store, asked.model, inspection),
+            *which_view.begin(self.page.which, self.store, asked.model, inspection),
         ]
 
-    inputs = [*prompt.inputs, *attention.controls]
+
+def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> None:
+    """``folder``: as :class:`AskingHandlers` has it."""
+    handlers = AskingHandlers(page, store, folder)
+    prompt, answered, place = page.prompt, page.answered, Rank.ASK.place
+    inputs = [*prompt.inputs, *page.attention.controls]
+    in_turn = demo.turns.run(Rank.ASK, handlers.ask)
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
-    _name_parameters(on_ask, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
-    in_turn = demo.turns.run(Rank.ASK, on_ask)
+    _name_parameters(in_turn, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
     asks: list[Any] = [
         gr.on(
             [prompt.ask.click, *(question.submit for question in prompt.questions)],
@@ -144,11 +176,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     ]
 
     def loader(index: int) -> Any:
-        def load(model: str, history: list) -> list[Any]:
-            values = prompt_view.load_example(store, model, index, folder)
-            return [*values, [*history[-19:], values[0]]]
-
-        return load
+        return lambda model, history: handlers.load_example(index, model, history)
 
     filled: list[Any] = [*prompt.contents, prompt.history]
     # The same as /ask, so described once: what describes the API is sent with every page.
@@ -180,24 +208,10 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     )
     asks.append(loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
 
-    def on_stop(before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
-        if stopped is None:
-            return [gr.skip()] * len(answered)
-        try:
-            inspection = inspect_unfinished(store.get(stopped.model), stopped.prompt, stopped.tokens)
-        except InputError as error:
-            answer = show_answer([]) if before is None else show_turns(before.inspection)
-            return [show_notes([str(error)]), answer, None, *rest]
-        count, left = len(inspection.answers[-1]), len(stopped.prompt.turns) - len(inspection.answers)
-        note = f"Stopped after {count} {'token' if count == 1 else 'tokens'}; this is the answer as far as it came."
-        if left:
-            note += f" {left} later {'turn was' if left == 1 else 'turns were'} not asked."
-        return finish(stopped, inspection, options, show_notes([note]))
-
     # In the same place, so after what is being computed has ended: at its model's next block.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
-        demo.turns.run(Rank.ASK, on_stop),
-        [page.shown, page.answering, *attention.controls],
+        demo.turns.run(Rank.ASK, handlers.stop),
+        [page.shown, page.answering, *page.attention.controls],
         answered,
         api_name="stopped",
         show_progress="hidden",

@@ -52,29 +52,36 @@ def read_shipped(fingerprint: str) -> Battery | None:
     return battery if battery is not None and battery.fingerprint == fingerprint else None
 
 
-def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prompt: prompt_view.PromptView) -> None:
-    outputs: list[Any] = [view.card, view.facts]
+@dataclass(frozen=True)
+class BatteryHandlers:
+    """What the battery's events call: values for the card, and its facts."""
 
-    def show(model: str) -> list[Any]:
+    store: ModelStore
+
+    def show(self, model: str) -> list[Any]:
         try:
-            battery = read_shipped(store.get(model).fingerprint)
+            battery = read_shipped(self.store.get(model).fingerprint)
         except InputError:
             battery = None  # the prompt says what is wrong with the model
-        card = show_battery(battery, store.title_of(model))
+        card = show_battery(battery, self.store.title_of(model))
         return [gr.update(value=card, busy=""), battery.to_json() if battery else None]
 
-    def run(model: str, size: str) -> Iterator[list[Any]]:
+    def run(self, model: str, size: str) -> Iterator[list[Any]]:
         try:
-            steps = run_battery(store.get(model), n_each=SIZES.get(size, MIN_ITEMS))
+            steps = run_battery(self.store.get(model), n_each=SIZES.get(size, MIN_ITEMS))
             for progress in steps:
-                card = show_battery(progress.battery, store.title_of(model))
+                card = show_battery(progress.battery, self.store.title_of(model))
                 yield [gr.update(value=card, busy=show_progress(progress)), progress.battery.to_json()]
         except InputError as error:
             raise refuse(error) from error
 
+
+def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prompt: prompt_view.PromptView) -> None:
+    handlers = BatteryHandlers(store)
+    outputs: list[Any] = [view.card, view.facts]
     # Minutes long: in a queue of its own, one at a time, so that nobody's question waits for it.
     running = view.start.click(
-        demo.turns.run(Rank.BATTERY, run, demo.bounds.battery_s),
+        demo.turns.run(Rank.BATTERY, handlers.run, demo.bounds.battery_s),
         [prompt.model, view.size],
         outputs,
         api_name="battery",
@@ -86,5 +93,10 @@ def wire_battery(view: BatteryView, store: ModelStore, demo: GuardedBlocks, prom
         lambda: gr.update(busy=""), None, view.card, cancels=[running], api_name="battery_stop", show_progress="hidden"
     )
     gr.on(
-        [demo.load, prompt.model.change], show, prompt.model, outputs, api_name="battery_card", show_progress="hidden"
+        [demo.load, prompt.model.change],
+        handlers.show,
+        prompt.model,
+        outputs,
+        api_name="battery_card",
+        show_progress="hidden",
     )

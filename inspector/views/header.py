@@ -7,7 +7,15 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.session import RUN_MODEL
+from inspector.bounds import Bounds
+from inspector.export.command_line import write_inspect
+from inspector.export.files import write_facts
+from inspector.figures.markup import show_notes
+from inspector.files import handed_over
+from inspector.session import RUN_MODEL, ModelStore, Shown
+from model import InputError
+
+_NOTHING = show_notes(["There is nothing to take away yet; ask something first."])
 
 
 @dataclass(frozen=True)
@@ -62,3 +70,38 @@ def build_header(title: str) -> HeaderView:
         elem_id="share-command",
     )
     return HeaderView(provenance, share, export, file, command, note)
+
+
+@dataclass(frozen=True)
+class HeaderHandlers:
+    """What Export and Share call; ``page`` is what the page shows."""
+
+    store: ModelStore
+    bounds: Bounds
+
+    def export(self, page: Shown | None) -> tuple[Any, str]:
+        if page is None:
+            return gr.skip(), _NOTHING
+        try:
+            with handed_over(self.bounds) as folder:
+                return write_facts(self.store.get(page.model), page.inspection, page.attention, folder), ""
+        except InputError as error:
+            return gr.skip(), show_notes([str(error)])
+
+    def share(self, page: Shown | None) -> tuple[Any, str]:
+        if page is None:
+            return gr.skip(), _NOTHING
+        model = self.store.argument_of(page.model)
+        return show_line(write_inspect(page.inspection.prompt, model, page.names, page.settings)), ""
+
+
+def wire_header(view: HeaderView, store: ModelStore, shown: gr.State, bounds: Bounds) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`."""
+    handlers = HeaderHandlers(store, bounds)
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    view.export.click(handlers.export, shown, [view.file, view.note], api_name="export", **free).success(
+        None, None, None, js=DOWNLOAD, api_visibility="private"
+    )
+    view.share.click(handlers.share, shown, [view.command, view.note], api_name="share", **free).success(
+        None, view.command, None, js=COPY, api_visibility="private"
+    )

@@ -113,27 +113,83 @@ def _read(store: ModelStore, model: str, inspection: Inspection) -> RowStructure
     return read_row(store.get(model), inspection, apart)
 
 
-def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, demo: GuardedBlocks) -> None:
-    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-    view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
+@dataclass(frozen=True)
+class LabHandlers:
+    """What the lab's events call; ``page`` is what the page shows."""
 
-    def compose(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
+    store: ModelStore
+
+    def choose(self, page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
+        things = [thing for thing in read_event(event, "things", list) if isinstance(thing, str)][:200]
+        return things, self.compose(page, things, rows, layers, heads)
+
+    def compose(self, page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
         if page is None or not things:
             return ""
-        vlm = store.get(page.model)
+        vlm = self.store.get(page.model)
         return compose_cut(things, rows, [int(n) for n in layers], [int(n) for n in heads], vlm)
 
+    def add_token(self, page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
+        if page is None:
+            raise refuse(_EMPTY)
+        try:
+            name = name_position(_read(self.store, page.model, page.inspection), page.selected)
+        except InputError as error:
+            raise refuse(error) from error
+        things = things if name in things else [*things, name]
+        return things, self.compose(page, things, rows, layers, heads)
+
+    def cut(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
+        yield from self._rerun(page, lambda: _with_cut(cuts, cut), turn)
+
+    # What is written in the line and not yet cut comes with every event of the lab; here it counts for nothing.
+    def undo(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
+        yield from self._rerun(page, lambda: _without_last(cuts), turn)
+
+    def clear(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
+        yield from self._rerun(page, list, turn)
+
+    def _rerun(self, page: Shown | None, change: Callable[[], list[str]], turn: int | None) -> Iterator[list[Any]]:
+        """Note, result, cuts and facts with the cuts that ``change`` gives; it is asked once there is an answer."""
+        try:
+            if page is None:
+                raise InputError("There is no answer yet; press Ask first.")
+            changed = change()
+            case = open_case(
+                self.store.get(page.model), page.inspection, turn, max_new_tokens=page.settings.max_new_tokens
+            )
+            lab = run_lab(case, changed)
+            model = self.store.argument_of(page.model)
+            command = write_cut(page.inspection.prompt, model, page.names, page.settings, lab.turn, changed)
+            yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
+        except InputError as error:
+            yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
+            raise refuse(error, seen=False) from error
+
+
+def _with_cut(cuts: list[str], line: str) -> list[str]:
+    if not line.strip():
+        raise InputError(f"Nothing is chosen to be hidden; click something above, or write a cut such as “{EXAMPLE}”.")
+    return [*cuts, line]
+
+
+def _without_last(cuts: list[str]) -> list[str]:
+    if not cuts:
+        raise InputError("There is no cut to undo.")
+    return cuts[:-1]
+
+
+def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, demo: GuardedBlocks) -> None:
+    handlers = LabHandlers(store)
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
     limits: list[Any] = [view.rows, view.layers, view.heads]
-
-    def choose(page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
-        things = [thing for thing in read_event(event, "things", list) if isinstance(thing, str)][:200]
-        return things, compose(page, things, rows, layers, heads)
-
+    chosen: list[Any] = [view.things, view.line]
     # None of several quick choices may be dropped, as gradio does while one is on its way.
     view.board.choose(
-        choose,
+        handlers.choose,
         [shown, *limits],
-        [view.things, view.line],
+        chosen,
         api_name="lab_choose",
         concurrency_limit=1,
         show_progress="hidden",
@@ -141,60 +197,14 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     )
     gr.on(
         [control.input for control in limits],
-        compose,
+        handlers.compose,
         [shown, view.things, *limits],
         view.line,
         api_name="lab_limits",
         trigger_mode="always_last",
         **free,
     )
-
-    def add(page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> tuple:
-        if page is None:
-            raise refuse(_EMPTY)
-        try:
-            name = name_position(_read(store, page.model, page.inspection), page.selected)
-        except InputError as error:
-            raise refuse(error) from error
-        things = things if name in things else [*things, name]
-        return things, compose(page, things, rows, layers, heads)
-
-    view.add.click(add, [shown, view.things, *limits], [view.things, view.line], api_name="lab_add_token", **free)
-
-    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
-
-    def rerun(change: Callable[[list[str], str], list[str]]) -> Callable[..., Any]:
-        def run(page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
-            try:
-                if page is None:
-                    raise InputError("There is no answer yet; press Ask first.")
-                changed = change(cuts, cut)
-                case = open_case(
-                    store.get(page.model), page.inspection, turn, max_new_tokens=page.settings.max_new_tokens
-                )
-                lab = run_lab(case, changed)
-                command = write_cut(
-                    page.inspection.prompt, store.argument_of(page.model), page.names, page.settings, lab.turn, changed
-                )
-                yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
-            except InputError as error:
-                yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
-                raise refuse(error, seen=False) from error
-
-        return demo.turns.run(Rank.TEST, run, demo.bounds.study_s)
-
-    def more(cuts: list[str], line: str) -> list[str]:
-        if not line.strip():
-            raise InputError(
-                f"Nothing is chosen to be hidden; click something above, or write a cut such as “{EXAMPLE}”."
-            )
-        return [*cuts, line]
-
-    def fewer(cuts: list[str], _: str) -> list[str]:
-        if not cuts:
-            raise InputError("There is no cut to undo.")
-        return cuts[:-1]
-
+    view.add.click(handlers.add_token, [shown, view.things, *limits], chosen, api_name="lab_add_token", **free)
     place: dict[str, Any] = {
         "concurrency_id": Rank.TEST.place,
         "concurrency_limit": 1,
@@ -202,6 +212,11 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         "show_progress_on": [view.result],
     }
     inputs: list[Any] = [shown, view.cuts, view.line, turn]
-    gr.on([view.cut.click, view.line.submit], rerun(more), inputs, outputs, api_name="lab_cut", **place)
-    view.undo.click(rerun(fewer), inputs, outputs, api_name="lab_undo", **place)
-    view.clear.click(rerun(lambda *_: []), inputs, outputs, api_name="lab_clear", **place)
+    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
+
+    def rerun(handler: Callable[..., Any]) -> Callable[..., Any]:
+        return demo.turns.run(Rank.TEST, handler, demo.bounds.study_s)
+
+    gr.on([view.cut.click, view.line.submit], rerun(handlers.cut), inputs, outputs, api_name="lab_cut", **place)
+    view.undo.click(rerun(handlers.undo), inputs, outputs, api_name="lab_undo", **place)
+    view.clear.click(rerun(handlers.clear), inputs, outputs, api_name="lab_clear", **place)

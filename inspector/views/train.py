@@ -92,90 +92,50 @@ def say_bounds(bounds: Bounds) -> str:
     return f" <b>On this server</b> {'; '.join(said)}." if said else ""
 
 
-def wire_train(
-    view: TrainView,
-    store: ModelStore,
-    jobs: JobTable,
-    demo: GuardedBlocks,
-    prompt: prompt_view.PromptView,
-    person: gr.BrowserState,
-    timer: gr.Timer,
-) -> None:
-    """``person`` and ``timer`` must be declared at the top level of the Blocks, or nothing comes back after a reload
-    while another tab is open."""
-    form, run, result = view.form, view.run, view.result
-    reader = RecipeReader(form, store, jobs.bounds)
-    seen = watched(run, timer, [result.compare, result.use, result.export, result.push])
-    wire_form(form, reader, jobs)
-    wire_run(run, jobs, timer, seen)
-    wire_history(view.history, run, jobs, person)
-    wire_result(result, store, jobs, prompt, run.job, form.fields["base"], demo)
-    started: list[Any] = [run.job, person, view.history.history, view.history.overlay, *seen]
+@dataclass(frozen=True)
+class TrainHandlers:
+    """What starts and finds runs calls; ``known`` is what a browser remembers of its runs."""
 
-    def follow_new(known: dict[str, Any], job: str) -> list[Any]:
-        known = remember(known, job)
-        return [job, known, *list_history(jobs, known), *look(jobs, job, None)]
+    reader: RecipeReader
+    jobs: JobTable
 
-    def start(request: gr.Request, preset: str, upload: Upload | None, known: Any, *values: Any) -> list[Any]:
+    def start(self, request: gr.Request, preset: str, upload: Upload | None, known: Any, *values: Any) -> list[Any]:
         known = read_person(known)
         try:
-            found, recipe = reader.read(preset, upload, values)
+            found, recipe = self.reader.read(preset, upload, values)
             mine = upload.folder if upload is not None and found.data == UPLOAD else None
-            shown = show_modules(reader.sizes(found, recipe))
-            return [shown, *follow_new(known, jobs.start(identify(request), recipe, mine))]
+            shown = show_modules(self.reader.sizes(found, recipe))
+            return [shown, *self._follow_new(known, self.jobs.start(identify(request), recipe, mine))]
         except InputError as error:
             raise refuse(error, stays=True) from error
 
-    form.start.click(
-        start,
-        [form.preset, form.upload, person, *form.fields.values()],
-        [form.modules, *started],
-        api_name="train_start",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
-
-    def teach(word: str, rgb: str, known: Any, request: gr.Request) -> list[Any]:
+    def teach(self, word: str, rgb: str, known: Any, request: gr.Request) -> list[Any]:
         known = read_person(known)
         try:
             spec = parse_word(str(word or "").strip().lower(), str(rgb or "").strip() or None)
-            return follow_new(known, jobs.start(identify(request), teaching_recipe(spec)))
+            return self._follow_new(known, self.jobs.start(identify(request), teaching_recipe(spec)))
         except InputError as error:
             raise refuse(error, stays=True) from error
 
-    form.teach.click(
-        teach,
-        [form.word, form.rgb, person],
-        started,
-        api_name="train_teach_word",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
-
-    def attach(known: Any, request: gr.Request) -> list[Any]:
+    def attach(self, known: Any, request: gr.Request) -> list[Any]:
         """The run that the address names, else this browser's newest that isn't over, else its newest."""
         known = read_person(known)
         wanted = str(dict(request.query_params).get("job", ""))
-        runs = read_runs(jobs, known)
+        runs = read_runs(self.jobs, known)
         job = wanted or next((state.id for state in runs if state.live), runs[0].id if runs else "")
         try:
-            values = look(jobs, job, None)
+            values = look(self.jobs, job, None)
         except InputError as error:
             warn(error, stays=True)
-            job, values = "", look(jobs, "", None)
+            job, values = "", look(self.jobs, "", None)
         if wanted and job and job not in known["jobs"]:
             known = remember(known, job)
-        return [job, known, *list_history(jobs, known), *values]
+        return [job, known, *list_history(self.jobs, known), *values]
 
-    demo.load(attach, person, started, api_name="train_attach", concurrency_limit=None, show_progress="hidden")
-    gr.api(_describe_job(jobs), api_name="job", concurrency_limit=None)
-
-
-def _describe_job(jobs: JobTable) -> Any:
-    def describe(job: str) -> dict[str, Any]:
+    def describe(self, job: str) -> dict[str, Any]:
         """A run's state and last numbers; ``job`` is its id."""
         try:
-            state, progress = read_job(jobs, (job or "").strip())
+            state, progress = read_job(self.jobs, (job or "").strip())
         except InputError as error:
             raise refuse(error) from error
         return {
@@ -194,7 +154,42 @@ def _describe_job(jobs: JobTable) -> Any:
             "command": COMMAND,
         }
 
-    return describe
+    def _follow_new(self, known: dict[str, Any], job: str) -> list[Any]:
+        known = remember(known, job)
+        return [job, known, *list_history(self.jobs, known), *look(self.jobs, job, None)]
+
+
+def wire_train(
+    view: TrainView,
+    store: ModelStore,
+    jobs: JobTable,
+    demo: GuardedBlocks,
+    prompt: prompt_view.PromptView,
+    person: gr.BrowserState,
+    timer: gr.Timer,
+) -> None:
+    """``person`` and ``timer`` must be declared at the top level of the Blocks, or nothing comes back after a reload
+    while another tab is open."""
+    form, run, result = view.form, view.run, view.result
+    reader = RecipeReader(form, store, jobs.bounds)
+    seen = watched(run, timer, [result.compare, result.use, result.export, result.push])
+    wire_form(form, reader, jobs)
+    wire_run(run, jobs, timer, seen)
+    wire_history(view.history, run, jobs, person)
+    wire_result(result, store, jobs, prompt, run.job, form.fields["base"], demo)
+    handlers = TrainHandlers(reader, jobs)
+    started: list[Any] = [run.job, person, view.history.history, view.history.overlay, *seen]
+    starting: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "hidden"}
+    form.start.click(
+        handlers.start,
+        [form.preset, form.upload, person, *form.fields.values()],
+        [form.modules, *started],
+        api_name="train_start",
+        **starting,
+    )
+    form.teach.click(handlers.teach, [form.word, form.rgb, person], started, api_name="train_teach_word", **starting)
+    demo.load(handlers.attach, person, started, api_name="train_attach", concurrency_limit=None, show_progress="hidden")
+    gr.api(handlers.describe, api_name="job", concurrency_limit=None)
 
 
 def jobs_from(root: str | None, public: bool) -> JobTable:

@@ -73,6 +73,16 @@ class TrainForm:
     modules: gr.HTML
     reports: gr.HTML
 
+    @property
+    def where(self) -> list[Any]:
+        """The fields about data of one's own."""
+        return [self.file, self.fields["path"], self.fields["source"]]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The other fields."""
+        return {name: field for name, field in self.fields.items() if field not in self.where}
+
 
 def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
     with gr.Group(elem_classes="tr-teach"):
@@ -175,40 +185,33 @@ class RecipeReader:
         return size_modules(self.base_of(form), recipe.stages[0])
 
 
-def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
-    """Everything but the buttons that start a run."""
-    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-    where = [form.file, form.fields["path"], form.fields["source"]]
-    plain = {name: field for name, field in form.fields.items() if field not in where}
+@dataclass(frozen=True)
+class FormHandlers:
+    """What the form's events call. Files are read in processes of ``pool``, and what was taken in lies on ``shelf``."""
 
-    def fill(preset: str) -> list[Any]:
+    form: TrainForm
+    reader: RecipeReader
+    pool: ParserPool
+    shelf: UploadShelf
+
+    def fill(self, preset: str) -> list[Any]:
         if preset not in PRESETS:
             raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
-        values = PRESETS[preset].values
-        if "steps" in values and values["steps"] > jobs.bounds.run_steps:
-            values = {**values, "steps": jobs.bounds.run_steps}
-        filled = [values.get(name, gr.skip()) for name in plain]
+        values, most = PRESETS[preset].values, self.reader.bounds.run_steps
+        if "steps" in values and values["steps"] > most:
+            values = {**values, "steps": most}
+        filled = [values.get(name, gr.skip()) for name in self.form.plain]
         return [_why(preset), *filled, *(_ask_for(values["data"]) if "data" in values else [gr.skip()] * 3)]
 
-    # Arrow keys change a choice faster than the form follows; the last one counts.
-    last: dict[str, Any] = {**free, "trigger_mode": "always_last"}
-    form.preset.input(fill, form.preset, [form.why, *plain.values(), *where], api_name="train_preset", **last)
-    form.fields["data"].input(_ask_for, form.fields["data"], where, api_name="train_data", **last)
-
-    pool = ParserPool(jobs.bounds)
-    shelf = UploadShelf(jobs.uploads, pool, jobs.used_uploads)
-    form.upload.delete_callback = shelf.remove  # the page is gone
-    unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.
-    newest: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
-
-    async def uploaded(request: gr.Request, path: str | None, old: Upload | None) -> AsyncIterator[Any]:
+    async def upload(self, request: gr.Request, path: str | None, old: Upload | None) -> AsyncIterator[Any]:
         page = request.session_hash or ""
         try:
             file = admit_file(path, open_cache())
             # A check of the older upload is about nothing from now on.
-            pool.stop((page, CHECKING))
-            intake = await asyncio.to_thread(shelf.begin, file, identify(request), page=(page, "upload"), replaced=old)
+            self.pool.stop((page, CHECKING))
+            intake = await asyncio.to_thread(
+                self.shelf.begin, file, identify(request), page=(page, "upload"), replaced=old
+            )
         except InputError as error:
             raise refuse(error, stays=True) from error
         try:
@@ -220,23 +223,15 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         finally:
             _discard(file)
 
-    form.file.upload(
-        uploaded, [form.file, form.upload], [form.upload, form.fields["source"]], api_name="train_upload", **newest
-    )
+    def remove_upload(self, request: gr.Request, old: Upload | None) -> None:
+        self.pool.stop((request.session_hash or "",))
+        self.shelf.remove(old)
 
-    def cleared(request: gr.Request, old: Upload | None) -> None:
-        pool.stop((request.session_hash or "",))
-        shelf.remove(old)
-
-    form.file.clear(cleared, form.upload, form.upload, **unseen)
-
-    async def check(request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
-        page = (request.session_hash or "", CHECKING)
-
+    async def check(self, request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
         def begin() -> tuple[DataCheck, str]:
-            found, recipe = reader.read(preset, upload, values)
-            shown = show_modules(reader.sizes(found, recipe))
-            return DataCheck(pool, reader.base_of(found), recipe, page), shown
+            found, recipe = self.reader.read(preset, upload, values)
+            shown = show_modules(self.reader.sizes(found, recipe))
+            return DataCheck(self.pool, self.reader.base_of(found), recipe, _checking(request)), shown
 
         try:
             checking, shown = await asyncio.to_thread(begin)
@@ -246,35 +241,57 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
             async for reports in looks:
                 yield (gr.skip(), gr.skip()) if reports is None else (shown, show_reports(reports))
 
+    def stop(self, request: gr.Request) -> None:
+        self.pool.stop(_checking(request))
+
+    def take_halt_back(self, request: gr.Request) -> Any:
+        return gr.update(visible=self.pool.is_reading(_checking(request)))
+
+
+def offer_halt() -> Any:
+    return gr.update(visible=True)
+
+
+def _checking(request: gr.Request) -> tuple[str, str]:
+    """What the pool knows a page's check by."""
+    return request.session_hash or "", CHECKING
+
+
+def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
+    """Everything but the buttons that start a run."""
+    pool = ParserPool(jobs.bounds)
+    shelf = UploadShelf(jobs.uploads, pool, jobs.used_uploads)
+    form.upload.delete_callback = shelf.remove  # the page is gone
+    handlers = FormHandlers(form, reader, pool, shelf)
+    # Arrow keys change a choice faster than the form follows; the last one counts.
+    last: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
+    filled = [form.why, *form.plain.values(), *form.where]
+    form.preset.input(handlers.fill, form.preset, filled, api_name="train_preset", **last)
+    form.fields["data"].input(_ask_for, form.fields["data"], form.where, api_name="train_data", **last)
+    unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+    # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.
+    newest: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
+    taken = [form.upload, form.fields["source"]]
+    form.file.upload(handlers.upload, [form.file, form.upload], taken, api_name="train_upload", **newest)
+    form.file.clear(handlers.remove_upload, form.upload, form.upload, api_name="cleared", **unseen)
     checked = form.check.click(
-        check,
+        handlers.check,
         [form.preset, form.upload, *form.fields.values()],
         [form.modules, form.reports],
         api_name="train_check",
         show_progress_on=[form.reports],
         **newest,
     )
-
-    def stop(request: gr.Request) -> None:
-        pool.stop((request.session_hash or "", CHECKING))
-
     # What is checked is over with whatever changes it; a start checks for itself.
     gr.on(
         [form.halt.click, form.start.click, form.preset.input, *(field.input for field in form.fields.values())],
-        stop,
+        handlers.stop,
         None,
         None,
         **unseen,
     )
-
-    def offer_halt() -> Any:
-        return gr.update(visible=True)
-
-    def take_halt_back(request: gr.Request) -> Any:
-        return gr.update(visible=pool.is_reading((request.session_hash or "", CHECKING)))
-
     form.check.click(offer_halt, None, form.halt, **unseen)
-    checked.then(take_halt_back, None, form.halt, **unseen)
+    checked.then(handlers.take_halt_back, None, form.halt, **unseen)
 
 
 async def _follow(reading: Intake | DataCheck) -> AsyncGenerator[Any, None]:

@@ -66,27 +66,24 @@ def build_result() -> ResultView:
     return ResultView(compare, use, export, result, files, repository, token, push, pushed, gr.State([]))
 
 
-def wire_result(
-    view: ResultView,
-    store: ModelStore,
-    jobs: JobTable,
-    prompt: prompt_view.PromptView,
-    job: gr.Textbox,
-    base: gr.Dropdown,
-    demo: GuardedBlocks,
-) -> None:
-    """``job`` names the run; ``base`` is the form's list of models to begin from."""
+@dataclass(frozen=True)
+class ResultHandlers:
+    """What the events below a run call; ``job`` is the run's id. ``bounds`` are those of a prompt."""
 
-    def compare(job: str, *values: Any) -> Iterator[str]:
+    store: ModelStore
+    jobs: JobTable
+    bounds: Bounds
+
+    def compare(self, job: str, *values: Any) -> Iterator[str]:
         comparison: Comparison | None = None
         measured: HeldOutComparison | None = None
         try:
-            recipe = jobs.recipe((job or "").strip())
+            recipe = self.jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
-            before = store.get_base(recipe.base, recipe.seed)
-            after = store.get(admit_run(store, jobs, job))
+            before = self.store.get_base(recipe.base, recipe.seed)
+            after = self.store.get(admit_run(self.store, self.jobs, job))
             yield show_comparison(None, None, "asking this page's prompt")
-            for comparison in _compare_prompt(before, after, values, prompt.bounds):
+            for comparison in _compare_prompt(before, after, values, self.bounds):
                 yield show_comparison(comparison, None, "taking images away from this page's prompt")
             for found in measure_change(before, after, recipe):
                 if isinstance(found, HeldOutComparison):
@@ -97,8 +94,52 @@ def wire_result(
         except InputError as error:
             raise refuse(error, stays=True) from error
 
+    def use(self, job: str, own: list[tuple[str, str]]) -> list[Any]:
+        try:
+            name = admit_run(self.store, self.jobs, job)
+            fingerprint = self.store.get(name).fingerprint
+        except InputError as error:
+            raise refuse(error, stays=True) from error
+        label = f"{self.store.title_of(name)} #{fingerprint[:8]}"
+        own = [(label, name), *(entry for entry in own if entry[1] != name)]
+        common = [(shared, shared) for shared in self.store.names]
+        inform(f"“{label}” is in the model picker of this page, for you alone.")
+        return [
+            own,
+            gr.update(choices=[*common, *own], value=name, visible=True),
+            gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)]),
+        ]
+
+    def export(self, job: str) -> Any:
+        try:
+            path = pack_run(self.jobs.run_folder((job or "").strip()), self.jobs.read(job.strip()).run)
+        except InputError as error:
+            raise refuse(error, stays=True) from error
+        return gr.update(value=str(path), visible=True)
+
+    def push(self, job: str, repository: str, token: str) -> tuple[str, str]:
+        try:
+            folder = self.jobs.run_folder((job or "").strip())
+            address = push_run(folder, self.jobs.read(job.strip()).run, repository or "", token or "")
+        except InputError as error:
+            warn(error, stays=True)
+            return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'
+        return "", f'<p class="vi-good">✓ On the hub: <a href="{escape(address)}">{escape(address)}</a></p>'
+
+
+def wire_result(
+    view: ResultView,
+    store: ModelStore,
+    jobs: JobTable,
+    prompt: prompt_view.PromptView,
+    job: gr.Textbox,
+    base: gr.Dropdown,
+    demo: GuardedBlocks,
+) -> None:
+    """``job`` names the run; ``base`` is the form's list of models to begin from."""
+    handlers = ResultHandlers(store, jobs, prompt.bounds)
     compared = view.compare.click(
-        demo.turns.run(Rank.EXPERIMENT, compare, demo.bounds.study_s),
+        demo.turns.run(Rank.EXPERIMENT, handlers.compare, demo.bounds.study_s),
         [job, *prompt.inputs],
         view.result,
         api_name="train_compare",
@@ -116,52 +157,18 @@ def wire_result(
         show_progress="hidden",
         cancels=[compared],
     )
-
-    def use(job: str, own: list[tuple[str, str]]) -> list[Any]:
-        try:
-            name = admit_run(store, jobs, job)
-            fingerprint = store.get(name).fingerprint
-        except InputError as error:
-            raise refuse(error, stays=True) from error
-        label = f"{store.title_of(name)} #{fingerprint[:8]}"
-        own = [(label, name), *(entry for entry in own if entry[1] != name)]
-        common = [(shared, shared) for shared in store.names]
-        inform(f"“{label}” is in the model picker of this page, for you alone.")
-        return [
-            own,
-            gr.update(choices=[*common, *own], value=name, visible=True),
-            gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)]),
-        ]
-
     view.use.click(
-        use,
+        handlers.use,
         [job, view.own_models],
         [view.own_models, prompt.model, base],
         api_name="train_use",
         concurrency_limit=None,
         show_progress="hidden",
     )
-
-    def export(job: str) -> Any:
-        try:
-            path = pack_run(jobs.run_folder((job or "").strip()), jobs.read(job.strip()).run)
-        except InputError as error:
-            raise refuse(error, stays=True) from error
-        return gr.update(value=str(path), visible=True)
-
-    view.export.click(export, job, view.files, api_name="train_export", concurrency_limit=1)
-
-    def push(job: str, repository: str, token: str) -> tuple[str, str]:
-        try:
-            folder = jobs.run_folder((job or "").strip())
-            address = push_run(folder, jobs.read(job.strip()).run, repository or "", token or "")
-        except InputError as error:
-            warn(error, stays=True)
-            return "", f'<p class="tr-error" role="alert">{escape(str(error))}</p>'
-        return "", f'<p class="vi-good">✓ On the hub: <a href="{escape(address)}">{escape(address)}</a></p>'
-
+    view.export.click(handlers.export, job, view.files, api_name="train_export", concurrency_limit=1)
+    pushed = [view.token, view.pushed]
     view.push.click(
-        push, [job, view.repository, view.token], [view.token, view.pushed], api_name="train_push", concurrency_limit=1
+        handlers.push, [job, view.repository, view.token], pushed, api_name="train_push", concurrency_limit=1
     )
 
 

@@ -26,6 +26,8 @@ from model import InputError
 
 REMEMBERED = 30
 """Runs that a browser keeps the ids of."""
+STEERING = 3
+"""Buttons that steer a run: pause, resume, stop."""
 AFTER = 4
 """Buttons that need a run with weights: compare, use, export, push."""
 
@@ -150,7 +152,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
     job = (job or "").strip()
     followed = followed or Followed()
     if not job:
-        quiet = [gr.update(interactive=False)] * (3 + AFTER)
+        quiet = [gr.update(interactive=False)] * (STEERING + AFTER)
         fresh = chart_payload("", Progress(), 0, 0)
         return [
             Followed(),
@@ -167,7 +169,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
     counts = (len(progress.train), len(progress.held_out), len(progress.evaluations))
     grown = anew or counts[:2] != (followed.train, followed.held_out)
     answered = anew or counts[2] != followed.evaluations
-    buttons: list[Any] = [gr.skip()] * (3 + AFTER)
+    buttons: list[Any] = [gr.skip()] * (STEERING + AFTER)
     if anew or state.status != followed.status:
         flags = (state.can_pause, state.can_go_on, state.can_stop, *[state.has_model and not state.live] * AFTER)
         buttons = [gr.update(interactive=flag) for flag in flags]
@@ -186,64 +188,81 @@ def watched(view: RunView, timer: gr.Timer, after: list[gr.Button]) -> list[Any]
     return [view.followed, timer, view.status, view.chart, view.answers, view.pause, view.resume, view.stop, *after]
 
 
-def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) -> None:
-    """``seen``: :func:`watched`."""
-    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+@dataclass(frozen=True)
+class RunHandlers:
+    """What the events of the followed run call: values for :func:`watched`; ``job`` is the run's id."""
 
-    def tick(job: str, followed: Followed) -> list[Any]:
+    jobs: JobTable
+
+    def tick(self, job: str, followed: Followed) -> list[Any]:
         try:
-            return look(jobs, job, followed)
+            return look(self.jobs, job, followed)
         except InputError:
             # Said once when it was opened; a run that is gone is not looked for every second.
-            return [Followed(), gr.update(active=False), *[gr.skip()] * (len(seen) - 2)]
+            return [Followed(), gr.update(active=False), *[gr.skip()] * (3 + STEERING + AFTER)]
 
-    timer.tick(tick, [view.job, view.followed], seen, api_name="train_tick", **free)
-
-    def open_job(job: str) -> list[Any]:
+    def follow(self, job: str) -> list[Any]:
         try:
-            return look(jobs, job, None)
+            return look(self.jobs, job, None)
         except InputError as error:
             raise refuse(error, stays=True) from error
 
-    view.job.submit(open_job, view.job, seen, api_name="train_open", **free)
-
-    def steer(action: Callable[[str, str], None]) -> Any:
-        def ask(job: str, request: gr.Request) -> list[Any]:
-            try:
-                action((job or "").strip(), identify(request))
-                return look(jobs, job, None)
-            except InputError as error:
-                raise refuse(error, stays=True) from error
-
-        return ask
-
     # Whoever has the id may pause and stop; who goes on takes a place.
-    for button, action, name in (
-        (view.pause, lambda job, _: jobs.pause(job), "train_pause"),
-        (view.resume, jobs.resume, "train_resume"),
-        (view.stop, lambda job, _: jobs.stop(job), "train_stop"),
-    ):
-        button.click(steer(action), view.job, seen, api_name=name, **free)
 
+    def pause(self, job: str) -> list[Any]:
+        return self._steer(job, self.jobs.pause)
 
-def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.BrowserState) -> None:
-    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    def resume(self, job: str, request: gr.Request) -> list[Any]:
+        return self._steer(job, lambda job: self.jobs.resume(job, identify(request)))
 
-    def refresh(job: str, known: Any) -> tuple[Any, Any]:
+    def stop(self, job: str) -> list[Any]:
+        return self._steer(job, self.jobs.stop)
+
+    def _steer(self, job: str, action: Callable[[str], None]) -> list[Any]:
         try:
-            live = bool(job) and jobs.read(job.strip()).live
+            action((job or "").strip())
+            return look(self.jobs, job, None)
+        except InputError as error:
+            raise refuse(error, stays=True) from error
+
+
+def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) -> None:
+    """``seen``: :func:`watched`."""
+    handlers = RunHandlers(jobs)
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    timer.tick(handlers.tick, [view.job, view.followed], seen, api_name="train_tick", **free)
+    view.job.submit(handlers.follow, view.job, seen, api_name="train_open", **free)
+    view.pause.click(handlers.pause, view.job, seen, api_name="train_pause", **free)
+    view.resume.click(handlers.resume, view.job, seen, api_name="train_resume", **free)
+    view.stop.click(handlers.stop, view.job, seen, api_name="train_stop", **free)
+
+
+@dataclass(frozen=True)
+class HistoryHandlers:
+    """What the list of a browser's runs calls; ``known`` is what that browser remembers."""
+
+    jobs: JobTable
+
+    def refresh(self, job: str, known: Any) -> tuple[Any, Any]:
+        try:
+            live = bool(job) and self.jobs.read(job.strip()).live
         except InputError:
             live = True
-        return (gr.skip(), gr.skip()) if live else list_history(jobs, known)
+        return (gr.skip(), gr.skip()) if live else list_history(self.jobs, known)
 
-    # While the followed run goes on the list has nothing new; it is looked at again when that is over.
-    run.status.change(refresh, [run.job, person], [view.history, view.overlay], api_name="train_ended", **free)
-
-    def overlay(chosen: list[str]) -> Any:
+    def lay_over(self, chosen: list[str]) -> Any:
         try:
-            runs = [(run_label(jobs.read(job)), jobs.progress(job)) for job in (chosen or [])[:6]]
+            runs = [(run_label(self.jobs.read(job)), self.jobs.progress(job)) for job in (chosen or [])[:6]]
         except InputError as error:
             raise refuse(error, stays=True) from error
         return gr.update(data=encode(overlay_payload(runs)), visible=bool(runs))
 
-    view.overlay.input(overlay, view.overlay, view.curves, api_name="train_overlay", trigger_mode="always_last", **free)
+
+def wire_history(view: HistoryView, run: RunView, jobs: JobTable, person: gr.BrowserState) -> None:
+    handlers = HistoryHandlers(jobs)
+    free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    # While the followed run goes on the list has nothing new; it is looked at again when that is over.
+    listed = [view.history, view.overlay]
+    run.status.change(handlers.refresh, [run.job, person], listed, api_name="train_ended", **free)
+    laid: dict[str, Any] = {"api_name": "train_overlay", "trigger_mode": "always_last", **free}
+    view.overlay.input(handlers.lay_over, view.overlay, view.curves, **laid)

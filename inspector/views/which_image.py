@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from inspector.bounds import Bounds
 from inspector.export.command_line import write_which_image
 from inspector.export.experiments import EXPERIMENTS, Experiment
 from inspector.export.report import ShownStudy, report, study
@@ -200,12 +202,16 @@ def read_contrasts(typed: str) -> list[str]:
     return [typed.strip()] if typed.strip() else []
 
 
-def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, demo: GuardedBlocks) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`. A question of the same page ends what runs here."""
+@dataclass(frozen=True)
+class WhichImageHandlers:
+    """What the events of the tab call; ``page`` is what the page shows, ``kept`` what was found out about it."""
 
-    def guarded(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
+    view: WhichImageView
+    store: ModelStore
+    bounds: Bounds
+
+    def guarded(self, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """A broken request is said where it happened, and a program gets the sentence as an error."""
-        run = demo.turns.run(rank, run, demo.bounds.study_s)
 
         def stream(
             page: Shown | None,
@@ -218,32 +224,22 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
                 if page is None:
                     raise InputError("There is no answer yet; press Ask first.")
                 for text, what in ((contrast, "The question to contrast with"), (reference, "The reference answer")):
-                    check_length(text, what, demo.bounds)
+                    check_length(text, what, self.bounds)
                 yield from run(page, kept, turn, contrast, reference)
             except InputError as error:
-                quiet = {panel: gr.update(busy="") for panel in view.panels.values()}
-                yield {**quiet, view.note: show_notes([str(error)])}
+                quiet = {panel: gr.update(busy="") for panel in self.view.panels.values()}
+                yield {**quiet, self.view.note: show_notes([str(error)])}
                 raise refuse(error, seen=False) from error
 
         return stream
 
-    def repeat(page: Shown, turn: int, contrast: str, reference: str) -> str:
-        return write_which_image(
-            page.inspection.prompt,
-            store.argument_of(page.model),
-            page.names,
-            page.settings,
-            turn,
-            reference.strip(),
-            read_contrasts(contrast),
-        )
-
     def run_study(
-        page: Shown, kept: ShownStudy | None, turn: int | None, contrast: str, reference: str
+        self, page: Shown, kept: ShownStudy | None, turn: int | None, contrast: str, reference: str
     ) -> Iterator[Updates]:
-        began = time.perf_counter()
+        """After each step what is known by then."""
+        view, began = self.view, time.perf_counter()
         steps = study(
-            store.get(page.model),
+            self.store.get(page.model),
             page.inspection,
             turn,
             reference=reference.strip(),
@@ -263,75 +259,49 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
                 updates[view.panels[following]] = gr.update(busy=f"{PANELS[following].busy} …")
             if found.verdict is not None:
                 note = f"Turn {found.turn}, {time.perf_counter() - began:.1f} s."
-                command = repeat(page, found.turn, contrast, reference)
+                command = self._repeat(page, found.turn, contrast, reference)
                 updates[view.verdict] = show_verdict(found.verdict, note, command)
                 updates[view.facts] = known.facts
             yield {view.note: "", view.study: known, **updates}
 
-    def experiments(wanted: tuple[Experiment, ...]) -> Callable[..., Iterator[Updates]]:
-        def run(
-            page: Shown, kept: ShownStudy | None, turn: int | None, contrast: str, reference: str
-        ) -> Iterator[Updates]:
-            if kept is None or kept.found.checks is None or (turn is not None and kept.found.turn != turn):
-                for updates in run_study(page, kept, turn, contrast, reference):
-                    kept = updates[view.study]
-                    yield updates
-            assert kept is not None
-            for one in wanted:
-                panel = view.panels[one.key]
-                yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …", note="")}
-                case = open_case(
-                    store.get(page.model), page.inspection, kept.found.turn, max_new_tokens=page.settings.max_new_tokens
-                )
-                step: tuple[str, Any] = ("", None)
-                told = 0.0
-                for step in one.run(case, kept.found):
-                    if time.perf_counter() - told >= PERIOD_S:
-                        yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …"), view.running: one.key}
-                        told = time.perf_counter()
-                html, facts = step
-                kept = kept.adding(one.key, html, facts)
-                yield {
-                    panel: gr.update(value=html, busy=""),
-                    view.study: kept,
-                    view.facts: kept.facts,
-                    view.running: "",
-                }
-
-        return run
-
-    asked: list[Any] = [shown, view.study, view.turn, view.contrast, view.reference]
-    waiting: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "minimal", "show_progress_on": [view.verdict]}
-    test: dict[str, Any] = {"concurrency_id": Rank.TEST.place, **waiting}
-    experiment: dict[str, Any] = {"concurrency_id": Rank.EXPERIMENT.place, **waiting}
-    runs = [
-        gr.on(
-            [view.start.click, view.contrast.submit, view.reference.submit],
-            guarded(Rank.TEST, run_study),
-            asked,
-            view.outputs,
-            api_name="which_image",
-            **test,
-        )
-    ]
-    for one in EXPERIMENTS:
-        runs.append(
-            view.more[one.key].click(
-                guarded(Rank.EXPERIMENT, experiments((one,))),
-                asked,
-                view.outputs,
-                api_name=f"which_{one.key}",
-                **experiment,
+    def run_experiments(
+        self,
+        wanted: tuple[Experiment, ...],
+        page: Shown,
+        kept: ShownStudy | None,
+        turn: int | None,
+        contrast: str,
+        reference: str,
+    ) -> Iterator[Updates]:
+        """The study first, where it was not run or is of another turn's answer."""
+        view = self.view
+        if kept is None or kept.found.checks is None or (turn is not None and kept.found.turn != turn):
+            for updates in self.run_study(page, kept, turn, contrast, reference):
+                kept = updates[view.study]
+                yield updates
+        assert kept is not None
+        for one in wanted:
+            panel = view.panels[one.key]
+            yield {view.note: "", panel: gr.update(busy=f"{one.text.busy} …", note="")}
+            case = open_case(
+                self.store.get(page.model),
+                page.inspection,
+                kept.found.turn,
+                max_new_tokens=page.settings.max_new_tokens,
             )
-        )
-    runs.append(
-        view.everything.click(
-            guarded(Rank.EXPERIMENT, experiments(EXPERIMENTS)), asked, view.outputs, api_name="which_all", **experiment
-        )
-    )
+            step: tuple[str, Any] = ("", None)
+            told = 0.0
+            for step in one.run(case, kept.found):
+                if time.perf_counter() - told >= PERIOD_S:
+                    yield {panel: gr.update(value=step[0], busy=f"{one.text.busy} …"), view.running: one.key}
+                    told = time.perf_counter()
+            html, facts = step
+            kept = kept.adding(one.key, html, facts)
+            yield {panel: gr.update(value=html, busy=""), view.study: kept, view.facts: kept.facts, view.running: ""}
 
-    def stop(kept: ShownStudy | None, running: str) -> Updates:
+    def stop(self, kept: ShownStudy | None, running: str) -> Updates:
         """What was not run is said to be so: an older result would pass for one of this run."""
+        view = self.view
         drawn = {} if kept is None else kept.drawn
         updates: Updates = {
             view.panels[key]: gr.update(busy="") if key in drawn else _blank(key, STOPPED)
@@ -339,37 +309,76 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
             if key in STEPS
         }
         for one in EXPERIMENTS:
-            partial = one.key == running
-            updates[view.panels[one.key]] = gr.update(busy="", note=STOPPED_WITHIN) if partial else gr.update(busy="")
+            within = one.key == running
+            updates[view.panels[one.key]] = gr.update(busy="", note=STOPPED_WITHIN) if within else gr.update(busy="")
         updates[view.running] = ""
         if kept is None:
             updates.pop(view.panels["structure"])
             updates[view.verdict] = show_verdict(None, STOPPED)
         return updates
 
-    # Only once it is cancelled: what a run still has on the way would be drawn over what is said of its end.
-    view.cancel.click(None, cancels=runs, api_name="which_cancel").then(
-        stop,
-        [view.study, view.running],
-        view.outputs,
-        api_name="which_stopped",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
-
-    def make(page: Shown | None, kept: ShownStudy | None, contrast: str, reference: str) -> Any:
+    def make_report(self, page: Shown | None, kept: ShownStudy | None, contrast: str, reference: str) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")
         try:
-            command = repeat(page, kept.found.turn, contrast, reference)
-            title = store.title_of(page.model)
-            html = report(store.get(page.model), page.inspection, title, page.names, kept, command)
-            with handed_over(demo.bounds) as folder:
+            command = self._repeat(page, kept.found.turn, contrast, reference)
+            title = self.store.title_of(page.model)
+            html = report(self.store.get(page.model), page.inspection, title, page.names, kept, command)
+            with handed_over(self.bounds) as folder:
                 path = folder / "report.html"
                 path.write_text(html, "utf-8")
         except InputError as error:
             raise refuse(error) from error
         return gr.update(value=str(path), visible=True)
 
-    view.report.click(make, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report")
+    def _repeat(self, page: Shown, turn: int, contrast: str, reference: str) -> str:
+        return write_which_image(
+            page.inspection.prompt,
+            self.store.argument_of(page.model),
+            page.names,
+            page.settings,
+            turn,
+            reference.strip(),
+            read_contrasts(contrast),
+        )
+
+
+def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, demo: GuardedBlocks) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`. A question of the same page ends what runs here."""
+    handlers = WhichImageHandlers(view, store, demo.bounds)
+
+    def ranked(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
+        return handlers.guarded(demo.turns.run(rank, run, demo.bounds.study_s))
+
+    asked: list[Any] = [shown, view.study, view.turn, view.contrast, view.reference]
+    waiting: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "minimal", "show_progress_on": [view.verdict]}
+    runs = [
+        gr.on(
+            [view.start.click, view.contrast.submit, view.reference.submit],
+            ranked(Rank.TEST, handlers.run_study),
+            asked,
+            view.outputs,
+            api_name="which_image",
+            concurrency_id=Rank.TEST.place,
+            **waiting,
+        )
+    ]
+    buttons = [(view.more[one.key], one.key, (one,)) for one in EXPERIMENTS]
+    for button, key, wanted in (*buttons, (view.everything, "all", EXPERIMENTS)):
+        run = ranked(Rank.EXPERIMENT, partial(handlers.run_experiments, wanted))
+        place = Rank.EXPERIMENT.place
+        runs.append(button.click(run, asked, view.outputs, api_name=f"which_{key}", concurrency_id=place, **waiting))
+
+    # Only once it is cancelled: what a run still has on the way would be drawn over what is said of its end.
+    view.cancel.click(None, cancels=runs, api_name="which_cancel").then(
+        handlers.stop,
+        [view.study, view.running],
+        view.outputs,
+        api_name="which_stopped",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    view.report.click(
+        handlers.make_report, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report"
+    )
     lab_view.wire_lab(view.lab, store, shown, view.turn, demo)
