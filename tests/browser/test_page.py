@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from inspector import ui
-from model import VLM
+from inspector.row import ask as ask_module
 from tests.browser.steps import OPENED, QUESTION, ask, assert_nothing_serious, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
@@ -163,14 +163,14 @@ def test_the_last_of_several_quick_selections_and_choices_is_the_one_that_is_sho
 @pytest.fixture
 def slow_generate(monkeypatch):
     """A second between tokens, and before the first."""
-    generate = VLM.generate
+    answer = ask_module.answer_row
 
     def slowly(*arguments, **options):
-        for step in generate(*arguments, **options):
+        for step in answer(*arguments, **options):
             time.sleep(1)
             yield step
 
-    monkeypatch.setattr(VLM, "generate", slowly)
+    monkeypatch.setattr(ask_module, "answer_row", slowly)
 
 
 def stop(page):
