@@ -12,6 +12,14 @@ from inspector.server.turns import REPLACED, Abandoned, Rank, Turns, read_patien
 from model import InputError
 
 
+@pytest.fixture(autouse=True)
+def afterwards_nobody():
+    """This thread computes for no event once a test is over: others run in it."""
+    yield
+    LocalContext.blocks.set(None)
+    LocalContext.event_id.set(None)
+
+
 class Server:
     """Stands in for gradio's Blocks: events that a handler can run for."""
 
