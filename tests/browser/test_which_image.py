@@ -81,11 +81,13 @@ def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
     assert "Image 3, and the question selects it" in verdict
     assert re.search(r"image 3: without it log p falls by at least \d+\.\d\d nats", verdict)
     drawn = widths(page, "#which-panel-dependence .wi-fill")
-    assert len(drawn) == 3
-    assert drawn[2] == max(drawn) > 50
+    # Taken away, then exchanged.
+    assert len(drawn) == 6
+    assert drawn[2] == max(drawn[:3]) > 50
+    assert drawn[5] == max(drawn[3:]) > 50
     for key in PANELS:
         assert page.locator(f"#which-panel-{key} .vi-empty").count() == 0, key
-    assert page.locator("#which-panel-selection tbody tr").count() == 3
+    assert page.locator("#which-panel-selection tbody tr").count() == 6
     assert page.locator("#which-panel-swaps .wi-cards img").count() == 6
     page.click("#which-panel-checks summary")
     assert "must hold on this very prompt" in page.inner_text("#which-panel-checks")
@@ -117,7 +119,7 @@ def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab, slow_routes):
     page.wait_for_selector("#which-panel-where >> text=Stopped: this is what had been found by then.", timeout=60_000)
     still(page)
     assert "Image 3" in page.inner_text("#which-verdict")
-    assert page.locator("#which-panel-selection table").count() == 1
+    assert page.locator("#which-panel-selection table").count() == 2
     page.wait_for_timeout(1500)
     assert page.locator("#which-panel-where table").count()
     assert page.locator("#which-panel-layouts .vi-empty").count() == 1
