@@ -54,11 +54,9 @@ def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) 
 
 
 @torch.no_grad()
-def read_row(
-    vlm: InspectableVLM, row: Row, features: Sequence[Tensor], *, document_mask: bool = False, cuts: Sequence[Cut] = ()
-) -> EmbeddedRow:
-    """Reads the whole row. ``features``: ``[token width]`` per image; ``cuts``: edges that it is read without."""
-    return _read(vlm, row, _embed(vlm, row, features), document_mask, cuts)
+def read_row(vlm: InspectableVLM, row: Row, features: Sequence[Tensor], *, document_mask: bool = False) -> EmbeddedRow:
+    """Reads the whole row. ``features``: ``[token width]`` per image."""
+    return _read(vlm, row, _embed(vlm, row, features), document_mask)
 
 
 @torch.no_grad()
@@ -75,14 +73,11 @@ def run_whole(vlm: InspectableVLM, row: Row, embeds: Tensor, document_mask: bool
 
 
 @torch.no_grad()
-def grow_row(
-    vlm: InspectableVLM, before: EmbeddedRow, row: Row, features: Sequence[Tensor], *, room: int = 0
-) -> EmbeddedRow:
-    """``row``, of which only what comes after its common beginning with ``before`` is computed. The cache has room for
-    ``room`` positions more, which :func:`answer_row` uses."""
+def grow_row(vlm: InspectableVLM, before: EmbeddedRow, row: Row, features: Sequence[Tensor]) -> EmbeddedRow:
+    """``row``, of which only what comes after its common beginning with ``before`` is computed."""
     embeds = _embed(vlm, row, features)
     common = _common(before, row, embeds)
-    cache = before.cache.select(slice(0, common), len(row) - common + room)
+    cache = before.cache.select(slice(0, common), len(row) - common)
     hidden = before.hidden[:common]
     if common < len(row):
         visible = see(row, before.document_mask, common)[None, None]
