@@ -8,6 +8,7 @@ page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
 uploads      how long others wait while somebody uploads 150 MB of JSON
 memory       what images leave behind in a session and take while they are opened, against keeping their pixels
+pages        what two hundred pages leave behind that were opened, asked and closed
 limits       memory of a public server with as much as possible at its limit, beside what the bounds add up to
 soak         a public server under many people for half an hour (exit status 1 if it gets slow, fails or grows)
 """
@@ -30,6 +31,7 @@ PARTS = (
     "turns",
     "uploads",
     "memory",
+    "pages",
     "limits",
     "soak",
 )

@@ -21,10 +21,12 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, report
+from inspector.bounds import public_bounds
 from inspector.figures.payload import viewer_payload
 from inspector.images.image_file import SHELF, PromptImage
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.prompt import Prompt, Turn
+from inspector.server.state_size import count_bytes
 from inspector.session import ModelStore, Shown
 from inspector.views.prompt import plan_images
 from model import VLM, VLMConfig, load_vlm, open_image
@@ -139,7 +141,7 @@ def measure_session(shape: str, keep_pixels: bool, folder: Path, sessions: int) 
     layers = "" if shape == "embedded" else f"; with all its layers {ATTENTION_MB:.1f} MB more"
     print(
         f"kept per session, three 12-MP photos, {shape:9} {name:29} {grown:7.1f} MB by the system, "
-        f"{kept[0][0].nbytes / 1e6:6.1f} MB counted (without tiles and batch){layers}",
+        f"{count_bytes(kept[0][0]) / 1e6:6.1f} MB counted (without tiles and batch){layers}",
         flush=True,
     )
 
@@ -155,7 +157,7 @@ def measure_plans(mode: str, in_process: bool, folder: Path) -> None:
             for path in part:
                 open_image(path).pixels.copy().thumbnail((96, 96))
         else:
-            plan_images(store, "embedded", [(str(path), None) for path in part])
+            plan_images(store, "embedded", [(str(path), None) for path in part], public_bounds())
 
     def forget() -> None:
         for path in paths:  # the shelf would know them the second time
