@@ -41,11 +41,12 @@ PASS_POSITIONS = 512
 """So many positions at most are computed in one pass, unless a single continuation has more: what bounds the memory.
 What is to be kept is read in halves of it: fewer side by side means less that is masked and multiplied all the same."""
 KEPT_ROWS = 2
-"""What continuations stand behind is kept up to so many times the row's length (and :data:`PASS_POSITIONS` at
-least)."""
-SEEN_SHARE = 0.5
-"""A pass that sees at least this share of what is kept works on it where it lies; one that sees less copies what it
-sees, for what nobody sees would be multiplied all the same."""
+KEPT_BYTES = 256 << 20
+"""What continuations stand behind is kept up to so many times the row's length, or so many bytes of keys and values if
+that is more (and :data:`PASS_POSITIONS` in any case): every step of a study goes back to the same changed images."""
+COPY_QUERIES = 24
+"""A pass works on what is kept where it lies, or on a copy of what it sees of it, for what nobody sees would be
+multiplied all the same: copying a key and its value takes about as long as so many queries' attention to one."""
 
 
 @dataclass
@@ -64,8 +65,8 @@ class PrefixCache:
     """Continuations of one row. Not for two threads at the same time: they are computed behind a copy of the row's keys
     and values that belongs to this object; the row that was handed in stays as it is.
 
-    Memory: keys and values of the row and of up to :data:`KEPT_ROWS` times as many positions, :data:`PASS_POSITIONS`
-    more during a pass, and one mask.
+    Memory: keys and values of the row and of what :data:`KEPT_ROWS` and :data:`KEPT_BYTES` allow behind it,
+    :data:`PASS_POSITIONS` more during a pass, and one mask.
     """
 
     def __init__(self, vlm: InspectableVLM, read: EmbeddedRow) -> None:
@@ -152,7 +153,8 @@ class PrefixCache:
 
     @property
     def _room(self) -> int:
-        return max(KEPT_ROWS * self._length, PASS_POSITIONS)
+        cache = self.read_row.cache
+        return max(KEPT_ROWS * self._length, KEPT_BYTES * cache.capacity // cache.nbytes, PASS_POSITIONS)
 
     def _new(self, nodes: Iterable[Continuation]) -> list[Continuation]:
         """Those that aren't kept."""
@@ -243,7 +245,8 @@ class PrefixCache:
         if len(shifts) > 1:
             raise ValueError("Continuations with different shifts can't share a pass.")
         (shift,) = shifts
-        if not shift and (whole or int(seen.sum()) >= SEEN_SHARE * held):
+        wasted = (total + room) * (held - int(seen.sum()))
+        if not shift and (whole or wasted <= COPY_QUERIES * int(seen.sum())):
             return _Pass(self._reserve(total + room), visible, places, own=False)
         seen |= whole
         count = int(seen.sum())

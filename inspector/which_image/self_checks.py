@@ -44,8 +44,8 @@ class Check:
 def run_checks(
     case: Case, dependence: Dependence, matrix: TurnMatrix, exchanges: ImageExchanges | None = None
 ) -> tuple[Check, ...]:
-    """Every identity that this prompt allows to be tested, each against a number from another road; costs about five
-    readings of the row."""
+    """Every identity that this prompt allows to be tested, each against a number from another road; costs about two
+    readings of the row and two of a part of it."""
     tolerance = TOLERANCE if case.prefix_cache.hidden.dtype == torch.float32 else HALF_TOLERANCE
     whole = _score_hidden(case, case.prefix_cache.hidden)
     empty = case.prefix_cache.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
@@ -78,7 +78,9 @@ def run_checks(
             )
         )
     if len(case.prefix_cache.row) + PADDING <= case.vlm.max_positions:
-        checks.append(Check("padding before the row, which nobody sees, changes nothing", _pad(case), tolerance))
+        checks.append(
+            Check("padding before the row, which nobody sees, changes nothing", _pad(case, dependence), tolerance)
+        )
     if case.prompt.layout == "packed":
         checks.append(Check("the packed row with a document mask = the sample alone", _alone(case), 10 * tolerance))
     return tuple(checks)
@@ -94,13 +96,19 @@ def _score_hidden(case: Case, hidden: torch.Tensor, places: Sequence[int] | None
     return float(logprobs.gather(-1, ids[:, None]).sum())
 
 
-def _deleted(case: Case, images: Sequence[ImageBlock]) -> float:
-    """log p of the answer in the row without the images' positions, the others keeping their numbers."""
+def _deleted(case: Case, images: Sequence[ImageBlock], padding: int = 0) -> float:
+    """log p of the answer in the row without the images' positions, the others keeping their numbers; behind
+    ``padding`` positions that move every one of them on and are seen by none."""
     row, hidden = case.prefix_cache.row, {position for image in images for position in image_keys(image)}
     kept = torch.tensor([p for p in range(len(row)) if p not in hidden])
-    visible = see(row, case.prefix_cache.document_mask)[kept][:, kept]
-    embeds = case.prefix_cache.embeds[kept]
-    out = case.vlm.decode(embeds[None], row.position_ids[:, kept], visible[None, None])[0]
+    embeds = torch.cat(
+        (case.vlm.embed_ids(torch.full((padding,), case.vlm.pad_token_id)), case.prefix_cache.embeds[kept])
+    )
+    positions = torch.arange(padding).expand(len(row.position_ids), -1)
+    positions = torch.cat((positions, row.position_ids[:, kept] + padding), dim=1)
+    visible = torch.eye(len(embeds), dtype=torch.bool)
+    visible[padding:, padding:] = see(row, case.prefix_cache.document_mask)[kept][:, kept]
+    out = case.vlm.decode(embeds[None], positions, visible[None, None])[0, padding:]
     places = {p: n for n, p in enumerate(kept.tolist())}
     return _score_hidden(case, out, [places.get(p, 0) for p in range(len(row))])
 
@@ -114,16 +122,13 @@ def _replaced(case: Case, exchanges: ImageExchanges, replaced: Mapping[int, torc
     return abs(behind.logprob - _score_hidden(case, whole))
 
 
-def _pad(case: Case) -> float:
-    """With padding before the row, which moves every position on and is seen by none of them."""
-    row, embeds = case.prefix_cache.row, case.prefix_cache.embeds
-    padding = case.vlm.embed_ids(torch.full((PADDING,), case.vlm.pad_token_id))
-    before = torch.arange(PADDING).expand(len(row.position_ids), -1)
-    visible = torch.eye(PADDING + len(row), dtype=torch.bool)
-    visible[PADDING:, PADDING:] = see(row, case.prefix_cache.document_mask)
-    positions = torch.cat((before, row.position_ids + PADDING), dim=1)
-    out = case.vlm.decode(torch.cat((padding, embeds))[None], positions, visible[None, None])[0]
-    return abs(_score_hidden(case, out[PADDING:]) - _score_hidden(case, case.prefix_cache.hidden))
+def _pad(case: Case, dependence: Dependence) -> float:
+    """How far padding moves log p of the answer in the row with one image alone: the shortest row that has one."""
+    if not case.reachable:
+        return abs(_deleted(case, (), PADDING) - _score_hidden(case, case.prefix_cache.hidden))
+    image = min(case.reachable, key=lambda block: len(block.tokens))
+    others = [block for block in case.reachable if block is not image]
+    return abs(_deleted(case, others, PADDING) - (dependence.text_only + dependence.alone[image.number - 1]))
 
 
 def _alone(case: Case) -> float:

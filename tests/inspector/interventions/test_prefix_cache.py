@@ -293,6 +293,7 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
     assert plain.logprobs == pytest.approx(whole(embedded, inspection), abs=2e-5)
     # No room for any of it: read with the pass, and the same.
     monkeypatch.setattr("inspector.interventions.prefix_cache.KEPT_ROWS", 0)
+    monkeypatch.setattr("inspector.interventions.prefix_cache.KEPT_BYTES", 0)
     monkeypatch.setattr("inspector.interventions.prefix_cache.PASS_POSITIONS", 8)
     read.clear()
     (crowded,) = prefix_cache.run([replace(answer, parent=replace(answer.parent))])
