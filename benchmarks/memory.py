@@ -10,6 +10,7 @@ import gc
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -25,7 +26,9 @@ from inspector.bounds import public_bounds
 from inspector.figures.payload import viewer_payload
 from inspector.images.image_file import SHELF, PromptImage
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
+from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn
+from inspector.row.row_store import ROWS
 from inspector.server.state_size import count_bytes
 from inspector.session import ModelStore, Shown
 from inspector.views.prompt import plan_images
@@ -146,6 +149,31 @@ def measure_session(shape: str, keep_pixels: bool, folder: Path, sessions: int) 
     )
 
 
+def measure_person(folder: Path) -> None:
+    """What one person's question about three photos leaves at nanoVLM's 460M-8k shape, with random weights: in the
+    page's state, and in the server's bounded stores."""
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    shape = VLMConfig(lm_chat_template=load_vlm("embedded").config.lm_chat_template)
+    vlm = VLM(shape, embedded_tokenizer()).eval()
+    images = tuple(SHELF.find(path) for path in sorted(folder.glob("photo-*.jpg")))
+    began = time.perf_counter()
+    inspection = ask_and_inspect(vlm, Prompt(images, (Turn("What color is it?"),)), GenerationSettings(2))
+    page = Shown("m", inspection, 0, attend(vlm, inspection, inspection.first_answer_position))
+    took = time.perf_counter() - began
+    read = ROWS.read(vlm, inspection.row, False)
+    state, keys, rows, features = (
+        size / 1e6 for size in (count_bytes(page), read.cache.nbytes, ROWS.counts().nbytes, FEATURES.counts().nbytes)
+    )
+    print(
+        f"kept of one person at {vlm.n_parameters / 1e6:.0f}M-8k, three 12-MP photos, {len(inspection.row):,} tokens, "
+        f"{took:.0f} s: state of the page {state:.1f} MB; in the server's stores keys and values {keys:.1f} MB, the "
+        f"rest of the row {rows - keys:.1f} MB, features {features:.1f} MB; together {state + rows + features:.1f} MB "
+        f"= keys and values + {state + rows + features - keys:.1f} MB",
+        flush=True,
+    )
+
+
 def measure_plans(mode: str, in_process: bool, folder: Path) -> None:
     """Two requests one after the other with three large pictures each, then four at the same time."""
     paths = sorted(folder.glob(f"large-{mode}-*.png"))
@@ -219,6 +247,7 @@ def main(repeats: int) -> None:
             *((measure_session, ("embedded", keep, folder, 4)) for keep in (False, True)),
             *((measure_session, ("222M", keep, folder, 2)) for keep in (False, True)),
         ]
+        parts.append((measure_person, (folder,)))
         for mode in KINDS:
             make_large(folder, mode)
             parts += [(measure_plans, (mode, in_process, folder)) for in_process in (False, True)]
