@@ -1,8 +1,8 @@
 """``python -m benchmarks pages``: what two hundred pages leave behind that were opened, asked and closed.
 
-Each has two photos of its own and an answer, and is held open as a browser holds it. As many come before and are
-forgotten, so that what a server takes once (the stores of features and rows up to their bounds) isn't taken for what a
-page leaves; that growth is printed too.
+Each has two photos of its own and an answer, and is held open as a browser holds it. Before them come as many as fill
+the stores of features and rows up to their bounds, so that what a server takes once isn't taken for what a page leaves;
+that growth is printed too.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from benchmarks.soak import measure_rss
 from scripts.public_server import PublicServer, run_public_server
 from scripts.stranger import Stranger
 
-PAGES, TOGETHER = 200, 10
+FIRST, PAGES, TOGETHER = 560, 200, 10
 MINUTES = 4
 """After the last one is closed: a public server forgets a page that is gone after two."""
 
 
 def main(_: int) -> None:
     with tempfile.TemporaryDirectory(prefix="pages-") as name, run_public_server(Path(name)) as server:
-        for first, which in ((0, "first"), (PAGES, "next")):
+        for first, count, which in ((0, FIRST, "first"), (FIRST, PAGES, "next")):
             before = measure_rss(server.pid)
             began = time.monotonic()
-            _visit(server, Path(name), first, first + PAGES)
+            _visit(server, Path(name), first, first + count)
             last, took = measure_rss(server.pid), time.monotonic() - began
-            print(f"the {which} {PAGES} pages opened, asked and closed in {took:.0f} s: {_grown(before, last)}")
+            print(f"the {which} {count} pages opened, asked and closed in {took:.0f} s: {_grown(before, last)}")
             for minute in range(1, MINUTES + 1):
                 time.sleep(60)
                 print(f"{minute} min after the last: {_grown(before, measure_rss(server.pid))}", flush=True)

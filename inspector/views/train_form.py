@@ -274,6 +274,8 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     taken = [form.upload, form.fields["source"]]
     form.file.upload(handlers.upload, [form.file, form.upload], taken, api_name="train_upload", **newest)
     form.file.clear(handlers.remove_upload, form.upload, form.upload, api_name="cleared", **unseen)
+    # A page sends the second event of a click when the first has ended, so the button to stop it comes before.
+    form.check.click(offer_halt, None, form.halt, **unseen)
     checked = form.check.click(
         handlers.check,
         [form.preset, form.upload, *form.fields.values()],
@@ -290,7 +292,6 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
         None,
         **unseen,
     )
-    form.check.click(offer_halt, None, form.halt, **unseen)
     checked.then(handlers.take_halt_back, None, form.halt, **unseen)
 
 

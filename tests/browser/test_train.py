@@ -65,3 +65,27 @@ def test_zero_steps_get_a_sentence(new_page, train_url):
     page.click("#train-start")
     page.wait_for_selector("text=it must be a whole number from 1 to", timeout=60_000)
     assert "No run is followed" in page.inner_text("#train-status")
+
+
+def test_a_check_of_a_large_file_is_stopped_and_the_page_goes_on(new_page, train_url, tmp_path):
+    line = '{"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "That."}]}\n'
+    path = tmp_path / "large.jsonl"
+    path.write_text(line * 300_000, "utf-8")
+    page = new_page()
+    open_tab(page, train_url)
+    page.click("#train-data input")
+    page.get_by_role("option", name="my file").click()
+    page.set_input_files("#train-file input[type=file]", path)
+    page.wait_for_selector("text=press Check to see what is in it", timeout=60_000)
+    assert page.locator("#train-halt").count() == 0 or not page.is_visible("#train-halt")
+    page.click("#train-check")
+    page.wait_for_selector("#train-halt:visible", timeout=60_000)
+    page.click("#train-halt")
+    page.wait_for_selector("#train-halt", state="hidden", timeout=20_000)
+    assert page.inner_text("#train-reports").strip() == ""
+    # What is checked next is checked to its end.
+    page.click("#train-data input")
+    page.get_by_role("option", name="scenes: one picture").click()
+    page.click("#train-check")
+    page.wait_for_selector("#train-reports .tr-histogram", timeout=60_000)
+    assert page.errors == []
