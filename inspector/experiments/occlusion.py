@@ -302,8 +302,9 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[ImagePart]) -> Scor
         found: list[float] = []
         for first in range(0, len(sets), at_once):
             painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
-            resized = run_at_full_size(image, paint_over, painted, paint, case.vlm.geometry)
-            features = FEATURES.encode(case.vlm, [case.vlm.cut_image(one, image.size) for one in resized])
+            pictures = run_at_full_size(image, paint_over, painted, paint, case.vlm.geometry)
+            cut = [case.vlm.cut_image(one, image.size) for one in zip(*pictures, strict=True)]
+            features = FEATURES.encode(case.vlm, cut)
             kept = case.prefix_cache.embeds[others]
             continuations = [replace(base, features=torch.cat((own, kept))) for own in features]
             found += [outcome.logprob for outcome in case.prefix_cache.run(continuations)]
@@ -328,7 +329,7 @@ def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floo
     enough = before.logprob - cut.logprob >= ENOUGH * (before.logprob - removed.logprob)
     rows: BlindRows = "question and answer" if enough else "everything behind it"
     base = question if enough else everything
-    held = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
+    held = [(*range(run.start, run.stop), *run.marks) for run in block.tiles]
     uncut, *outcomes = case.prefix_cache.run([base, *(_hide(base, positions) for positions in held)])
     boxes = case.prefix_cache.row.images[block.number - 1].boxes
     tiles = tuple(
