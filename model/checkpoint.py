@@ -92,8 +92,7 @@ def load_vlm(
     """
     folder, local = _find_folder(source)
     if (family := _find_family(folder)) is not None:
-        opened: InspectableVLM = family.open(folder, device, dtype)
-        return opened
+        return family(folder, device, dtype)
     return _load(folder, local, device, dtype, tokenizer)
 
 

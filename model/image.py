@@ -50,6 +50,7 @@ class ImagePlan:
     tiles: int
     tokens: int
     seen: Box | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
             continue
         kept.append((path, None))
         plans.append(plan)
-        notes.append(image.notes)
+        notes.append((*image.notes, *plan.notes))
         pictures.append(thumbnail_uri(image))
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")

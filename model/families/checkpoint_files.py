@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -117,6 +117,29 @@ def load_weights(
     model.requires_grad_(False)
     moved: PreTrainedModel = model.to(device).eval()
     return moved
+
+
+def load_image_processor(folder: Path, known: Sequence[str]) -> Any:
+    """The settings for images as the family's own processor reads them. ``known``: names of transformers' classes, the
+    usual one first. InputError if there are none, or they are of another class."""
+    import transformers
+
+    values = read_object(folder / "preprocessor_config.json", missing_ok=True)
+    nested = read_object(folder / "processor_config.json", missing_ok=True).get("image_processor")
+    if isinstance(nested, dict):
+        values = nested
+    if not values:
+        raise InputError(f"{folder} has no settings for images (preprocessor_config.json); fetch them.")
+    name = str(values.get("image_processor_type") or known[0]).removesuffix("Fast").removesuffix("Pil")
+    if name not in known:
+        raise InputError(f"The checkpoint's images are prepared by {name[:60]}; known here: {', '.join(known)}.")
+    with quiet_transformers():
+        try:
+            kind: Any = getattr(transformers, f"{name}Pil")
+            return kind.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # files and settings each fail in their own way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{folder} has no settings for images that can be read ({reason[:300]}).") from error
 
 
 def load_chat_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ is last; an image of one tile has the thumbnail's marker alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +23,13 @@ from model.image import ProcessedImage
 
 class Idefics3(TransformersVLM):
     name = "Idefics3"
+    image_processors: ClassVar[tuple[str, ...]] = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 
     @classmethod
     def model_class(cls) -> type[PreTrainedModel]:
         from transformers import Idefics3ForConditionalGeneration
 
         return Idefics3ForConditionalGeneration
-
-    @classmethod
-    def image_processor_class(cls) -> type[Any]:
-        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-        return Idefics3ImageProcessorPil
 
     def read_geometry(self, processor: Any) -> SplitImages:
         tile = int(dict(processor.max_image_size)["longest_edge"])
@@ -106,15 +101,10 @@ class Idefics3(TransformersVLM):
 
 class SmolVLM(Idefics3):
     name = "SmolVLM"
+    image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
 
     @classmethod
     def model_class(cls) -> type[PreTrainedModel]:
         from transformers import SmolVLMForConditionalGeneration
 
         return SmolVLMForConditionalGeneration
-
-    @classmethod
-    def image_processor_class(cls) -> type[Any]:
-        from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-
-        return SmolVLMImageProcessorPil

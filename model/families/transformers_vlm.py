@@ -26,13 +26,19 @@ from transformers import PreTrainedModel
 from model.chat import ChatRenderer, Conversation, ImagePiece
 from model.collator import Batch, collate
 from model.errors import InputError
-from model.families.checkpoint_files import CONFIG, load_chat_tokenizer, load_weights, quiet_transformers, read_object
-from model.families.checkpoint_files import read_template as read_template
+from model.families.checkpoint_files import (
+    CONFIG,
+    load_chat_tokenizer,
+    load_image_processor,
+    load_weights,
+    read_object,
+    read_template,
+)
 from model.families.template_chat import TemplateChat
 from model.families.transformers_text import TextModel
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
-from model.picture import LayingOut
+from model.picture import ImageLayout, LayingOut
 from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
 from model.tokenizer import decode, token_text
@@ -67,12 +73,15 @@ def _three(values: Any) -> tuple[float, ...]:
 
 
 class TransformersVLM(ABC):
-    """See :class:`model.families.protocol.InspectableVLM`. Made by :meth:`open`."""
+    """See :class:`model.families.protocol.InspectableVLM`."""
 
     name: ClassVar[str]
     """What the family is called, for people."""
+    image_processors: ClassVar[tuple[str, ...]]
+    """Transformers' image processors that the family is known with, the usual one first. Of each the variant is used
+    that needs no torchvision (``…Pil``)."""
     plain_template: ClassVar[str | None] = None
-    """The chat template of checkpoints that bring none."""
+    """The chat template of checkpoints that bring none; ``IMAGE`` stands for the image token."""
     extra_layers: int = 0
     """Features of so many deeper layers of the encoder are added behind the language model's first layers."""
 
@@ -82,11 +91,6 @@ class TransformersVLM(ABC):
     @abstractmethod
     def model_class(cls) -> type[PreTrainedModel]:
         """Transformers' class of the whole model; imported here and not before."""
-
-    @classmethod
-    @abstractmethod
-    def image_processor_class(cls) -> type[Any]:
-        """Transformers' class of the image processor, the one that needs no torchvision."""
 
     @abstractmethod
     def read_geometry(self, processor: Any) -> LayingOut:
@@ -136,6 +140,14 @@ class TransformersVLM(ABC):
         width, height = image.resized_size
         return height // rows // self.cell_px, width // cols // self.cell_px
 
+    def count_lead(self, image: ProcessedImage, tile: int) -> int:
+        """Image tokens of a tile before its first cell, which belong to no place in the image (a class token)."""
+        return 0
+
+    def count_line_ends(self, image: ProcessedImage, tile: int) -> int:
+        """Image tokens of a tile at the end of each row of cells, which belong to no place (a learned line break)."""
+        return 0
+
     def place_positions(self, sample: Sample) -> Tensor:
         """``[axes pos]``: rotary positions of a row."""
         return torch.arange(len(sample))[None]
@@ -151,27 +163,24 @@ class TransformersVLM(ABC):
 
     # --- opening ---
 
-    @classmethod
-    def open(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """The model of a checkpoint folder. InputError for anything that can't be used."""
-        return cls(folder, device, dtype)
-
-    def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> None:
         self.folder_config = read_object(folder / CONFIG)
-        self.processor_config = read_object(folder / "processor_config.json", missing_ok=True)
-        with quiet_transformers():
-            try:
-                processor = self.image_processor_class().from_pretrained(str(folder), local_files_only=True)
-            except Exception as error:  # files and settings each fail in their own way
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise InputError(f"{folder} has no settings for images that can be read ({reason[:300]}).") from error
+        processor = load_image_processor(folder, self.image_processors)
         self.model = load_weights(self.model_class(), folder, device, dtype)
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
         self.image_settings = processor
         self._geometry = self.read_geometry(processor)
-        template = read_template(folder, self.tokenizer) or self.plain_template
+        if self.image_text not in self.tokenizer.get_added_vocab():
+            raise InputError(
+                f"The tokenizer in {folder} has no special token for images at {self.image_token_id}; it is not this "
+                "checkpoint's tokenizer."
+            )
+        template = read_template(folder, self.tokenizer)
+        if template is None and self.plain_template is not None:
+            template = self.plain_template.replace("IMAGE", self.image_text)
         if template is None:
             raise InputError(f"{folder} has no chat template (chat_template.jinja); fetch it.")
         self.renderer = ChatRenderer(
@@ -280,8 +289,11 @@ class TransformersVLM(ABC):
         return collate(samples, pad_token_id=self.pad_token_id, document_mask=document_mask).to(self.device)
 
     def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
-        cells = (self.count_cells(image, tile) for tile in range(len(image.boxes)))
-        return tuple(rows * cols for rows, cols in cells)
+        found = []
+        for tile in range(len(image.boxes)):
+            rows, cols = self.count_cells(image, tile)
+            found.append(self.count_lead(image, tile) + rows * (cols + self.count_line_ends(image, tile)))
+        return tuple(found)
 
     def place(self, sample: Sample) -> Row:
         grids = []
@@ -293,12 +305,12 @@ class TransformersVLM(ABC):
                     TokenGrid(
                         image=span.image,
                         tile=span.tile,
-                        start=span.start,
+                        start=span.start + self.count_lead(image, span.tile),
                         rows=rows,
                         cols=cols,
                         box=image.boxes[span.tile],
                         is_thumbnail=image.thumbnail_tile == span.tile,
-                        between=len(span) // rows - cols,
+                        between=self.count_line_ends(image, span.tile),
                     )
                 )
         return Row(
@@ -329,6 +341,7 @@ class TransformersVLM(ABC):
             tiles=len(layout.boxes),
             tokens=self.renderer.count_tokens(stand_in),
             seen=layout.seen,
+            notes=layout.notes,
         )
 
     def process_image(self, image: Image.Image | OpenedImage) -> ProcessedImage:
@@ -341,7 +354,7 @@ class TransformersVLM(ABC):
     ) -> ProcessedImage:
         return build_image(pictures, self._lay_out(original_size), notes)
 
-    def _lay_out(self, size: tuple[int, int]) -> Any:
+    def _lay_out(self, size: tuple[int, int]) -> ImageLayout:
         if min(size) < 1:
             raise InputError(f"An image of {size[0]} × {size[1]} px has no pixels; each side must be at least 1.")
         return self.geometry.lay_out(size)
