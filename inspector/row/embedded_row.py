@@ -74,7 +74,13 @@ def reread_row(vlm: InspectableVLM, read: EmbeddedRow, cuts: Sequence[Cut]) -> E
 def run_whole(vlm: InspectableVLM, row: Row, embeds: Tensor, document_mask: bool) -> Tensor:
     """The last states ``[pos width]`` of the row with other ``embeds [pos width]``, in one pass that keeps nothing:
     passes of one shape agree to the last bit wherever they see the same."""
-    return vlm.decode(embeds[None], row.position_ids, see(row, document_mask)[None, None])[0]
+    return run_whole_under(vlm, row, embeds, see(row, document_mask))
+
+
+@torch.no_grad()
+def run_whole_under(vlm: InspectableVLM, row: Row, embeds: Tensor, visible: Tensor) -> Tensor:
+    """:func:`run_whole` where each position sees what ``visible [query key]`` says."""
+    return vlm.decode(embeds[None], row.position_ids, visible[None, None])[0]
 
 
 @torch.no_grad()

@@ -97,6 +97,7 @@ def load_weights(
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below, and refused
                 attn_implementation="sdpa",
             )
         except Exception as error:  # configurations, files and shapes each fail in their own way

@@ -16,9 +16,9 @@ from model.picture import Box, ImageLayout, whole_box
 
 @dataclass(frozen=True)
 class CroppedImages:
-    """Sizes are (width, height) in px. ``shortest``: of the short side, or else ``size`` for both, or neither; ``crop``:
-    what is taken of the middle, None for all. ``filter``: PIL's number of the resampling filter. ``square``: the colour
-    that an image is padded to a square with before anything else, None for no padding."""
+    """Sizes are (width, height) in px. ``shortest``: of the short side, or else ``size`` for both, or neither.
+    ``crop``: what is taken of the middle, None for all. ``filter``: PIL's number of the resampling filter.
+    ``square``: the colour that an image is padded to a square with before anything else, None for no padding."""
 
     shortest: int | None
     size: tuple[int, int] | None

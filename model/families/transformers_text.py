@@ -194,7 +194,7 @@ class TextModel:
     def watch(self, before_block: Callable[[], None], others: Sequence[nn.Module]) -> None:
         """Has ``before_block`` called before every layer and every one of ``others``."""
         for block in (*others, *self.layers):
-            block.register_forward_pre_hook(lambda *_: before_block())
+            block.register_forward_pre_hook(_own(lambda *_: before_block()))
 
     def _place_keys(self, position_ids: Tensor, cache: KVCache | None, keys: int) -> Tensor:
         """``[key]``: rotary positions of all keys, the pass's own written down in the cache."""
@@ -225,7 +225,7 @@ def _patch_before(layer: int) -> Callable[..., Any]:
             return None
         return (inspected.tap.replace(layer, args[0], inspected.first_query), *args[1:]), kwargs
 
-    return patch
+    return _own(patch)
 
 
 def _patch_behind(layer: int) -> Callable[..., Any]:
@@ -237,4 +237,18 @@ def _patch_behind(layer: int) -> Callable[..., Any]:
             return (inspected.tap.replace(layer, output[0], inspected.first_query), *output[1:])
         return inspected.tap.replace(layer, output, inspected.first_query)
 
-    return patch
+    return _own(patch)
+
+
+def _own(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a hook as one of this module's; transformers hangs some of its own on the same blocks."""
+    hook.inspects = True  # type: ignore[attr-defined]
+    return hook
+
+
+def forget_hooks(model: nn.Module) -> None:
+    """Takes the hooks of this module off a copy of a model, which came along."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "inspects", False)]:
+                del hooks[key]

@@ -35,7 +35,7 @@ from model.families.checkpoint_files import (
     read_template,
 )
 from model.families.template_chat import TemplateChat
-from model.families.transformers_text import TextModel
+from model.families.transformers_text import TextModel, forget_hooks
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
 from model.picture import ImageLayout, LayingOut
@@ -423,11 +423,7 @@ class TransformersVLM(ABC):
         found = copy(self)
         found.__dict__.pop("fingerprint", None)
         found.model = model
-        for module in model.modules():
-            module._forward_pre_hooks.clear()
-            module._forward_pre_hooks_with_kwargs.clear()
-            module._forward_hooks.clear()
-            module._forward_hooks_with_kwargs.clear()
+        forget_hooks(model)
         found.text = TextModel(found.text_module, cast(nn.Module, cast(Any, model).lm_head))
         return found
 
