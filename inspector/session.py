@@ -18,7 +18,7 @@ from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
 from inspector.row.attention import AttentionMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
-from model import VLM, InputError, load_vlm
+from model import VLM, InputError, InspectableVLM, load_vlm
 from model.training.fresh import new_vlm
 
 SECRET = "run:"
@@ -61,11 +61,11 @@ class ModelStore:
 
     def __init__(self, sources: dict[str, str]) -> None:
         self._sources = dict(sources)
-        self._loaded: dict[str, VLM] = {}
+        self._loaded: dict[str, InspectableVLM] = {}
         self._admitted: dict[str, tuple[str, str]] = {}
         """By name: where the checkpoint lies, and the fingerprint of the model that the name stands for."""
         self._titles: dict[str, str] = {}
-        self._private: OrderedDict[str, VLM] = OrderedDict()
+        self._private: OrderedDict[str, InspectableVLM] = OrderedDict()
         self._watchers: list[Callable[[], None]] = []
         self._lock, self._private_lock = threading.Lock(), threading.Lock()
         self.private_bytes = Bounds().private_model_bytes
@@ -75,7 +75,7 @@ class ModelStore:
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
 
-    def get(self, name: str) -> VLM:
+    def get(self, name: str) -> InspectableVLM:
         """InputError for an unknown name or a broken checkpoint."""
         if name in self._admitted:
             return self._get_named(*self._admitted[name])
@@ -88,6 +88,10 @@ class ModelStore:
                 self._loaded[name] = self._load(self._sources[name])
             return self._loaded[name]
 
+    def get_trainable(self, name: str) -> VLM:
+        """:meth:`get` for what only nanoVLM's models can do. InputError for another family, too."""
+        return _trainable(self.get(name))
+
     def watch(self, before_block: Callable[[], None]) -> None:
         """Has ``before_block`` called before every block of every model here, in the thread that computes; what it
         raises ends that pass."""
@@ -96,7 +100,7 @@ class ModelStore:
             for vlm in (*self._loaded.values(), *self._private.values()):
                 vlm.watch(before_block)
 
-    def _load(self, source: str) -> VLM:
+    def _load(self, source: str) -> InspectableVLM:
         vlm = load_vlm(source)
         for before_block in self._watchers:
             vlm.watch(before_block)
@@ -112,7 +116,7 @@ class ModelStore:
         self._titles[name] = title
         return name
 
-    def _get_named(self, source: str, fingerprint: str) -> VLM:
+    def _get_named(self, source: str, fingerprint: str) -> InspectableVLM:
         """The model of a name: from memory, else read again. InputError if there is another one in its place now."""
         with self._private_lock:
             for key, vlm in self._private.items():
@@ -153,9 +157,9 @@ class ModelStore:
         if source == "new":
             return new_vlm(seed)
         name = next((name for name, own in self._sources.items() if own == source), None)
-        return self.get(name) if name is not None else self._get_private(source)
+        return _trainable(self.get(name) if name is not None else self._get_private(source))
 
-    def _get_private(self, source: str) -> VLM:
+    def _get_private(self, source: str) -> InspectableVLM:
         weights = Path(source) / "model.safetensors"
         # A run that went on has other weights in the same place.
         key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
@@ -171,5 +175,13 @@ class ModelStore:
             return self._private[key]
 
 
-def _weigh(vlm: VLM) -> int:
-    return sum(weight.nbytes for weight in vlm.parameters())
+def _weigh(vlm: InspectableVLM) -> int:
+    return vlm.n_parameters * vlm.dtype.itemsize
+
+
+def _trainable(vlm: InspectableVLM) -> VLM:
+    if not isinstance(vlm, VLM):
+        raise InputError(
+            f"This is a {vlm.format_version} model; it can be asked and inspected here, but only nanoVLM's are trained."
+        )
+    return vlm

@@ -10,15 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Literal, Protocol
 
 import torch
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from model.config import VLMConfig
 from model.errors import InputError
 from model.image import OpenedImage, ProcessedImage
 from model.sample import Role, Sample, Span, SpanKind
@@ -62,32 +59,82 @@ class _Piece:
     ids: tuple[int, ...] | None = None
 
 
-class ChatRenderer:
-    """Renders conversations for one tokenizer and configuration.
+@dataclass(frozen=True)
+class ImagePiece:
+    """A part of what an image is in the row: a run of image tokens (``kind`` image) or what the format writes around
+    them (region). ``tile`` as in :class:`model.sample.Span`. ``ids`` are its tokens; None where ``text`` is to be
+    encoded like any text of the template."""
 
-    ``image_token_id`` is the id at image positions. Checkpoints before June 2025 have no such token (their images are
-    put before the text as embeddings); theirs is the first id beyond the vocabulary.
+    kind: Literal["image", "region"]
+    tile: int | None
+    text: str = ""
+    ids: tuple[int, ...] | None = None
+
+
+class ChatFormat(Protocol):
+    """How one family writes a conversation: what differs between families, so that one renderer serves all.
+
+    ``placement`` says where the images of a message go: *template*: where the template writes :attr:`image_text`, once
+    for each; *message*: before the message's text; *row*: before everything.
     """
 
-    def __init__(self, config: VLMConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.config = config
+    @property
+    def image_token_id(self) -> int: ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends an answer; of several, the one that is written where one is needed."""
+        ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def placement(self) -> Literal["template", "message", "row"]: ...
+
+    @property
+    def image_text(self) -> str:
+        """What the template writes in the place of an image: one special token, or "" for other placements."""
+        ...
+
+    @property
+    def opening_ids(self) -> tuple[int, ...]:
+        """What stands before the template's text, where the tokenizer puts something there by itself."""
+        ...
+
+    def write(self, messages: Sequence[Message], slots: Sequence[str], add_generation_prompt: bool) -> str:
+        """The template's text with ``slots[n]`` where the text of message n belongs. InputError if it can't write such
+        a conversation."""
+        ...
+
+    def trims(self, messages: Sequence[Message]) -> tuple[tuple[bool, bool], ...]:
+        """Per message, whether the template takes blanks away (before, behind) its text."""
+        ...
+
+    def write_image(self, image: ProcessedImage, index: int, several: bool) -> list[ImagePiece]:
+        """Image ``index`` (from 0) of the conversation; ``several``: it is not the only one."""
+        ...
+
+
+class ChatRenderer:
+    """Renders conversations for one tokenizer and format.
+
+    ``image_token_id`` is the id at image positions.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat) -> None:
         self.tokenizer = tokenizer
+        self.format = chat_format
         self._encoder = TextEncoder(tokenizer)
-        self._special = dict(tokenizer.get_added_vocab())
+        self._special = {token: number for token, number in tokenizer.get_added_vocab().items() if token.strip()}
         self._special_pattern = re.compile(
             "(" + "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True)) + ")"
         )
-        image_token = config.image_token
-        self.image_token_id: int = config.lm_vocab_size if image_token is None else self._special[image_token]
-        eos = config.extra.get("lm_eos_token_id") if config.lm_chat_template is None else None
-        self.eos_token_id: int = tokenizer.eos_token_id if eos is None else int(eos)
-        self._template = None
-        if config.lm_chat_template is not None:
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-            try:
-                self._template = environment.from_string(config.lm_chat_template)
-            except TemplateError as error:
-                raise InputError(f"lm_chat_template in config.json is no valid template ({error}).") from error
+        added = tokenizer.added_tokens_decoder.items()
+        self._takes_before = {number for number, token in added if token.lstrip}
+        self._takes_behind = {number for number, token in added if token.rstrip}
+        self.image_token_id = chat_format.image_token_id
+        self.eos_token_id = chat_format.eos_token_id
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, as a person's: never a special token. InputError as in :class:`TextEncoder`."""
@@ -101,7 +148,7 @@ class ChatRenderer:
     ) -> Sample:
         """The sample of ``conversation``; ``process`` makes tiles of images that aren't processed yet. With
         ``add_generation_prompt`` it ends where the assistant would begin. InputError for an unknown role, no message,
-        images elsewhere than with the user, or a sequence beyond ``lm_max_position_embeddings``."""
+        images elsewhere than with the user, or a sequence beyond ``max_positions``."""
         messages = conversation.messages
         if not messages:
             raise InputError("The conversation has no message; write a question first.")
@@ -117,7 +164,7 @@ class ChatRenderer:
         )
         pieces = self._pieces(messages, images, add_generation_prompt)
         sample = self._encode(pieces, images)
-        limit = self.config.lm_max_position_embeddings
+        limit = self.format.max_positions
         if len(sample) > limit:
             raise InputError(
                 f"The prompt is {len(sample):,} tokens long and this model reads at most {limit:,}; "
@@ -125,58 +172,83 @@ class ChatRenderer:
             )
         return sample
 
+    def count_tokens(self, image: ProcessedImage, several: bool = False) -> int:
+        """Positions that an image takes in the row, markers included, when nothing stands beside it."""
+        return len(
+            self._encode([_of_image(piece, None, 0) for piece in self.format.write_image(image, 0, several)], ())
+        )
+
     def _pieces(
         self, messages: Sequence[Message], images: tuple[ProcessedImage, ...], add_generation_prompt: bool
     ) -> list[_Piece]:
+        written = self._write_images(messages, images)
         contents: list[list[_Piece]] = []
-        first_image = 0
-        for index, message in enumerate(messages):
-            content: list[_Piece] = []
-            for image in range(first_image, first_image + len(message.images)):
-                content += self._image_pieces(images[image], index, image, len(images) > 1)
-            first_image += len(message.images)
+        for index, (message, trimmed) in enumerate(zip(messages, self.format.trims(messages), strict=True)):
             kind: SpanKind = "answer" if message.role == "assistant" else "text"
             role = _role_of(messages, index)
-            content.append(_Piece(message.text, kind, role, index, trained=role == "assistant", ids=message.ids))
-            contents.append(content)
+            text = message.text.lstrip() if trimmed[0] else message.text
+            text = text.rstrip() if trimmed[1] else text
+            contents.append([_Piece(text, kind, role, index, trained=role == "assistant", ids=message.ids)])
 
-        pieces: list[_Piece] = []
-        if self._template is None:
-            # The plain prompt has no place for images: they come before all of it.
-            pieces = [piece for content in contents for piece in content[:-1]]
-            contents = [content[-1:] for content in contents]
+        opening = self.format.opening_ids
+        pieces = [_Piece("", "special", "template", ids=opening)] if opening else []
+        if self.format.placement == "row":
+            pieces += [piece for own in written for piece in own]
+        elif self.format.placement == "message":
+            images_left = iter(written)
+            for message, content in zip(messages, contents, strict=True):
+                content[:0] = [piece for _ in message.images for piece in next(images_left)]
         before = None  # the message whose turn the template is closing
-        parts = _SLOT.split(self._render_template(messages, add_generation_prompt))
+        parts = self._write(messages, add_generation_prompt)
         if [int(slot) for slot in parts[1::2]] != list(range(len(messages))):
             raise InputError("The chat template does not write every message exactly once, in order; correct it.")
         for part, text in enumerate(parts):
             if part % 2:
                 before = int(text)
                 pieces += contents[before]
-            else:
-                pieces += (
-                    self._template_pieces(text, messages, before, part // 2)
-                    if part
-                    else self._opening_pieces(text, messages)
+            elif part:
+                pieces += self._template_pieces(
+                    self._before_answer(messages, part // 2) or text, messages, before, part // 2
                 )
-        return pieces
+            else:
+                pieces += self._opening_pieces(text, messages)
+        return self._place_images(pieces, written) if self.format.placement == "template" else pieces
 
-    def _render_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        slots = [f"\ue000{index}\ue001" for index in range(len(messages))]
-        if self._template is None:
-            # nanoVLM up to June 2025; the end token is written by its name so that it is found like the template's.
-            eos = str(self.tokenizer.convert_ids_to_tokens(self.eos_token_id))
-            formats = {"user": "Question: {} Answer:", "assistant": "{}" + eos, "system": "{} "}
-            return "".join(formats[message.role].format(slot) for message, slot in zip(messages, slots, strict=True))
-        try:
-            return self._template.render(
-                messages=[{"role": m.role, "content": slot} for m, slot in zip(messages, slots, strict=True)],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.tokenizer.bos_token or "",
-                eos_token=self.tokenizer.eos_token,
+    def _write_images(self, messages: Sequence[Message], images: tuple[ProcessedImage, ...]) -> list[list[_Piece]]:
+        """The pieces of every image, in order."""
+        brought = [index for index, message in enumerate(messages) for _ in message.images]
+        return [
+            [_of_image(piece, message, n) for piece in self.format.write_image(image, n, len(images) > 1)]
+            for n, (message, image) in enumerate(zip(brought, images, strict=True))
+        ]
+
+    def _place_images(self, pieces: Sequence[_Piece], written: Sequence[list[_Piece]]) -> list[_Piece]:
+        """The images where the template wrote that there is one; only it can have written that."""
+        token = (self._special[self.format.image_text],)
+        places = [piece for piece in pieces if piece.ids == token and piece.text == self.format.image_text]
+        if len(places) != len(written):
+            raise InputError(
+                f"The chat template has {len(places)} places for {len(written)} images; it must write "
+                f"“{self.format.image_text}” once for each."
             )
-        except TemplateError as error:
-            raise InputError(f"lm_chat_template in config.json can't render this conversation ({error}).") from error
+        waiting = iter(written)
+        found: list[_Piece] = []
+        for piece in pieces:
+            found += next(waiting) if any(piece is place for place in places) else [piece]
+        return found
+
+    def _write(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
+        """What the template wrote, in pieces: its own text and numbers of messages by turns."""
+        slots = [f"\ue000{index}\ue001" for index in range(len(messages))]
+        return _SLOT.split(self.format.write(messages, slots, add_generation_prompt))
+
+    def _before_answer(self, messages: Sequence[Message], index: int) -> str:
+        """What the model itself had read before it gave answer ``index``: some templates begin a turn that is over in
+        another way than one that is to come. "" for what it didn't say."""
+        if not 0 < index < len(messages) or messages[index].ids is None or messages[index].role != "assistant":
+            return ""
+        parts = self._write(messages[:index], True)
+        return parts[-1] if parts[1::2] == [str(n) for n in range(index)] else ""
 
     def _template_pieces(self, text: str, messages: Sequence[Message], before: int | None, after: int) -> list[_Piece]:
         """What the template wrote between message ``before`` and message ``after`` (the last is the generation
@@ -203,13 +275,12 @@ class ChatRenderer:
             )
         return pieces
 
-    @cached_property
-    def _user_header(self) -> str:
-        """What the template writes before a later user message, without what closes the turn before it; "" where the
-        template can't be asked."""
-        messages = [Message("user", ""), Message("assistant", ""), Message("user", "")]
+    def _user_header(self, first: Message) -> str:
+        """What the template writes before a later user message with as many images as ``first``, without what closes
+        the turn before it; "" where the template can't be asked."""
+        messages = [Message("user", ""), Message("assistant", ""), Message("user", "", first.images)]
         try:
-            parts = _SLOT.split(self._render_template(messages, False))
+            parts = self._write(messages, False)
         except InputError:
             return ""
         if parts[1::2] != ["0", "1", "2"]:
@@ -220,43 +291,32 @@ class ChatRenderer:
     def _opening_pieces(self, text: str, messages: Sequence[Message]) -> list[_Piece]:
         """What the template wrote before the first message. Whatever comes before the header of a user's turn (the
         beginning of the row, a system turn of the template's own) belongs to nobody's."""
-        header = self._user_header if messages[0].role == "user" else ""
+        if not text:
+            return []
+        header = self._user_header(messages[0]) if messages[0].role == "user" else ""
         own = len(text) - len(header) if header and text.endswith(header) else 0
         pieces = self._template_pieces(text[:own], messages, None, 0)
         nobodys = [replace(piece, message=None, role="template") for piece in pieces]
         return nobodys + self._template_pieces(text[own:], messages, None, 0)
-
-    def _image_pieces(self, image: ProcessedImage, message: int, index: int, several: bool) -> list[_Piece]:
-        def run(tile: int) -> _Piece:
-            return _Piece("", "image", "user", message, index, tile, ids=(self.image_token_id,) * tokens)
-
-        def marker(token: str, tile: int) -> _Piece:
-            return _Piece(token, "region", "user", message, index, tile, ids=(self._special[token],))
-
-        tokens = self.config.tokens_per_tile
-        if not self.config.splits_images:
-            return [run(0)]
-        pieces = [_Piece(f"<image: {index}>", "region", "user", message, index)] if several else []
-        rows, cols = image.grid
-        if self.config.global_image_token is not None:
-            pieces += [marker(self.config.global_image_token, 0), run(0)]
-        if (rows, cols) == (1, 1) and self.config.global_image_token is not None:
-            return pieces  # the only tile is the thumbnail
-        for row in range(rows):
-            for col in range(cols):
-                tile = row * cols + col + image.has_thumbnail
-                pieces += [marker(self.config.region_token(row, col), tile), run(tile)]
-        return pieces
 
     def _encode(self, pieces: Sequence[_Piece], images: tuple[ProcessedImage, ...]) -> Sample:
         ids: list[int] = []
         owners: list[_Piece] = []
         pending: list[_Piece] = []
 
-        def flush() -> None:
+        after_special: int | None = None
+        at_start = True  # of the text that the tokenizer would be given as a whole
+
+        def flush(next_id: int | None = None) -> None:
+            nonlocal at_start
             if not pending:
                 return
-            encoded, offsets = self._encoder.encode("".join(piece.text for piece in pending))
+            text = "".join(piece.text for piece in pending)
+            # Some special tokens take the blanks beside them along.
+            start = len(text) - len(text.lstrip()) if after_special in self._takes_behind else 0
+            stop = len(text.rstrip()) if next_id in self._takes_before else len(text)
+            encoded, offsets = self._encoder.encode(text[start:stop], at_start=at_start)
+            at_start = at_start and not text
             ends, stop = [], 0
             for piece in pending:
                 stop += len(piece.text)
@@ -264,7 +324,7 @@ class ChatRenderer:
             for token_id, (_, token_stop) in zip(encoded, offsets, strict=True):
                 # A token across a border belongs to the later piece. An answer that begins with blanks shares a
                 # token with the template's line break; it is trained on, where upstream loses it.
-                owner = next(n for n, end in enumerate(ends) if token_stop <= end)
+                owner = next(n for n, end in enumerate(ends) if start + token_stop <= end)
                 ids.append(token_id)
                 owners.append(pending[owner])
             pending.clear()
@@ -273,9 +333,11 @@ class ChatRenderer:
             if piece.ids is None:
                 pending.append(piece)
                 continue
-            flush()
+            flush(piece.ids[0] if piece.ids else None)
             ids += piece.ids
             owners += [piece] * len(piece.ids)
+            after_special = piece.ids[-1] if piece.ids else after_special
+            at_start = at_start and not piece.text and piece.kind == "special"
         flush()
         return Sample(
             input_ids=torch.tensor(ids, dtype=torch.long),
@@ -285,6 +347,10 @@ class ChatRenderer:
             attention_mask=torch.ones(len(ids), dtype=torch.bool),
             segment_ids=torch.zeros(len(ids), dtype=torch.long),
         )
+
+
+def _of_image(piece: ImagePiece, message: int | None, image: int) -> _Piece:
+    return _Piece(piece.text, piece.kind, "user", message, image, piece.tile, ids=piece.ids)
 
 
 def _role_of(messages: Sequence[Message], owner: int) -> Role:

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints in nanoVLM's format: ``config.json``, ``model.safetensors``, a tokenizer beside them.
+"""Opening checkpoints, and writing those in nanoVLM's format: ``config.json``, ``model.safetensors``, a tokenizer.
 
 Nothing here unpickles, runs code from a checkpoint, or asks the hub about a local folder.
 """
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from huggingface_hub import snapshot_download
@@ -25,14 +25,55 @@ from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
 from model.errors import InputError
+from model.families.checkpoint_files import read_object
 from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
+from model.families.table import find_family
 from model.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from model.families.transformers_vlm import TransformersVLM
 
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HEAD, _EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
+_MOST_CONFIG_BYTES = 16 << 20
+_TEXT_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template*",
+    "adapter_config.json",
+)
+"""What lies beside the weights, of all families."""
 _MOST_TOKENIZER_BYTES = 200 << 20
 """Of a tokenizer.json; those of the largest vocabularies have 35 million."""
+
+
+@overload
+def load_vlm(
+    source: Literal["embedded"],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+) -> VLM: ...
+
+
+@overload
+def load_vlm(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+) -> InspectableVLM: ...
 
 
 def load_vlm(
@@ -41,14 +82,56 @@ def load_vlm(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
-) -> VLM:
-    """The model of a checkpoint, in evaluation mode.
+) -> InspectableVLM:
+    """The model of a checkpoint, in evaluation mode; its family is told from its config.json.
 
     ``source``: ``"embedded"`` (the one that ships with the repo), a folder, or a hub id ``owner/name``. ``tokenizer``
-    overrides where the tokenizer comes from; by default the folder's own, else one named ``lm_tokenizer`` beside it.
-    InputError if anything is missing, extra, of another shape or no finite number; nothing is ever left at random.
+    overrides where a nanoVLM checkpoint's tokenizer comes from; by default the folder's own, else one named
+    ``lm_tokenizer`` beside it. InputError if anything is missing, extra, of another shape or no finite number (nothing
+    is ever left at random), and for a family that isn't known or can't be inspected.
     """
     folder, local = _find_folder(source)
+    if (family := _find_family(folder)) is not None:
+        return family(folder, device, dtype)
+    return _load(folder, local, device, dtype, tokenizer)
+
+
+def load_nanovlm(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+) -> VLM:
+    """:func:`load_vlm` for what only nanoVLM's models can do, training above all. InputError for another family."""
+    folder, local = _find_folder(source)
+    if (family := _find_family(folder)) is not None:
+        raise InputError(
+            f"This is a {family.name} model; it can be asked and inspected here, but only nanoVLM's are trained."
+        )
+    return _load(folder, local, device, dtype, tokenizer)
+
+
+def _find_family(folder: Path) -> type[TransformersVLM] | None:
+    path = folder / CONFIG
+    if path.is_file():
+        try:
+            values = json.loads(path.read_bytes()) if path.stat().st_size < _MOST_CONFIG_BYTES else None
+        except (OSError, ValueError, RecursionError):
+            return None  # read again, and refused, as nanoVLM's
+        return find_family(values) if isinstance(values, dict) else None
+    if any(folder.glob("*.gguf")) or (folder / "adapter_config.json").is_file():
+        read_object(path)  # says what it is instead
+    return None
+
+
+def _load(
+    folder: Path,
+    local: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None,
+) -> VLM:
     config = VLMConfig.read(folder / CONFIG)
     if tokenizer is None:
         tokenizer = _find_tokenizer(folder, config, local)
@@ -123,7 +206,7 @@ def _find_folder(source: str | Path) -> tuple[Path, bool]:
     if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
         raise InputError(f"“{text}” is no folder; give “embedded”, a checkpoint folder, or a hub id owner/name.")
     try:
-        patterns = [CONFIG, WEIGHTS, "tokenizer*.json", "special_tokens_map.json"]
+        patterns = [CONFIG, "model*.safetensors", "model.safetensors.index.json", *_TEXT_FILES]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         # Processes that work for strangers have no token; what the owner fetched with one is there already.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.errors import InputError
-from model.language import KVCache, build_mask
+from model.language import build_mask
 from model.tap import Tap
 from model.values import is_number, is_whole, name_value
 
@@ -171,7 +171,7 @@ def generate_batch(
     generator = new_generator(seed)
     rows = batch.input_ids.shape[0]
     embeds = vlm.embed(batch)
-    cache = KVCache(vlm.config, rows, length + room, embeds.device, embeds.dtype) if use_cache else None
+    cache = vlm.decoder.new_cache(rows, length + room) if use_cache else None
     attention_mask, segment_ids = batch.attention_mask, batch.segment_ids
     ended = torch.zeros(rows, dtype=torch.bool, device=embeds.device)
     inputs = embeds

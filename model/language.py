@@ -16,15 +16,26 @@ from model.tap import Tap
 class KVCache:
     """Rotated keys and values of all layers, ``[layer batch kv_head capacity d]`` each, filled from the left.
 
-    Allocated once: growing a tensor at each step would copy the whole prefix for every token.
+    Allocated once: growing a tensor at each step would copy the whole prefix for every token. ``positions [capacity]``
+    int64 are the rotary positions of the keys (the first axis of several), for models whose masks ask how far apart two
+    positions are; whoever runs such a model fills them.
     """
 
     def __init__(
-        self, config: VLMConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        batch: int,
+        capacity: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (config.lm_n_blocks, batch, config.lm_n_kv_heads, capacity, config.head_dim)
+        shape = (layers, batch, kv_heads, capacity, head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.positions = torch.zeros(capacity, dtype=torch.long)
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +65,17 @@ class KVCache:
         shape = (*keys.shape[:3], found.length + room, keys.shape[4])
         found.keys, found.values = keys.new_empty(shape), values.new_empty(shape)
         found.keys[:, :, :, : found.length], found.values[:, :, :, : found.length] = keys, values
+        found.positions = self.positions.new_zeros(shape[3])
+        found.positions[: found.length] = self.positions[: self.length][places]
         return found
+
+    def put(self, other: KVCache, start: int, count: int) -> None:
+        """Copies ``count`` positions of ``other`` from ``start`` on behind what is here, without making them its own:
+        :attr:`length` stays."""
+        there, here = slice(start, start + count), slice(self.length, self.length + count)
+        self.keys[:, :, :, here] = other.keys[:, :, :, there]
+        self.values[:, :, :, here] = other.values[:, :, :, there]
+        self.positions[here] = other.positions[there]
 
 
 class KeptKeys(KVCache):
@@ -62,6 +83,7 @@ class KeptKeys(KVCache):
 
     def __init__(self, cache: KVCache) -> None:
         self.keys, self.values, self.length = cache.keys, cache.values, cache.length
+        self.positions = cache.positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
@@ -175,6 +197,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
+        self._kv_heads, self._head_dim = config.lm_n_kv_heads, config.head_dim
         self.token_embedding = nn.Embedding(config.lm_vocab_size, config.lm_hidden_dim)
         self.rotary_embd = RotaryEmbedding(config.head_dim, config.lm_re_base, config.lm_max_position_embeddings)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.lm_n_blocks))
@@ -182,6 +205,19 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.lm_hidden_dim, config.lm_vocab_size, bias=False)
         if config.lm_tie_weights:
             self.head.weight = self.token_embedding.weight
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache of the weights' own type, where they are."""
+        weight = self.token_embedding.weight
+        return KVCache(
+            layers=len(self.blocks),
+            kv_heads=self._kv_heads,
+            head_dim=self._head_dim,
+            batch=batch,
+            capacity=capacity,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     def forward(
         self,

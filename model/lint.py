@@ -24,7 +24,7 @@ def lint_batch(
 ) -> tuple[Finding, ...]:
     """Looks for what makes training silently wrong. ``texts``: what people typed, searched for special tokens."""
     found: list[Finding] = []
-    eos = vlm.eos_token_id
+    ends = vlm.eos_ids
     for number, sample in enumerate(samples, start=1):
         name = f"Sample {number}"
         count = int(sample.loss_mask.sum())
@@ -49,7 +49,7 @@ def lint_batch(
                     )
                 )
             after = span.stop
-            if after >= len(sample) or int(sample.input_ids[after]) != eos or not bool(sample.loss_mask[after]):
+            if after >= len(sample) or int(sample.input_ids[after]) not in ends or not bool(sample.loss_mask[after]):
                 found.append(
                     Finding(
                         "error",

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -65,13 +66,83 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A rectangle in the original image's pixels, left ≤ right and top ≤ bottom; fractions are meant."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def part(self, rows: int, cols: int, row: int, col: int) -> Box:
+        """Cell (``row``, ``col``) of the box divided into ``rows`` × ``cols``."""
+        width, height = self.right - self.left, self.bottom - self.top
+        return Box(
+            self.left + width * col / cols,
+            self.top + height * row / rows,
+            self.left + width * (col + 1) / cols,
+            self.top + height * (row + 1) / rows,
+        )
+
+    def parts(self, rows: int, cols: int) -> tuple[Box, ...]:
+        """All its cells, row by row."""
+        return tuple(self.part(rows, cols, row, col) for row in range(rows) for col in range(cols))
+
+
+def whole_box(size: tuple[int, int]) -> Box:
+    """All of an image of ``size`` (width, height)."""
+    return Box(0.0, 0.0, float(size[0]), float(size[1]))
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """What an image of a given size becomes, before any pixel is touched. Sizes are (width, height) in pixels.
+
+    ``resized_size``: of the tiles side by side, ``grid`` (rows, cols) of them; ``boxes``: what each tile covers of the
+    original, in the tiles' order; ``thumbnail``: which of them is the whole image once more, first or last, None if
+    there is none. ``seen``: what of the original the model gets at all, None for all of it.
+    """
+
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    grid: tuple[int, int]
+    boxes: tuple[Box, ...]
+    thumbnail: int | None = None
+    seen: Box | None = None
+    notes: tuple[str, ...] = ()
+
+
+class ImageGeometry(Protocol):
+    """What one model does with the pixels of an image at full size. Frozen, can be pickled, and needs no torch: it
+    works in the process that decodes."""
+
+    def reduce(self, picture: Image.Image) -> tuple[np.ndarray, ...]:
+        """``[height width 3]`` uint8 each: first the image at the model's size, its tiles side by side; then, where it
+        can't be made from that, the thumbnail."""
+        ...
+
+
+class LayingOut(ImageGeometry, Protocol):
+    """A geometry that says beforehand what it makes of an image."""
+
+    def lay_out(self, size: tuple[int, int]) -> ImageLayout:
+        """Of an image of ``size`` (width, height). InputError if the family refuses such an image."""
+        ...
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """What the size of a resized picture follows from: see :class:`model.config.VLMConfig` for the fields."""
+    """What the size of a picture resized by nanoVLM follows from: see :class:`model.config.VLMConfig` for the
+    fields."""
 
     tile_px: int
     max_side_px: int
     always_max_side: bool
     splits_images: bool
+
+    def reduce(self, picture: Image.Image) -> tuple[np.ndarray, ...]:
+        """See :class:`ImageGeometry`; the thumbnail is made from the resized image."""
+        return (np.array(resize(picture, self), dtype=np.uint8),)
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedImage:

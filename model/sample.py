@@ -60,8 +60,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Image tokens ``start`` … ``stop`` of one tile, ``rows`` × ``cols`` of them row by row, over ``box`` (in the
-    original's pixels) of image ``image``. ``image`` and ``tile`` count from 0; grids need not be square."""
+    """Image tokens of one tile, ``rows`` × ``cols`` of them row by row from position ``start`` on, over ``box`` (in the
+    original's pixels) of image ``image``. ``image`` and ``tile`` count from 0; grids need not be square. ``between``:
+    positions at the end of each row of cells that belong to no cell (a learned line break)."""
 
     image: int
     tile: int
@@ -70,10 +71,29 @@ class TokenGrid:
     cols: int
     box: Box
     is_thumbnail: bool
+    between: int = 0
 
     @property
     def stop(self) -> int:
-        return self.start + self.rows * self.cols
+        """Behind the last cell, and what ends its row."""
+        return self.start + self.rows * (self.cols + self.between)
+
+    def position(self, row: int, col: int) -> int:
+        """Where the token of cell (``row``, ``col``) stands. IndexError outside the grid."""
+        self.cell_box(row, col)
+        return self.start + row * (self.cols + self.between) + col
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of all cells, row by row."""
+        return tuple(self.position(row, col) for row in range(self.rows) for col in range(self.cols))
+
+    def find(self, position: int) -> tuple[int, int] | None:
+        """(row, col) of the cell whose token stands at ``position``; None if none does."""
+        if not self.start <= position < self.stop:
+            return None
+        row, col = divmod(position - self.start, self.cols + self.between)
+        return (row, col) if col < self.cols else None
 
     def cell_box(self, row: int, col: int) -> Box:
         """What the token at ``row``, ``col`` covers, in the original's pixels. IndexError outside the grid. Attention
@@ -88,8 +108,10 @@ class Row(Sample):
     """One prompt as the decoder reads it: a :class:`Sample` with what its model makes of the positions.
 
     ``position_ids [axes pos]`` int64 (one axis for plain rotary positions); ``grids``: a :class:`TokenGrid` for every
-    rectangle of image tokens, in the order of the row.
+    rectangle of image tokens, in the order of the row. ``blocks [pos]`` int64: positions with the same number of 0 or
+    more see one another, later ones too (images of some families); −1, and None for the whole row: the past alone.
     """
 
     position_ids: Tensor
     grids: tuple[TokenGrid, ...]
+    blocks: Tensor | None = None

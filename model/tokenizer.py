@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -41,25 +42,47 @@ def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTr
 class TextEncoder:
     """Encodes plain text: a typed ``<|image|>`` stays the characters ``<|image|>``.
 
-    Works on a copy of the tokenizer without its added tokens, so that there is nothing in it that could match them.
+    Works on a copy of the tokenizer without its added tokens, so that there is nothing in it that could match them;
+    only runs of blanks that a vocabulary has as added tokens stay, which are no special tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         definition = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._special_ids = frozenset(token["id"] for token in definition["added_tokens"])
-        definition["added_tokens"] = []
+        blank = [token for token in definition["added_tokens"] if not token["content"].strip(" \n\t\r▁")]
+        # Bytes that a vocabulary lacks become the unknown token, which is no more special than other text.
+        unknown = definition["model"].get("unk_token")
+        harmless = {token["id"] for token in blank} | {definition["model"].get("unk_id")}
+        harmless |= {tokenizer.convert_tokens_to_ids(unknown)} if unknown else set()
+        self._special_ids = frozenset(token["id"] for token in definition["added_tokens"]) - harmless
+        definition["added_tokens"] = [token for token in blank if not token["special"]]
         definition["post_processor"] = None
         definition["padding"] = definition["truncation"] = None
         # Only the plain pieces may be produced; a special token that is part of the vocabulary must have no merge.
         self._tokenizer = Tokenizer.from_str(json.dumps(definition))
+        self._first = self._tokenizer
+        if _drop_first_blank(definition["pre_tokenizer"]):
+            self._tokenizer = Tokenizer.from_str(json.dumps(definition))
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and the half-open range of characters that each covers. InputError if a special token came out, which
-        a vocabulary with merges for its own special tokens would allow."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    def encode(self, text: str, *, at_start: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and the half-open range of characters that each covers. ``at_start``: the text begins a row; some
+        tokenizers put a blank before that. InputError if a special token came out, which a vocabulary with merges for
+        its own special tokens would allow."""
+        encoding = (self._first if at_start else self._tokenizer).encode(text, add_special_tokens=False)
         if self._special_ids.intersection(encoding.ids):
             raise InputError("This tokenizer turns plain text into a special token; its merges must not build one.")
         return encoding.ids, encoding.offsets
+
+
+def _drop_first_blank(pre_tokenizer: Any) -> bool:
+    """Changes the definition of a pre-tokenizer so that it puts no blank before a text that it takes for the first of
+    a row; whether there was anything to change."""
+    if not isinstance(pre_tokenizer, dict):
+        return False
+    if pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") == "first":
+        pre_tokenizer["prepend_scheme"] = "never"
+        return True
+    changed = [_drop_first_blank(one) for one in pre_tokenizer.get("pretokenizers", [])]
+    return any(changed)
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
@@ -73,6 +96,8 @@ def token_text(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
     if not isinstance(token, str):
         return f"⟨{token_id}⟩"
     text = decode(tokenizer, [token_id])
+    if token.startswith("▁") and not text.startswith(" "):
+        text = f" {text}"  # SentencePiece's decoder takes the first blank of a text away
     if "\ufffd" not in text:
         return text
     raw = bytes(_BYTE_OF_SYMBOL[symbol] for symbol in token if symbol in _BYTE_OF_SYMBOL)

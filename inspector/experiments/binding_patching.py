@@ -140,12 +140,12 @@ def patch_between(case: Case, source: AskedQuestion, target: AskedQuestion, rows
     answers don't."""
     if len(source.prompt_ids) != len(target.prompt_ids) or source.answer_ids == target.answer_ids:
         raise ValueError("Patching needs two questions of equal length with different answers.")
-    start, eos = case.target.start, case.vlm.eos_token_id
+    start, ends = case.target.start, case.vlm.eos_ids
     answers: tuple[tuple[int, ...], tuple[int, ...]] = (source.answer_ids, target.answer_ids)
     shared = next((n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b), None)
     if shared is None:  # one answer is how the other begins; its end is what tells them apart
         shared = min(len(answer) for answer in answers)
-        answers = (_ended(answers[0], eos), _ended(answers[1], eos))
+        answers = (_ended(answers[0], ends), _ended(answers[1], ends))
     # What both answers begin with is given; the row behind it chooses between them.
     chooser = start + len(target.prompt_ids) + shared - 1
     places = (chooser,) if rows == "chooser" else tuple(range(start, chooser))
@@ -179,5 +179,5 @@ def patch_between(case: Case, source: AskedQuestion, target: AskedQuestion, rows
     )
 
 
-def _ended(answer: tuple[int, ...], eos: int) -> tuple[int, ...]:
-    return answer if answer[-1] == eos else (*answer, eos)
+def _ended(answer: tuple[int, ...], ends: tuple[int, ...]) -> tuple[int, ...]:
+    return answer if answer[-1] in ends else (*answer, ends[0])

@@ -215,5 +215,5 @@ def _ask(case: Case, prompt: Prompt) -> tuple[str, float]:
     row = prepare_row(case.vlm, prompt, answering=turn)
     read = ROWS.read(case.vlm, row, prompt.keeps_samples_apart, case.prefix_cache.read_row, keep=False)
     steps = [step for step, _ in answer_row(case.vlm, read, max_new_tokens=case.max_new_tokens)]
-    said = [step for step in steps if step.token_id != case.vlm.eos_token_id] or steps
+    said = [step for step in steps if step.token_id not in case.vlm.eos_ids] or steps
     return "".join(step.text for step in steps), math.exp(sum(step.logprob for step in said) / len(said))

@@ -40,6 +40,7 @@ from inspector.row.numbers import say
 from inspector.row.token_table import locate_cell
 from inspector.which_image.image_effects import STRONG
 from model import Box, Cut, InputError
+from model.picture import whole_box
 
 EXPLANATION = (
     "Part by part, the picture was painted over and read again, and in a second test the part's tokens were hidden "
@@ -231,12 +232,15 @@ ImagePart = tuple[Box, tuple[int, ...]]
 
 
 def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[ImagePart]]:
-    """((rows, columns), box and image tokens of every region, row by row); every image token is in one of them."""
+    """((rows, columns), box and image tokens of every region, row by row); every image token that has a place in the
+    image is in one of them. What of the image the model doesn't get is in none."""
     row = case.prefix_cache.row
     whole = [grid for grid in row.grids if grid.image == image.number - 1]
-    cells = whole[0].rows, whole[0].cols
+    shown = next((grid for grid in whole if grid.is_thumbnail), whole[0])
+    cells = shown.rows, shown.cols
     processed = row.images[image.number - 1]
-    width, height = processed.original_size
+    seen = processed.seen or whole_box(processed.original_size)
+    width, height = seen.right - seen.left, seen.bottom - seen.top
     tiles = (1, 1) if processed.has_thumbnail else image.grid
     rows, columns = tiles[0] * cells[0], tiles[1] * cells[1]
     block = 1
@@ -246,15 +250,21 @@ def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Im
     held: list[list[int]] = [[] for _ in range(grid[0] * grid[1])]
     for position in image.tokens:
         cell = locate_cell(row, position)
-        assert cell is not None
-        across = (cell.box.left + cell.box.right) / 2 / width * columns
-        down = (cell.box.top + cell.box.bottom) / 2 / height * rows
+        if cell is None:
+            continue  # of the image, but of no place in it: a class token, the end of a line
+        across = ((cell.box.left + cell.box.right) / 2 - seen.left) / width * columns
+        down = ((cell.box.top + cell.box.bottom) / 2 - seen.top) / height * rows
         held[int(down) // block * grid[1] + int(across) // block].append(position)
 
     def box(n: int) -> Box:
         top, left = (part * block for part in divmod(n, grid[1]))
         bottom, right = min(top + block, rows), min(left + block, columns)
-        return Box(width * left / columns, height * top / rows, width * right / columns, height * bottom / rows)
+        return Box(
+            seen.left + width * left / columns,
+            seen.top + height * top / rows,
+            seen.left + width * right / columns,
+            seen.top + height * bottom / rows,
+        )
 
     return grid, [(box(n), tuple(positions)) for n, positions in enumerate(held)]
 
@@ -302,8 +312,9 @@ def _painting(case: Case, block: ImageBlock, parts: Sequence[ImagePart]) -> Scor
         found: list[float] = []
         for first in range(0, len(sets), at_once):
             painted = [[covers[n] for n in sorted(gone)] for gone in sets[first : first + at_once]]
-            resized = run_at_full_size(image, paint_over, painted, paint, case.vlm.geometry)
-            features = FEATURES.encode(case.vlm, [case.vlm.cut_image(one, image.size) for one in resized])
+            pictures = run_at_full_size(image, paint_over, painted, paint, case.vlm.geometry)
+            cut = [case.vlm.cut_image(one, image.size) for one in zip(*pictures, strict=True)]
+            features = FEATURES.encode(case.vlm, cut)
             kept = case.prefix_cache.embeds[others]
             continuations = [replace(base, features=torch.cat((own, kept))) for own in features]
             found += [outcome.logprob for outcome in case.prefix_cache.run(continuations)]
@@ -328,7 +339,7 @@ def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floo
     enough = before.logprob - cut.logprob >= ENOUGH * (before.logprob - removed.logprob)
     rows: BlindRows = "question and answer" if enough else "everything behind it"
     base = question if enough else everything
-    held = [(*range(run.start, run.stop), *(() if run.mark is None else (run.mark,))) for run in block.tiles]
+    held = [(*range(run.start, run.stop), *run.marks) for run in block.tiles]
     uncut, *outcomes = case.prefix_cache.run([base, *(_hide(base, positions) for positions in held)])
     boxes = case.prefix_cache.row.images[block.number - 1].boxes
     tiles = tuple(

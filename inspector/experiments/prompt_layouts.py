@@ -22,7 +22,6 @@ from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import STRONG, TurnMatrix, measure_matrix
 from model import InputError, InspectableVLM, Row, Sample, Span
-from model.tokenizer import decode
 
 EXPLANATION = (
     "The same images and questions were written as every layout, with and without the document mask and the "
@@ -117,12 +116,14 @@ def _study(
             row = _write(vlm, prompt, ordinals, answering=turn)
             read = ROWS.read(vlm, row, prompt.keeps_samples_apart, keep=False)
             steps = [step for step, _ in answer_row(vlm, read, max_new_tokens=max_new_tokens)]
-            ids = tuple(step.token_id for step in steps if step.token_id != vlm.eos_token_id)
+            ids = tuple(step.token_id for step in steps if step.token_id not in vlm.eos_ids)
             prompt = prompt.with_answer(turn, "".join(step.text for step in steps), ids)
         row = _write(vlm, prompt, ordinals)
     except InputError as error:
         return replace(cell, not_done=str(error))
-    structure = read_structure(row, document_mask=prompt.document_mask, decode=lambda ids: decode(vlm.tokenizer, ids))
+    structure = read_structure(
+        row, document_mask=prompt.document_mask, decode=vlm.decode_text, numbers_images=vlm.numbers_images
+    )
     answered = [question for question in structure.questions if is_answered(question)]
     answers = tuple(turn.assistant for turn in prompt.turns)
     probabilities: list[float | None] = [None] * len(prompt.turns)

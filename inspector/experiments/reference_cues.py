@@ -464,7 +464,12 @@ def _move_image(bench: _Bench) -> Cue:
         missing = "No other image is in reach." if own is not None else "No image stands out that could be moved."
         return Cue("distance", "moved the image's distance to the question", bench.image, not_done=missing)
     other = max(others, key=lambda image: abs(image.stop - own.stop))
-    measured = bench.measure(_Change(bench.prompt, shifts=exchange(own, other)))
+    try:
+        measured = bench.measure(_Change(bench.prompt, shifts=exchange(own, other)))
+    except InputError:
+        raise
+    except ValueError as error:  # this model's positions can't be moved
+        return Cue("distance", "moved the image's distance to the question", bench.image, not_done=str(error))
     change = f"moved image {own.number} to the distance of image {other.number} and the other way round"
     return bench.report("distance", change, len(image_keys(own)) + len(image_keys(other)), measured)
 

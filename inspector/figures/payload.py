@@ -13,8 +13,8 @@ from inspector.images.full_size import encode_picture
 from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
 from inspector.row.attention import AttentionMap
-from inspector.row.token_table import tile_name
-from model import InspectableVLM
+from inspector.row.token_table import find_grid, tile_name
+from model import Box, InspectableVLM
 
 THUMBNAIL_PX = 96
 
@@ -88,21 +88,23 @@ def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
 
 def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
     """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
-    starts = {(span.image, span.tile): span.start for span in inspection.row.spans if span.kind == "image"}
     images = []
     for index, (opened, processed) in enumerate(zip(inspection.prompt.images, inspection.row.images, strict=True)):
         rows, cols = processed.grid
+        thumbnail = processed.thumbnail_tile
         tiles = []
         for tile, box in enumerate(processed.boxes):
-            thumbnail = processed.has_thumbnail and tile == 0
-            row, col = divmod(tile - processed.has_thumbnail, cols)
+            row, col = processed.place_of(tile) or (None, None)
+            grid = find_grid(inspection.row, index, tile)
             tiles.append(
                 {
                     "name": tile_name(inspection.row, index, tile),
-                    "row": None if thumbnail else row,
-                    "col": None if thumbnail else col,
-                    "start": starts[index, tile],
-                    "box": [round(side, 1) for side in (box.left, box.top, box.right, box.bottom)],
+                    "row": row,
+                    "col": col,
+                    "start": grid.start,
+                    # Rows and columns of image tokens, and from the first of one row to the first of the next.
+                    "cells": [grid.rows, grid.cols, grid.cols + grid.between],
+                    "box": _sides(box),
                 }
             )
         images.append(
@@ -112,17 +114,22 @@ def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[
                 "notes": list(processed.notes),
                 "original": preview_uri(opened),  # small; boxes stay in real pixels
                 "resized": data_uri(Image.fromarray(processed.resized.numpy())),
-                "thumbnail": data_uri(_tile_picture(processed.tiles[0].numpy())) if processed.has_thumbnail else None,
+                "thumbnail": None if thumbnail is None else data_uri(_tile_picture(processed.tiles[thumbnail].numpy())),
                 "original_size": list(processed.original_size),
                 "resized_size": list(processed.resized_size),
                 "grid": [rows, cols],
-                "tile_px": processed.resized_size[0] // cols,
+                "tile_px": [processed.resized_size[0] // cols, processed.resized_size[1] // rows],
                 "patch_px": vlm.patch_px,
-                "cells": next(grid.cols for grid in inspection.row.grids if grid.image == index),
+                # What of the original the model gets at all, in its pixels; null for all of it.
+                "seen": None if processed.seen is None else _sides(processed.seen),
                 "tiles": tiles,
             }
         )
     return {"key": key, "images": images}
+
+
+def _sides(box: Box) -> list[float]:
+    return [round(side, 1) for side in (box.left, box.top, box.right, box.bottom)]
 
 
 def thumbnail_uri(image: PromptImage) -> str:

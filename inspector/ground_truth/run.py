@@ -34,9 +34,7 @@ from inspector.which_image.counterfactuals import Counterfactual, measure_counte
 from inspector.which_image.image_effects import Dependence, measure_dependence
 from inspector.which_image.question_contrast import Selection, measure_selection
 from inspector.which_image.verdict import Verdict, judge, name_leader
-from model import VLM, Box
-from model.checkpoint import copy_vlm
-from model.training.fresh import fresh_vlm
+from model import Box, InspectableVLM
 
 PERMUTED_CELLS = ("adjacent", "ordinal digit", "content")
 PERMUTED_ITEMS = 12
@@ -73,7 +71,7 @@ class SuiteProgress:
 
 
 def run_battery(
-    vlm: VLM, *, cells: Sequence[str] = CELLS, n_each: int = MIN_ITEMS, seed: int = 1
+    vlm: InspectableVLM, *, cells: Sequence[str] = CELLS, n_each: int = MIN_ITEMS, seed: int = 1
 ) -> Iterator[SuiteProgress]:
     """Yields after every gate and every item; the last one is the finished result. A cell that fails its gate is
     skipped. Stopping in between loses nothing of what was found. InputError for an unknown cell."""
@@ -103,14 +101,14 @@ def run_battery(
         yield SuiteProgress("regions", done, total, found.sum_up())
         found.regions += _try_regions(vlm, item)
         done += 1
-    half = copy_vlm(vlm).to(torch.bfloat16)
+    half = vlm.convert(torch.bfloat16)
     verdicts = {(trial.cell, trial.number): (trial.kind, trial.verdict_image) for trial in found.trials}
     for item in halved:
         yield SuiteProgress("in bfloat16", done, total, found.sum_up())
         if (item.cell, item.number) in verdicts:  # else its cell is not testable
             found.halved.append(_told(_study(half, item, item.prompt)) == verdicts[item.cell, item.number])
         done += 1
-    random = fresh_vlm(vlm.config, vlm.tokenizer, seed)
+    random = vlm.redraw(seed)
     for item in named:
         yield SuiteProgress("random weights", done, total, found.sum_up())
         study = _study(random, item, item.prompt)
@@ -125,7 +123,7 @@ class _Found:
     weights get a verdict that names an image; ``regions``: per picture (deletion curve below the mean of random orders,
     strongest region on the shape, share of regions that are)."""
 
-    vlm: VLM
+    vlm: InspectableVLM
     n_each: int
     seed: int
     gates: dict[str, list[bool]] = field(default_factory=dict)
@@ -160,7 +158,7 @@ class _Found:
         return sum(region[2] for region in self.regions) / len(self.regions) if self.regions else 0.0
 
 
-def _try_regions(vlm: VLM, item: Item) -> list[tuple[bool, bool, float]]:
+def _try_regions(vlm: InspectableVLM, item: Item) -> list[tuple[bool, bool, float]]:
     """See :class:`_Found`; nothing where the model answers wrongly about the picture alone, and nothing where its shape
     lies on more than a quarter of the regions."""
     inspection = ask_and_inspect(vlm, item.single_prompt, GenerationSettings(MAX_NEW_TOKENS))
@@ -186,7 +184,7 @@ def _told(study: _Study | None) -> tuple[str, int | None]:
     return ("unclear", None) if study is None else (study.verdict.kind, study.verdict.image)
 
 
-def _compare_wordings(vlm: VLM, item: Item) -> list[bool]:
+def _compare_wordings(vlm: InspectableVLM, item: Item) -> list[bool]:
     """Whether each other wording of the question gets the verdict of the item's own."""
     own = _told(_study(vlm, item, item.prompt))
     found = []
@@ -198,7 +196,7 @@ def _compare_wordings(vlm: VLM, item: Item) -> list[bool]:
     return found
 
 
-def _answer_alone(vlm: VLM, item: Item) -> bool:
+def _answer_alone(vlm: InspectableVLM, item: Item) -> bool:
     inspection = ask_and_inspect(vlm, item.single_prompt, GenerationSettings(MAX_NEW_TOKENS))
     return inspection.prompt.turns[-1].assistant.strip() == item.answer
 
@@ -216,7 +214,7 @@ class _Study:
     verdict: Verdict
 
 
-def _study(vlm: VLM, item: Item, prompt: Prompt) -> _Study | None:
+def _study(vlm: InspectableVLM, item: Item, prompt: Prompt) -> _Study | None:
     """The item, or another wording of it, with its twin as the relevant image's partner; None for an empty answer."""
     inspection = ask_and_inspect(vlm, prompt, GenerationSettings(MAX_NEW_TOKENS))
     if not inspection.prompt.turns[item.turn].assistant.strip():
@@ -231,7 +229,7 @@ def _study(vlm: VLM, item: Item, prompt: Prompt) -> _Study | None:
     return _Study(inspection, case, ablations, dependence, selection, swaps, verdict)
 
 
-def try_item(vlm: VLM, item: Item) -> ItemResult:
+def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
     """One item through the same experiments as a person's prompt."""
     study = _study(vlm, item, item.prompt)
     if study is None:

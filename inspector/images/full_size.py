@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from model.picture import Geometry, OpenedImage, open_image, resize
+from model.picture import ImageGeometry, OpenedImage, open_image
 
 EXACT_PIXELS = 256 * 256
 """Up to so many pixels a picture is sent exactly, as PNG; a larger one as JPEG."""
@@ -56,9 +56,9 @@ def read_preview(facts: Facts) -> Image.Image:
     return Image.open(io.BytesIO(facts.preview)).convert("RGB")
 
 
-def reduce_image(opened: OpenedImage, geometry: Geometry) -> tuple[Facts, np.ndarray]:
-    """What is kept, and the whole image at the model's size: ``[height width 3]``, uint8."""
-    return examine(opened), _reduce(opened.pixels, geometry)
+def reduce_image(opened: OpenedImage, geometry: ImageGeometry) -> tuple[Facts, tuple[np.ndarray, ...]]:
+    """What is kept, and the image at the model's size: see :meth:`model.picture.ImageGeometry.reduce`."""
+    return examine(opened), geometry.reduce(opened.pixels)
 
 
 def find_median(opened: OpenedImage) -> tuple[int, int, int]:
@@ -72,20 +72,22 @@ def find_median(opened: OpenedImage) -> tuple[int, int, int]:
 
 
 def paint_over(
-    opened: OpenedImage, covers: Sequence[Sequence[Rectangle]], paint: tuple[int, int, int], geometry: Geometry
-) -> np.ndarray:
+    opened: OpenedImage, covers: Sequence[Sequence[Rectangle]], paint: tuple[int, int, int], geometry: ImageGeometry
+) -> tuple[np.ndarray, ...]:
     """The image at the model's size with the rectangles of each of ``covers`` painted over: ``[cover height width 3]``,
-    uint8."""
+    uint8, of each picture that the model makes of an image."""
     found = []
     for rectangles in covers:
         picture = opened.pixels.copy()
         for rectangle in rectangles:
             picture.paste(paint, rectangle)
-        found.append(_reduce(picture, geometry))
-    return np.stack(found)
+        found.append(geometry.reduce(picture))
+    return tuple(np.stack(pictures) for pictures in zip(*found, strict=True))
 
 
-def stretch_image(opened: OpenedImage, size: tuple[int, int], geometry: Geometry) -> tuple[Facts, np.ndarray]:
+def stretch_image(
+    opened: OpenedImage, size: tuple[int, int], geometry: ImageGeometry
+) -> tuple[Facts, tuple[np.ndarray, ...]]:
     """:func:`reduce_image` of the image stretched to ``size``."""
     pixels = opened.pixels
     fitted = pixels if pixels.size == size else pixels.resize(size, Image.Resampling.BICUBIC)
@@ -95,7 +97,3 @@ def stretch_image(opened: OpenedImage, size: tuple[int, int], geometry: Geometry
 def hand_over(opened: OpenedImage) -> Image.Image:
     """All of it, for what can't be done here."""
     return opened.pixels.copy()  # without what is left of its decoder
-
-
-def _reduce(picture: Image.Image, geometry: Geometry) -> np.ndarray:
-    return np.array(resize(picture, geometry), dtype=np.uint8)

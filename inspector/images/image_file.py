@@ -87,8 +87,8 @@ class ImageFile:
             if (known := self._processed.get(key)) is not None:
                 vlm.plan_image(known.original_size)  # the other checkpoint may lack a tile marker
                 return known
-            self._facts, resized = self.run(full_size.reduce_image, vlm.geometry)
-            found = vlm.cut_image(resized, self._facts.size, self._facts.notes)
+            self._facts, pictures = self.run(full_size.reduce_image, vlm.geometry)
+            found = vlm.cut_image(pictures, self._facts.size, self._facts.notes)
             self._processed[key] = found
             return found
 

@@ -116,8 +116,8 @@ class ImageExchanges:
         """Any picture, stretched to the size of ``image`` and encoded."""
         vlm = self.case.vlm
         size = self.case.prompt.images[image.number - 1].size
-        facts, resized = run_at_full_size(picture, stretch_image, size, vlm.geometry)
-        processed = vlm.cut_image(resized, size)
+        facts, pictures = run_at_full_size(picture, stretch_image, size, vlm.geometry)
+        processed = vlm.cut_image(pictures, size)
         return Partner(name, number, self._encode(processed, image), read_preview(facts))
 
     def _encode(self, processed: ProcessedImage, image: ImageBlock) -> Tensor:

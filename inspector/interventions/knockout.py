@@ -290,7 +290,7 @@ def _part_of(image: ImageBlock, tile: str | None, part: str | None) -> Sequence[
         return image_keys(image)
     for run in image.tiles:
         if run.name.lower() == tile:
-            return (*(() if run.mark is None else (run.mark,)), *range(run.start, run.stop))
+            return (*run.marks, *range(run.start, run.stop))
     names = ", ".join(run.name for run in image.tiles)
     raise InputError(f"Image {image.number} has no tile “{tile[:20]}”; it has {names}.")
 

@@ -221,10 +221,7 @@ class PrefixCache:
         hidden = self._compute(opened, nodes, starts, patches, reader)
         if keep and opened.own:
             total, first = count_positions(nodes), opened.cache.length - count_positions(nodes)
-            cache = self._reserve(total)
-            span = slice(cache.length, cache.length + total)
-            cache.keys[:, :, :, span] = opened.cache.keys[:, :, :, first : first + total]
-            cache.values[:, :, :, span] = opened.cache.values[:, :, :, first : first + total]
+            self._reserve(total).put(opened.cache, first, total)
         return hidden, {id(node): starts[id(node)] - self._kept_positions for node in nodes}
 
     def _open(
@@ -257,6 +254,7 @@ class PrefixCache:
             moved = places[one.start : one.stop]
             moved = moved[moved >= 0]
             view.keys[:, :, :, moved] = self.vlm.rotate_keys(view.keys[:, 0, :, moved], one.by)[:, None]
+            view.positions[moved] += one.by
         return _Pass(view, visible[:, places >= 0], places, own=True)
 
     def _compute(
@@ -297,7 +295,7 @@ class PrefixCache:
         starts = lay_out([*self._kept, *nodes])
         opened = self._open(nodes, starts, room=len(chunk) * max_new_tokens)
         hidden = self._compute(opened, nodes, starts)
-        kept, eos = self._kept_positions, self.vlm.eos_token_id
+        kept, eos = self._kept_positions, self.vlm.eos_ids
         ends = [starts[id(one)] - kept + len(one.ids) - 1 for one in chunk]
         answers: list[list[int]] = [[] for _ in chunk]
         slots: list[list[int]] = [[] for _ in chunk]
@@ -309,7 +307,7 @@ class PrefixCache:
             said = self.vlm.logits(states).argmax(dim=-1).tolist()
             going = []
             for n, token_id in zip(open_, said, strict=True):
-                if token_id != eos:
+                if token_id not in eos:
                     answers[n].append(token_id)
                     if chunk[n].stop + len(answers[n]) < self.vlm.max_positions and len(answers[n]) < max_new_tokens:
                         going.append(n)
@@ -394,12 +392,24 @@ class PrefixCache:
                 view[:, parent.start : parent.stop] = False
                 view[:, place : place + len(parent.ids)] = attended[place : place + len(parent.ids)]
             mine = slice(own, own + len(node.ids))
-            past = torch.ones(len(node.ids), len(node.ids), dtype=torch.bool).tril()
+            past = torch.ones(len(node.ids), len(node.ids), dtype=torch.bool).tril() | self._see_together(node)
             view[:, mine] = past & attended[mine]
             if self.document_mask:
                 visible[rows] = view & (segments[mine, None] == segments[None])
             visible[rows, mine].fill_diagonal_(True)
         return visible
+
+    def _see_together(self, node: Continuation) -> Tensor:
+        """``[pos pos]`` bool: which of a continuation's own positions see one another, behind them or before."""
+        blocks = torch.full((len(node.ids),), -1, dtype=torch.long)
+        if self.row.blocks is not None:
+            own = self.row.blocks[node.start : node.stop]
+            # What is an image stays one; other ids in its place are text.
+            same = torch.tensor(
+                [i == j for i, j in zip(node.ids, self.ids[node.start :], strict=False)], dtype=torch.bool
+            )
+            blocks[: len(own)] = own.where(same, -1)
+        return (blocks[:, None] == blocks[None]) & (blocks >= 0)[:, None]
 
     def _own(self, node: Continuation) -> tuple[Tensor, Tensor]:
         """(attended, segment) of a continuation's own positions."""

@@ -89,7 +89,7 @@ class Case:
     def answer(self, continuations: Sequence[Continuation]) -> list[tuple[int, ...]]:
         """Greedy answers behind ``continuations``; the end token alone where nothing is said."""
         found = self.prefix_cache.answer(continuations, self.max_new_tokens)
-        return [ids or (self.vlm.eos_token_id,) for ids in found]
+        return [ids or self.vlm.eos_ids[:1] for ids in found]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text that a person typed: plain text, never a special token. InputError if it is none at all."""
@@ -100,7 +100,7 @@ class Case:
 
     def text(self, ids: Sequence[int]) -> str:
         """What an answer's ids say; the end token is silent."""
-        return self.vlm.decode_text([i for i in ids if i != self.vlm.eos_token_id])
+        return self.vlm.decode_text([i for i in ids if i not in self.vlm.eos_ids])
 
     def without(self, *images: ImageBlock, continuation: Continuation | None = None) -> Continuation:
         """The base (or ``continuation`` of it, of the same positions), its own positions not seeing ``images``. What
@@ -123,7 +123,9 @@ def open_case(
 
 def read_row(vlm: InspectableVLM, inspection: Inspection, document_mask: bool) -> RowStructure:
     """The structure of the inspected row."""
-    return read_structure(inspection.row, document_mask=document_mask, decode=vlm.decode_text)
+    return read_structure(
+        inspection.row, document_mask=document_mask, decode=vlm.decode_text, numbers_images=vlm.numbers_images
+    )
 
 
 def choose_target(structure: RowStructure, turn: int | None = None) -> Target:

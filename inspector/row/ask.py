@@ -142,7 +142,7 @@ def ask(
 
 
 def _answer_ids(vlm: InspectableVLM, tokens: Sequence[AnswerToken]) -> tuple[int, ...]:
-    return tuple(token.token_id for token in tokens if token.token_id != vlm.eos_token_id)
+    return tuple(token.token_id for token in tokens if token.token_id not in vlm.eos_ids)
 
 
 def inspect_unfinished(vlm: InspectableVLM, prompt: Prompt, tokens: Sequence[Sequence[AnswerToken]]) -> Inspection:
@@ -179,8 +179,10 @@ def inspect(
     answers = answers or tuple(() for _ in prompt.turns)
     found = Inspection(prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, True, vlm.fingerprint)
     faithful = all(
-        [found.table.ids[place] for place in places if place < len(row)] == [token.token_id for token in tokens]
+        # Some templates write another end than the token that ended the answer, or none.
+        [found.table.ids[place] for place in places if place < len(row)][: len(said)] == said
         for tokens, places in zip(answers, found.answer_positions, strict=True)
+        for said in [list(_answer_ids(vlm, tokens))]
     )
     return replace(found, faithful=faithful)
 

@@ -42,11 +42,16 @@ class EmbeddedRow:
 
 
 def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) -> Tensor:
-    """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves and the past,
-    but no separator, and with the document mask nothing of another sample."""
+    """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves, the past and
+    all of their own block (see :class:`model.Row`), but no separator, and with the document mask nothing of another
+    sample."""
     length = len(row)
     queries = torch.arange(start, length if stop is None else stop)
-    visible = (torch.arange(length)[None] <= queries[:, None]) & row.attention_mask[None]
+    visible = torch.arange(length)[None] <= queries[:, None]
+    if row.blocks is not None:
+        own = row.blocks[queries, None]
+        visible |= (own == row.blocks[None]) & (own >= 0)
+    visible &= row.attention_mask[None]
     if document_mask:
         visible &= row.segment_ids[queries, None] == row.segment_ids[None]
     visible[torch.arange(len(queries)), queries] = True
@@ -69,7 +74,13 @@ def reread_row(vlm: InspectableVLM, read: EmbeddedRow, cuts: Sequence[Cut]) -> E
 def run_whole(vlm: InspectableVLM, row: Row, embeds: Tensor, document_mask: bool) -> Tensor:
     """The last states ``[pos width]`` of the row with other ``embeds [pos width]``, in one pass that keeps nothing:
     passes of one shape agree to the last bit wherever they see the same."""
-    return vlm.decode(embeds[None], row.position_ids, see(row, document_mask)[None, None])[0]
+    return run_whole_under(vlm, row, embeds, see(row, document_mask))
+
+
+@torch.no_grad()
+def run_whole_under(vlm: InspectableVLM, row: Row, embeds: Tensor, visible: Tensor) -> Tensor:
+    """:func:`run_whole` where each position sees what ``visible [query key]`` says."""
+    return vlm.decode(embeds[None], row.position_ids, visible[None, None])[0]
 
 
 @torch.no_grad()
@@ -117,7 +128,7 @@ def answer_row(
         check_logits(logits)
         token_id = int(choose_tokens(logits, generator, temperature, top_k, top_p)[0])
         logprob = float(logits.log_softmax(dim=-1)[0, token_id])
-        ended = token_id == vlm.eos_token_id
+        ended = token_id in vlm.eos_ids
         yield Step(token_id, "" if ended else text.add(token_id), logprob), read
         if ended or step == room - 1:
             return
@@ -174,7 +185,8 @@ def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRo
         loss_mask=torch.cat((row.loss_mask, torch.tensor([True]))),
         attention_mask=torch.cat((row.attention_mask, torch.tensor([True]))),
         segment_ids=torch.cat((row.segment_ids, row.segment_ids[-1:])),
-        position_ids=torch.cat((row.position_ids, row.position_ids[:, -1:] + 1), dim=1),
+        position_ids=torch.cat((row.position_ids, _next_positions(row)), dim=1),
+        blocks=None if row.blocks is None else torch.cat((row.blocks, torch.tensor([-1]))),
     )
     embeds = vlm.embed_ids(token)
     visible = see(grown, read.document_mask, length)[None, None]
@@ -186,6 +198,12 @@ def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRo
     )
 
 
+def _next_positions(row: Row) -> Tensor:
+    """``[axes 1]``: behind the last position, on all axes alike, as text goes on."""
+    axes = row.position_ids.shape[0]
+    return (row.position_ids[:, -1].amax() + 1).expand(axes, 1)
+
+
 def _common(before: EmbeddedRow, row: Row, embeds: Tensor) -> int:
     """How many positions at the beginning are the same to the language model."""
     old = before.row
@@ -195,4 +213,10 @@ def _common(before: EmbeddedRow, row: Row, embeds: Tensor) -> int:
         same &= old.segment_ids[:count] == row.segment_ids[:count]
     same &= (old.position_ids[:, :count] == row.position_ids[:, :count]).all(dim=0)
     same &= (before.embeds[:count] == embeds[:count]).all(dim=-1).cpu()
-    return int(same.long().cumprod(dim=0).sum())
+    common = int(same.long().cumprod(dim=0).sum())
+    # Positions that see one another are read together or not at all.
+    while row.blocks is not None and 0 < common < len(row) and row.blocks[common] >= 0:
+        if row.blocks[common - 1] != row.blocks[common]:
+            break
+        common -= 1
+    return common

@@ -25,13 +25,15 @@ Decode = Callable[[Sequence[int]], str]
 @dataclass(frozen=True)
 class TileRun:
     """The image tokens of one tile. ``tile`` counts from 0 in the order of ``ProcessedImage.tiles``; ``name`` is
-    “thumbnail” or “r1c2”; ``mark`` is the position of its region token, None where the format has none."""
+    “thumbnail” or “r1c2”; ``mark`` is the first position of its region mark, None where the format has none; ``marks``
+    are all positions that the format writes around it."""
 
     tile: int
     name: str
     start: int
     stop: int
     mark: int | None
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ class _Message:
         return [span for span in self.spans if span.kind in kinds]
 
 
-def read_structure(sample: Sample, *, document_mask: bool, decode: Decode) -> RowStructure:
+def read_structure(sample: Sample, *, document_mask: bool, decode: Decode, numbers_images: bool = True) -> RowStructure:
     """The structure of a row, padded or not, that may stop before an answer. ``decode`` turns ids into text, special
-    tokens written out; it is never given an image token."""
+    tokens written out; it is never given an image token. ``numbers_images``: the format writes ``<image: k>`` where a
+    sample has several, as nanoVLM does, so that their lack says something."""
     ids = sample.input_ids.tolist()
     attended = sample.attention_mask.tolist()
     segments = sample.segment_ids.tolist()
@@ -187,7 +190,7 @@ def read_structure(sample: Sample, *, document_mask: bool, decode: Decode) -> Ro
     separators = tuple(p for p in range(first, len(ids)) if not attended[p])
     questions = tuple(_questions(sample, messages, images, document_mask, text))
     marks = tuple(_marks(sample, segments, text))
-    row = _judge_row(attended, images, questions, document_mask, text)
+    row = _judge_row(attended, images, questions, document_mask, text, numbers_images)
     return RowStructure(
         length=len(ids),
         document_mask=document_mask,
@@ -222,13 +225,19 @@ def _images(
     spans = sorted((span for span in sample.spans if span.image is not None), key=lambda span: span.image or 0)
     for index, group in groupby(spans, key=lambda span: span.image or 0):
         own = sorted(group, key=lambda span: span.start)
-        marks: dict[int | None, int] = {
-            span.tile: span.start for span in own if span.kind == "region" and span.tile is not None
-        }
+        marks: dict[int | None, list[int]] = {}
+        for span in own:
+            if span.kind == "region" and span.tile is not None:
+                marks.setdefault(span.tile, []).extend(range(span.start, span.stop))
         ordinal = [span for span in own if span.kind == "region" and span.tile is None]
         runs = tuple(
             TileRun(
-                span.tile or 0, tile_name(sample, index, span.tile or 0), span.start, span.stop, marks.get(span.tile)
+                span.tile or 0,
+                tile_name(sample, index, span.tile or 0),
+                span.start,
+                span.stop,
+                next(iter(marks.get(span.tile, ())), None),
+                tuple(marks.get(span.tile, ())),
             )
             for span in own
             if span.kind == "image"
@@ -243,7 +252,7 @@ def _images(
             start=own[0].start,
             stop=own[-1].stop,
             tokens=tuple(p for run in runs for p in range(run.start, run.stop)),
-            marks=tuple(sorted(marks.values())),
+            marks=tuple(sorted(position for held in marks.values() for position in held)),
             ordinal=place,
             ordinal_text=text(*place) if place else "",
             tiles=runs,
@@ -336,16 +345,18 @@ def _judge_row(
     questions: Sequence[Question],
     document_mask: bool,
     text: Callable[[int, int], str],
+    numbers_images: bool,
 ) -> RowVerdict:
     """Reads the row as nanoVLM writes it: ``data/datasets.py`` puts all images of a sample before its first question
-    and numbers them if there are several; ``data/advanced_datasets.py`` parts packed samples by one masked token."""
+    and numbers them if there are several (``numbers_images``); ``data/advanced_datasets.py`` parts packed samples by
+    one masked token."""
     runs = _masked_runs(attended)
     inner = [run for run in runs if run[0] > 0 and run[1] < len(attended)]
     reasons = [_masked_sentence(run, len(attended), text) for run in runs]
     between = _images_between(images, questions)
     numbered = [image for image in images if image.ordinal is not None]
     marked = any(image.marks for image in images)  # only checkpoints with region marks number their images
-    unnumbered = len(images) > 1 and not numbered and marked
+    unnumbered = numbers_images and len(images) > 1 and not numbered and marked
     if numbered:
         begin = numbered[0].ordinal or (0, 0)
         reasons.append(
@@ -354,13 +365,16 @@ def _judge_row(
         )
     elif unnumbered:
         reasons.append("There is no `<image: k>` text, which nanoVLM writes as soon as one sample has several images.")
-    if between:
+    if between and not numbers_images:
+        reasons.append("Images stand between questions.")
+    elif between:
         reasons.append(
             "Images stand between questions, which one sample of nanoVLM never has: it puts all of its "
             "images before the first question."
         )
     elif len(images) > 1 and questions:
-        reasons.append(f"All {len(images)} images stand before the first question, as in one sample of nanoVLM.")
+        as_in = ", as in one sample of nanoVLM" if numbers_images else ""
+        reasons.append(f"All {len(images)} images stand before the first question{as_in}.")
 
     kind: RowKind
     # Without a separator, images that are unnumbered and apart still can't be of one sample.

@@ -121,11 +121,8 @@ def token_losses(vlm: InspectableVLM, hidden: Tensor, sample: Sample) -> Tensor:
 
 def tile_name(sample: Sample, image: int, tile: int) -> str:
     """“thumbnail” or “r1c2”, counted from 1 like the tile markers."""
-    processed = sample.images[image]
-    if processed.has_thumbnail and tile == 0:
-        return "thumbnail"
-    row, col = divmod(tile - processed.has_thumbnail, processed.grid[1])
-    return f"r{row + 1}c{col + 1}"
+    place = sample.images[image].place_of(tile)
+    return "thumbnail" if place is None else f"r{place[0] + 1}c{place[1] + 1}"
 
 
 def span_title(sample: Sample, span: Span) -> str:
@@ -155,8 +152,8 @@ def locate_cell(row: Row, position: int) -> Cell | None:
     if not 0 <= position < len(row):
         raise IndexError(f"Position {position} is outside the {len(row)} positions of the row.")
     for grid in row.grids:
-        if grid.start <= position < grid.stop:
-            at, col = divmod(position - grid.start, grid.cols)
+        if (cell := grid.find(position)) is not None:
+            at, col = cell
             name = tile_name(row, grid.image, grid.tile)
             return Cell(grid.image, grid.tile, name, at, col, grid.cell_box(at, col))
     return None
@@ -164,9 +161,7 @@ def locate_cell(row: Row, position: int) -> Cell | None:
 
 def position_of_cell(row: Row, image: int, tile: int, at: int, col: int) -> int:
     """The inverse of :func:`locate_cell`; ``at`` is the cell's row. IndexError if there is no such cell."""
-    grid = find_grid(row, image, tile)
-    grid.cell_box(at, col)  # outside the grid?
-    return grid.start + at * grid.cols + col
+    return find_grid(row, image, tile).position(at, col)
 
 
 def find_grid(row: Row, image: int, tile: int) -> TokenGrid:

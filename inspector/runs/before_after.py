@@ -122,7 +122,7 @@ def _lay_out(inspection: Inspection, attention: AttentionMap) -> tuple[Grid, ...
         rows, cols = image.grid
         tiles = [grid for grid in inspection.row.grids if grid.image == index and not grid.is_thumbnail]
         high, wide = tiles[0].rows, tiles[0].cols
-        shares = np.stack([heat[grid.start : grid.stop] for grid in tiles]).reshape(rows, cols, high, wide)
+        shares = np.stack([heat[list(grid.positions)] for grid in tiles]).reshape(rows, cols, high, wide)
         whole = shares.transpose(0, 2, 1, 3).reshape(rows * high, cols * wide)
         found.append(tuple(tuple(float(share) for share in line) for line in whole))
     return tuple(found)

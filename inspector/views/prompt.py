@@ -18,7 +18,7 @@ from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pi
 from inspector.session import ModelStore
 from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
-from model import ImagePlan, InputError, plan_image
+from model import ImagePlan, InputError
 from model.training.synthetic.examples import EXAMPLES
 from model.values import is_number, name_value
 
@@ -268,7 +268,7 @@ def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
 def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bounds) -> tuple[GalleryValue, str, str]:
     """The pictures that can be opened, what they will cost, and a sentence for each that can't be used or is beyond
     the server's ``bounds``."""
-    config = store.get(model).config
+    vlm = store.get(model)
     kept: list[tuple[str, str | None]] = []
     plans: list[ImagePlan] = []
     notes: list[tuple[str, ...]] = []
@@ -286,13 +286,13 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
                 most = f"{bounds.prompt_pixels / 1e6:,.0f} million pixels"
                 raise InputError(f"“{Path(path).name}” is left out: all images may have {most} together; scale it.")
             pixels += image.count_pixels()
-            plan = plan_image(image.size, config)
+            plan = vlm.plan_image(image.size)
         except InputError as error:
             sentences.append(str(error))
             continue
         kept.append((path, None))
         plans.append(plan)
-        notes.append(image.notes)
+        notes.append((*image.notes, *plan.notes))
         pictures.append(thumbnail_uri(image))
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")

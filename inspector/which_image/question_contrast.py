@@ -245,7 +245,12 @@ def changed_question(case: Case, question: str) -> tuple[int, ...]:
     turns[case.turn - 1] = replace(turns[case.turn - 1], user=question)
     # The whole row: later images decide whether the ones before them are numbered.
     row = prepare_row(case.vlm, replace(case.prompt, turns=tuple(turns)))
-    structure = read_structure(row, document_mask=case.structure.document_mask, decode=case.text)
+    structure = read_structure(
+        row,
+        document_mask=case.structure.document_mask,
+        decode=case.text,
+        numbers_images=case.vlm.numbers_images,
+    )
     ids = tuple(row.input_ids.tolist())[: structure.questions[case.turn - 1].answer[0]]
     if ids[: case.target.start] != case.prefix_cache.ids[: case.target.start]:
         raise ValueError("The changed question changes what stands before it.")

@@ -10,13 +10,16 @@ import torch
 
 from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import Case, image_keys
-from inspector.row.embedded_row import read_row, run_whole, see
+from inspector.row.embedded_row import read_row, run_whole, run_whole_under, see
 from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
 from inspector.row.prompt import prepare_samples
 from inspector.which_image.image_effects import Dependence, TurnMatrix
 from model import Cut
 
+PIXELS_CHECK = "with every image cut, other pixels change nothing"
+"""Fails where an image gets past the cuts: through layers without attention, or states that are added behind one. Then
+nothing that taking images away shows means anything."""
 TOLERANCE = 1e-4
 """Nats in float32."""
 HALF_TOLERANCE = 0.25
@@ -44,7 +47,7 @@ class Check:
 def run_checks(
     case: Case, dependence: Dependence, matrix: TurnMatrix, exchanges: ImageExchanges | None = None
 ) -> tuple[Check, ...]:
-    """Every identity that this prompt allows to be tested, each against a number from another road; costs about two
+    """Every identity that this prompt allows to be tested, each against a number from another road; costs about three
     readings of the row and two of a part of it."""
     tolerance = TOLERANCE if case.prefix_cache.hidden.dtype == torch.float32 else HALF_TOLERANCE
     whole = _score_hidden(case, case.prefix_cache.hidden)
@@ -58,6 +61,8 @@ def run_checks(
         ),
         Check("effects of images that a question can't see", matrix.beyond_reach, 0.0),
     ]
+    if case.structure.images:
+        checks.append(Check(PIXELS_CHECK, abs(_cut_all(case) - dependence.text_only), tolerance))
     if case.reachable:
         image = max(case.reachable, key=lambda block: abs(dependence.leave_one_out[block.number - 1]))
         cut = dependence.logprob - dependence.leave_one_out[image.number - 1]
@@ -111,6 +116,19 @@ def _deleted(case: Case, images: Sequence[ImageBlock], padding: int = 0) -> floa
     out = case.vlm.decode(embeds[None], positions, visible[None, None])[0, padding:]
     places = {p: n for n, p in enumerate(kept.tolist())}
     return _score_hidden(case, out, [places.get(p, 0) for p in range(len(row))])
+
+
+def _cut_all(case: Case) -> float:
+    """log p of the answer with every image hidden from everything behind it, and holding something else."""
+    row, cache = case.prefix_cache.row, case.prefix_cache
+    visible = see(row, cache.document_mask)
+    embeds = cache.embeds.clone()
+    for image in case.structure.images:
+        keys = torch.tensor(image_keys(image))
+        visible[image.stop :, keys] = False
+        # The same features in another order and with another sign: as large as before, and of no picture.
+        embeds[list(image.tokens)] = -embeds[list(image.tokens)].flip(0)
+    return _score_hidden(case, run_whole_under(case.vlm, row, embeds, visible))
 
 
 def _replaced(case: Case, exchanges: ImageExchanges, replaced: Mapping[int, torch.Tensor]) -> float:

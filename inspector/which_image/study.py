@@ -15,8 +15,8 @@ from inspector.row.layout import RowStructure, describe_structure
 from inspector.which_image.counterfactuals import Counterfactual, measure_counterfactuals
 from inspector.which_image.image_effects import Dependence, TurnMatrix, measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import Selection, measure_selection
-from inspector.which_image.self_checks import Check, run_checks
-from inspector.which_image.verdict import Verdict, judge, name_leader
+from inspector.which_image.self_checks import PIXELS_CHECK, Check, run_checks
+from inspector.which_image.verdict import Verdict, judge, name_leader, withhold
 from model import InspectableVLM, OpenedImage
 
 STEPS = ("structure", "dependence", "matrix", "selection", "swaps", "attention", "checks")
@@ -117,4 +117,8 @@ def study_answer(
     position = case.target.question.chooser
     assert position is not None
     yield (found := replace(found, step="attention", attention=attend(vlm, inspection, position)))
-    yield replace(found, step="checks", checks=run_checks(case, dependence, matrix, exchanges))
+    checks = run_checks(case, dependence, matrix, exchanges)
+    verdict = found.verdict
+    if verdict is not None and (failed := next((c for c in checks if c.name == PIXELS_CHECK and not c.ok), None)):
+        verdict = withhold(verdict, failed.value)
+    yield replace(found, step="checks", checks=checks, verdict=verdict)

@@ -151,6 +151,15 @@ def judge(
     return replace(verdict, reasons=(*verdict.reasons, note))
 
 
+def withhold(verdict: Verdict, change: float) -> Verdict:
+    """No verdict, whatever was found: with every image cut, other pixels still change log p by ``change`` nats."""
+    sentence = (
+        "Nothing can be told: with every image cut off from the text, other pixels still change log p of the answer by "
+        f"{say(change)} nats, so images reach it past the attention that was cut."
+    )
+    return Verdict("unclear", None, (), sentence, verdict.reasons, True)
+
+
 def _judge(
     case: Case,
     dependence: Dependence,

@@ -1,6 +1,6 @@
 // The image viewer: each image with its grids, the heat and the selected cell, and its thumbnail beside it.
 const state = { images: [], heat: null, view: "resized", shown: null, grids: { tile: true, token: true, patch: false }, opacity: 0.8, frames: [] };
-const ABOUT = "Each picture is resized and cut by nanoVLM's rules; a cell is the square whose patches are put together into one image token, and its heat is the share of attention that token got. The encoder mixes all patches of a tile, so a token may carry what lies elsewhere in its tile, and heat doesn't say that the answer depends on it.";
+const ABOUT = "Each picture is resized and cut by the model's own rules; a cell is the square whose patches are put together into one image token, and its heat is the share of attention that token got. The encoder mixes all patches of a tile, so a token may carry what lies elsewhere in its tile, and heat doesn't say that the answer depends on it.";
 const GRIDS = [["tile", "tiles", "crops of the resized image that the encoder sees one by one"], ["token", "image tokens", "what one position of the row covers"], ["patch", "patches", "what the encoder cuts a tile into; several make one image token"]];
 
 const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"]], state.view, (view) => { state.view = view; draw(); });
@@ -60,9 +60,9 @@ tabs.addEventListener("keydown", (event) => {
 });
 
 function card(image) {
-  const [w, h] = image.original_size, [rw, rh] = image.resized_size, [rows, cols] = image.grid, stretch = rw / w / (rh / h);
+  const [w, h] = image.original_size, [rw, rh] = image.resized_size, [rows, cols] = image.grid, [l, t, r, b] = image.seen || [0, 0, w, h], stretch = rw / (r - l) / (rh / (b - t));
   const cut = image.tiles.filter((tile) => tile.row !== null), thumb = image.tiles.find((tile) => tile.row === null);
-  const facts = [`${w}×${h} → ${rw}×${rh} px`, rows * cols === 1 ? "1 tile" : `${rows}×${cols} tiles${thumb ? " + thumbnail" : ""}`, `${grouped(image.tiles.length * image.cells ** 2)} image tokens`];
+  const facts = [`${w}×${h} → ${rw}×${rh} px`, rows * cols === 1 ? "1 tile" : `${rows}×${cols} tiles${thumb ? " + thumbnail" : ""}`, `${grouped(image.tiles.reduce((sum, tile) => sum + tile.cells[0] * tile.cells[1], 0))} image tokens`];
   if (Math.abs(stretch - 1) > 0.005) facts.push(`stretched ×${(stretch > 1 ? stretch : 1 / stretch).toFixed(2)} ${stretch > 1 ? "in width" : "in height"}`);
   const share = el("span", { class: "vlm-share" });
   const caption = el("figcaption", {}, badge(image.index), el("span", { class: "vlm-name" }, image.name), share, el("div", { class: "vlm-facts" }, facts.join(" · ")));
@@ -85,17 +85,23 @@ function gridPath(nx, ny) {
 }
 
 function frame(image, source, tiles, rows, cols, size, what) {
-  const n = image.cells, across = cols * n, down = rows * n, patches = image.tile_px / image.patch_px;
+  const [high, wide] = tiles[0].cells, across = cols * wide, down = rows * high, [px, py] = image.tile_px.map((side) => side / image.patch_px);
   const img = el("img", { src: source, alt: `${image.name}, ${what}`, draggable: "false" });
   // Small pictures are shown with the pixels that the model got, large ones smoothly.
   if (what !== "as uploaded" && Math.max(...image.resized_size) <= 512) img.classList.add("vlm-pixels");
   const heat = el("canvas", { width: across, height: down, tabindex: "0", role: "application", "aria-roledescription": "grid of image tokens", "aria-label": `image ${image.index + 1} ${what}, ${down} rows and ${across} columns of image tokens. Arrows select, with Shift they only look, Escape clears` });
   const svg = el("svg:svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
-  for (const [grid, nx, ny] of [["patch", cols * patches, rows * patches], ["token", across, down], ["tile", cols, rows]]) {
+  for (const [grid, nx, ny] of [["patch", cols * px, rows * py], ["token", across, down], ["tile", cols, rows]]) {
     const d = gridPath(nx, ny);
     svg.append(el("svg:path", { class: `vlm-halo g-${grid}`, d }), el("svg:path", { class: `vlm-grid g-${grid}`, d }));
   }
   const ring = (css) => ["vlm-ring-out", "vlm-ring-in"].map((part) => svg.appendChild(el("svg:rect", { class: `${part} ${css}`, width: 1 / across, height: 1 / down })));
+  if (what === "as uploaded" && image.seen) {
+    // The model gets a part of the picture only: grids and heat lie over that part, and the rest is darkened.
+    const [l, t, r, b] = image.seen, place = `inset:auto;left:${(100 * l) / size[0]}%;top:${(100 * t) / size[1]}%;width:${(100 * (r - l)) / size[0]}%;height:${(100 * (b - t)) / size[1]}%`;
+    heat.style.cssText = svg.style.cssText = place;
+    svg.style.boxShadow = "0 0 0 100vmax rgba(0, 0, 0, .6)";
+  }
   const box = el("div", { class: "vlm-frame" }, img, heat, svg);
   box.style.aspectRatio = `${size[0]} / ${size[1]}`;
   box.style.setProperty("--ratio", size[0] / size[1]);
@@ -147,13 +153,14 @@ function heatText(p) {
 }
 const heatNow = () => state.heat || bus.heat;
 
+const endOf = (tile) => tile.start + tile.cells[0] * tile.cells[2];
 function positionOf(own, row, col) {
-  const n = own.image.cells, tile = own.tiles[Math.floor(row / n) * own.cols + Math.floor(col / n)];
-  return tile.start + (row % n) * n + (col % n);
+  const [high, wide, step] = own.tiles[0].cells, tile = own.tiles[Math.floor(row / high) * own.cols + Math.floor(col / wide)];
+  return tile.start + (row % high) * step + (col % wide);
 }
 function cellOf(own, position) {
-  const cell = findCell([own.image], position), index = cell ? own.tiles.indexOf(cell.tile) : -1, n = own.image.cells;
-  return index < 0 ? null : [Math.floor(index / own.cols) * n + cell.row, (index % own.cols) * n + cell.col];
+  const cell = findCell([own.image], position), index = cell ? own.tiles.indexOf(cell.tile) : -1, [high, wide] = own.tiles[0].cells;
+  return index < 0 ? null : [Math.floor(index / own.cols) * high + cell.row, (index % own.cols) * wide + cell.col];
 }
 function place(own, rings, cell) {
   for (const rect of rings) {
@@ -165,7 +172,7 @@ function place(own, rings, cell) {
 function paint(own) {
   const heat = heatNow(), { across, down } = own;
   for (const [grid] of GRIDS) own.svg.querySelectorAll(`.g-${grid}`).forEach((path) => { path.style.display = state.grids[grid] ? "" : "none"; });
-  const last = Math.max(...own.image.tiles.map((tile) => tile.start)) + own.image.cells ** 2;
+  const last = Math.max(...own.image.tiles.map(endOf));
   const pen = own.heat.getContext("2d");
   pen.clearRect(0, 0, across, down);
   if (heat && heat.values.length >= last) {
@@ -192,7 +199,7 @@ function paintAll() {
   let total = 0;
   for (const image of state.images) {
     let share = 0;
-    for (const tile of image.tiles) share += sumOf(heat.values, tile.start, tile.start + image.cells ** 2);
+    for (const tile of image.tiles) share += sumOf(heat.values, tile.start, endOf(tile));
     total += share;
     const node = stage.querySelector(`[data-image="${image.index}"] .vlm-share`);
     if (node) node.textContent = formatPercent(share);

@@ -127,11 +127,10 @@ const info = (what, text) => el("details", { class: "vi-info" }, el("summary", {
 function findCell(images, position) {
   if (position === null) return null;
   for (const image of images || []) {
-    const n = image.cells;
     for (const tile of image.tiles) {
-      const k = position - tile.start;
-      if (k < 0 || k >= n * n) continue;
-      const row = Math.floor(k / n), col = k % n, [l, t, r, b] = tile.box, w = (r - l) / n, h = (b - t) / n;
+      const [rows, cols, step] = tile.cells, k = position - tile.start;
+      if (k < 0 || k >= rows * step || k % step >= cols) continue;
+      const row = Math.floor(k / step), col = k % step, [l, t, r, b] = tile.box, w = (r - l) / cols, h = (b - t) / rows;
       return { image, tile, row, col, box: [l + col * w, t + row * h, l + (col + 1) * w, t + (row + 1) * h] };
     }
   }

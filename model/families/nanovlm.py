@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from model.chat import ChatRenderer, Conversation
 from model.collator import IGNORE_LABEL, Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
+from model.families.nanovlm_chat import NanoVLMChat
 from model.generate import AnswerText, Step, generate_batch
 from model.image import (
     Geometry,
@@ -46,7 +47,7 @@ class VLM(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.renderer = ChatRenderer(config, tokenizer)
+        self.renderer = ChatRenderer(tokenizer, NanoVLMChat(config, tokenizer))
         self.vision_encoder = VisionEncoder(config)
         self.MP = Projector(config)
         self.decoder = LanguageModel(config)
@@ -59,6 +60,18 @@ class VLM(nn.Module):
     @property
     def eos_token_id(self) -> int:
         return self.renderer.eos_token_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_token_id,)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        return {}  # the format has no place for any
+
+    @property
+    def numbers_images(self) -> bool:
+        return self.config.splits_images
 
     @property
     def pad_token_id(self) -> int:
@@ -138,9 +151,9 @@ class VLM(nn.Module):
         return plan_image(size, self.config)
 
     def cut_image(
-        self, resized: np.ndarray, original_size: tuple[int, int], notes: tuple[str, ...] = ()
+        self, pictures: Sequence[np.ndarray], original_size: tuple[int, int], notes: tuple[str, ...] = ()
     ) -> ProcessedImage:
-        return cut_image(resized, original_size, self.config, notes)
+        return cut_image(pictures, original_size, self.config, notes)
 
     def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
         return (self.config.tokens_per_tile,) * len(image.boxes)
@@ -155,7 +168,7 @@ class VLM(nn.Module):
                 cells,
                 cells,
                 sample.images[span.image].boxes[span.tile],
-                sample.images[span.image].has_thumbnail and span.tile == 0,
+                sample.images[span.image].thumbnail_tile == span.tile,
             )
             for span in sample.spans
             if span.kind == "image" and span.image is not None and span.tile is not None
@@ -182,7 +195,7 @@ class VLM(nn.Module):
         return embeds
 
     def new_cache(self, positions: int) -> KVCache:
-        return KVCache(self.config, 1, positions, self.device, self.decoder.token_embedding.weight.dtype)
+        return self.decoder.new_cache(1, positions)
 
     @torch.no_grad()
     def decode(
@@ -204,6 +217,16 @@ class VLM(nn.Module):
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         return self.decoder.head(hidden).float()
+
+    def convert(self, dtype: torch.dtype) -> VLM:
+        from model.checkpoint import copy_vlm  # which knows of this module
+
+        return copy_vlm(self).to(dtype)
+
+    def redraw(self, seed: int) -> VLM:
+        from model.training.fresh import fresh_vlm  # which knows of this module
+
+        return fresh_vlm(self.config, self.tokenizer, seed)
 
     def watch(self, before_block: Callable[[], None]) -> None:
         for block in (*self.vision_encoder.blocks, *self.decoder.blocks):

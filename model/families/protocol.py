@@ -3,12 +3,14 @@
 A family runs its language model on embeddings that the caller made and keeps, never its own road from pixels to
 logits: so an image is encoded once, a row is read once, and everything that changes one answer goes on behind what was
 kept. Dims: ``pos`` positions of the row, ``axes`` of rotary positions (1; 3 for M-RoPE), ``width`` of the language
-model's states.
+model's states, ``embed`` of what enters it at one position. Where a family adds features of deeper layers of the image
+encoder behind its first layers (DeepStack), ``embed`` is a multiple of ``width``: what enters layer 0, then what is
+added behind layers 0, 1, …, zeros at text. So whoever keeps, exchanges or compares embeddings has all of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from model.chat import Conversation
 from model.collator import Batch
 from model.image import ImagePlan, OpenedImage, ProcessedImage
 from model.language import KVCache
-from model.picture import Geometry
+from model.picture import ImageGeometry
 from model.sample import Row, Sample
 from model.tap import Tap
 
@@ -55,8 +57,14 @@ class InspectableVLM(Protocol):
         ...
 
     @property
-    def eos_token_id(self) -> int:
-        """The token that ends an answer."""
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer, at least one; the first is the one that is written where one is needed."""
+        ...
+
+    @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """What the checkpoint asks for when it is to be sampled from: ``temperature`` (0: greedy), ``top_k`` (0: off),
+        ``top_p`` (1: off), as far as it says anything."""
         ...
 
     @property
@@ -65,6 +73,11 @@ class InspectableVLM(Protocol):
     @property
     def image_token_id(self) -> int:
         """The id at the positions of image tokens."""
+        ...
+
+    @property
+    def numbers_images(self) -> bool:
+        """Whether the format writes a number (``<image: k>``) before each image where a sample has several."""
         ...
 
     @property
@@ -111,8 +124,8 @@ class InspectableVLM(Protocol):
         ...
 
     @property
-    def geometry(self) -> Geometry:
-        """What resizing an image needs."""
+    def geometry(self) -> ImageGeometry:
+        """What is done with the pixels of an image at full size, in the process that decodes."""
         ...
 
     @property
@@ -127,9 +140,9 @@ class InspectableVLM(Protocol):
     def process_image(self, image: OpenedImage) -> ProcessedImage: ...
 
     def cut_image(
-        self, resized: np.ndarray, original_size: tuple[int, int], notes: tuple[str, ...] = ()
+        self, pictures: Sequence[np.ndarray], original_size: tuple[int, int], notes: tuple[str, ...] = ()
     ) -> ProcessedImage:
-        """Of an image that is at the model's size already: ``resized [height width 3]``, uint8."""
+        """Of what :attr:`geometry` made of an image: ``[height width 3]`` uint8 each."""
         ...
 
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
@@ -137,13 +150,13 @@ class InspectableVLM(Protocol):
         ...
 
     def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """``[token width]`` of each of :meth:`encoder_inputs`, as they stand in the row."""
+        """``[token embed]`` of each of :meth:`encoder_inputs`, as they stand in the row."""
         ...
 
     # --- the language model ---
 
     def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """``[pos width]`` of ``ids [pos]``; ``features [image token width]`` go where the image tokens are, in order.
+        """``[pos embed]`` of ``ids [pos]``; ``features [image token embed]`` go where the image tokens are, in order.
         ValueError if there are not exactly as many."""
         ...
 
@@ -159,7 +172,7 @@ class InspectableVLM(Protocol):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        """States ``[1 pos width]`` after the last norm, from ``embeds [1 pos width]``, ``position_ids [axes pos]`` and
+        """States ``[1 pos width]`` after the last norm, from ``embeds [1 pos embed]``, ``position_ids [axes pos]`` and
         ``visible [1 1 pos key]`` bool: which keys (those of ``cache``, then the pass's own) each position sees. The
         cache takes the new positions in."""
         ...
@@ -171,6 +184,14 @@ class InspectableVLM(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[… vocab]`` float32."""
+        ...
+
+    def convert(self, dtype: torch.dtype) -> InspectableVLM:
+        """A copy of its own in another precision."""
+        ...
+
+    def redraw(self, seed: int) -> InspectableVLM:
+        """A copy of its own with random weights, as before any training."""
         ...
 
     def watch(self, before_block: Callable[[], None]) -> None:

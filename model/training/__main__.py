@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_vlm, save_vlm
+from model.checkpoint import load_nanovlm, save_vlm
 from model.errors import InputError
 from model.training.data.data_report import report_data
 from model.training.data.datasets import open_captioned, open_examples
@@ -133,7 +133,7 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 def check(options: argparse.Namespace) -> None:
     """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
-    vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base)
+    vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_nanovlm(recipe.base)
     found: dict[str, list[Any]] = {}
     for stage in recipe.stages:
         for table in stage.data:
@@ -161,13 +161,13 @@ def teach(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
-    measured = measure(load_vlm(options.model), easy_limit=options.easy_limit, n_each=options.each)
+    measured = measure(load_nanovlm(options.model), easy_limit=options.easy_limit, n_each=options.each)
     print(json.dumps(measured.to_json(), ensure_ascii=False))
 
 
 def make_card(options: argparse.Namespace) -> None:
     """Measures the model of a run and writes checkpoint, card, loss curves and recipe into a folder."""
-    vlm = load_vlm(options.run / MODEL)
+    vlm = load_nanovlm(options.run / MODEL)
     recipe = read_recipe(options.run / RECIPE)
     curves = read_curves(options.run / METRICS)
     freezing = compare_freezing(*options.freezing) if options.freezing else ""

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import load_vlm, save_vlm
+from model.checkpoint import load_nanovlm, save_vlm
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
@@ -73,7 +73,7 @@ class Trainer:
         if resume:
             self._resumed = self.folder.load_state()
             self._check_state()
-        self.vlm = vlm or (new_vlm(recipe.seed) if recipe.base == "new" else load_vlm(recipe.base))
+        self.vlm = vlm or (new_vlm(recipe.seed) if recipe.base == "new" else load_nanovlm(recipe.base))
         self.vlm.to(self.accelerator.device)
         if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
             raise InputError(

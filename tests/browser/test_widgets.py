@@ -88,7 +88,7 @@ def make_payloads(key="first"):
                 if r is None
                 else [640 * c / cols, 480 * r / rows, 640 * (c + 1) / cols, 480 * (r + 1) / rows]
             )
-            tiles.append({"name": name, "row": r, "col": c, "start": start, "box": box})
+            tiles.append({"name": name, "row": r, "col": c, "start": start, "box": box, "cells": [CELLS, CELLS, CELLS]})
         images.append(
             {
                 "index": index,
@@ -100,9 +100,9 @@ def make_payloads(key="first"):
                 "original_size": [640, 480],
                 "resized_size": [cols * 128, rows * 128],
                 "grid": [rows, cols],
-                "tile_px": 128,
+                "tile_px": [128, 128],
                 "patch_px": 8,
-                "cells": CELLS,
+                "seen": None,
                 "tiles": tiles,
             }
         )

@@ -14,6 +14,7 @@ from model.collator import collate
 from model.config import MOST_POSITIONS
 from model.errors import InputError
 from model.families.nanovlm import VLM
+from model.families.nanovlm_chat import NanoVLMChat
 from model.lint import Finding, lint_batch
 from model.sample import Sample
 from model.tokenizer import decode
@@ -198,7 +199,8 @@ def report_data(
     limit = vlm.config.lm_max_position_embeddings
     limit = limit if max_length is None else min(limit, max_length)
     # The model's own renderer refuses what is too long; here its length is what people want to know.
-    renderer = ChatRenderer(replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS), vlm.tokenizer)
+    longer = replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS)
+    renderer = ChatRenderer(vlm.tokenizer, NanoVLMChat(longer, vlm.tokenizer))
     numbers = _draw(len(source), sample, seed)
     looked = set(np.random.default_rng((seed, 1)).permutation(len(numbers)).tolist()[: 4 * SHOWN])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_vlm
+from model.checkpoint import load_nanovlm
 from model.training.events import Event
 from model.training.synthetic.word import WordSpec, measure_word, teaching_recipe
 from model.training.trainer import Trainer
@@ -24,7 +24,7 @@ def teach_word(
     recipe = teaching_recipe(spec, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    vlm = load_vlm(recipe.base)
+    vlm = load_nanovlm(recipe.base)
     trainer = Trainer(recipe, out, vlm=vlm)
     before = measure_word(vlm, spec, count)
     start, start_cpu = time.monotonic(), time.process_time()

@@ -170,7 +170,7 @@ def test_median_and_paint_are_those_of_the_pixels(embedded):
     opened, geometry = OpenedImage(Image.fromarray(noise)), geometry_of(embedded.config)
     expected = np.median(noise.reshape(-1, 3), axis=0).round().astype(np.uint8)
     assert full_size.find_median(opened) == tuple(expected.tolist())
-    painted = full_size.paint_over(opened, [[(0, 0, 30, 91), (5, 5, 5, 9)], []], (1, 2, 3), geometry)
+    (painted,) = full_size.paint_over(opened, [[(0, 0, 30, 91), (5, 5, 5, 9)], []], (1, 2, 3), geometry)
     noise[:, :30] = (1, 2, 3)
     assert painted[0].tobytes() == resize_image(Image.fromarray(noise), embedded.config).tobytes()
     assert painted[1].tobytes() == resize_image(opened.pixels, embedded.config).tobytes()

@@ -172,7 +172,7 @@ def test_every_check_holds(embedded, case):
     inspection = ask_and_inspect(embedded, case.prompt, GenerationSettings())
     *_, found = study_answer(embedded, inspection)
     assert [check.name for check in found.checks if not check.ok] == []
-    assert len(found.checks) == 6 + (case.prompt.layout == "packed")
+    assert len(found.checks) == 7 + (case.prompt.layout == "packed")
 
 
 def test_json_keeps_the_contract(three):

@@ -1,0 +1,431 @@
+"""A vision-language model of transformers behind the seam: what all its families share.
+
+A family says how it cuts images (a geometry), what stands in the row for one (:meth:`TransformersVLM.write_image`), and
+how its encoder is run (:meth:`TransformersVLM.encode`). The rest is here: files, text, rows, and the language model by
+:class:`model.families.transformers_text.TextModel`. ``docs/families.md`` walks through one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model.chat import ChatRenderer, Conversation, ImagePiece
+from model.collator import Batch, collate
+from model.errors import InputError
+from model.families.checkpoint_files import (
+    CONFIG,
+    load_chat_tokenizer,
+    load_image_processor,
+    load_weights,
+    read_object,
+    read_template,
+)
+from model.families.template_chat import TemplateChat
+from model.families.transformers_text import TextModel, forget_hooks
+from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
+from model.language import KVCache
+from model.picture import ImageLayout, LayingOut
+from model.sample import Row, Sample, TokenGrid
+from model.tap import Tap
+from model.tokenizer import decode, token_text
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """How 8-bit values become what the encoder reads: (value · ``factor`` − ``mean``) / ``std``, each step as
+    transformers' image processors do it, which are compared to the last bit."""
+
+    factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, processor: Any) -> PixelScale:
+        """What an image processor of transformers does."""
+        factor = float(processor.rescale_factor) if processor.do_rescale else 1.0
+        if not processor.do_normalize:
+            return cls(factor, (0.0,) * 3, (1.0,) * 3)
+        return cls(factor, _three(processor.image_mean), _three(processor.image_std))
+
+    def apply(self, picture: Tensor) -> Tensor:
+        """``[3 height width]`` float32 of ``picture [height width 3]`` uint8."""
+        scaled: np.ndarray = (picture.numpy().astype(np.float64) * self.factor).astype(np.float32)
+        pixels: np.ndarray = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    return tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),) * 3
+
+
+class TransformersVLM(ABC):
+    """See :class:`model.families.protocol.InspectableVLM`."""
+
+    name: ClassVar[str]
+    """What the family is called, for people."""
+    image_processors: ClassVar[tuple[str, ...]]
+    """Transformers' image processors that the family is known with, the usual one first. Of each the variant is used
+    that needs no torchvision (``…Pil``)."""
+    plain_template: ClassVar[str | None] = None
+    """The chat template of checkpoints that bring none; ``IMAGE`` stands for the image token."""
+    extra_layers: int = 0
+    """Features of so many deeper layers of the encoder are added behind the language model's first layers."""
+
+    # --- what a family says ---
+
+    @classmethod
+    @abstractmethod
+    def model_class(cls) -> type[PreTrainedModel]:
+        """Transformers' class of the whole model; imported here and not before."""
+
+    @abstractmethod
+    def read_geometry(self, processor: Any) -> LayingOut:
+        """What is done with an image's pixels, from the settings of the checkpoint's image processor. InputError for
+        settings that aren't known here."""
+
+    @abstractmethod
+    def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
+        """What stands in the row for an image: its runs of image tokens, one for each tile, and what is around them."""
+
+    @abstractmethod
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`model.families.protocol.InspectableVLM.encode`."""
+
+    @property
+    @abstractmethod
+    def patch_px(self) -> int:
+        """Side of a patch."""
+
+    @property
+    @abstractmethod
+    def cell_px(self) -> int:
+        """Side of what one image token covers of the resized image."""
+
+    @property
+    @abstractmethod
+    def vision_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the image encoder."""
+
+    @property
+    def text_module(self) -> nn.Module:
+        """Transformers' text model."""
+        return cast(nn.Module, cast(Any, self.model).model.language_model)
+
+    @property
+    def image_text(self) -> str:
+        """What the chat template writes for an image: one special token."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+
+    @property
+    def image_token_id(self) -> int:
+        return int(cast(Any, self.model.config).image_token_id)
+
+    def count_cells(self, image: ProcessedImage, tile: int) -> tuple[int, int]:
+        """(rows, cols) of image tokens of a tile."""
+        rows, cols = image.grid
+        width, height = image.resized_size
+        return height // rows // self.cell_px, width // cols // self.cell_px
+
+    def count_lead(self, image: ProcessedImage, tile: int) -> int:
+        """Image tokens of a tile before its first cell, which belong to no place in the image (a class token)."""
+        return 0
+
+    def count_line_ends(self, image: ProcessedImage, tile: int) -> int:
+        """Image tokens of a tile at the end of each row of cells, which belong to no place (a learned line break)."""
+        return 0
+
+    def place_positions(self, sample: Sample) -> Tensor:
+        """``[axes pos]``: rotary positions of a row."""
+        return torch.arange(len(sample))[None]
+
+    def find_blocks(self, sample: Sample) -> Tensor | None:
+        """``[pos]``: see :attr:`model.sample.Row.blocks`."""
+        return None
+
+    def deep_arguments(self, extra: Tensor) -> Mapping[str, Any]:
+        """What the text model is told of ``extra [layer pos width]``, the features that are added behind its first
+        layers (zeros at text)."""
+        return {}
+
+    # --- opening ---
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        """The model of a checkpoint folder. InputError for anything that can't be used."""
+        self.folder_config = read_object(folder / CONFIG)
+        processor = load_image_processor(folder, self.image_processors)
+        self.model = load_weights(self.model_class(), folder, device, dtype)
+        self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
+        self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
+        self.pixels = PixelScale.of(processor)
+        self.image_settings = processor
+        self._geometry = self.read_geometry(processor)
+        if self.image_text not in self.tokenizer.get_added_vocab():
+            raise InputError(
+                f"The tokenizer in {folder} has no special token for images at {self.image_token_id}; it is not this "
+                "checkpoint's tokenizer."
+            )
+        template = read_template(folder, self.tokenizer)
+        if template is None and self.plain_template is not None:
+            template = self.plain_template.replace("IMAGE", self.image_text)
+        if template is None:
+            raise InputError(f"{folder} has no chat template (chat_template.jinja); fetch it.")
+        self.renderer = ChatRenderer(
+            self.tokenizer,
+            TemplateChat(
+                self.tokenizer,
+                template,
+                image_text=self.image_text,
+                image_token_id=self.image_token_id,
+                eos_token_id=self.eos_ids[0],
+                max_positions=self.max_positions,
+                write_image=self.write_image,
+            ),
+        )
+
+    def find_token(self, *names: str) -> int:
+        """The id of the first of ``names`` that the vocabulary has. InputError if it has none."""
+        vocabulary = self.tokenizer.get_vocab()
+        for name in names:
+            if name in vocabulary:
+                return int(vocabulary[name])
+        raise InputError(f"The tokenizer has no token {names[0]}, which {self.name} writes around images.")
+
+    # --- what analyses rely on: see model.families.protocol ---
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.folder_config, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def format_version(self) -> str:
+        return self.name
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def n_layers(self) -> int:
+        return self.text.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        return self.text.n_heads
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.text.config.max_position_embeddings)
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        settings = cast(Any, self.model.generation_config)
+        for found in (settings and settings.eos_token_id, self.text.config.eos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
+        raise InputError("The checkpoint names no token that ends an answer (eos_token_id); correct its config.json.")
+
+    @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        settings = cast(Any, self.model.generation_config)
+        if not settings or not settings.do_sample:
+            return {}
+        values = {name: getattr(settings, name, None) for name in ("temperature", "top_k", "top_p")}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    @property
+    def numbers_images(self) -> bool:
+        return False
+
+    @property
+    def pad_token_id(self) -> int:
+        own = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if own is None else int(own)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    # --- text and rows ---
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.renderer.encode_text(text)
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        return decode(self.tokenizer, list(ids))
+
+    def token_text(self, token_id: int) -> str:
+        return token_text(self.tokenizer, token_id)
+
+    def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample:
+        return self.renderer.render(conversation, self.process_image, add_generation_prompt)
+
+    def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
+        return collate(samples, pad_token_id=self.pad_token_id, document_mask=document_mask).to(self.device)
+
+    def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
+        found = []
+        for tile in range(len(image.boxes)):
+            rows, cols = self.count_cells(image, tile)
+            found.append(self.count_lead(image, tile) + rows * (cols + self.count_line_ends(image, tile)))
+        return tuple(found)
+
+    def place(self, sample: Sample) -> Row:
+        grids = []
+        for span in sample.spans:
+            if span.kind == "image" and span.image is not None and span.tile is not None:
+                image = sample.images[span.image]
+                rows, cols = self.count_cells(image, span.tile)
+                grids.append(
+                    TokenGrid(
+                        image=span.image,
+                        tile=span.tile,
+                        start=span.start + self.count_lead(image, span.tile),
+                        rows=rows,
+                        cols=cols,
+                        box=image.boxes[span.tile],
+                        is_thumbnail=image.thumbnail_tile == span.tile,
+                        between=self.count_line_ends(image, span.tile),
+                    )
+                )
+        return Row(
+            **vars(sample),
+            position_ids=self.place_positions(sample),
+            grids=tuple(grids),
+            blocks=self.find_blocks(sample),
+        )
+
+    # --- images ---
+
+    @property
+    def geometry(self) -> LayingOut:
+        return self._geometry
+
+    @property
+    def image_key(self) -> Hashable:
+        return cast(Hashable, self._geometry)
+
+    def plan_image(self, size: tuple[int, int]) -> ImagePlan:
+        layout = self._lay_out(size)
+        stand_in = build_image((np.zeros((0, 0, 3), np.uint8),), layout)
+        return ImagePlan(
+            original_size=layout.original_size,
+            resized_size=layout.resized_size,
+            grid=layout.grid,
+            has_thumbnail=layout.thumbnail is not None,
+            tiles=len(layout.boxes),
+            tokens=self.renderer.count_tokens(stand_in),
+            seen=layout.seen,
+            notes=layout.notes,
+        )
+
+    def process_image(self, image: Image.Image | OpenedImage) -> ProcessedImage:
+        """A PIL image that isn't upright RGB goes through :func:`model.open_image`."""
+        opened = image if isinstance(image, OpenedImage) else open_image(image)
+        return self.cut_image(self.geometry.reduce(opened.pixels), opened.size, opened.notes)
+
+    def cut_image(
+        self, pictures: Sequence[np.ndarray], original_size: tuple[int, int], notes: tuple[str, ...] = ()
+    ) -> ProcessedImage:
+        return build_image(pictures, self._lay_out(original_size), notes)
+
+    def _lay_out(self, size: tuple[int, int]) -> ImageLayout:
+        if min(size) < 1:
+            raise InputError(f"An image of {size[0]} × {size[1]} px has no pixels; each side must be at least 1.")
+        return self.geometry.lay_out(size)
+
+    def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
+        return tuple(self.pixels.apply(picture) for picture in image.pictures)
+
+    # --- the language model ---
+
+    @torch.no_grad()
+    def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
+        is_image = ids == self.image_token_id
+        known = ids.masked_fill(is_image, 0).to(self.device)
+        embeds = cast(Tensor, self.embedding(known))
+        if self.extra_layers:
+            embeds = torch.cat((embeds, embeds.new_zeros(len(ids), self.extra_layers * self.text.width)), dim=-1)
+        expected = 0 if features is None else len(features)
+        if int(is_image.sum()) != expected:
+            raise ValueError(f"{int(is_image.sum())} image tokens can't hold {expected} features.")
+        if features is not None:
+            embeds[is_image.to(self.device)] = features.to(embeds)
+        return embeds
+
+    def new_cache(self, positions: int) -> KVCache:
+        return self.text.new_cache(positions, self.dtype, self.device)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        width = self.text.width
+        more: Mapping[str, Any] = {}
+        if self.extra_layers:
+            extra = embeds[0, :, width:].unflatten(-1, (self.extra_layers, width)).transpose(0, 1)
+            more = self.deep_arguments(extra)
+        return self.text.run(embeds[..., :width], position_ids, visible, cache, tap, **more)
+
+    def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
+        return self.text.rotate_keys(keys, by)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.text.head(hidden)).float()
+
+    def convert(self, dtype: torch.dtype) -> TransformersVLM:
+        return self._copy(cast(Any, deepcopy(self.model)).to(dtype))
+
+    def redraw(self, seed: int) -> TransformersVLM:
+        model = deepcopy(self.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in model.modules():
+                module._is_hf_initialized = False  # type: ignore[assignment]  # else transformers leaves it alone
+            for weight in model.parameters():
+                weight._is_hf_initialized = False  # type: ignore[attr-defined]
+            model.init_weights()
+        return self._copy(model.eval())
+
+    def _copy(self, model: PreTrainedModel) -> TransformersVLM:
+        """Another model of the same shape; nobody watches it yet."""
+        found = copy(self)
+        found.__dict__.pop("fingerprint", None)
+        found.model = model
+        forget_hooks(model)
+        found.text = TextModel(found.text_module, cast(nn.Module, cast(Any, model).lm_head))
+        return found
+
+    def watch(self, before_block: Callable[[], None]) -> None:
+        self.text.watch(before_block, self.vision_blocks)

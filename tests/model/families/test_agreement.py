@@ -1,0 +1,96 @@
+"""A family behind the seam gives what transformers' own model, processor and generation give."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
+from inspector.row.prompt import Prompt, Turn
+from model import OpenedImage
+from tests import tiny_checkpoints as made
+
+SIZES = [[(100, 60)], [(40, 300), (64, 64)], [(300, 40), (1, 1), (17, 900)], []]
+HISTORY = (("user", "Which shape?"), ("assistant", "A ring, I think."))
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[Image.Image]:
+    return [made.noise(*size, seed=n) for n, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("text", [made.QUESTION, "  two blanks before, two behind  ", "äöü 你好 🙂\n\nand lines", "x"])
+def test_ids_are_the_processor_s(any_tiny: made.Tiny, sizes, text):
+    images = pictures(sizes)
+    assert any_tiny.row(images, text).input_ids.tolist() == any_tiny.inputs(images, text)["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("sizes", SIZES[:2])
+def test_ids_of_a_conversation_are_the_processor_s(any_tiny: made.Tiny, sizes):
+    images = pictures(sizes)
+    row = any_tiny.row(images, history=HISTORY)
+    assert row.input_ids.tolist() == any_tiny.inputs(images, history=HISTORY)["input_ids"][0].tolist()
+    assert [span.role for span in row.spans if span.kind in ("text", "answer")] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_logits_are_the_model_s(any_tiny: made.Tiny, sizes):
+    images = pictures(sizes)
+    vlm, row = any_tiny.vlm, any_tiny.row(images)
+    hidden = vlm.decode(made.embeds_of(vlm, row)[None], row.position_ids, made.causal(row))
+    with torch.no_grad():
+        expected = any_tiny.model(**any_tiny.inputs(images)).logits
+    torch.testing.assert_close(vlm.logits(hidden), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SIZES[:3])
+def test_the_encoder_reads_the_processor_s_pixels(any_tiny: made.Tiny, sizes):
+    images = pictures(sizes)
+    vlm, row = any_tiny.vlm, any_tiny.row(images)
+    mine = [tile for image in row.images for tile in vlm.encoder_inputs(image)]
+    theirs = any_tiny.inputs(images)["pixel_values"]
+    # Idefics3 pads the lists of tiles with black ones.
+    theirs = [tile for tile in theirs.flatten(0, -4) if bool(tile.any())]
+    assert len(mine) == len(theirs)
+    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def asked(tiny: made.Tiny, sizes: list[tuple[int, int]]) -> Any:
+    prompt = Prompt(tuple(OpenedImage(image) for image in pictures(sizes)), (Turn(made.QUESTION),))
+    return ask_and_inspect(tiny.vlm, prompt, GenerationSettings(8))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_greedy_answers_are_those_of_generate(any_tiny: made.Tiny, sizes):
+    inputs = any_tiny.inputs(pictures(sizes))
+    length = inputs["input_ids"].shape[1]
+    expected = any_tiny.model.generate(
+        **inputs, do_sample=False, max_new_tokens=8, output_logits=True, return_dict_in_generate=True
+    )
+    inspection = asked(any_tiny, sizes)
+    said = expected.sequences[0, length:].tolist()
+    assert [token.token_id for token in inspection.answers[0]] == said
+    for token, logits in zip(inspection.answers[0], expected.logits, strict=True):
+        assert math.isclose(token.probability, float(logits[0].softmax(-1)[token.token_id]), abs_tol=1e-6)
+    # What was read is what was answered to: the prompt as it stood, then the answer.
+    assert inspection.row.input_ids[:length].tolist() == inputs["input_ids"][0].tolist()
+    assert inspection.faithful
+
+
+@pytest.mark.parametrize("sizes", SIZES[:2])
+def test_attention_is_that_of_the_eager_model(any_tiny: made.Tiny, sizes):
+    inspection = asked(any_tiny, sizes)
+    found = attend(any_tiny.vlm, inspection, inspection.row_that_chose(inspection.first_answer_position))
+    any_tiny.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            theirs = any_tiny.model(**any_tiny.inputs(pictures(sizes)), output_attentions=True).attentions
+    finally:
+        any_tiny.model.set_attn_implementation("sdpa")
+    assert found.position == theirs[0].shape[-1] - 1
+    expected = torch.stack([layer[0, :, found.position] for layer in theirs])
+    torch.testing.assert_close(torch.from_numpy(found.pattern[..., : found.position + 1]), expected, rtol=0, atol=1e-5)
+    images = [p for p in range(found.position) if inspection.row.input_ids[p] == any_tiny.vlm.image_token_id]
+    torch.testing.assert_close(torch.from_numpy(found.image_share), expected[..., images].sum(-1), rtol=0, atol=1e-5)

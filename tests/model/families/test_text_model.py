@@ -1,0 +1,140 @@
+"""Transformers' language models under our tap: read, cut, patched, cached; and nothing of a pass stays behind."""
+
+import threading
+
+import pytest
+import torch
+
+from inspector.row.embedded_row import read_positions, read_row
+from model import ActivationPatch, AttentionReader, Cut, Tap
+from model.language import KeptKeys
+from tests import tiny_checkpoints as made
+
+
+@pytest.fixture(params=["idefics3", "llava always"])
+def case(request, tiny):
+    """A model, a row of two images and its embeddings."""
+    checkpoint = tiny(request.param)
+    row = checkpoint.row([made.noise(100, 60), made.noise(64, 64)])
+    return checkpoint.vlm, row, made.embeds_of(checkpoint.vlm, row)[None]
+
+
+def run(case, tap=None, cache=None, visible=None):
+    vlm, row, embeds = case
+    return vlm.decode(embeds, row.position_ids, made.causal(row) if visible is None else visible, cache, tap)
+
+
+def test_reading_leaves_the_states_as_they_are(case):
+    vlm, row, _ = case
+    reader = AttentionReader([3, len(row) - 1], torch.zeros(len(row), dtype=torch.long), 1, weigh_values=True)
+    assert torch.equal(run(case, Tap(reader)), run(case))
+    assert reader.reading.shares.shape == (vlm.n_layers, vlm.n_heads, 2, 1)
+    torch.testing.assert_close(reader.reading.shares, torch.ones_like(reader.reading.shares))
+
+
+def test_cached_passes_are_one_pass(case):
+    vlm, row, embeds = case
+    whole, cache, parts = run(case), vlm.new_cache(len(row)), []
+    for start, stop in ((0, 40), (40, 41), (41, len(row))):
+        visible = made.causal(row)[:, :, start:stop, :stop]
+        parts.append(vlm.decode(embeds[:, start:stop], row.position_ids[:, start:stop], visible, cache))
+    assert cache.length == len(row)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+
+
+def test_kept_keys_are_looked_at_and_left_alone(case):
+    vlm, row, _ = case
+    read = read_row(vlm, row, [torch.cat(vlm.encode(vlm.encoder_inputs(image))) for image in row.images])
+    before = read.cache.keys.clone()
+    reading = read_positions(vlm, read, [len(row) - 1], torch.zeros(len(row), dtype=torch.long), 1, keep_patterns=True)
+    whole = AttentionReader([len(row) - 1], torch.zeros(len(row), dtype=torch.long), 1, keep_patterns=True)
+    run(case, Tap(whole))
+    torch.testing.assert_close(reading.patterns, whole.reading.patterns, rtol=0, atol=1e-5)
+    assert torch.equal(read.cache.keys, before)
+    assert KeptKeys(read.cache).length == len(row)
+
+
+def test_a_cut_edge_is_a_masked_one(case):
+    _, row, _ = case
+    queries, keys = [len(row) - 1, len(row) - 2], [5, 6, 7]
+    visible = made.causal(row)
+    visible[..., torch.tensor(queries)[:, None], torch.tensor(keys)] = False
+    torch.testing.assert_close(
+        run(case, Tap(cuts=(Cut(queries, keys),))), run(case, visible=visible), rtol=0, atol=1e-6
+    )
+    # In one layer, and in one head of it, it is another change.
+    layer = run(case, Tap(cuts=(Cut(queries, keys, layers=frozenset({1})),)))
+    head = run(case, Tap(cuts=(Cut(queries, keys, layers=frozenset({1}), heads=frozenset({2})),)))
+    assert not torch.equal(layer, head)
+    assert torch.equal(layer[:, : len(row) - 2], run(case)[:, : len(row) - 2])
+
+
+def test_states_are_patched_before_each_layer_and_behind_the_last(case):
+    vlm, row, _ = case
+    last = len(row) - 1
+    for layer in range(vlm.n_layers + 1):
+        states = run(case, Tap(patches=(ActivationPatch(layer, [20], [last]),)))
+        assert torch.equal(states[:, :last], run(case)[:, :last])
+        assert not torch.equal(states[:, last], run(case)[:, last])
+    # Behind the last layer the state is what the other's was.
+    torch.testing.assert_close(states[:, last], run(case)[:, 20])
+
+
+def test_nothing_of_a_pass_stays(case):
+    plain = run(case)
+    run(case, Tap(cuts=(Cut([20], [3]),), patches=(ActivationPatch(1, [4], [9]),)))
+    assert torch.equal(run(case), plain)
+
+
+def test_passes_of_several_threads_keep_apart(case):
+    _, row, _ = case
+    taps = [None, Tap(cuts=(Cut([len(row) - 1], [5, 6]),)), Tap(patches=(ActivationPatch(1, [4], [len(row) - 1]),))]
+    expected = [run(case, tap) for tap in taps]
+    assert not torch.equal(expected[0], expected[1])
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(5):
+            if not torch.equal(run(case, taps[which]), expected[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(n % 3,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_moved_keys_are_those_of_moved_positions(case):
+    vlm, row, embeds = case
+    caches = []
+    for by in (0, 7):
+        cache = vlm.new_cache(len(row))
+        vlm.decode(embeds, row.position_ids + by, made.causal(row), cache)
+        caches.append(cache)
+    torch.testing.assert_close(vlm.rotate_keys(caches[0].keys, 7), caches[1].keys, rtol=0, atol=1e-5)
+    torch.testing.assert_close(vlm.rotate_keys(caches[1].keys, -7), caches[0].keys, rtol=0, atol=1e-5)
+
+
+def test_whoever_watches_is_called_before_every_block(case, tiny):
+    vlm, row, _ = case
+    copy = vlm.convert(torch.float32)
+    called: list[int] = []
+    copy.watch(lambda: called.append(1))
+    run((copy, row, made.embeds_of(copy, row)[None]))
+    assert len(called) >= copy.n_layers + 2  # the encoder's as well
+    called.clear()
+    run(case)
+    assert called == []
+
+
+def test_copies_are_models_of_their_own(case):
+    vlm, row, embeds = case
+    half, random = vlm.convert(torch.bfloat16), vlm.redraw(3)
+    assert (half.dtype, vlm.dtype) == (torch.bfloat16, torch.float32)
+    assert len({vlm.fingerprint, half.fingerprint, random.fingerprint}) == 3
+    assert random.redraw(3).fingerprint == random.fingerprint
+    states = half.decode(embeds.to(torch.bfloat16), row.position_ids, made.causal(row))
+    assert states.isfinite().all()
+    torch.testing.assert_close(states.float(), run(case), rtol=0, atol=0.3)

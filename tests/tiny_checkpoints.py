@@ -1,0 +1,193 @@
+"""Tiny random checkpoints of other families, with transformers' own model, image processor and processor classes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from model import Conversation, InspectableVLM, Message, OpenedImage, Row, load_vlm
+
+# As the checkpoints of these families write it.
+IDEFICS3_CHAT = (
+    "<|im_start|>{% for message in messages %}{{message['role'].capitalize()}}{% if message['content'][0]['type'] == "
+    "'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}"
+    "{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+LLAVA_CHAT = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', "
+    "'text') %}{{ content['text'] + ' '}}{% endfor %}{% else %}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'text') %}{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+TRIMMING_CHAT = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<image>' }}{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}"
+    "{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+STRING_CHAT = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QUESTION = "What colour is it? 1234"
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint folder, transformers' model and processor of it, and ours."""
+
+    folder: Path
+    model: Any
+    processor: Any
+
+    @property
+    def vlm(self) -> InspectableVLM:
+        return _open(self.folder)
+
+    def inputs(self, images: list[Image.Image], text: str = QUESTION, history: tuple[tuple[str, str], ...] = ()) -> Any:
+        """What the family's own processor makes of a prompt, the images before the first text."""
+        turns = [*({"role": role, "content": [{"type": "text", "text": said}]} for role, said in history)]
+        turns.append({"role": "user", "content": [{"type": "text", "text": text}]})
+        turns[0]["content"][:0] = [{"type": "image"} for _ in images]
+        template = self.processor.chat_template
+        # SmolVLM's processor can't do this without its video part; it is the tokenizer's doing in all of them.
+        write = partial(
+            self.processor.tokenizer.apply_chat_template,
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        try:
+            written = write(turns)
+        except TypeError:  # a template that knows of texts alone
+            written = write(
+                [{**one, "content": "".join(part.get("text", "<image>") for part in one["content"])} for one in turns]
+            )
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and written.startswith(bos))  # as apply_chat_template does where it makes ids itself
+        return self.processor(text=[written], images=images or None, return_tensors="pt", add_special_tokens=special)
+
+    def row(self, images: list[Image.Image], text: str = QUESTION, history: tuple[tuple[str, str], ...] = ()) -> Row:
+        return self.vlm.place(self.vlm.prepare(conversation(images, text, history), True))
+
+
+def conversation(
+    images: list[Image.Image], text: str = QUESTION, history: tuple[tuple[str, str], ...] = ()
+) -> Conversation:
+    """The images before the first text."""
+    messages = [Message(role, said) for role, said in history] + [Message("user", text)]
+    messages[0] = Message(messages[0].role, messages[0].text, tuple(map(OpenedImage, images)))
+    return Conversation(tuple(messages))
+
+
+@cache
+def _open(folder: Path) -> InspectableVLM:
+    return load_vlm(folder)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def embeds_of(vlm: InspectableVLM, row: Row) -> torch.Tensor:
+    features = [part for image in row.images for part in vlm.encode(vlm.encoder_inputs(image))]
+    return vlm.embed_ids(row.input_ids, torch.cat(features) if features else None)
+
+
+def causal(row: Row) -> torch.Tensor:
+    return torch.ones(len(row), len(row), dtype=torch.bool).tril()[None, None]
+
+
+def write_checkpoint(model: Any, processor: Any, folder: Path, **options: Any) -> None:
+    """As save_pretrained writes it; a processor with a video part can't be saved without one."""
+    model.save_pretrained(folder, **options)
+    if getattr(processor, "video_processor", 0) == 0:
+        processor.save_pretrained(folder)
+        return
+    processor.tokenizer.chat_template = processor.chat_template
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": type(processor).__name__}))
+
+
+def text_settings(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    return {**settings, **more}
+
+
+def vision_settings(**more: Any) -> dict[str, Any]:
+    settings = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return {**settings, **more}
+
+
+def build_idefics3(
+    tokenizer_of: Callable[[list[str]], Any],
+    *,
+    smol: bool = False,
+    chat: str = IDEFICS3_CHAT,
+    rows: int = 6,
+    **text: Any,
+) -> tuple[Any, Any]:
+    marks = [f"<row_{row}_col_{col}>" for row in range(1, rows + 1) for col in range(1, rows + 1)]
+    tokenizer = tokenizer_of(["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *marks])
+    kind = "SmolVLM" if smol else "Idefics3"
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision_settings(image_size=64, patch_size=8),
+        text_config=transformers.LlamaConfig(**text_settings(tokenizer, **text)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=2,
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    )
+    images = getattr(transformers, f"{kind}ImageProcessor")(
+        size={"longest_edge": 256}, max_image_size={"longest_edge": 64}
+    )
+    more = {"video_processor": None} if smol else {}
+    processor = getattr(transformers, f"{kind}Processor")(
+        image_processor=images, tokenizer=tokenizer, image_seq_len=16, chat_template=chat, **more
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval(), processor
+
+
+def build_llava(tokenizer: Any, *, chat: str | None = LLAVA_CHAT, strategy: str = "default", **text: Any) -> Any:
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision_settings(image_size=56, patch_size=14)),
+        text_config=transformers.LlamaConfig(**text_settings(tokenizer, **text)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=-2,
+        image_seq_length=16,
+    )
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = transformers.LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1,
+        chat_template=chat,
+    )
+    torch.manual_seed(0)
+    return transformers.LlavaForConditionalGeneration(config).eval(), processor
