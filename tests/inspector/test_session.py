@@ -54,9 +54,7 @@ def test_a_name_whose_weights_are_gone_is_refused(run, embedded):
     other = go_on()
     store.private_bytes = 0
     store.admit("the run's id", folder, "a run")  # the old weights leave the memory
-    with pytest.raises(
-        InputError, match=f"its model is #{other.fingerprint[:8]} now, no longer #{embedded.fingerprint[:8]}"
-    ):
+    with pytest.raises(InputError, match=rf"#{other.fingerprint[:8]}.*#{embedded.fingerprint[:8]}"):
         store.get(name)
 
 

@@ -143,10 +143,10 @@ def test_json_is_plain_and_whole(embedded):
 
 
 def test_requests_that_make_no_sense(embedded):
-    with pytest.raises(InputError, match=r"The data hold no example"):
+    with pytest.raises(InputError, match="no example"):
         report_data(embedded, source())
     for keywords in ({"sample": -1}, {"max_length": 0}, {"max_images": -1}):
-        with pytest.raises(InputError, match=r"they must be 0 or more"):
+        with pytest.raises(InputError, match="0 or more"):
             report_data(embedded, source(example()), **keywords)
 
 

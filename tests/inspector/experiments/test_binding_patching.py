@@ -146,10 +146,10 @@ def test_passes_are_split_where_they_would_grow_too_large(three, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "questions", "turn", "options", "why"),
     [
-        ("single", None, None, {}, "there is no question about another image"),
-        ("per-turn", None, None, {}, "as many tokens as the prompt's own"),
-        ("packed", None, 2, {"document_mask": True}, "there is no question about another image"),
-        ("per-turn", ("In image 1, what is it? <|im_end|>",) * 3, 1, {}, "there is no question about another image"),
+        ("single", None, None, {}, "another image"),
+        ("per-turn", None, None, {}, "as many tokens"),
+        ("packed", None, 2, {"document_mask": True}, "another image"),
+        ("per-turn", ("In image 1, what is it? <|im_end|>",) * 3, 1, {}, "another image"),
     ],
 )
 def test_what_could_not_be_patched_is_said(embedded, name, questions, turn, options, why):
@@ -167,7 +167,7 @@ def test_equal_answers_have_no_curve(three):
     same = tuple(replace(one, answer_ids=(30,), greedy_ids=(30,)) for one in selection.asked)
     curve = next(patch_addresses(case, replace(selection, asked=same)))
     assert curve.not_done == "The pointer was not patched: every question of equal length gets the same answer."
-    with pytest.raises(ValueError, match="different answers"):
+    with pytest.raises(ValueError, match="different"):
         patch_between(case, same[0], same[1], "question")
 
 

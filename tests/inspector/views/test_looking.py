@@ -27,7 +27,7 @@ def test_a_selected_token_is_kept_with_the_attention_of_the_row_that_chose_it(ha
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
-    [({"position": 10**6}, "The row has no position 1000000"), ({}, "This event needs event_data with “position”")],
+    [({"position": 10**6}, "1000000"), ({}, "“position”")],
 )
 def test_a_position_beyond_the_row_is_refused(handlers, shown, event, data, sentence):
     with pytest.raises(gr.Error, match=sentence):
@@ -38,5 +38,5 @@ def test_nothing_is_drawn_before_anything_was_asked(handlers, event):
     assert handlers.select_token(None, *CONTROLS, event(position=0)) == [gr.skip()] * 3
     assert handlers.draw_plots(None, False) == [gr.skip()] * len(handlers.attention.plots)
     assert handlers.draw_batch(None, "row") == [gr.skip()] * len(handlers.batch.outputs)
-    with pytest.raises(gr.Error, match="There is no batch yet"):
+    with pytest.raises(gr.Error, match="batch"):
         handlers.make_files(None, "row")

@@ -136,7 +136,7 @@ def test_rows_that_are_read_are_spread_from_the_first_to_the_last():
 
 def test_attention_of_another_position_is_refused(embedded):
     case = example_case(embedded, "single")
-    with pytest.raises(ValueError, match="The attention is of position 3"):
+    with pytest.raises(ValueError, match="position 3"):
         measure_attention_agreement(case, attention_of(case, 3), measure_dependence(case))
 
 

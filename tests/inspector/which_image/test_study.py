@@ -317,7 +317,7 @@ def test_a_turn_in_the_middle_can_be_explained(embedded):
     assert (found.turn, found.verdict.kind, found.verdict.image) == (1, "mask", 1)
     *_, found = study_answer(embedded, inspection, 2)
     assert (found.turn, found.verdict.image, found.dependence.answer) == (2, 2, "circle")
-    with pytest.raises(InputError, match="Turn 4 has no answer; choose one of 1, 2, 3"):
+    with pytest.raises(InputError, match=r"Turn 4.* 1, 2, 3"):
         open_case(embedded, inspection, 4)
 
 
@@ -364,7 +364,7 @@ def test_a_leader_stands_out(three):
 
 def test_an_answer_must_be_there(embedded):
     inspection = inspect(embedded, prompt_of("three"))
-    with pytest.raises(InputError, match="No turn has an answer yet; press Ask first"):
+    with pytest.raises(InputError, match="Ask"):
         list(study_answer(embedded, inspection))
     case = case_of(embedded, prompt_of("two"))
     assert choose_target(case.structure, 1).question.number == 1
