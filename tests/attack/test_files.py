@@ -94,7 +94,7 @@ def test_the_clock_of_reading_works(secret: Path):
 )
 def test_odd_paths_get_the_same_sentence(stranger: Stranger, path: Any):
     answer = stranger.call("plan_images", ["embedded", [{"image": {"path": path}}], []])
-    assert "is no file that was uploaded here, or it was too long ago; upload it again." in answer["output"]["error"]
+    assert "uploaded" in answer["output"]["error"]
 
 
 def test_what_was_uploaded_is_opened(stranger: Stranger, tmp_path: Path):
@@ -140,12 +140,8 @@ class TestAdmission:
             os.mkfifo(path)
         elif make == "above":
             path = inside / ".." / "out.png"
-        name = path.name
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=f"“{path.name}”"):
             admit_file(str(path), inside)
-        assert str(caught.value) == (
-            f"“{name}” is no file that was uploaded here, or it was too long ago; upload it again."
-        )
 
     def test_an_address_is_no_file(self, tmp_path: Path):
         with pytest.raises(InputError, match="That"):

@@ -66,6 +66,6 @@ def test_a_study_of_two_models_is_refused(run, embedded):
         with pytest.raises(InputError) as refusal:
             begin()
         sentence = str(refusal.value)
-        assert f"The model is #{other.fingerprint[:8]} now" in sentence
-        assert "press Ask again" in sentence
+        assert f"#{other.fingerprint[:8]}" in sentence
+        assert "Ask" in sentence
         assert sentence.count(". ") == 0

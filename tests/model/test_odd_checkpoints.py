@@ -117,7 +117,7 @@ def test_a_config_that_is_none(folder, text, words):
 def test_a_config_that_is_a_folder(folder):
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
-    assert "can't be read" in refused(folder)
+    assert "config.json" in refused(folder)
 
 
 ODD = st.one_of(
@@ -228,7 +228,7 @@ def weights_file(header: bytes, data: bytes = b"", length: int | None = None) ->
 )
 def test_a_header_that_lies(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    assert "can't be read" in refused(folder)
+    assert "config.json" in refused(folder)
 
 
 def test_an_empty_file_of_weights_lacks_all(folder):

@@ -86,7 +86,7 @@ def test_a_run_folder_of_another_version_is_refused_and_stays_as_it_is(make_reci
     (folder / "run.json").write_text(json.dumps({**facts, "format": 0}))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["run", "--resume", "--out", str(folder)]) == 2
-    assert "was written by another version (format 0, this one reads 1); start the run anew" in capsys.readouterr().err
+    assert "format 0" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 

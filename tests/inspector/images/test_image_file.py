@@ -232,12 +232,8 @@ def test_too_many_pixels_in_a_prompt_are_refused_before_any_is_decoded(tmp_path,
         Image.new("1", (1000, 1000 + n)).save(paths[-1])
     bounds = private_bounds(prompt_pixels=3_000_000)
     gallery = [(str(path), None) for path in paths]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"3\.003 million.* 3 million"):
         prompt_view.read_prompt(gallery, 1, "images-first", False, ["what?", *[""] * 11], bounds)
-    assert str(caught.value) == (
-        "The images have 3.003 million pixels together; at most 3 million fit one prompt, scale them down or remove "
-        "some."
-    )
     assert runs == []
     prompt_view.read_prompt(gallery[:2], 1, "images-first", False, ["what?", *[""] * 11], bounds)
     with pytest.raises(InputError, match="3 million"):

