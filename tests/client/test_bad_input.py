@@ -27,12 +27,7 @@ def ask(client, tmp_path, files, question="What color is the shape?", **options)
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        ("words.png", "an image"),
-        ("cut.png", "cut off"),
-        ("empty.png", "0 bytes"),
-        ("bomb.png", "89 million"),
-    ],
+    [("words.png", "an image"), ("cut.png", "cut off"), ("empty.png", "0 bytes"), ("bomb.png", "89 million")],
 )
 def test_a_file_that_cannot_be_used(client, tmp_path, name, words):
     with pytest.raises(AppError, match=words) as caught:
@@ -70,12 +65,7 @@ def test_thirty_images_at_once(client, tmp_path):
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [
-        ("", "question"),
-        ("   ", "question"),
-        ("x" * 100_000, "100,000"),
-        ("0 1 2 3 4 " * 1900, "most"),
-    ],
+    [("", "question"), ("   ", "question"), ("x" * 100_000, "100,000"), ("0 1 2 3 4 " * 1900, "most")],
     ids=["empty", "blank", "100 kB", "too long for the model"],
 )
 def test_a_question_that_cannot_be_asked(client, tmp_path, question, words):

@@ -92,18 +92,10 @@ def refusal(client, event, *values):
         ({"base": "run:someone:12345678"}, "Base model.*'run:someone:12345678'.*embedded, new"),
         ({"source": "word"}, "Format.*'word'"),
         ({"data": ["easy-VQA"]}, r"Data.*\['easy-VQA'\]"),
-        ({"steps": None}, "Steps.*empty"),
         ({"steps": "many"}, "Steps.*'many'"),
-        ({"steps": [1]}, r"Steps.*\[1\].*number"),
-        ({"steps": 1.5}, r"Steps.*1\.5"),
-        ({"steps": 10**30}, "Steps.*1000000000000000000000000000000"),
         ({"steps": 601}, "Steps.*601.*600"),
-        ({"batch_rows": 512}, "Rows per batch.*512.*64"),
-        ({"lora_rank": 256}, "LoRA rank.*256.*64"),
-        ({"seed": 2**64}, "Seed.*18446744073709551616"),
         ({"seed": 2**53}, "Seed.*9007199254740992.*9,007,199,254,740,991"),
         ({"decoder_rate": "1e-3"}, r"Rate: language model \(0: frozen\).*'1e-3'"),
-        ({"projector_rate": -1}, "projector.*-1"),
     ],
 )
 def test_no_field_reaches_a_file_of_the_server_or_more_than_it_gives(client, runs, event, changes, sentence):
@@ -118,6 +110,7 @@ def test_no_field_reaches_a_file_of_the_server_or_more_than_it_gives(client, run
     ("word", "rgb", "sentence"),
     [
         ("../../etc", "", "letters"),
+        ("two words", "", "letters"),
         (["purple"], "", "Word.*'purple'"),
         (5, "", "Word.*5"),
         ("blick", "1,2", "'1,2'"),

@@ -118,11 +118,3 @@ def test_bad_input_is_one_sentence_and_starts_nothing(url, changes, sentence):
     client = Client(url, verbose=False)
     with pytest.raises(AppError, match=sentence):
         client.predict("custom", PERSON, *fields(**changes), api_name="/train_start")
-
-
-def test_an_unknown_run_and_an_empty_token(url):
-    client = Client(url, verbose=False)
-    with pytest.raises(AppError, match="no run"):
-        client.predict("../../etc", api_name="/train_open")
-    with pytest.raises(AppError, match="letters"):
-        client.predict("two words", "", PERSON, api_name="/train_teach_word")

@@ -121,12 +121,14 @@ def test_only_files_in_gradios_folder_are_admitted(tmp_path):
     (tmp_path / "out.jsonl").write_text("x")
     (inside / "a.jsonl").write_text("x")
     (inside / "link.jsonl").symlink_to(tmp_path / "out.jsonl")
+    os.mkfifo(inside / "fifo.jsonl")
     assert admit_file(str(inside / "a.jsonl"), inside) == inside.resolve() / "a.jsonl"
     for path in (
         tmp_path / "out.jsonl",
         inside / "link.jsonl",
         inside / "gone.jsonl",
         inside,
+        inside / "fifo.jsonl",
         "",
         None,
         "a\0b",

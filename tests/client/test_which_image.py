@@ -88,15 +88,6 @@ def test_a_test_of_its_own_runs_the_verdict_first(app_url, pictures):
         assert facts[part].get("summary", facts[part])["sentence"] in text
 
 
-def test_nothing_asked_yet_is_a_sentence(app_url):
-    client = Client(app_url, verbose=False)
-    for event in ("/which_image", "/which_where", "/lab_cut"):
-        with pytest.raises(AppError, match="Ask"):
-            client.predict(api_name=event)
-    with pytest.raises(AppError, match="verdict"):
-        client.predict(api_name="/which_report")
-
-
 def test_cuts_by_hand_add_up_and_are_taken_back(app_url, pictures):
     client = ask(app_url, pictures, QUESTION)
     one = client.predict("image 1 → question", api_name="/lab_cut")[-1]
@@ -146,24 +137,6 @@ def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     assert re.findall(r'(?:src|href)="(?!data:image/)', text) == []
     assert re.findall(r"url\(|@import", text) == []
     assert text.count('<section class="wi-panel') == 13
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["cut", "--ask", "x", "--cut", "image 1 -> question"], "image 1"),
-        (["cut", "--ask", "x", "--cut", "nonsense"], "no cut"),
-        (["cut", "--ask", "x", "--answer", "a", "--answer", "b", "--cut", "question 1 -> answer"], "2 answers"),
-        (["cut", "--ask", "x", "--turn", "4", "--cut", "question 1 -> answer"], "Turn 4"),
-        (["report", "--ask", "x", "--out", "/nowhere/report.html"], "written"),
-        (["report", "--ask", "", "--out", "report.html"], "question"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
 
 
 def test_ten_images_are_sampled_and_say_so(app_url, tmp_path_factory):

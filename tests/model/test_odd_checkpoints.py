@@ -228,7 +228,7 @@ def weights_file(header: bytes, data: bytes = b"", length: int | None = None) ->
 )
 def test_a_header_that_lies(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    assert "config.json" in refused(folder)
+    assert "model.safetensors" in refused(folder)
 
 
 def test_an_empty_file_of_weights_lacks_all(folder):

@@ -264,26 +264,9 @@ def test_encodings(folder):
     with pytest.raises(InputError, match=r"latin\.jsonl.*line 2.*47.*\(0xe9\).*UTF-8"):
         read(folder, "chat", "latin.jsonl")
     assert len(read(folder, "chat", "latin.jsonl", on_error="skip")) == 1
-    (folder / "wide.jsonl").write_bytes(line.encode("utf-16"))
-    with pytest.raises(InputError, match=r"wide\.jsonl.*UTF-16.*UTF-32.*UTF-8"):
-        read(folder, "chat", "wide.jsonl")
     (folder / "latin.json").write_bytes(b"[\n\n\xe9]")
     with pytest.raises(InputError, match=r"latin\.json.*line 3.*0xe9.*UTF-8"):
         read(folder, "llava", "latin.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", r"d\.jsonl.*\(0 bytes\)"),
-        (b"\n \n", r"d\.jsonl.*no record"),
-        (b"\xef\xbb\xbf", r"d\.jsonl.*no record"),
-    ],
-)
-def test_empty_files(folder, content, sentence):
-    (folder / "d.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
-        read(folder, "chat", "d.jsonl", on_error="skip")
 
 
 @pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"nul", b"\x00", b"{'a': 1}"])
@@ -291,12 +274,6 @@ def test_hostile_lines_are_problems(folder, line):
     write_lines(folder / "d.jsonl", chat(), line)
     (problem,) = read(folder, "chat", "d.jsonl", on_error="skip").problems
     assert problem.where == "d.jsonl line 2"
-
-
-def test_all_records_unusable(folder):
-    write_lines(folder / "d.jsonl", {}, {})
-    with pytest.raises(InputError, match=r"d\.jsonl line 1: “messages”"):
-        read(folder, "chat", "d.jsonl", on_error="skip")
 
 
 def test_a_damaged_picture_is_told_when_its_example_is_taken(folder):
@@ -358,19 +335,11 @@ def test_limit_split_slices_and_name(folder):
     ("spec", "sentence"),
     [
         ({}, "None.*rows, llava, chat, captions, easy-vqa"),
-        ({"source": "webdataset"}, "'webdataset'"),
         ({"source": ["chat"]}, r"\['chat'\]"),
-        ({"source": "chat"}, "chat.*path"),
-        ({"source": "chat", "path": "gone"}, "gone"),
         ({"source": "chat", "path": 3}, "path.*chat.*3"),
-        (
-            {"source": "chat", "path": "x", "limt": 3, "foo": 1},
-            "“foo”, “limt”.*path, split, limit, on_error, images",
-        ),
-        ({"source": "chat", "path": ".", "limit": -1}, "limit.*chat.*-1"),
+        ({"source": "chat", "path": "x", "limt": 3, "foo": 1}, "“foo”, “limt”.*path, split, limit, on_error, images"),
         ({"source": "chat", "path": ".", "limit": True}, "limit.*chat.*True"),
         ({"source": "chat", "path": ".", "on_error": "hide"}, "on_error.*chat.*hide"),
-        ({"source": "chat", "path": "red.png"}, r"red\.png.*\.jsonl"),
         ({"source": "chat", "path": "."}, r"no \.jsonl or \.json"),
         ({"source": "easy-vqa", "path": "."}, "path.*split, turns, seed, limit"),
         ({"source": "easy-vqa", "turns": 0}, "turns.*easy-vqa.*0.*1"),

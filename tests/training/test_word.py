@@ -45,16 +45,12 @@ def test_a_word_knows_its_look():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"word": "red"}, "“red”"),
-        ({"word": "Purple"}, "word.*'Purple'.*2.*20 small.*purple"),
         ({"word": "two words"}, "'two words'"),
         ({"word": "<|im_end|>"}, "2 to 20"),
         ({"word": 7}, "word.*7"),
-        ({"word": "zorp"}, "zorp"),
         ({"word": "zorp", "rgb": [128, 0]}, r"\[128, 0\]"),
         ({"word": "zorp", "rgb": [128, 0, 256]}, "0 to 255"),
         ({"word": "zorp", "rgb": "128"}, "0 to 255"),
-        ({"word": "crimson", "rgb": [240, 0, 0]}, r"\(240, 0, 0\).*\(255, 0, 0\)"),
         ({"word": "white", "rgb": [255, 255, 255]}, "pale"),
         ({"word": "purple", "shape": "star"}, "no shape"),
         ({"word": "star", "kind": "shape", "rgb": [1, 2, 3]}, "no RGB value"),

@@ -7,17 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inspector.experiments.heads import (
-    DRAWS,
-    EXPLANATION,
-    Heads,
-    _count_others,
-    _draw,
-    _steer,
-    _top,
-    measure_heads,
-    score_heads,
-)
+from inspector.experiments.heads import DRAWS, Heads, _count_others, _draw, _steer, _top, measure_heads, score_heads
 from inspector.row.attention import read_attention
 from inspector.row.prompt import Turn, prepare_row
 from inspector.row.row_store import ROWS
@@ -174,4 +164,3 @@ def test_json_says_whether_they_are_shown(steps):
     assert described["shown"] == steps[-1].shown
     assert described["steered"][0]["followed"] == steps[-1].steered[0].followed
     assert described["top"] == [list(head) for head in steps[-1].top]
-    assert EXPLANATION.count(". ") == 1

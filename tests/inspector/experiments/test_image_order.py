@@ -6,12 +6,7 @@ import math
 import pytest
 from PIL import Image
 
-from inspector.experiments.image_order import (
-    Permuted,
-    permute_images,
-    permuted_orders,
-    summarise_orders,
-)
+from inspector.experiments.image_order import Permuted, permute_images, permuted_orders, summarise_orders
 from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
@@ -104,10 +99,7 @@ def test_an_answer_that_is_an_image_s_number_moves_with_the_image(embedded):
 
 @pytest.mark.parametrize(
     ("question", "why"),
-    [
-        ("Are image 1 and image 3 the same colour?", "several"),
-        ("In image 7, what colour is the shape?", "image 7"),
-    ],
+    [("Are image 1 and image 3 the same colour?", "several"), ("In image 7, what colour is the shape?", "image 7")],
 )
 def test_no_rule_no_prediction(embedded, question, why):
     _, _, results = permuted(embedded, prompt_of("three", turns=(question,)))

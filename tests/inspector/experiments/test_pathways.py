@@ -4,14 +4,7 @@ import json
 
 import pytest
 
-from inspector.experiments.pathways import (
-    EXPLANATION,
-    PARTS,
-    Routes,
-    disjoint_windows,
-    measure_routes,
-    sliding_windows,
-)
+from inspector.experiments.pathways import PARTS, Routes, disjoint_windows, measure_routes, sliding_windows
 from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import image_keys
 from inspector.which_image.image_effects import measure_dependence
@@ -189,7 +182,3 @@ def test_random_weights_have_no_route():
     found = list(measure_routes(case, 0.0))[-1]
     assert len([route for route in found.routes if route.edges == "image → everything"]) == 2
     assert found.narrowest is None
-
-
-def test_the_explanation_is_two_sentences():
-    assert EXPLANATION.count(". ") == 1

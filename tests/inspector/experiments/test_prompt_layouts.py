@@ -175,18 +175,3 @@ def test_the_command(tmp_path, capsys):
     assert all(len(cell["leave_one_out"]) == len(cell["answers"]) == len(cell["images"]) == 2 for cell in read)
     assert facts["cells"][6]["leakage"] < 1e-5
     assert len(facts["sentences"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--ask", ""], "question"),
-        (["--ask", "x", "--max-new-tokens", "0"], "0 tokens"),
-        (["--ask", "x", "--image", "/nowhere.png"], "read"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
-    assert main(["layout", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1

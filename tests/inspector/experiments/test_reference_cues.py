@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from inspector.experiments import reference_cues
-from inspector.experiments.reference_cues import (
-    compare_cues,
-    exchange,
-    filler_text,
-    measure_cues,
-    share_of,
-)
+from inspector.experiments.reference_cues import compare_cues, exchange, filler_text, measure_cues, share_of
 from inspector.interventions.target import image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn

@@ -29,7 +29,7 @@ from model import InputError, OpenedImage, open_image, process_image
 from model.image import geometry_of, resize_image
 from model.training.synthetic.examples import EXAMPLES
 
-GONE = "“1.png” was uploaded too long ago and is no longer there; upload it again."
+GONE = r"1\.png.*uploaded"
 
 
 @pytest.fixture
@@ -119,21 +119,18 @@ def test_an_uploaded_file_that_is_gone_costs_only_what_needs_its_pixels(files, e
     assert write_report(inspection, model="m", names=["1", "2", "3"], turn=1, verdict="", panels=[], facts={})
     assert ask(embedded, inspection.prompt.images).prompt.turns == inspection.prompt.turns
     case = open_case(embedded, inspection)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         list(occlusion.measure_regions(case, 1, 0.1))
-    assert str(caught.value) == GONE
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         inspection.prompt.images[0].pixels  # noqa: B018
-    assert str(caught.value) == GONE
 
 
 def test_another_file_in_its_place_is_not_taken_for_it(files, embedded):
     file = ImageFile(files[0])
     files[0].unlink()
     Image.new("RGB", (9, 9), "blue").save(files[0])
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         file.process(embedded)
-    assert str(caught.value) == GONE
 
 
 def test_regions_of_a_file_are_those_of_the_picture(files, embedded):

@@ -207,7 +207,7 @@ def test_a_contrastive_run_answers_nothing(embedded):
     recipe = build_recipe(
         {
             "stages": [
-                {"name": "s", "kind": "contrastive", "steps": 1, "learning_rates": {"text": 1e-3}, "data": [SCENES]},
+                {"name": "s", "kind": "contrastive", "steps": 1, "learning_rates": {"text": 1e-3}, "data": [SCENES]}
             ]
         },
         None,

@@ -297,6 +297,7 @@ def test_a_damaged_run_shows_as_itself_and_hides_nothing(page, golden, damage, m
         ("job.json another format", "another version"),
         ("job.json title 5", "“title”"),
         ("run/run.json truncated", "run.json"),
+        ("run/run.json another format", "another version"),
         ("run/run.json a folder", "run.json"),
         ("run/run.json status 'x'", "&#x27;x&#x27;"),
         ("recipe.toml missing", "recipe.toml"),

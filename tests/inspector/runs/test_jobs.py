@@ -1,6 +1,5 @@
 """The table of jobs, with a trainer that only writes a run's folder: quick and the same every time."""
 
-import json
 import os
 import signal
 import sys
@@ -233,20 +232,6 @@ def test_failures_are_one_sentence(trainer, make):
     table = make()
     job = table.start("me", recipe())
     assert wait_for(table, job, "failed").error == "The loss became nan at step 2; lower the learning rates."
-    trainer("refuse")
-    job = table.start("me", recipe())
-    assert wait_for(table, job, "failed").error == "The recipe is no good; change it."
-
-
-def test_a_run_of_another_version_says_so(trainer, make):
-    table = make()
-    job = table.start("me", recipe())
-    wait_for(table, job, "done")
-    path = table.run_folder(job) / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
-    state = table.read(job)
-    assert state.status == "failed"
-    assert "another version" in state.error
 
 
 def test_a_server_that_starts_again_finds_its_jobs(trainer, make):

@@ -38,18 +38,15 @@ def write(bounds=None, **changes):
 @pytest.mark.parametrize("value", [None, "", math.nan, math.inf, -math.inf, float("1e400"), "5", "many", [1], {}, True])
 @pytest.mark.parametrize("key", NAMES)
 def test_what_is_no_number_is_named(key, value):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"^{NAMES[key]}.*number"):
         write(**{key: value})
-    assert str(caught.value).startswith(NAMES[key])
-    assert "number" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [10**400, 1e300, -1], ids=["huge", "large", "below"])
 @pytest.mark.parametrize("key", NAMES)
 def test_a_number_beyond_every_range_is_named(key, value):
-    with pytest.raises(InputError, match="number") as caught:
+    with pytest.raises(InputError, match=f"^{NAMES[key]}.*number") as caught:
         write(**{key: value})
-    assert str(caught.value).startswith(NAMES[key])
     assert len(str(caught.value)) < 200
 
 
@@ -64,16 +61,14 @@ def test_what_is_no_text_is_named(key, value):
     ("change", "sentence"),
     [
         ({"batch_rows": 65}, "Rows per batch.*65.*64"),
-        ({"steps": 601}, "Steps.*601.*600"),
         ({"lora_rank": 65}, "LoRA rank.*65.*64"),
         ({"seed": MAX_SEED + 1}, "Seed.*9007199254740992"),
         ({"data": "a hub data set", "path": "owner/name"}, "the hub"),
     ],
 )
 def test_a_public_server_gives_less(change, sentence):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=sentence):
         write(public_bounds(), **change)
-    assert str(caught.value).startswith(sentence)
 
 
 def test_a_form_asks_for_what_the_server_can_hold():

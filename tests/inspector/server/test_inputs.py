@@ -55,7 +55,6 @@ def test_what_a_component_sends_is_taken(block, value, taken):
 @pytest.mark.parametrize(
     ("block", "value", "said"),
     [
-        (COLOURS, "green", "It.*'green'.*red, blue"),
         (COLOURS, None, "It.*None.*red, blue"),
         (COLOURS, ["red"], r"It.*\['red'\].*red, blue"),
         (RANKS, True, "It.*True.*1, 2"),
@@ -66,7 +65,6 @@ def test_what_a_component_sends_is_taken(block, value, taken):
         (LAYERS, [0], "It.*0.*0, 1"),
         (LAYERS, [["0"]], r"It.*\['0'\].*0, 1"),
         (LAYERS, ["0"] * 1000, "It.*1,000.* 2 "),
-        (SIZE, 0, "It.*0.*128"),
         (SIZE, None, "It.*empty.*128"),
         (SIZE, "32", "It.*'32'.*128"),
         (SIZE, float("nan"), "It.*nan.*128"),
@@ -75,12 +73,9 @@ def test_what_a_component_sends_is_taken(block, value, taken):
         (SEED, 10**400, "It.*1329"),
         (SEED, True, "It.*True"),
         (SEED, {}, r"It.*\{\}.*number"),
-        (TEXT, 5, "It.*5.*text"),
         (TEXT, {"a": 1}, r"It.*\{'a': 1\}.*text"),
-        (TEXT, "x" * 101, "It.*101.*100"),
         (TEXT, "a\udfffb", "It.*surrogate"),
         (OWN, 5, "It.*5.*text"),
-        (TICK, 1, "It.*1.*true or false"),
         (TICK, "false", "It.*'false'.*true or false"),
         (QUESTIONS, "a", "It.*'a'.*list"),
         (QUESTIONS, ["a", None], "It 2.*None.*text"),
@@ -113,9 +108,6 @@ def test_data_of_an_event(data, kind, value):
     ("data", "said"),
     [
         (None, "lacks"),
-        ([], "lacks"),
-        ("at", "lacks"),
-        (5, "lacks"),
         ({}, "lacks"),
         ({"other": 3}, "lacks"),
         ({"at": None}, "None"),

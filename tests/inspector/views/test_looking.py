@@ -25,10 +25,7 @@ def test_a_selected_token_is_kept_with_the_attention_of_the_row_that_chose_it(ha
     assert (own.selected, own.attention.position) == (position, position)
 
 
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [({"position": 10**6}, "1000000"), ({}, "“position”")],
-)
+@pytest.mark.parametrize(("data", "sentence"), [({"position": 10**6}, "1000000"), ({}, "“position”")])
 def test_a_position_beyond_the_row_is_refused(handlers, shown, event, data, sentence):
     with pytest.raises(gr.Error, match=sentence):
         handlers.select_token(shown, *CONTROLS, event(**data))

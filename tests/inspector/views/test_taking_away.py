@@ -34,16 +34,3 @@ def test_a_program_asks_in_one_call(store, shown):
     facts = InspectHandler(store, Bounds()).inspect([], ["What color is the shape?"], max_new_tokens=2)
     assert facts["model"]["fingerprint"] == shown.inspection.fingerprint
     assert [token["position"] for token in read_tokens(shown)["tokens"]] == list(range(len(shown.inspection.row)))
-
-
-@pytest.mark.parametrize(
-    ("questions", "options", "sentence"),
-    [
-        ([], {}, "question"),
-        (["What?"], {"layout": "sideways"}, "sideways"),
-        (["What?"], {"model": "none"}, "none"),
-    ],
-)
-def test_what_a_program_cannot_ask_is_refused(store, questions, options, sentence):
-    with pytest.raises(gr.Error, match=sentence):
-        InspectHandler(store, Bounds()).inspect([], questions, **options)

@@ -40,10 +40,7 @@ def test_an_experiment_runs_the_study_first_and_only_where_it_has_to(handlers, s
     assert first[view.study].found.step == STEPS[0]
 
 
-@pytest.mark.parametrize(
-    ("contrast", "turn", "sentence"),
-    [("", 2, "Turn 2"), ("x" * 100_000, 1, "contrast")],
-)
+@pytest.mark.parametrize(("contrast", "turn", "sentence"), [("", 2, "Turn 2"), ("x" * 100_000, 1, "contrast")])
 def test_what_cannot_be_studied_is_said_where_it_was_asked(handlers, shown, contrast, turn, sentence):
     said = []
     with pytest.raises(gr.Error, match=sentence) as refused:

@@ -9,13 +9,7 @@ import pytest
 
 from inspector.row.attention import read_attention, summarise_pattern
 from inspector.row.prompt import Turn
-from inspector.which_image.attention_agreement import (
-    EXPLANATION,
-    MAX_ROWS,
-    _spread,
-    measure_attention_agreement,
-    rank_correlation,
-)
+from inspector.which_image.attention_agreement import MAX_ROWS, _spread, measure_attention_agreement, rank_correlation
 from inspector.which_image.image_effects import measure_dependence
 from tests.example_cases import example_case
 
@@ -142,4 +136,3 @@ def test_json_holds_both_rows(agreement):
     assert described["chooser"]["leaders"] == list(agreement.chooser.leaders)
     assert described["question"]["totals"] == pytest.approx(agreement.question.totals)
     assert described["badge"] == agreement.badge
-    assert EXPLANATION.count(". ") == 1

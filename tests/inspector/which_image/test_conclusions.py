@@ -227,10 +227,7 @@ def test_effects_of_several_by_exchange_speak_against_one_by_ablation(guessed):
     n = len(guessed.dependence.shapley)
     both = replace(guessed.dependence.exchange, shapley=(4.0, 4.0, *[0.0] * (n - 2)))
     one = replace(
-        guessed.dependence,
-        shapley=(6.0, *[0.0] * (n - 1)),
-        leave_one_out=(6.0, *[0.0] * (n - 1)),
-        exchange=both,
+        guessed.dependence, shapley=(6.0, *[0.0] * (n - 1)), leave_one_out=(6.0, *[0.0] * (n - 1)), exchange=both
     )
     verdict = judge(guessed.case, one, guessed.selection, guessed.swaps)
     assert (verdict.kind, verdict.images, verdict.carried_by) == ("several", (1, 2), ("exchange",))

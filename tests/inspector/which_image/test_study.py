@@ -14,7 +14,7 @@ from inspector.interventions.target import choose_target, image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.counterfactuals import Counterfactual
-from inspector.which_image.image_effects import Dependence, measure_dependence, measure_matrix
+from inspector.which_image.image_effects import measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import alternative_questions, measure_selection
 from inspector.which_image.shapley import shapley_values
 from inspector.which_image.study import STEPS, study_answer
@@ -23,6 +23,7 @@ from model import InputError, OpenedImage, load_vlm
 from model.language import build_mask
 from model.training.fresh import new_vlm
 from model.training.synthetic.examples import EXAMPLES
+from tests.example_cases import made_up
 
 
 def prompt_of(name, **options):
@@ -203,25 +204,6 @@ def test_the_command_prints_the_verdict(tmp_path, capsys):
 # --- verdicts from made-up numbers ---
 
 
-def made_up(case, shapley, *, logprob=-0.1, floor=0.1, interaction=0.0):
-    n = len(shapley)
-    return Dependence(
-        answer="red",
-        tokens=1,
-        logprob=logprob,
-        text_only=logprob - sum(shapley),
-        shapley=tuple(shapley),
-        standard_errors=None,
-        leave_one_out=tuple(shapley),
-        alone=tuple(shapley),
-        interactions=tuple(tuple(0.0 if a == b else interaction for b in range(n)) for a in range(n)),
-        noise_floor=floor,
-        noise_draws=24,
-        noise_size=17,
-        runs=32,
-    )
-
-
 @pytest.mark.parametrize(
     ("shapley", "options", "kind", "image"),
     [
@@ -235,7 +217,7 @@ def made_up(case, shapley, *, logprob=-0.1, floor=0.1, interaction=0.0):
     ],
 )
 def test_a_verdict_follows_from_its_numbers(embedded, three, shapley, options, kind, image):
-    verdict = judge(three[-1].case, made_up(three[-1].case, shapley, **options))
+    verdict = judge(three[-1].case, made_up(*shapley, **options))
     assert (verdict.kind, verdict.image) == (kind, image)
 
 
@@ -253,7 +235,7 @@ def test_a_swap_that_disagrees_leaves_the_verdict_open(three):
 def test_a_guess_that_happens_to_be_right_is_not_taken_for_no_image_needed(three):
     """Taking the images away changes nothing, but another picture does."""
     case = three[-1].case
-    verdict = judge(case, made_up(case, (0.1, 0.2, 0.1)), three[-1].selection, three[-1].swaps)
+    verdict = judge(case, made_up(0.1, 0.2, 0.1), three[-1].selection, three[-1].swaps)
     assert verdict.kind == "unclear"
     assert "p 0.61 " in verdict.sentence
     assert "image 3 by image 1 " in verdict.sentence
@@ -344,11 +326,10 @@ def test_numbers_are_said_plainly():
     assert [say(value) for value in (1.234, -0.001, -1.5, 0.0)] == ["1.23", "0.00", "−1.50", "0.00"]
 
 
-def test_a_leader_stands_out(three):
-    case = three[-1].case
-    assert name_leader(made_up(case, (0.2, 5.0, 2.4))) == 2
-    assert name_leader(made_up(case, (0.2, 5.0, 2.6))) is None
-    assert name_leader(made_up(case, (0.2, 0.9, 0.1))) is None
+def test_a_leader_stands_out():
+    assert name_leader(made_up(0.2, 5.0, 2.4)) == 2
+    assert name_leader(made_up(0.2, 5.0, 2.6)) is None
+    assert name_leader(made_up(0.2, 0.9, 0.1)) is None
 
 
 def test_an_answer_must_be_there(embedded):
