@@ -250,7 +250,9 @@ def _read_weights(folder: Path, config: VLMConfig) -> dict[str, Tensor]:
         # nanoVLM drops one of the two names when saving; which one has changed between versions.
         both = [torch.nan_to_num(state[name]) for name in (_HEAD, _EMBEDDING) if name in state]  # NaN is named later
         if len(both) == 2 and not torch.equal(*both):
-            raise InputError(f"{path} has different {_HEAD} and {_EMBEDDING}, but lm_tie_weights says they are one.")
+            raise InputError(
+                f"{path} has different {_HEAD} and {_EMBEDDING}, but lm_tie_weights says they are one; correct it."
+            )
         for name, twin in ((_EMBEDDING, _HEAD), (_HEAD, _EMBEDDING)):
             if name not in state and twin in state:
                 state[name] = state[twin]

@@ -7,6 +7,7 @@ import torch
 from inspector.interventions.target import Case, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
+from inspector.which_image.image_effects import Dependence
 from model import VLM, Cut, OpenedImage, Tap
 from model.training.synthetic.examples import EXAMPLES
 
@@ -21,6 +22,13 @@ def example_prompt(name: str, **options: object) -> Prompt:
 
 def example_case(vlm: VLM, name: str, turn: int | None = None, **options: object) -> Case:
     return open_case(vlm, ask_and_inspect(vlm, example_prompt(name, **options), GenerationSettings()), turn)
+
+
+def made_up(*shapley: float, logprob: float = -0.1, floor: float = 0.1, interaction: float = 0.0) -> Dependence:
+    """Of the answer “red”: every measure of an image is its Shapley value."""
+    pairs = tuple(tuple(0.0 if a == b else interaction for b in range(len(shapley))) for a in range(len(shapley)))
+    total, noise = logprob - sum(shapley), (floor, 24, 17, 32)
+    return Dependence("red", 1, logprob, total, shapley, None, shapley, shapley, pairs, *noise)
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def _check_entry(entry: zipfile.ZipInfo, shown: str) -> tuple[str, ...]:
     if not path.parts:
         raise Refusal(f"{told}, which is no file name; make the archive anew.")
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise Refusal(f"{told}, which leaves the archive.")
+        raise Refusal(f"{told}, which leaves the archive; make the archive anew.")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind == stat.S_IFLNK:
         raise Refusal(f"{shown} has the link {quote(entry.filename)}; put the file itself in.")

@@ -34,7 +34,7 @@ def find_table(folder: Path, name: str) -> Path:
         raise Refusal(f"{quote(name)} holds several tables ({listed}); keep one, beside its pictures.")
     pictures = [path.parent for path in files if path.suffix.lower() in PICTURES]
     if not pictures:
-        raise Refusal(f"{quote(name)} holds neither a table ({', '.join(TABLES)}) nor pictures.")
+        raise Refusal(f"{quote(name)} holds neither a table ({', '.join(TABLES)}) nor pictures; put one in.")
     return Path(os.path.commonpath(pictures))
 
 
@@ -111,7 +111,7 @@ def _first_keys(path: Path, shown: str, is_list: bool) -> list[str]:
         if ended:
             return keys
         if whole:
-            raise Refusal(f"{shown} is no valid JSON in {where} (it is cut off).")
+            raise Refusal(f"{shown} is no valid JSON in {where} (it is cut off); get it again.")
         if any(key in keys for key, _ in KEYS):
             return keys
     raise Refusal(
@@ -151,4 +151,4 @@ def _scan_object(text: str, shown: str) -> tuple[list[str], bool]:
                 return keys, True
     else:
         return keys, False
-    raise Refusal(f"{shown} is no valid JSON in its first row (a key is no text, or “:” is missing).")
+    raise Refusal(f"{shown} is no valid JSON in its first row (a key is no text, or “:” is missing); correct it.")

@@ -235,7 +235,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise InputError(f"The recipe “{path}” can't be read ({error.strerror}); name a file, or {known}.") from error
     except (ValueError, RecursionError) as error:  # bad TOML or UTF-8, a number of thousands of digits, deep nesting
-        raise InputError(f"The recipe {path} is no valid TOML ({error}).") from error
+        raise InputError(f"The recipe {path} is no valid TOML ({error}); correct it.") from error
     for override in overrides:
         _override(values, override)
     return build_recipe(values, path.parent)
@@ -279,7 +279,7 @@ def _check_keys(table: Mapping[str, Any], of: type, where: str, hidden: set[str]
 def _override(values: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     if not found or not key.strip():
-        raise InputError(f"--set {override!r} is no key=value.")
+        raise InputError(f"--set {override!r} is no key=value; name a key and what it is set to.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

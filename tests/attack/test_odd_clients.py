@@ -40,7 +40,7 @@ def test_odd_numbers_of_events(stranger: Stranger, number: Any):
     answer = stranger.http.post("/gradio_api/queue/join", json=body)
     assert answer.status_code in (400, 422)
     if isinstance(number, int):
-        assert answer.json()["detail"] == "There is no event of this number; compare it with the API's description."
+        assert "number" in answer.json()["detail"]
     body = {"session_hash": stranger.page, "fn_index": number, "event_id": "x"}
     assert stranger.http.post("/gradio_api/cancel", json=body).status_code in (200, 422)
 
@@ -49,7 +49,7 @@ def test_odd_numbers_of_events(stranger: Stranger, number: Any):
 def test_odd_names_of_events(stranger: Stranger, path: str):
     answer = stranger.http.post(f"/gradio_api/{path}", json={"data": []})
     assert answer.status_code == 404
-    assert answer.json()["detail"] == "There is no event of this name; compare it with the API's description."
+    assert "name" in answer.json()["detail"]
 
 
 def test_odd_values_of_a_call_by_names(stranger: Stranger):
@@ -87,9 +87,6 @@ def test_a_page_is_read_by_one_connection_at_a_time(stranger: Stranger):
     next(reading)
     answer = stranger.http.get("/gradio_api/queue/data", params={"session_hash": stranger.page})
     assert answer.status_code == 409
-    assert answer.json()["detail"] == (
-        "Another connection reads what this page is sent; close that one, or reload the page."
-    )
     ended = [message["event_id"] for message in reading if message["msg"] == "process_completed"]
     assert sorted(ended) == sorted(joined)  # none of them went elsewhere
     assert stranger.call("ask", data)["success"]
@@ -154,7 +151,7 @@ def test_one_address_opens_so_many_pages_a_minute(server: PublicServer):
             if answer.status_code == 400:  # so many wait; they are soon done
                 time.sleep(0.2)
         assert statuses.count(200) >= 400
-        assert answer.json()["detail"].startswith("Your address opens more than 400 pages (or calls that name no")
+        assert "400 pages" in answer.json()["detail"]
         assert one.call("ask", one.prepare("What colour is it?"))["success"]
 
 
@@ -170,7 +167,7 @@ def test_a_disk_that_takes_no_more(server: PublicServer, tmp_path):
             answer = one.http.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
             assert answer.status_code >= 400
             assert str(server.temporary) not in answer.text
-            assert answer.json()["error"] == "The server's disk is full; try again later, and tell its owner."
+            assert "disk" in answer.json()["error"]
             assert one.call("ask", one.prepare("What colour is it?"))["success"]
         finally:
             resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)

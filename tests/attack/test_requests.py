@@ -57,7 +57,8 @@ def test_an_event_gets_no_new_data(stranger: Stranger):
 
 def test_a_body_is_bounded(stranger: Stranger):
     answer = stranger.http.post("/gradio_api/queue/join", content=b'{"data": ["' + b"x" * (3 << 20) + b'"]}')
-    assert (answer.status_code, answer.json()["detail"]) == (413, "The request is larger than 2 MiB; send less.")
+    assert answer.status_code == 413
+    assert "2 MiB" in answer.json()["detail"]
 
 
 def test_an_upload_is_refused_before_it_is_sent(server: PublicServer):
@@ -79,7 +80,7 @@ def test_one_page_may_wait_with_so_many(stranger: Stranger):
     refused = [answer for answer in answers if answer.status_code == 400]
     assert len(taken) + len(refused) == 30
     assert 12 <= len(taken) < 30
-    assert "requests of this page are waiting; wait until some of them are answered." in refused[-1].json()["detail"]
+    assert "of this page" in refused[-1].json()["detail"]
 
 
 def test_somebody_elses_question_does_not_wait_for_them(server: PublicServer):
@@ -125,7 +126,7 @@ def test_a_question_is_answered_while_another_page_tests(server: PublicServer, t
                     break
         assert ends.pop(joined)["success"]
         (ended,) = ends.values()
-        assert ended["output"]["error"] == "Stopped, for something new was asked on this page."
+        assert "something new" in ended["output"]["error"]
 
 
 def test_a_closed_page_frees_its_place(server: PublicServer, tmp_path):
@@ -154,7 +155,7 @@ def test_who_names_a_page_of_somebody_else_gets_nothing(server: PublicServer):
             assert one.call("ask", one.prepare("What colour is it?"))["success"]
             assert one.call("tokens", [None])["success"]
         answer = two.call("tokens", [None])
-        assert answer["output"]["error"] == "There are no tokens yet; ask something first."
+        assert "tokens" in answer["output"]["error"]
 
 
 def test_the_server_says_nothing_of_what_it_refused(server: PublicServer):

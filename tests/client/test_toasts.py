@@ -94,15 +94,15 @@ def test_a_program_reads_what_came_as_it_came(app_url):
 def test_the_page_gets_text_that_stays_text_as_html(app_url, headers, escaped):
     said = call(app_url, "inspect", [[], ["What?"], "images-first", False, "<image> & “b”", 4], headers)
     written = "“&lt;image&gt; &amp; “b””" if escaped else "“<image> & “b””"
-    assert said == f"There is no model {written}; choose one of embedded."
+    assert written in said
 
 
 def test_values_that_a_sentence_quotes_are_escaped(app_url):
     page = {"x-gradio-user": "app"}
     said = call(app_url, "pick_layout", ["<img src=x>"], page)
-    assert said == "“Layout” is '&lt;img src=x&gt;'; choose of images-first, per-turn, packed."
+    assert "&lt;img src=x&gt;" in said
     said = call(app_url, "refuse_files", [], page)
-    assert said == "This event needs event_data with “files”, a list; what came lacks it."
+    assert "“files”" in said
 
 
 @pytest.mark.parametrize(("headers", "escaped"), [({"x-gradio-user": "app"}, True), ({"x-gradio-user": "api"}, False)])

@@ -54,9 +54,7 @@ def test_a_name_whose_weights_are_gone_is_refused(run, embedded):
     other = go_on()
     store.private_bytes = 0
     store.admit("the run's id", folder, "a run")  # the old weights leave the memory
-    with pytest.raises(
-        InputError, match=f"its model is #{other.fingerprint[:8]} now, no longer #{embedded.fingerprint[:8]}"
-    ):
+    with pytest.raises(InputError, match=rf"#{other.fingerprint[:8]}.*#{embedded.fingerprint[:8]}"):
         store.get(name)
 
 
@@ -68,6 +66,6 @@ def test_a_study_of_two_models_is_refused(run, embedded):
         with pytest.raises(InputError) as refusal:
             begin()
         sentence = str(refusal.value)
-        assert f"The model is #{other.fingerprint[:8]} now" in sentence
-        assert "press Ask again" in sentence
+        assert f"#{other.fingerprint[:8]}" in sentence
+        assert "Ask" in sentence
         assert sentence.count(". ") == 0

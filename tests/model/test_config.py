@@ -107,21 +107,21 @@ def test_a_key_that_upstream_never_read_does_not_warn(current, caplog):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vit_hidden_dim": 66}, "vit_hidden_dim 66 is not a multiple of vit_n_heads 4"),
-        ({"lm_hidden_dim": 100}, "lm_hidden_dim 100 is not a multiple of lm_n_heads 6"),
-        ({"lm_n_kv_heads": 4}, "lm_n_heads 6 is not a multiple of lm_n_kv_heads 4"),
-        ({"vit_patch_size": 15}, "64 px does not divide into patches of 15 px"),
-        ({"mp_pixel_shuffle_factor": 3}, "does not divide"),
-        ({"mp_image_token_length": 49}, "mp_image_token_length is 49"),
+        ({"vit_hidden_dim": 66}, "vit_hidden_dim 66 .*vit_n_heads 4"),
+        ({"lm_hidden_dim": 100}, "lm_hidden_dim 100 .*lm_n_heads 6"),
+        ({"lm_n_kv_heads": 4}, "lm_n_heads 6 .*lm_n_kv_heads 4"),
+        ({"vit_patch_size": 15}, "64 px.* 15 px"),
+        ({"mp_pixel_shuffle_factor": 3}, "divide"),
+        ({"mp_image_token_length": 49}, "mp_image_token_length.*49"),
         ({"vit_cls_flag": True}, "class token"),
-        ({"vlm_extra_tokens": {"r1c1": "<row_1_col_1>"}}, "no image_token"),
-        ({"lm_n_blocks": 0}, "lm_n_blocks is 0"),
-        ({"lm_n_blocks": -3}, "lm_n_blocks is -3"),
-        ({"lm_n_blocks": 2.5}, "lm_n_blocks is 2.5"),
-        ({"vit_img_size": "512"}, "vit_img_size|wrong type"),
+        ({"vlm_extra_tokens": {"r1c1": "<row_1_col_1>"}}, "image_token"),
+        ({"lm_n_blocks": 0}, "lm_n_blocks.*0"),
+        ({"lm_n_blocks": -3}, "lm_n_blocks.*-3"),
+        ({"lm_n_blocks": 2.5}, r"lm_n_blocks.*2\.5"),
+        ({"vit_img_size": "512"}, "vit_img_size"),
         ({"vlm_extra_tokens": None}, "wrong type"),
-        ({"vlm_extra_tokens": ["<|image|>"]}, "vlm_extra_tokens|wrong type"),
-        ({"vit_patch_size": 0}, "vit_patch_size|wrong type"),
+        ({"vlm_extra_tokens": ["<|image|>"]}, "vlm_extra_tokens"),
+        ({"vit_patch_size": 0}, "vit_patch_size"),
         ({"max_img_size": None}, "max_img_size"),
         ({"lm_chat_template": 5}, "lm_chat_template"),
         ({"lm_rms_eps": "small"}, "lm_rms_eps"),
@@ -143,9 +143,7 @@ def test_another_models_configuration_is_refused(current, key):
         VLMConfig.from_dict(values)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("", "not valid JSON"), ("[1]", "must hold an object"), ("{", "not valid JSON")]
-)
+@pytest.mark.parametrize(("text", "words"), [("", "JSON"), ("[1]", "object"), ("{", "JSON")])
 def test_unreadable_files(tmp_path, text, words):
     path = tmp_path / "config.json"
     path.write_text(text)
@@ -156,12 +154,12 @@ def test_unreadable_files(tmp_path, text, words):
 def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="JSON"):
         VLMConfig.read(path)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(InputError, match=r"no config\.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         VLMConfig.read(tmp_path / "config.json")
 
 

@@ -80,7 +80,7 @@ def test_top_k_one_is_greedy(vlm, prompt):
 
 
 def test_wrong_settings_and_full_prompts(vlm, prompt):
-    with pytest.raises(InputError, match="temperature is -1"):
+    with pytest.raises(InputError, match=r"temperature.*-1"):
         list(vlm.generate(prompt, temperature=-1))
     longest = vlm.config.lm_max_position_embeddings
     tokens = torch.full((longest,), plain(vlm, "a")[0])
@@ -92,7 +92,7 @@ def test_wrong_settings_and_full_prompts(vlm, prompt):
         attention_mask=torch.ones(longest).bool(),
         segment_ids=torch.zeros(longest).long(),
     )
-    with pytest.raises(InputError, match="no answer fits"):
+    with pytest.raises(InputError, match="fits"):
         list(vlm.generate(full, max_new_tokens=1))
 
 
@@ -125,24 +125,24 @@ def test_usual_temperatures_are_plain_division():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": float("nan")}, "The temperature is nan"),
-        ({"temperature": float("inf")}, "The temperature is inf"),
-        ({"temperature": -1}, "The temperature is -1"),
-        ({"temperature": "0.5"}, "The temperature is '0.5'"),
-        ({"temperature": True}, "The temperature is True"),
-        ({"temperature": 10**400}, "The temperature is a whole number of 1329 bits"),
-        ({"top_k": -1}, "top-k is -1"),
-        ({"top_k": 2.5}, "top-k is 2.5"),
-        ({"top_k": True}, "top-k is True"),
-        ({"top_p": float("nan")}, "top-p is nan"),
-        ({"top_p": 1.5}, "top-p is 1.5"),
-        ({"seed": 2**64}, "The seed is 18446744073709551616"),
-        ({"seed": -1}, "The seed is -1"),
-        ({"seed": 1.5}, "The seed is 1.5"),
-        ({"seed": 10**5000}, "The seed is a whole number of 16610 bits"),
-        ({"max_new_tokens": 2.0}, "may be 2.0 tokens long"),
-        ({"max_new_tokens": "5"}, "may be '5' tokens long"),
-        ({"max_new_tokens": True}, "may be True tokens long"),
+        ({"temperature": float("nan")}, "temperature.*nan"),
+        ({"temperature": float("inf")}, "temperature.*inf"),
+        ({"temperature": -1}, "temperature.*-1"),
+        ({"temperature": "0.5"}, r"temperature.*'0\.5'"),
+        ({"temperature": True}, "temperature.*True"),
+        ({"temperature": 10**400}, "temperature.*1329"),
+        ({"top_k": -1}, "top-k.*-1"),
+        ({"top_k": 2.5}, r"top-k.*2\.5"),
+        ({"top_k": True}, "top-k.*True"),
+        ({"top_p": float("nan")}, "top-p.*nan"),
+        ({"top_p": 1.5}, r"top-p.*1\.5"),
+        ({"seed": 2**64}, "seed.*18446744073709551616"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"seed": 1.5}, r"seed.*1\.5"),
+        ({"seed": 10**5000}, "seed.*16610"),
+        ({"max_new_tokens": 2.0}, r"2\.0 tokens"),
+        ({"max_new_tokens": "5"}, "'5' tokens"),
+        ({"max_new_tokens": True}, "True tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -167,5 +167,5 @@ def test_a_model_whose_output_is_no_number_says_so(vlm, prompt, monkeypatch, val
         return logits
 
     monkeypatch.setattr(vlm.decoder.head, "forward", head)
-    with pytest.raises(InputError, match="no finite number any more"):
+    with pytest.raises(InputError, match="finite"):
         next(vlm.generate(prompt, max_new_tokens=3, temperature=temperature))

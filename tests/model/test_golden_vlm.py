@@ -295,7 +295,7 @@ def test_generation_ends_at_the_models_length(golden, tmp_path):
 def test_image_tokens_and_features_must_agree(tiny, batch):
     from model import InputError
 
-    with pytest.raises(InputError, match="40 image tokens and the 9 tiles give 36 features"):
+    with pytest.raises(InputError, match=r"40 .* 9 .* 36 "):
         tiny(dataclasses.replace(batch, tiles=batch.tiles[:-1]))
 
 

@@ -49,32 +49,32 @@ def edit_weights(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_img_size": 200}, "max_img_size 200 is not a multiple of vit_img_size 64"),
-        ({"max_img_size": 32}, "max_img_size 32 is not a multiple of vit_img_size 64"),
-        ({"max_img_size": 0}, "max_img_size is 0 and must be a positive integer"),
-        ({"max_img_size": -64}, "max_img_size is -64 and must be a positive integer"),
-        ({"max_img_size": 64 * 10**6}, "max_img_size is 64000000 and may be 32,768 at most"),
-        ({"vit_n_blocks": True}, "vit_n_blocks is True and must be a positive integer"),
-        ({"vit_n_heads": True}, "vit_n_heads is True"),
-        ({"lm_hidden_dim": 10**9 + 2}, "lm_hidden_dim is 1000000002 and may be 65,536 at most"),
-        ({"lm_n_blocks": 10**9}, "lm_n_blocks is 1000000000 and may be 1,024 at most"),
-        ({"lm_vocab_size": 10**12}, "lm_vocab_size is 1000000000000 and may be"),
-        ({"lm_inter_dim": 10**5000}, "lm_inter_dim is a whole number of 16610 bits and may be"),
-        ({"lm_hidden_dim": 65_532, "lm_inter_dim": 262_144, "lm_n_blocks": 1024}, "weights and 2e\\+11 are the most"),
-        ({"vit_img_size": 10**7, "vit_patch_size": 10**6}, "vit_patch_size is 1000000 and may be"),
-        ({"lm_hidden_dim": 90}, "15 wide and must be even"),
-        ({"lm_rms_eps": float("nan")}, "lm_rms_eps is nan and must be a number above 0"),
-        ({"lm_re_base": float("inf")}, "lm_re_base is inf"),
-        ({"lm_re_base": 10**30}, "lm_re_base is 10+ and must"),
-        ({"vit_ln_eps": -1e-6}, "vit_ln_eps is -1e-06"),
-        ({"vit_dropout": 1.5}, "vit_dropout is 1.5 and must be from 0 to below 1"),
-        ({"lm_tokenizer": 7}, "lm_tokenizer is 7 and must be text"),
-        ({"vlm_extra_tokens": {"image_token": 5}}, "vlm_extra_tokens has the entry \\('image_token', 5\\)"),
-        ({"vlm_extra_tokens": {"image_token": ""}}, "vlm_extra_tokens has the entry"),
-        ({"extra_token_amount": "66"}, "extra_token_amount is '66' and must be a whole number"),
-        ({"lm_base_vocab_size": [1]}, "lm_base_vocab_size is \\[1\\] and must be a whole number"),
-        ({"lm_eos_token_id": "abc"}, "lm_eos_token_id is 'abc' and must be a token of the vocabulary"),
-        ({"lm_eos_token_id": 1090}, "lm_eos_token_id is 1090"),
+        ({"max_img_size": 200}, "max_img_size 200 .*vit_img_size 64"),
+        ({"max_img_size": 32}, "max_img_size 32 .*vit_img_size 64"),
+        ({"max_img_size": 0}, "max_img_size.*0"),
+        ({"max_img_size": -64}, "max_img_size.*-64"),
+        ({"max_img_size": 64 * 10**6}, "max_img_size.*64000000.*32,768"),
+        ({"vit_n_blocks": True}, "vit_n_blocks.*True"),
+        ({"vit_n_heads": True}, "vit_n_heads.*True"),
+        ({"lm_hidden_dim": 10**9 + 2}, "lm_hidden_dim.*1000000002.*65,536"),
+        ({"lm_n_blocks": 10**9}, "lm_n_blocks.*1000000000.*1,024"),
+        ({"lm_vocab_size": 10**12}, "lm_vocab_size.*1000000000000"),
+        ({"lm_inter_dim": 10**5000}, "lm_inter_dim.*16610"),
+        ({"lm_hidden_dim": 65_532, "lm_inter_dim": 262_144, "lm_n_blocks": 1024}, r"2e\+11"),
+        ({"vit_img_size": 10**7, "vit_patch_size": 10**6}, "vit_patch_size.*1000000"),
+        ({"lm_hidden_dim": 90}, "15 .*even"),
+        ({"lm_rms_eps": float("nan")}, "lm_rms_eps.*nan.*above 0"),
+        ({"lm_re_base": float("inf")}, "lm_re_base.*inf"),
+        ({"lm_re_base": 10**30}, "lm_re_base.*10+ "),
+        ({"vit_ln_eps": -1e-6}, "vit_ln_eps.*-1e-06"),
+        ({"vit_dropout": 1.5}, r"vit_dropout.*1\.5.*below 1"),
+        ({"lm_tokenizer": 7}, "lm_tokenizer.*7"),
+        ({"vlm_extra_tokens": {"image_token": 5}}, "vlm_extra_tokens.*'image_token', 5"),
+        ({"vlm_extra_tokens": {"image_token": ""}}, "vlm_extra_tokens"),
+        ({"extra_token_amount": "66"}, "extra_token_amount.*'66'"),
+        ({"lm_base_vocab_size": [1]}, r"lm_base_vocab_size.*\[1\]"),
+        ({"lm_eos_token_id": "abc"}, "lm_eos_token_id.*'abc'"),
+        ({"lm_eos_token_id": 1090}, "lm_eos_token_id.*1090"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -98,14 +98,14 @@ def test_versions_that_never_cut_images_need_no_multiple(old):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "must hold an object"),
-        ("null", "must hold an object"),
-        ('{"vit_hidden_dim": NaN}', "NaN is no number of JSON's"),
-        ('{"other": -Infinity}', "-Infinity is no number of JSON's"),
-        ('{"other": 1e999}', "1e999 is too large a number"),
-        ("[" * 100_000, "not valid JSON"),
-        ('{"vit_hidden_dim": ' + "9" * 6000 + "}", "not valid JSON"),
-        (" " * (4 << 20) + "{}", "4,194,306 bytes"),
+        ("[]", "object"),
+        ("null", "object"),
+        ('{"vit_hidden_dim": NaN}', "NaN"),
+        ('{"other": -Infinity}', "-Infinity"),
+        ('{"other": 1e999}', "1e999"),
+        ("[" * 100_000, "JSON"),
+        ('{"vit_hidden_dim": ' + "9" * 6000 + "}", "JSON"),
+        (" " * (4 << 20) + "{}", "4,194,306"),
     ],
     ids=["list", "null", "NaN", "-Infinity", "1e999", "nesting", "digits", "huge"],
 )
@@ -117,7 +117,7 @@ def test_a_config_that_is_none(folder, text, words):
 def test_a_config_that_is_a_folder(folder):
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
-    assert "can't be read" in refused(folder)
+    assert "config.json" in refused(folder)
 
 
 ODD = st.one_of(
@@ -188,7 +188,7 @@ def test_one_nan_in_both_tied_matrices_is_named(folder):
 def test_values_that_the_wanted_kind_of_number_cannot_hold(folder):
     edit_weights(folder, lambda state: state["MP.proj.weight"].fill_(1e30))
     assert load_vlm(folder).MP.proj.weight[0, 0] == 1e30
-    with pytest.raises(InputError, match=r"MP.proj.weight \(24,576 of 24,576\)"):
+    with pytest.raises(InputError, match=r"MP\.proj\.weight.*\(24,576 of 24,576\)"):
         load_vlm(folder, dtype=torch.float16)
 
 
@@ -228,7 +228,7 @@ def weights_file(header: bytes, data: bytes = b"", length: int | None = None) ->
 )
 def test_a_header_that_lies(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    assert "can't be read" in refused(folder)
+    assert "model.safetensors" in refused(folder)
 
 
 def test_an_empty_file_of_weights_lacks_all(folder):

@@ -154,7 +154,7 @@ def test_a_missing_shard_and_a_foreign_checkpoint_are_named(golden, tmp_path):
         import_siglip(tmp_path)
     shutil.copy(golden / "tiny_siglip" / "model.safetensors", tmp_path / "model.safetensors")
     shutil.copy(golden / "tiny_llama" / "config.json", tmp_path / "config.json")
-    with pytest.raises(InputError, match="no Llama checkpoint"):
+    with pytest.raises(InputError, match="Llama"):
         import_llama(tmp_path)
     with pytest.raises(InputError):
         import_siglip(tmp_path)

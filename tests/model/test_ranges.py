@@ -48,13 +48,6 @@ def test_a_range_of_numbers(value, holds):
     assert Range(0, 1, whole=False).holds(value) is holds
 
 
-def test_what_is_refused_is_said_shortly():
-    assert Range(1, 4096).refuse(10**5000) == (
-        "is a whole number of 16610 bits; it must be a whole number from 1 to 4,096"
-    )
-    assert Range(0, 1e6, whole=False).refuse("x" * 5000) == "is a str of 5,000; it must be a number from 0 to 1e+06"
-
-
 def test_every_generator_takes_the_largest_seed_and_what_is_derived_from_it():
     assert MAX_SEED == 9_007_199_254_740_991
     assert SEEDS.holds(MAX_SEED)

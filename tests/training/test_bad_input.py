@@ -26,7 +26,7 @@ def test_data_without_any_label_end_the_run(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("model.training.batches.MAX_DROPPED", 20)
     with_data(monkeypatch, [Example(Conversation((Message("user", "What?"),)))] * 5)
     trainer = Trainer(make_recipe(), tmp_path / "run")
-    with pytest.raises(InputError, match=r"20 examples in a row can't be used \(the last one: it has no label\)"):
+    with pytest.raises(InputError, match=r"20 examples.*no label"):
         list(trainer.run())
     assert trainer.folder.read_run()["status"] == "failed"
 
@@ -44,7 +44,7 @@ def test_a_step_without_any_label_is_an_error_and_no_nan(make_recipe, tmp_path, 
     monkeypatch.setattr(RowMaker, "take", bare)
     trainer = Trainer(make_recipe(), tmp_path / "run")
     steps = []
-    with pytest.raises(InputError, match="No position of the step has a label, so there is nothing to learn"):
+    with pytest.raises(InputError, match="label"):
         steps += [event for event in trainer.run() if isinstance(event, StepEvent)]
     kept = load_vlm(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in trainer.vlm.state_dict().items())
@@ -72,7 +72,7 @@ def test_a_file_with_a_cut_line_and_a_missing_picture(make_recipe, tmp_path):
     (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
     table = {"source": "chat", "path": str(tmp_path / "d.jsonl")}
     trainer = Trainer(make_recipe({"data": [table]}), tmp_path / "run")
-    with pytest.raises(InputError, match=r"d.jsonl line 2: it is cut off or no valid JSON .*\(1 more record can't be"):
+    with pytest.raises(InputError, match=r"d\.jsonl line 2.*\(1 more"):
         list(trainer.run())
     assert trainer.folder.read_run()["status"] == "failed"
     left = Trainer(make_recipe({"data": [{**table, "on_error": "skip"}]}), tmp_path / "left")
@@ -86,14 +86,14 @@ def test_a_run_folder_of_another_version_is_refused_and_stays_as_it_is(make_reci
     (folder / "run.json").write_text(json.dumps({**facts, "format": 0}))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["run", "--resume", "--out", str(folder)]) == 2
-    assert "was written by another version (format 0, this one reads 1); start the run anew" in capsys.readouterr().err
+    assert "format 0" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_two_runs_in_one_folder(make_recipe, tmp_path):
     first = Trainer(make_recipe({"steps": 1}), tmp_path / "run")
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already"):
         Trainer(make_recipe({"steps": 1}), tmp_path / "run")
-    with pytest.raises(InputError, match="Another process is training in"):
+    with pytest.raises(InputError, match="Another process"):
         Trainer(make_recipe({"steps": 1}), tmp_path / "run", resume=True)
     assert len([event for event in first.run() if isinstance(event, StepEvent)]) == 1

@@ -135,9 +135,9 @@ def test_what_cannot_be_used_is_counted(tiny, make_recipe):
 
 def test_nothing_usable_ends_the_run_with_the_reason(tiny, make_recipe, monkeypatch):
     monkeypatch.setattr("model.training.batches.MAX_DROPPED", 20)
-    with pytest.raises(InputError, match=r"20 examples in a row can't be used .* tokens where 59 fit"):
+    with pytest.raises(InputError, match=r"20 examples.* 59 "):
         maker(tiny, make_recipe, [conversation("long " * 200)], packing="document", row_tokens=60).take(0)
-    with pytest.raises(InputError, match="no example to train on"):
+    with pytest.raises(InputError, match="no example"):
         Mixture((), (), 0)
 
 

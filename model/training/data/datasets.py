@@ -44,7 +44,9 @@ class Captioned(Sequence[CaptionedImage]):
         example = self.examples[index]
         pair = caption_of(example)
         if pair is None:
-            raise InputError(f"{example.source or f'Example {index}'} has no picture with an answer to pair it with.")
+            raise InputError(
+                f"{example.source or f'Example {index}'} has no picture with an answer; a pair needs both."
+            )
         return pair
 
 
@@ -93,7 +95,7 @@ class Mixture(Generic[T]):
 
     def __post_init__(self) -> None:
         if not any(len(source) for source in self.sources):
-            raise InputError("The data hold no example to train on.")
+            raise InputError("The data hold no example to train on; choose other data.")
 
     def draw(self, number: int) -> T:
         """Item ``number`` of the endless mixture."""

@@ -4,14 +4,7 @@ import json
 
 import pytest
 
-from inspector.experiments.pathways import (
-    EXPLANATION,
-    PARTS,
-    Routes,
-    disjoint_windows,
-    measure_routes,
-    sliding_windows,
-)
+from inspector.experiments.pathways import PARTS, Routes, disjoint_windows, measure_routes, sliding_windows
 from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import image_keys
 from inspector.which_image.image_effects import measure_dependence
@@ -173,14 +166,14 @@ def test_the_sentence_names_the_narrowest_run_of_layers(embedded):
 def test_under_the_noise_floor_no_route_is_named(embedded):
     found = list(measure_routes(example_case(embedded, "three"), 50.0))[-1]
     assert found.narrowest is None
-    assert "No image has an effect of the 50.00 nats that count" in found.sentence
-    assert "of image 3" in found.sentence
+    assert "50.00 nats" in found.sentence
+    assert "image 3" in found.sentence
 
 
 def test_without_an_image_there_is_no_route_of_one(embedded):
     found = list(measure_routes(example_case(embedded, "three", images=()), 0.0))[-1]
     assert {route.image for route in found.routes} == {None}
-    assert found.sentence == "Question 1 can see no image, so there is no route from one."
+    assert found.narrowest is None
 
 
 def test_random_weights_have_no_route():
@@ -189,7 +182,3 @@ def test_random_weights_have_no_route():
     found = list(measure_routes(case, 0.0))[-1]
     assert len([route for route in found.routes if route.edges == "image → everything"]) == 2
     assert found.narrowest is None
-
-
-def test_the_explanation_is_two_sentences():
-    assert EXPLANATION.count(". ") == 1

@@ -245,12 +245,12 @@ def test_fewer_images_and_a_larger_canvas():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cells": ["guess"]}, "no cell “guess”; choose from adjacent,"),
-        ({"n_each": 0}, "0 items with seed 0"),
-        ({"seed": -1}, "48 items with seed -1"),
-        ({"images": (1, 3)}, "Items of 1 to 3 images"),
-        ({"images": (4, 6)}, "Items of 4 to 6 images"),
-        ({"images": (4, 3)}, "Items of 4 to 3 images"),
+        ({"cells": ["guess"]}, "guess.*adjacent"),
+        ({"n_each": 0}, "^0 items"),
+        ({"seed": -1}, "seed -1"),
+        ({"images": (1, 3)}, "1 to 3"),
+        ({"images": (4, 6)}, "4 to 6"),
+        ({"images": (4, 3)}, "4 to 3"),
     ],
 )
 def test_bad_wishes_are_named(options, sentence):

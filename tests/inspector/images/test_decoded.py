@@ -50,7 +50,7 @@ def test_arrays_and_pictures():
 
 @pytest.mark.parametrize("value", [object(), {"a": 1}, np.zeros(3), Image.new("L", (2, 2)), print])
 def test_what_an_answer_cannot_hold(value):
-    with pytest.raises(TypeError, match="an answer can't hold a"):
+    with pytest.raises(TypeError, match="hold"):
         through(value)
 
 
@@ -83,7 +83,7 @@ def test_an_answer_of_too_many_parts():
     with here, there:
         there.send_bytes(b"null")
         there.send_bytes(b"1000000")
-        with pytest.raises(ValueError, match="an answer of 1000000 parts"):
+        with pytest.raises(ValueError, match="1000000"):
             receive_answer(here)
 
 

@@ -29,7 +29,7 @@ from model import InputError, OpenedImage, open_image, process_image
 from model.image import geometry_of, resize_image
 from model.training.synthetic.examples import EXAMPLES
 
-GONE = "“1.png” was uploaded too long ago and is no longer there; upload it again."
+GONE = r"1\.png.*uploaded"
 
 
 @pytest.fixture
@@ -119,21 +119,18 @@ def test_an_uploaded_file_that_is_gone_costs_only_what_needs_its_pixels(files, e
     assert write_report(inspection, model="m", names=["1", "2", "3"], turn=1, verdict="", panels=[], facts={})
     assert ask(embedded, inspection.prompt.images).prompt.turns == inspection.prompt.turns
     case = open_case(embedded, inspection)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         list(occlusion.measure_regions(case, 1, 0.1))
-    assert str(caught.value) == GONE
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         inspection.prompt.images[0].pixels  # noqa: B018
-    assert str(caught.value) == GONE
 
 
 def test_another_file_in_its_place_is_not_taken_for_it(files, embedded):
     file = ImageFile(files[0])
     files[0].unlink()
     Image.new("RGB", (9, 9), "blue").save(files[0])
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=GONE):
         file.process(embedded)
-    assert str(caught.value) == GONE
 
 
 def test_regions_of_a_file_are_those_of_the_picture(files, embedded):
@@ -221,7 +218,7 @@ def test_the_shelf_is_bounded_and_knows_files_that_changed(files, runs):
     assert shelf.find(files[2]) is not before
     assert runs == []
     files[2].unlink()
-    with pytest.raises(InputError, match=r"“3\.png” can't be read"):
+    with pytest.raises(InputError, match=r"3\.png.*read"):
         shelf.find(files[2])
 
 
@@ -232,12 +229,8 @@ def test_too_many_pixels_in_a_prompt_are_refused_before_any_is_decoded(tmp_path,
         Image.new("1", (1000, 1000 + n)).save(paths[-1])
     bounds = private_bounds(prompt_pixels=3_000_000)
     gallery = [(str(path), None) for path in paths]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"3\.003 million.* 3 million"):
         prompt_view.read_prompt(gallery, 1, "images-first", False, ["what?", *[""] * 11], bounds)
-    assert str(caught.value) == (
-        "The images have 3.003 million pixels together; at most 3 million fit one prompt, scale them down or remove "
-        "some."
-    )
     assert runs == []
     prompt_view.read_prompt(gallery[:2], 1, "images-first", False, ["what?", *[""] * 11], bounds)
     with pytest.raises(InputError, match="3 million"):
@@ -248,7 +241,7 @@ def test_a_damaged_picture_is_said_when_it_is_asked_about(tmp_path, embedded):
     buffer = io.BytesIO()
     Image.effect_noise((300, 300), 60).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:9000])
-    with pytest.raises(InputError, match=r"“cut\.png” is damaged or cut off"):
+    with pytest.raises(InputError, match=r"cut\.png.*damaged"):
         ask(embedded, [ImageFile(tmp_path / "cut.png")])
 
 

@@ -83,7 +83,7 @@ def test_own_data_are_checked_here(embedded):
 def test_a_table_that_cannot_be_read_is_one_sentence(embedded, tmp_path):
     file = tmp_path / "[b]*.parquet"
     file.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
-    with pytest.raises(InputError, match=r"“\[b\]\*.parquet” is no whole parquet file"):
+    with pytest.raises(InputError, match=r"\[b\]\*\.parquet.*parquet file"):
         finish(DataCheck(ParserPool(private_bounds()), embedded, recipe_of(file, "rows")))
 
 
@@ -103,9 +103,9 @@ def test_a_check_is_stopped_at_once(embedded, tmp_path):
 def test_memory_and_time_of_a_check_are_bounded(embedded, tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps([chat("what?" * 1000)]) + " " * 300_000_000)
-    with pytest.raises(InputError, match=r"“a.json” takes more than 400 MiB of memory"):
+    with pytest.raises(InputError, match=r"a\.json.* 400 MiB"):
         finish(DataCheck(ParserPool(private_bounds(parse_bytes=400 << 20)), embedded, recipe_of(file)))
-    with pytest.raises(InputError, match=r"“a.json” takes longer than 0.1 s"):
+    with pytest.raises(InputError, match=r"a\.json.* 0\.1 s"):
         finish(DataCheck(ParserPool(private_bounds(parse_s=0.1)), embedded, recipe_of(file)))
 
 
@@ -115,5 +115,5 @@ def test_a_report_is_told_shortly(embedded, tmp_path):
     (report,) = check_data(embedded, recipe_of(file))
     short = DataReport.from_json(json.loads(json.dumps(report.shorten().to_json())))
     assert (len(short.problems), short.more_problems) == (TOLD, 50)
-    assert f"… {TOLD + 45} more in the file" in show_reports([short])
+    assert f"{TOLD + 45} more" in show_reports([short])
     assert show_reports([short]) == show_reports([report])

@@ -1,7 +1,5 @@
 """Edges cut by hand: the language of cuts, and the answer without them."""
 
-import re
-
 import pytest
 import torch
 
@@ -62,7 +60,7 @@ def test_a_position_has_the_smallest_name_that_it_is_in(tiles, three):
     assert name_position(three.structure, image.tokens[0]) == "image 1"
     assert name_position(three.structure, image.ordinal[0]) == "image 1 ordinal"
     assert name_position(three.structure, 0) == "tokens 0"
-    with pytest.raises(InputError, match="no position 91; it has 0 to 90"):
+    with pytest.raises(InputError, match=r"position 91.* 90"):
         name_position(three.structure, 91)
 
 
@@ -72,40 +70,40 @@ def test_composing(three):
     assert compose_cut(["image 1", "tokens 3"], "answer", [3, 0, 1], [], three.vlm) == (
         "image 1, tokens 3 -> answer @layers 0-1,3"
     )
-    with pytest.raises(InputError, match="Nothing is chosen"):
+    with pytest.raises(InputError, match="chosen"):
         compose_cut([], "later", [], [], three.vlm)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no cut"),
-        ("image 3", "is no cut"),
-        ("image 1 -> question -> answer", "is no cut"),
-        ("image 9 -> question", "There is no image 9; the row has the images 1 to 3"),
-        ("question 2 -> answer", "There is no turn 2; the row has the turns 1 to 1"),
-        ("banana -> question", "“banana” in “banana -> question” names nothing"),
-        ("image 1 -> moon", "“moon” in “image 1 -> moon” names nothing"),
-        ("image 1 tile r7c7 -> question", "Image 1 has no tile “r7c7”; it has r1c1"),
-        ("image 1 -> question @layers 4", "There are no layers “4”; this model has the layers 0 to 3"),
-        ("image 1 -> question @layers 2-1", "There are no layers “2-1”"),
-        ("image 1 -> question @heads 0-", "is not understood"),
-        ("image 1 -> question @wings 1", "“@wings 1” in"),
-        ("image 1 -> question @heads 1 @heads 2", "names its heads twice"),
-        ("question 1 -> image 1", "cuts nothing"),
-        ("separators -> later", "This row has no “separators”"),
-        ("tokens 5-900 -> later", "its positions are 0 to 90"),
-        ("image 1," * 80 + "image 1 -> later", "at most 500 are read"),
+        ("", "no cut"),
+        ("image 3", "no cut"),
+        ("image 1 -> question -> answer", "no cut"),
+        ("image 9 -> question", "image 9.* 3"),
+        ("question 2 -> answer", "turn 2.* 1"),
+        ("banana -> question", "“banana” in"),
+        ("image 1 -> moon", "“moon” in"),
+        ("image 1 tile r7c7 -> question", "r7c7.*r1c1"),
+        ("image 1 -> question @layers 4", "“4”.* 3"),
+        ("image 1 -> question @layers 2-1", "2-1"),
+        ("image 1 -> question @heads 0-", "understood"),
+        ("image 1 -> question @wings 1", "@wings 1"),
+        ("image 1 -> question @heads 1 @heads 2", "twice"),
+        ("question 1 -> image 1", "nothing"),
+        ("separators -> later", "“separators”"),
+        ("tokens 5-900 -> later", "0 to 90"),
+        ("image 1," * 80 + "image 1 -> later", "500"),
     ],
 )
 def test_a_line_that_is_no_cut_gets_a_sentence(three, text, words):
-    with pytest.raises(InputError, match=re.escape(words)) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         read_cut(three, text)
     assert "\n" not in str(caught.value)
 
 
 def test_at_most_twenty_cuts(three):
-    with pytest.raises(InputError, match="There are 21 cuts; at most 20"):
+    with pytest.raises(InputError, match=r"21 cuts.* 20"):
         run_lab(three, ["image 1 -> question"] * 21)
 
 

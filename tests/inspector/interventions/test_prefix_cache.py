@@ -235,13 +235,13 @@ def test_norms_are_lengths_of_what_a_head_adds(embedded):
 
 def test_what_can_not_be_replayed_is_refused(embedded, inspection, prefix_cache):
     base = ending(prefix_cache, inspection)
-    with pytest.raises(ValueError, match="can't be scored"):
+    with pytest.raises(ValueError, match="scored"):
         prefix_cache.run([replace(base, scored=(base.start - 1, base.start + 1))])
-    with pytest.raises(ValueError, match="an image token where the row has none"):
+    with pytest.raises(ValueError, match="image token"):
         prefix_cache.run([replace(base, ids=(embedded.image_token_id, *base.ids[1:]))])
-    with pytest.raises(ValueError, match="can't stand behind one that ends"):
+    with pytest.raises(ValueError, match="stand behind"):
         replace(base, parent=base)
-    with pytest.raises(InputError, match="this model reads at most 4,096"):
+    with pytest.raises(InputError, match="4,096"):
         prefix_cache.run([replace(base, ids=base.ids * 300)])
 
 

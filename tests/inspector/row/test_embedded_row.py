@@ -364,12 +364,12 @@ def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
     out = str(tmp_path / "facts.json")
     assert main(["inspect", *images, "--ask", "What color is it?", "--json", out, "--verbose"]) == 0
     told = capsys.readouterr().err
-    assert told.startswith("Image features: 2 parts of images encoded, ")
-    assert "\nRows: 2 read, " in told
+    assert " 2 parts " in told
+    assert "\nRows: 2 " in told
 
 
 def test_a_click_is_refused_when_the_model_is_another_one_now(embedded):
     inspection = ask_and_inspect(embedded, prompt_of("two"), GenerationSettings())
     other = load_vlm("tests/control")
-    with pytest.raises(InputError, match=rf"^The model is #{other.fingerprint[:8]} now, and the answer was given by "):
+    with pytest.raises(InputError, match=rf"#{other.fingerprint[:8]}.*#{embedded.fingerprint[:8]}"):
         attend(other, inspection, 0)

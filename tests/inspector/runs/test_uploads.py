@@ -61,10 +61,10 @@ def test_a_single_file_keeps_its_name_but_for_letters_that_mean_something(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.txt", "x", "“a.txt” is no data set; upload .jsonl"),
-        ("a.jsonl", '{"messages": [', "no valid JSON in its first row"),
-        ("a.zip", "PK no", "no readable zip"),
-        ("a.jsonl", "", "is empty"),
+        ("a.txt", "x", r"a\.txt.*\.jsonl"),
+        ("a.jsonl", '{"messages": [', "JSON"),
+        ("a.zip", "PK no", "zip"),
+        ("a.jsonl", "", "empty"),
     ],
 )
 def test_a_bad_upload_is_one_sentence_and_leaves_nothing(tmp_path, name, content, sentence):
@@ -75,20 +75,20 @@ def test_a_bad_upload_is_one_sentence_and_leaves_nothing(tmp_path, name, content
 
 def test_a_zip_that_unpacks_too_large_leaves_nothing(tmp_path):
     path = write_zip(tmp_path / "bomb.zip", {"a.jsonl": "x" * 2 * MIB})
-    with pytest.raises(InputError, match="more than 1 MiB"):
+    with pytest.raises(InputError, match="1 MiB"):
         take_in(path, tmp_path / "in", bounds=private_bounds(unpacked_bytes=MIB))
-    with pytest.raises(InputError, match="holds 3 files; at most 2"):
+    with pytest.raises(InputError, match=r"3 files.* 2"):
         take_in(write_zip(path, dict.fromkeys("abc", "")), tmp_path / "in", bounds=private_bounds(unpacked_files=2))
     assert names(tmp_path / "in") == []
 
 
 def test_a_file_that_is_gone_or_none(tmp_path):
-    with pytest.raises(InputError, match="isn't here any more"):
+    with pytest.raises(InputError, match="any more"):
         take_in(tmp_path / "a.jsonl", tmp_path / "in")
-    with pytest.raises(InputError, match="isn't here any more"):
+    with pytest.raises(InputError, match="any more"):
         take_in(tmp_path / ("a" * 5000 + ".jsonl"), tmp_path / "in")
     os.mkfifo(tmp_path / "b.jsonl")
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="no file"):
         take_in(tmp_path / "b.jsonl", tmp_path / "in")
 
 
@@ -99,10 +99,10 @@ def test_a_persons_uploads_are_bounded_before_anything_is_unpacked(tmp_path, she
     here = shelf(upload_bytes_per_person=MIB)
     large = write(tmp_path / "a.jsonl", ROW + " " * 600_000)
     here.begin(large, "me").wait()
-    with pytest.raises(InputError, match=r"Your uploads take 0.6 MiB of 1 MiB, and “a.jsonl” needs 0.6 MiB"):
+    with pytest.raises(InputError, match=r"^Your .*0\.6 MiB of 1 MiB.*a\.jsonl.*0\.6 MiB"):
         here.begin(large, "me")
     # What it unpacks to counts, not what it takes packed.
-    with pytest.raises(InputError, match=r"unpacks to more than 0\.42\d* MiB"):
+    with pytest.raises(InputError, match=r"0\.42\d* MiB"):
         here.begin(write_zip(tmp_path / "a.zip", {"a.jsonl": ROW + " " * 600_000}), "me").wait()
     assert len(names(tmp_path / "in")) == 1
     here.begin(large, "you").wait()
@@ -112,7 +112,7 @@ def test_everybodys_uploads_are_bounded_together(tmp_path, shelf):
     here = shelf(upload_bytes=MIB)
     large = write(tmp_path / "a.jsonl", ROW + " " * 600_000)
     here.begin(large, "me").wait()
-    with pytest.raises(InputError, match=r"All uploads on this server take 0\.6 MiB of 1 MiB"):
+    with pytest.raises(InputError, match=r"^All .*0\.6 MiB of 1 MiB"):
         here.begin(large, "you")
 
 
@@ -122,10 +122,10 @@ def test_a_newer_upload_takes_the_place_of_the_older_unless_a_run_needs_it(tmp_p
     first = shelf(**bounds).begin(large, "me").wait()
     second = shelf(**bounds).begin(large, "me", replaced=first).wait()
     assert names(tmp_path / "in") == [second.folder.name]
-    with pytest.raises(InputError, match="no valid JSON"):
+    with pytest.raises(InputError, match="JSON"):
         shelf().begin(write(tmp_path / "bad.jsonl", "{"), "me", replaced=second).wait()
     assert names(tmp_path / "in") == [second.folder.name]  # what was there is kept until there is something better
-    with pytest.raises(InputError, match="Your uploads take"):
+    with pytest.raises(InputError, match="Your uploads"):
         shelf(used={second.folder.name}, **bounds).begin(large, "me", replaced=second)
     shelf(used={second.folder.name}).remove(second)
     assert names(tmp_path / "in") == [second.folder.name]
@@ -150,7 +150,7 @@ def test_what_no_run_needs_is_swept_by_age(tmp_path):
 
 
 def test_the_process_ends_at_its_time(tmp_path, shelf):
-    with pytest.raises(InputError, match=r"“a.jsonl” takes longer than 0.001 s to read"):
+    with pytest.raises(InputError, match=r"a\.jsonl.* 0\.001 s"):
         shelf(parse_s=0.001).begin(write(tmp_path / "a.jsonl"), "me").wait()
     assert names(tmp_path / "in") == []
 
@@ -160,7 +160,7 @@ def test_the_process_ends_by_itself_if_nobody_looks(tmp_path, shelf):
     intake._reading._module = "tests.inspector.endless"
     assert intake.look() is None
     intake._reading._process.wait(30)
-    with pytest.raises(InputError, match=r"takes longer than 0\.5 s"):
+    with pytest.raises(InputError, match=r"0\.5 s"):
         intake.wait()
 
 
@@ -172,7 +172,7 @@ def test_memory_is_bounded(tmp_path, shelf):
     data = path.read_bytes()
     start = 30 + len("a.jsonl") + 4
     path.write_bytes(data[: start + 1] + b"\xff\xff\xff\x7f" + data[start + 5 :])
-    with pytest.raises(InputError, match="takes more than 50 MiB of memory to read"):
+    with pytest.raises(InputError, match=" 50 MiB of memory"):
         shelf(parse_bytes=50 * MIB).begin(path, "me").wait()
     assert names(tmp_path / "in") == []
 
@@ -187,7 +187,7 @@ def test_others_wait_for_their_turn_and_not_forever(tmp_path, shelf):
     first.close()
     assert second.wait().source == "chat"
     here = shelf(parsers=0, parse_s=0.05)
-    with pytest.raises(InputError, match=r"“a.jsonl” waited 0.05 s while data of others were read; try again"):
+    with pytest.raises(InputError, match=r"a\.jsonl.* waited 0\.05 s"):
         here.begin(write(tmp_path / "a.jsonl"), "me").wait()
     assert names(tmp_path / "in") == [names(tmp_path / "in")[0]]
 

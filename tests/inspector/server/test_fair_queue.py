@@ -93,15 +93,21 @@ def test_a_place_that_is_taken_keeps_its_events(make):
     assert [take(queue), take(queue)] == ["two", None]
 
 
+def refused(answer):
+    """The number that a refusal begins with."""
+    taken, said = answer
+    return not taken and said.split()[0]
+
+
 def test_bounds(make):
     queue = make(private_bounds(queue=5, queue_per_page=2, queue_per_address=3))
     assert [push(queue, "one")[0] for _ in range(2)] == [True, True]
-    assert push(queue, "one") == (False, "2 requests of this page are waiting; wait until some of them are answered.")
+    assert refused(push(queue, "one")) == "2"
     assert push(queue, "two")[0]
-    assert push(queue, "three") == (False, "3 requests from your address are waiting; try again in a minute.")
+    assert refused(push(queue, "three")) == "3"
     assert push(queue, "four", "2.2.2.2")[0]
     assert push(queue, "five", "3.3.3.3")[0]
-    assert push(queue, "six", "4.4.4.4") == (False, "5 requests are waiting on this server; try again in a minute.")
+    assert refused(push(queue, "six", "4.4.4.4")) == "5"
 
 
 def test_what_waits_too_long_is_told_so(make):
@@ -110,10 +116,8 @@ def test_what_waits_too_long_is_told_so(make):
     assert take(queue) is None
     messages = queue.pending_messages_per_session["one"]
     told = [messages.get_nowait() for _ in range(messages.qsize())][-1]
-    assert (told.success, told.output["error"]) == (
-        False,
-        "Nobody's turn came within 0 s, so many are asking; try again in a minute.",
-    )
+    assert not told.success
+    assert " 0 s" in told.output["error"]
     assert event_id not in queue.event_ids_to_events
 
 
@@ -132,10 +136,7 @@ def test_one_address_has_so_many_pages(make):
     holder = LeanStates()
     holder.set_blocks(queue.blocks)
     assert [push(queue, page)[0] for page in ("one", "two", "one")] == [True, True, True]
-    assert push(queue, "three") == (
-        False,
-        "2 pages of your address are kept here; close some of them and wait two minutes.",
-    )
+    assert refused(push(queue, "three")) == "2"
     assert push(queue, "three", "2.2.2.2")[0]
     del holder.session_data["one"]
     assert push(queue, "three")[0]
@@ -150,10 +151,7 @@ def test_one_address_opens_so_many_pages_a_minute(make):
         with pytest.raises(HTTPException) as caught:
             push(queue, page)
         assert caught.value.status_code == 429
-        assert caught.value.detail == (
-            "Your address opens more than 3 pages (or calls that name no session) a minute; wait a minute, and let a "
-            "program keep one session."
-        )
+        assert " 3 pages " in caught.value.detail
     assert "three" not in holder.session_data  # before gradio makes it
     assert push(queue, "one")[0]
     assert push(queue, "three", "2.2.2.2")[0]
@@ -179,13 +177,13 @@ def test_what_a_page_does_not_fetch_is_bounded(make):
     assert [event.alive for event in events] == [True, False, True, True]
     queue.send_message(events[2], answer(120_000))
 
-    assert push(queue, "page")[1].endswith("of answers to this page wait to be fetched; fetch them and ask again.")
+    assert not push(queue, "page")[0]
     for _ in range(1000):
         queue.send_message(events[3], EstimationMessage(queue_size=1))
     assert box.bytes <= 1_000_000
     messages = [box.get_nowait() for _ in range(box.qsize())][told:]
     assert [getattr(message, "success", None) for message in messages[:3]] == [True, False, True]
-    assert "of answers to this page wait to be fetched; fetch them and ask again." in messages[1].output["error"]
+    assert "fetch" in messages[1].output["error"]
     assert box.bytes == 0
     assert push(queue, "page")[0]
     queue.send_message(events[3], answer(3_000_000))  # who fetches gets an answer of any size
@@ -202,10 +200,9 @@ def test_calls_that_name_no_page_are_remembered_as_such(make):
 @pytest.mark.parametrize("page", ["", "a b", "x<gradio-sep>y", "x" * 65, "é", "a/b", "\n"])
 def test_a_page_has_a_plain_name(make, page):
     queue = make(private_bounds())
-    assert push(queue, page) == (
-        False,
-        "A session is named by 1 to 64 letters, digits, - and _; reload the page for one.",
-    )
+    taken, said = push(queue, page)
+    assert not taken
+    assert " 64 " in said
     assert queue.event_ids_to_events == {}
 
 

@@ -159,10 +159,7 @@ def test_routes_that_the_page_needs(inner, path):
     ],
 )
 def test_every_other_route_is_closed(inner, path):
-    assert send_request(Gate(inner), inner, path) == (
-        404,
-        '{"detail": "There is nothing at this address.", "error": "There is nothing at this address."}',
-    )
+    assert send_request(Gate(inner), inner, path)[0] == 404
     assert inner.bodies == []
 
 
@@ -184,9 +181,7 @@ def test_a_server_of_this_machine_answers_to_its_names_alone(inner, host, allowe
     status, text = send_request(Gate(inner), inner, "/config", host=host)
     assert status == (200 if allowed else 403)
     if not allowed:
-        assert json.loads(text)["detail"] == (
-            f"This server answers on this machine only; name it in VLM_INSPECTOR_HOSTS to ask it as “{host}”."
-        )
+        assert f"“{host}”" in json.loads(text)["detail"]
     inner.blocks.open_to_all = True
     assert send_request(Gate(inner), inner, "/config", host=host)[0] == 200
 
@@ -205,7 +200,7 @@ def test_one_address_opens_so_many_pages_a_minute():
     for path in ("/", "/config/", "/gradio_api/openapi.json", "/gradio_api/call/v2/ask"):
         status, text = send_request(gate, inner, path)
         assert status == 429
-        assert json.loads(text)["detail"].startswith("Your address opens more than 3 pages")
+        assert " 3 pages" in json.loads(text)["detail"]
     assert send_request(gate, inner, "/theme.css")[0] == 200
     assert send_request(gate, inner, "/", client="2.2.2.2")[0] == 200
 
@@ -214,7 +209,8 @@ def test_a_body_that_is_too_long(inner, monkeypatch):
     monkeypatch.setattr(module, "BODY_BYTES", 10)
     for path in ("/gradio_api/queue/join", "/gradio_api/call/ask", "/gradio_api/cancel", "/login"):
         status, text = send_request(Gate(inner), inner, path, "POST", (b"12345678", b"9012"))
-        assert (status, json.loads(text)["detail"]) == (413, "The request is larger than 10 bytes; send less.")
+        assert status == 413
+        assert " 10 bytes" in text
     assert send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"12345", b"67890")) == (200, "inner")
     assert inner.bodies == [b"1234567890"]
 
@@ -224,7 +220,8 @@ def test_a_body_of_very_many_small_things(inner, monkeypatch):
     status, text = send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"[[[", b"{},[]]]]"))
     assert status == 200
     status, text = send_request(Gate(inner), inner, "/gradio_api/queue/join", "POST", (b"[[[", b"{},[],[]]]]"))
-    assert (status, json.loads(text)["detail"]) == (413, "The request holds more than 5 lists and objects; send fewer.")
+    assert status == 413
+    assert " 5 " in text
     assert send_request(Gate(inner), inner, "/gradio_api/upload", "POST", (b"[" * 100,))[0] == 200  # a file is no JSON
 
 
@@ -267,7 +264,7 @@ def test_a_body_that_never_ends(inner, monkeypatch):
     }
     asyncio.run(Gate(inner)(scope, receive, send))
     assert said[0]["status"] == 408
-    assert "was not sent within 0.01 s" in said[1]["body"].decode()
+    assert " 0.01 s" in said[1]["body"].decode()
 
 
 def test_uploads_are_counted_by_address_and_together():
@@ -281,11 +278,11 @@ def test_uploads_are_counted_by_address_and_together():
     assert upload(60, "1.1.1.1")[0] == 200
     status, text = upload(60, "1.1.1.1")
     assert status == 413
-    assert json.loads(text)["detail"].startswith("Uploads may have 100 bytes in 2 hours, and yours have 0 MiB already;")
+    assert "100 bytes in 2 hours" in text
     assert upload(60, "1.1.1.1", declared=False)[0] == 413  # also where nothing says how much comes
     assert upload(40, "1.1.1.1")[0] == 200
     assert upload(50, "2.2.2.2")[0] == 200
-    assert "everybody's have" in upload(10, "3.3.3.3")[1]
+    assert "everybody" in upload(10, "3.3.3.3")[1]
     assert [len(body) for body in inner.bodies] == [60, 40, 50]
 
 
@@ -394,7 +391,7 @@ def test_events_that_there_are_none_of(inner):
     for path in ("/gradio_api/call/nobody", "/gradio_api/call/v2/nobody"):
         status, text = send_request(Gate(inner), inner, path, "POST")
         assert status == 404
-        assert json.loads(text)["detail"] == "There is no event of this name; compare it with the API's description."
+        assert "name" in json.loads(text)["detail"]
     assert send_request(Gate(inner), inner, "/gradio_api/call/v2/ask", "POST") == (200, "inner")
 
 
@@ -403,7 +400,7 @@ def test_what_nobody_thought_of_is_one_sentence(inner, method, path, caplog):
     inner.error = ValueError("a path of this machine")
     status, text = send_request(Gate(inner), inner, path, method)
     assert status == 500
-    assert json.loads(text)["detail"].startswith("The server failed at this and wrote down why")
+    assert "a path of this machine" not in text
     assert "a path of this machine" in caplog.text
 
 
@@ -411,7 +408,8 @@ def test_an_answer_that_is_not_taken_ends(inner, monkeypatch):
     monkeypatch.setattr(module, "ANSWER_S", 0.01)
     inner.seconds = 0.1
     status, text = send_request(Gate(inner), inner, "/config")
-    assert (status, json.loads(text)["detail"]) == (408, "The answer was not taken within 0.01 s; ask again.")
+    assert status == 408
+    assert " 0.01 s" in text
     assert send_request(Gate(inner), inner, "/gradio_api/file=x.zip") == (200, "inner")  # a large one takes long
 
 
@@ -419,7 +417,7 @@ def test_a_full_disk_is_said_to_be_one(inner):
     inner.error = OSError(errno.ENOSPC, "No space left on device", "/a/path/of/this/machine")
     status, text = send_request(Gate(inner), inner, "/gradio_api/upload", "POST")
     assert status == 507
-    assert json.loads(text)["detail"] == "The server's disk is full; try again later, and tell its owner."
+    assert "/a/path" not in text
 
 
 def test_websockets_are_refused(inner):

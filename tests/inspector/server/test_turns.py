@@ -129,13 +129,13 @@ def test_a_question_ends_the_tests_of_its_own_page_alone(server):
         if sentence is None:
             server.turns.before_block()
         else:
-            with pytest.raises(InputError, match="something new was asked"):
+            with pytest.raises(InputError, match="something new"):
                 server.turns.before_block()
     for test in (mine, theirs):
         test.leave.set()
         test.thread.join(30)
     server.become("queued")  # it was pressed before the question, and its turn comes after
-    with pytest.raises(InputError, match="something new was asked"):
+    with pytest.raises(InputError, match="something new"):
         server.turns.run(Rank.EXPERIMENT, lambda: None)()
     server.become("later")
     assert server.turns.run(Rank.EXPERIMENT, lambda: "found")() == "found"
@@ -158,7 +158,7 @@ def test_looking_at_a_token_ends_nothing(server):
 def test_time_is_up(server):
     server.add("test")
     server.become("test")
-    with pytest.raises(InputError, match="Stopped after 0 s, which is what this server gives"):
+    with pytest.raises(InputError, match="after 0 s"):
         server.turns.run(Rank.TEST, server.turns.before_block, seconds=0.0)()
 
 

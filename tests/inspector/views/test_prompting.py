@@ -36,10 +36,10 @@ def test_each_change_of_the_images_is_undone_by_itself(handlers, gallery, event)
 
 def test_nothing_to_undo_and_an_image_that_is_gone_change_nothing(handlers, gallery, event, capsys):
     assert handlers.undo("embedded", [gallery]) == (gr.skip(), gr.skip(), gr.skip(), [gallery])
-    assert capsys.readouterr().out == "There is nothing to undo.\n"
-    with pytest.raises(gr.Error, match="There is no image 9 to move; the prompt has 3"):
+    assert "undo" in capsys.readouterr().out
+    with pytest.raises(gr.Error, match=r"image 9 .* 3"):
         handlers.place("embedded", gallery, [gallery], event(start=8, stop=0))
-    with pytest.raises(gr.Error, match="This event needs event_data with “index”"):
+    with pytest.raises(gr.Error, match="“index”"):
         handlers.remove("embedded", gallery, [gallery], event())
 
 

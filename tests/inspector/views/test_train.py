@@ -57,7 +57,7 @@ def test_a_run_that_is_gone_is_said_once_and_then_no_longer_looked_for(table):
 
 
 def test_a_run_that_is_over_cannot_be_paused(table, run):
-    with pytest.raises(gr.Error, match="can't be paused"):
+    with pytest.raises(gr.Error, match="paused"):
         RunHandlers(table).pause(run)
 
 
@@ -70,7 +70,7 @@ def test_the_list_of_runs_waits_until_the_followed_one_is_over(table, run):
 
 def test_what_a_run_has_not_got_is_neither_used_nor_pushed(store, table, run):
     handlers = ResultHandlers(store, table, table.bounds)
-    with pytest.raises(gr.Error, match="This run has no weights yet"):
+    with pytest.raises(gr.Error, match="weights"):
         handlers.use(run, [])
     with pytest.raises(gr.Error, match=GONE):
         handlers.export("gone")
@@ -109,7 +109,7 @@ def test_a_preset_fills_the_form_and_a_check_reads_it(reader, table, request_of)
     _, *filled = handlers.fill("instruction tuning")
     by_name = dict(zip(reader.form.plain, filled, strict=False))
     assert by_name["steps"] == PRESETS["instruction tuning"].values["steps"]
-    with pytest.raises(gr.Error, match="There is no such way to begin"):
+    with pytest.raises(gr.Error, match="begin"):
         handlers.fill("magic")
 
     async def check(**changes):

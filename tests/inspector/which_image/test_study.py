@@ -14,7 +14,7 @@ from inspector.interventions.target import choose_target, image_keys, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.counterfactuals import Counterfactual
-from inspector.which_image.image_effects import Dependence, measure_dependence, measure_matrix
+from inspector.which_image.image_effects import measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import alternative_questions, measure_selection
 from inspector.which_image.shapley import shapley_values
 from inspector.which_image.study import STEPS, study_answer
@@ -23,6 +23,7 @@ from model import InputError, OpenedImage, load_vlm
 from model.language import build_mask
 from model.training.fresh import new_vlm
 from model.training.synthetic.examples import EXAMPLES
+from tests.example_cases import made_up
 
 
 def prompt_of(name, **options):
@@ -135,7 +136,7 @@ def test_the_steps_come_in_order_and_the_verdict_is_sure_in_the_end(three):
     verdict = three[-1].verdict
     assert (verdict.kind, verdict.image, verdict.images, verdict.final) == ("selected", 3, (3,), True)
     fall = three[-1].dependence.leave_one_out[2]
-    assert f"falls by at least {fall:.2f} nats" in verdict.sentence
+    assert f"{fall:.2f} nats" in verdict.sentence
 
 
 def test_selection_is_a_contrast_between_questions(three):
@@ -197,53 +198,27 @@ def test_the_command_prints_the_verdict(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert (facts["answer"], facts["verdict"]["kind"], facts["verdict"]["image"]) == ("blue", "selected", 2)
     assert main(["which-image", *images, "--ask", "What?", "--turn", "4"]) == 2
-    assert capsys.readouterr().err == "Turn 4 has no answer; choose one of 1.\n"
+    assert "Turn 4" in capsys.readouterr().err
 
 
 # --- verdicts from made-up numbers ---
 
 
-def made_up(case, shapley, *, logprob=-0.1, floor=0.1, interaction=0.0):
-    n = len(shapley)
-    return Dependence(
-        answer="red",
-        tokens=1,
-        logprob=logprob,
-        text_only=logprob - sum(shapley),
-        shapley=tuple(shapley),
-        standard_errors=None,
-        leave_one_out=tuple(shapley),
-        alone=tuple(shapley),
-        interactions=tuple(tuple(0.0 if a == b else interaction for b in range(n)) for a in range(n)),
-        noise_floor=floor,
-        noise_draws=24,
-        noise_size=17,
-        runs=32,
-    )
-
-
 @pytest.mark.parametrize(
-    ("shapley", "options", "kind", "image", "part"),
+    ("shapley", "options", "kind", "image"),
     [
-        ((0.1, 8.0, 0.2), {}, "dependent", 2, "depends on image 2: without it log p falls by at least 8.00 nats"),
-        (
-            (0.1, 0.2, 0.1),
-            {},
-            "none",
-            None,
-            "without any image log p of the answer “red” falls by 0.40",
-        ),
-        ((4.0, 3.9, 0.1), {"interaction": 2.0}, "several", None, "several images, 1 and 2, and needs them together"),
-        ((4.0, 3.9, 0.1), {"interaction": -2.0}, "several", None, "any of them does in part for another"),
-        ((0.1, 8.0, 0.2), {"logprob": math.log(0.12)}, "unclear", None, "a probability of 0.12 per token"),
-        ((0.1, 3.0, 0.2), {"floor": 4.0}, "none", None, "less than the 4.00 that count (noise floor 4.00)"),
-        ((0.9, 0.9, 0.9), {}, "unclear", None, "all images together are worth 2.70 nats, but no image stands out"),
+        ((0.1, 8.0, 0.2), {}, "dependent", 2),
+        ((0.1, 0.2, 0.1), {}, "none", None),
+        ((4.0, 3.9, 0.1), {"interaction": 2.0}, "several", None),
+        ((4.0, 3.9, 0.1), {"interaction": -2.0}, "several", None),
+        ((0.1, 8.0, 0.2), {"logprob": math.log(0.12)}, "unclear", None),
+        ((0.1, 3.0, 0.2), {"floor": 4.0}, "none", None),
+        ((0.9, 0.9, 0.9), {}, "unclear", None),
     ],
 )
-def test_a_verdict_follows_from_its_numbers(embedded, three, shapley, options, kind, image, part):
-    verdict = judge(three[-1].case, made_up(three[-1].case, shapley, **options))
+def test_a_verdict_follows_from_its_numbers(embedded, three, shapley, options, kind, image):
+    verdict = judge(three[-1].case, made_up(*shapley, **options))
     assert (verdict.kind, verdict.image) == (kind, image)
-    assert part in verdict.sentence
 
 
 def test_a_swap_that_disagrees_leaves_the_verdict_open(three):
@@ -252,19 +227,18 @@ def test_a_swap_that_disagrees_leaves_the_verdict_open(three):
     inert = replace(swaps[2], flipped=False, fall=0.02, answer="yellow")
     verdict = judge(case, dependence, three[-1].selection, (*swaps[:2], inert))
     assert (verdict.kind, verdict.image) == ("unclear", None)
-    assert "neither changes the answer nor lowers log p" in verdict.sentence
     loud = replace(swaps[0], flipped=True, answer="blue")
     verdict = judge(case, dependence, three[-1].selection, (loud, *swaps[1:]))
-    assert "replacing image 1 by image 2 changes the answer to “blue” too" in verdict.sentence
+    assert verdict.kind == "unclear"
 
 
 def test_a_guess_that_happens_to_be_right_is_not_taken_for_no_image_needed(three):
     """Taking the images away changes nothing, but another picture does."""
     case = three[-1].case
-    verdict = judge(case, made_up(case, (0.1, 0.2, 0.1)), three[-1].selection, three[-1].swaps)
+    verdict = judge(case, made_up(0.1, 0.2, 0.1), three[-1].selection, three[-1].swaps)
     assert verdict.kind == "unclear"
-    assert "would guess the same without them (p 0.61 per token)" in verdict.sentence
-    assert "replacing image 3 by image 1 changes the answer to “red”" in verdict.sentence
+    assert "p 0.61 " in verdict.sentence
+    assert "image 3 by image 1 " in verdict.sentence
 
 
 def test_without_a_contrast_the_question_is_not_said_to_select(three):
@@ -280,10 +254,8 @@ def test_without_a_contrast_the_question_is_not_said_to_select(three):
     # Both measures: the effect on the answers that the other questions get, and on the answer under study.
     same = sum(asked.same_answer_effects[2] for asked in flat.asked[1:]) / 2
     as_asked = selection.asked[0].effects[2]
-    assert (
-        f"whatever is asked: with the question about another image its effect is {as_asked:.2f} nats on the answer "
-        f"then given and {same:.2f} on this one (contrast 0.30, and {as_asked / 2:.2f} would show" in verdict.sentence
-    )
+    for number in (as_asked, same, 0.3, as_asked / 2):
+        assert f"{number:.2f}" in verdict.sentence
 
 
 def test_random_weights_give_no_verdict_of_dependence():
@@ -299,7 +271,6 @@ def test_one_image_none_and_text_alone(embedded):
     text = Prompt((), (Turn("What is it?"),))
     *_, found = study_answer(embedded, ask_and_inspect(embedded, text, GenerationSettings()))
     assert found.verdict.kind == "none"
-    assert "can't depend on an image" in found.verdict.sentence
     assert found.to_json()["attention"] is None
 
 
@@ -308,7 +279,7 @@ def test_an_answer_given_by_a_person_is_the_one_explained(embedded):
     *_, found = study_answer(embedded, inspect(embedded, prompt))
     assert found.dependence.answer == "green"
     assert found.verdict.kind == "unclear"
-    assert "per token, and below 0.2" in found.verdict.sentence
+    assert " 0.2 " in found.verdict.sentence
 
 
 def test_a_turn_in_the_middle_can_be_explained(embedded):
@@ -317,7 +288,7 @@ def test_a_turn_in_the_middle_can_be_explained(embedded):
     assert (found.turn, found.verdict.kind, found.verdict.image) == (1, "mask", 1)
     *_, found = study_answer(embedded, inspection, 2)
     assert (found.turn, found.verdict.image, found.dependence.answer) == (2, 2, "circle")
-    with pytest.raises(InputError, match="Turn 4 has no answer; choose one of 1, 2, 3"):
+    with pytest.raises(InputError, match=r"Turn 4.* 1, 2, 3"):
         open_case(embedded, inspection, 4)
 
 
@@ -355,16 +326,15 @@ def test_numbers_are_said_plainly():
     assert [say(value) for value in (1.234, -0.001, -1.5, 0.0)] == ["1.23", "0.00", "−1.50", "0.00"]
 
 
-def test_a_leader_stands_out(three):
-    case = three[-1].case
-    assert name_leader(made_up(case, (0.2, 5.0, 2.4))) == 2
-    assert name_leader(made_up(case, (0.2, 5.0, 2.6))) is None
-    assert name_leader(made_up(case, (0.2, 0.9, 0.1))) is None
+def test_a_leader_stands_out():
+    assert name_leader(made_up(0.2, 5.0, 2.4)) == 2
+    assert name_leader(made_up(0.2, 5.0, 2.6)) is None
+    assert name_leader(made_up(0.2, 0.9, 0.1)) is None
 
 
 def test_an_answer_must_be_there(embedded):
     inspection = inspect(embedded, prompt_of("three"))
-    with pytest.raises(InputError, match="No turn has an answer yet; press Ask first"):
+    with pytest.raises(InputError, match="Ask"):
         list(study_answer(embedded, inspection))
     case = case_of(embedded, prompt_of("two"))
     assert choose_target(case.structure, 1).question.number == 1
