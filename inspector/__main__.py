@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from inspector.bounds import format_bounds
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
@@ -23,6 +24,7 @@ from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, descr
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
+from inspector.which_image.model_comparison import compare_answers
 from inspector.which_image.study import study_answer
 from model import InputError, load_vlm, open_image
 
@@ -55,20 +57,22 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
+    compare = commands.add_parser("compare", help="ask two models the same, and lay their answers side by side")
+    _add_prompt(compare, models=True)
     battery = commands.add_parser("battery", help="try the instrument on drawn prompts whose truth is known")
     battery.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
     battery.add_argument("--cell", action="append", choices=CELLS, help="repeat for several (default: all)")
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
-    for command in (inspect, which, cut, report, layout, battery):
+    for command in (inspect, which, cut, report, layout, compare, battery):
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
     return parser
 
 
-def _add_prompt(command: argparse.ArgumentParser) -> None:
-    _add_questions(command)
+def _add_prompt(command: argparse.ArgumentParser, *, models: bool = False) -> None:
+    _add_questions(command, models=models)
     command.add_argument(
         "--answer",
         action="append",
@@ -93,8 +97,14 @@ def _add_study(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_questions(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
+def _add_questions(command: argparse.ArgumentParser, *, models: bool = False) -> None:
+    """``models``: several may be named."""
+    more: dict[str, Any] = {"action": "append", "required": True} if models else {"default": "embedded"}
+    command.add_argument(
+        "--model",
+        help="“embedded”, a checkpoint folder, or a hub id" + ("; name two" if models else ""),
+        **more,
+    )
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
     command.add_argument("--ask", action="append", required=True, metavar="TEXT", help="repeat for several turns")
     command.add_argument("--max-new-tokens", type=int, default=32)
@@ -202,6 +212,17 @@ def run_layout(options: argparse.Namespace) -> dict:
     }
 
 
+def run_compare(options: argparse.Namespace) -> dict:
+    """The same prompt to two models; InputError for anything that can't be used."""
+    if len(options.model) != 2:
+        raise InputError(f"compare takes two models, each with a --model of its own; {len(options.model)} came.")
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    before, after = map(load_vlm, options.model)
+    *_, found = compare_answers(before, after, prompt, settings)
+    return found.to_json()
+
+
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
     ends it, and what was found until then is the result. InputError if that is nothing."""
@@ -244,6 +265,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "cut": run_cut,
     "report": run_report,
     "layout": run_layout,
+    "compare": run_compare,
     "battery": run_battery_command,
 }
 

@@ -25,6 +25,7 @@ from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
+from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
@@ -75,6 +76,8 @@ def build_ui(
                     with gr.Tab("Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
+                    with gr.Tab("Two models"):
+                        comparing = comparing_view.build_comparing(store)
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train"):
@@ -88,6 +91,7 @@ def build_ui(
         header_view.wire_header(header, store, shown, bounds)
         which_view.wire_which_image(which, store, shown, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
+        comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
         wire_inspect(store, demo)
     return demo

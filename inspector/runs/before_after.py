@@ -1,72 +1,17 @@
-"""What a run changed: the same prompt, settings and seed, and the same held-out questions, to the model before it and
-the model after it."""
+"""What a run changed: the same held-out questions to the model before it and the model after it. One prompt to both is
+compared as any two models are: :mod:`inspector.which_image.model_comparison`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from inspector.row.ask import GenerationSettings, Inspection, ask_and_inspect, attend
-from inspector.row.attention import AttentionMap
-from inspector.row.prompt import Prompt
-from inspector.which_image.image_effects import STRONG, Dependence
-from inspector.which_image.study import study_answer
-from inspector.which_image.verdict import Verdict
 from model import VLM
 from model.training.evaluation.answering import answer_probes, probe_examples
 from model.training.events import Answered
 from model.training.recipe import Recipe
 from model.training.stage_data import draw_held_out
 from model.training.synthetic.word import NEW_WORD, WordSpec, word_in, word_probes
-
-Grid = tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class AnswerDependence:
-    """What one model's answer to the last turn rests on, by interventions; see :class:`Dependence`."""
-
-    dependence: Dependence
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Side:
-    """One model's answers to a prompt. Of the position that chose the last answer's first token, mean over layers and
-    heads: ``image_shares``, the share of its attention that goes to each image, and ``image_maps``, the same for each
-    image token of the tiles where it lies in the picture (the thumbnail's tokens are left out). ``rest``: None until
-    it is measured, where the prompt has no image, and where ``no_rest`` says why there is none."""
-
-    fingerprint: str
-    answers: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    image_shares: tuple[float, ...]
-    image_maps: tuple[Grid, ...]
-    rest: AnswerDependence | None = None
-    no_rest: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One prompt to both models."""
-
-    prompt: Prompt
-    before: Side
-    after: Side
-
-    @property
-    def shifts(self) -> tuple[bool, ...]:
-        """Per image, whether its worth for the answer changed by more than either side's noise floor and 1 nat. Empty
-        until both sides are measured."""
-        one, two = self.before.rest, self.after.rest
-        if one is None or two is None:
-            return ()
-        bar = max(STRONG, one.dependence.noise_floor, two.dependence.noise_floor)
-        pairs = zip(one.dependence.shapley, two.dependence.shapley, strict=True)
-        return tuple(abs(a - b) >= bar for a, b in pairs)
-
 
 Shares = tuple[float, float, int]
 """Share of right answers before, share after, and how many were asked."""
@@ -82,63 +27,6 @@ class HeldOutComparison:
     families: dict[str, Shares]
     answers: tuple[tuple[Answered, Answered], ...]
     word: str | None = None
-
-
-# --- a prompt ---
-
-
-def compare_answers(before: VLM, after: VLM, prompt: Prompt, settings: GenerationSettings) -> Iterator[Comparison]:
-    """Answers and attention of both, then the same with what the answer rests on: first of one, then of both. Answers
-    that a person gave stay as given. InputError if the prompt doesn't fit one of the models."""
-    inspections = [ask_and_inspect(vlm, prompt, settings) for vlm in (before, after)]
-    one, two = (_side(vlm, inspection) for vlm, inspection in zip((before, after), inspections, strict=True))
-    yield (found := Comparison(prompt, one, two))
-    if not prompt.images:
-        return
-    yield (found := replace(found, before=_with_rest(one, before, inspections[0], settings)))
-    yield replace(found, after=_with_rest(two, after, inspections[1], settings))
-
-
-def _side(vlm: VLM, inspection: Inspection) -> Side:
-    found = attend(vlm, inspection, inspection.row_that_chose(inspection.first_answer_position))
-    odds = tuple(
-        float(np.prod([token.probability for token in tokens])) if tokens else float("nan")
-        for tokens in inspection.answers
-    )
-    return Side(
-        inspection.fingerprint,
-        tuple(turn.assistant for turn in inspection.prompt.turns),
-        odds,
-        tuple(float(share) for share in found.image_shares.mean(axis=0)),
-        _lay_out(inspection, found),
-    )
-
-
-def _lay_out(inspection: Inspection, attention: AttentionMap) -> tuple[Grid, ...]:
-    """Per image, the share of every image token of its tiles, in the places that they have in the picture."""
-    heat = attention.heat()
-    found = []
-    for index, image in enumerate(inspection.row.images):
-        rows, cols = image.grid
-        tiles = [grid for grid in inspection.row.grids if grid.image == index and not grid.is_thumbnail]
-        high, wide = tiles[0].rows, tiles[0].cols
-        shares = np.stack([heat[list(grid.positions)] for grid in tiles]).reshape(rows, cols, high, wide)
-        whole = shares.transpose(0, 2, 1, 3).reshape(rows * high, cols * wide)
-        found.append(tuple(tuple(float(share) for share in line) for line in whole))
-    return tuple(found)
-
-
-def _with_rest(side: Side, vlm: VLM, inspection: Inspection, settings: GenerationSettings) -> Side:
-    if not side.answers[-1]:
-        return replace(side, no_rest="it answered nothing")
-    for found in study_answer(vlm, inspection, max_new_tokens=settings.max_new_tokens, seed=settings.seed):
-        # Its verdict is final then; what follows is attention, which is there already, and self-checks.
-        if found.step == "swaps" and found.dependence is not None and found.verdict is not None:
-            return replace(side, rest=AnswerDependence(found.dependence, found.verdict))
-    raise AssertionError("the study of an answer ends with its verdict")
-
-
-# --- held-out questions ---
 
 
 def word_of(recipe: Recipe) -> WordSpec | None:

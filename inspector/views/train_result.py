@@ -11,7 +11,7 @@ import gradio as gr
 
 from inspector.bounds import Bounds
 from inspector.figures.before_after import show_comparison
-from inspector.runs.before_after import Comparison, HeldOutComparison, compare_answers, measure_change
+from inspector.runs.before_after import HeldOutComparison, measure_change
 from inspector.runs.delivery import pack_run, push_run
 from inspector.runs.jobs import JobTable
 from inspector.runs.presets import NEW
@@ -20,6 +20,7 @@ from inspector.server.toasts import inform, refuse, warn
 from inspector.server.turns import Rank
 from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view
+from inspector.which_image.model_comparison import Comparison, compare_answers
 from model import InputError
 from model.training.runs import MODEL
 

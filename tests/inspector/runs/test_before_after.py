@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from inspector.figures.before_after import light_up, show_comparison
+from inspector.figures.before_after import show_comparison
+from inspector.figures.model_comparison import light_up
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.prompt import Prompt, Turn
-from inspector.runs.before_after import HeldOutComparison, compare_answers, measure_change
+from inspector.runs.before_after import HeldOutComparison, measure_change
+from inspector.which_image.model_comparison import AttentionGrid, compare_answers
 from inspector.which_image.study import study_answer
-from model import InputError, OpenedImage, load_vlm
+from model import Box, InputError, OpenedImage, load_vlm
 from model.training.evaluation.answering import probe_example
 from model.training.events import Answered
 from model.training.recipe import build_recipe
@@ -108,19 +110,17 @@ def test_attention_lies_where_its_tokens_are_in_the_picture(embedded):
     found = next(compare_answers(embedded, embedded, prompt, SETTINGS)).before
     inspection = ask_and_inspect(embedded, prompt, SETTINGS)
     (image,) = inspection.row.images
-    (grid,) = found.image_maps
-    rows, cols = image.grid
-    cells = embedded.config.cells_per_side
-    assert np.array(grid).shape == (rows * cells, cols * cells)
+    (grids,) = found.image_maps
     heat = attend(embedded, inspection, inspection.row_that_chose(inspection.first_answer_position)).heat()
     spans = [span for span in inspection.row.spans if span.kind == "image"]
-    # Row 2, column 1 of the tiles: the thumbnail and the first row of tiles lie before it.
-    span = next(span for span in spans if span.tile == image.has_thumbnail + cols)
-    assert np.array(grid)[cells : 2 * cells, :cells].ravel() == pytest.approx(heat[span.start : span.stop])
-    thumbnail = (
-        sum(heat[span.start : span.stop].sum() for span in spans if span.tile == 0) if image.has_thumbnail else 0
-    )
-    assert np.sum(grid) + thumbnail == pytest.approx(found.image_shares[0], rel=1e-5)
+    tiles = [span for span in spans if span.tile != image.thumbnail_tile]
+    assert [np.ravel(grid.shares).tolist() for grid in grids] == [
+        pytest.approx(heat[span.start : span.stop].tolist()) for span in tiles
+    ]
+    assert [grid.box for grid in grids] == [image.boxes[span.tile] for span in tiles]
+    total = sum(np.sum(grid.shares) for grid in grids)
+    thumbnail = sum(heat[span.start : span.stop].sum() for span in spans if span not in tiles)
+    assert total + thumbnail == pytest.approx(found.image_shares[0], rel=1e-5)
 
 
 def test_a_model_that_answers_nothing_is_said_to(embedded, monkeypatch):
@@ -156,16 +156,20 @@ def test_the_page_marks_what_changed_and_names_both_weights(compared):
     assert "<script>" not in show_comparison(evil, None)
 
 
-def test_a_picture_is_as_bright_as_its_share():
-    lit = light_up(Image.new("RGB", (240, 120), (200, 100, 40)), ((0.0, 0.5), (1.0, 2.0)), 1.0)
+def test_a_picture_is_as_bright_as_its_share_by_area():
+    grid = AttentionGrid(Box(0, 0, 480, 240), ((0.0, 0.5), (1.0, 2.0)))
+    top = 1.0 / (240 * 120)
+    picture = Image.new("RGB", (240, 120), (200, 100, 40))
+    lit = light_up(picture, (480, 240), [grid], top)
     assert lit.size == (120, 60)
-    assert [lit.getpixel(place) for place in ((10, 10), (110, 10), (10, 50), (110, 50))] == [
-        (50, 25, 10),
-        (125, 63, 25),
-        (200, 100, 40),
-        (200, 100, 40),
-    ]
-    assert light_up(Image.new("RGB", (8, 8), (200, 200, 200)), ((0.0,),), 0.0).getpixel((4, 4)) == (50, 50, 50)
+    places = ((10, 10), (110, 10), (10, 50), (110, 50))
+    assert [lit.getpixel(place) for place in places] == [(50, 25, 10), (125, 62, 25), (200, 100, 40), (200, 100, 40)]
+    # A model that is shown the right half alone, in finer cells: as bright by area, and nothing where it saw nothing.
+    right = AttentionGrid(Box(240, 0, 480, 240), (((1 / 8,) * 4),) * 2)
+    lit = light_up(picture, (480, 240), [right], 1 / (240 * 240))
+    assert [lit.getpixel(place) for place in places] == [(50, 25, 10), (200, 100, 40), (50, 25, 10), (200, 100, 40)]
+    dark = AttentionGrid(Box(0, 0, 8, 8), ((0.0,),))
+    assert light_up(Image.new("RGB", (8, 8), (200, 200, 200)), (8, 8), [dark], 0.0).getpixel((4, 4)) == (50, 50, 50)
 
 
 def test_held_out_questions_to_both(embedded, trained, recipe):
