@@ -87,6 +87,7 @@ def test_a_page_is_read_by_one_connection_at_a_time(stranger: Stranger):
     next(reading)
     answer = stranger.http.get("/gradio_api/queue/data", params={"session_hash": stranger.page})
     assert answer.status_code == 409
+    assert "connection" in answer.json()["detail"]
     ended = [message["event_id"] for message in reading if message["msg"] == "process_completed"]
     assert sorted(ended) == sorted(joined)  # none of them went elsewhere
     assert stranger.call("ask", data)["success"]
