@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.sample import Sample
@@ -23,7 +24,8 @@ class Batch:
 
     ``input_ids``, ``labels``, ``position_ids``, ``segment_ids`` int64 and ``attention_mask`` bool, all
     ``[batch pos]``; ``labels`` are not shifted: ``labels[b, t]`` is ``input_ids[b, t]`` where it is trained on, else
-    −100. ``tiles [total_tile 3 tile_px tile_px]`` in the order of their image tokens, row by row of the batch;
+    −100. ``tiles [total_tile 3 height width]`` in the order of their image tokens, row by row of the batch, with zeros
+    to the right and below those that are smaller (never so in nanoVLM);
     ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
     ``features [total_tile patch vit_hidden_dim]``, where given, are what a frozen image encoder made of the tiles
     before, so that it need not run again.
@@ -45,6 +47,14 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def _stack_tiles(tiles: Sequence[Tensor]) -> Tensor:
+    """``[total_tile 3 height width]`` of each image's ``[tile 3 height width]``."""
+    if not tiles:
+        return torch.zeros(0, 3, 0, 0)
+    height, width = (max(image.shape[axis] for image in tiles) for axis in (2, 3))
+    return torch.cat([F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2])) for image in tiles])
 
 
 def collate(
@@ -76,7 +86,7 @@ def collate(
         labels=labels,
         position_ids=torch.arange(width).expand(shape),
         segment_ids=segment_ids,
-        tiles=torch.cat(tiles) if tiles else torch.zeros(0, 3, 0, 0),
+        tiles=_stack_tiles(tiles),
         tile_owner=torch.tensor(owners, dtype=torch.long),
         document_mask=document_mask,
     )
