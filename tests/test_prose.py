@@ -370,6 +370,7 @@ def test_self_checks(embedded):
         "an empty knockout, read from the cache = the whole row read at once",
         "Shapley values add up to log p with all images − without any",
         "effects of images that a question can't see",
+        "with every image cut, other pixels change nothing",
         "image 3 taken away = its positions deleted from the row, the others kept",
         "image 3 replaced behind the kept prefix = the row read anew with the other picture",
         "padding before the row, which nobody sees, changes nothing",

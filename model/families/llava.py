@@ -39,7 +39,7 @@ class Llava(TransformersVLM):
     def read_geometry(self, processor: Any) -> CroppedImages:
         tower = self._vision.model_type
         if tower not in _TOWERS or (self._drops_first and not _TOWERS[tower]):
-            raise InputError(f"A LLaVA with the image encoder {tower} is not known here, but with CLIP or SigLIP.")
+            raise InputError(f"A LLaVA with the image encoder {tower} is not known here; use one with CLIP or SigLIP.")
         size = dict(processor.size) if processor.do_resize else {}
         shortest, whole = size.get("shortest_edge"), (size.get("width"), size.get("height"))
         if processor.do_resize and not shortest and not all(whole):
