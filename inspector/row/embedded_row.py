@@ -199,9 +199,9 @@ def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRo
 
 
 def _next_positions(row: Row) -> Tensor:
-    """``[axes 1]``: behind the last position, on all axes alike, as text goes on."""
+    """``[axes 1]``: behind the largest so far, on all axes alike, as text goes on."""
     axes = row.position_ids.shape[0]
-    return (row.position_ids[:, -1].amax() + 1).expand(axes, 1)
+    return (row.position_ids.amax() + 1).expand(axes, 1)
 
 
 def _common(before: EmbeddedRow, row: Row, embeds: Tensor) -> int:
