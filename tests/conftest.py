@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from model import VLM
+    from tests.tiny_checkpoints import Tiny
 
 
 _LOCAL = (
@@ -58,6 +60,25 @@ def embedded() -> "VLM":
     from model import load_vlm
 
     return load_vlm("embedded")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Callable[[str], Tiny]]":
+    """Tiny random checkpoints of other families by name (see tests/tiny_checkpoints.py), each made at first use."""
+    from tests.tiny_checkpoints import build, processors_without_video
+
+    @cache
+    def make(name: str) -> "Tiny":
+        return build(name, tmp_path_factory.mktemp(name.replace(" ", "-")))
+
+    with processors_without_video():
+        yield make
+
+
+@pytest.fixture
+def copy_of(tiny: "Callable[[str], Tiny]", tmp_path: Path) -> Callable[[str], Path]:
+    """A checkpoint folder of :func:`tiny` that a test may spoil."""
+    return lambda name: Path(shutil.copytree(tiny(name).folder, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,20 @@
 """Tiny random checkpoints of other families, with transformers' own model, image processor and processor classes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.processing_utils import ProcessorMixin
 
 from model import Conversation, InspectableVLM, Message, OpenedImage, Row, load_vlm
 
@@ -120,6 +124,50 @@ def write_checkpoint(model: Any, processor: Any, folder: Path, **options: Any) -
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": type(processor).__name__}))
 
 
+@contextmanager
+def processors_without_video() -> Iterator[None]:
+    """Processors with a video part ask for torchvision's classes and for words for numbers; images need neither."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda self, *_, **__: None)
+        patched.setattr(processing_smolvlm, "num2words", str)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        yield
+
+
+def byte_tokenizer(extra: list[str]) -> Any:
+    """A byte-level tokenizer of 1,024 tokens with more special tokens."""
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(Path(__file__).parent / "golden/tiny_tokenizer")
+    tokenizer.add_special_tokens({"additional_special_tokens": extra})
+    return tokenizer
+
+
+def piece_tokenizer(scheme: str) -> Any:
+    """Like Llama's: pieces with ▁ for blanks, one before the text (``scheme``: first, always), unknown characters as
+    bytes, <s> put before a text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials, show_progress=False)
+    words = "USER: What colour is it? ASSISTANT: The shape is red. And this? 0 1 2 3 4 5 6 7 8 9"
+    tokenizer.train_from_iterator([words] * 20, trainer)
+    # Bytes are pieces like others; only the first three are special.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return fast
+
+
 def text_settings(tokenizer: Any, **more: Any) -> dict[str, Any]:
     settings = {
         "hidden_size": 64,
@@ -191,3 +239,21 @@ def build_llava(tokenizer: Any, *, chat: str | None = LLAVA_CHAT, strategy: str 
     )
     torch.manual_seed(0)
     return transformers.LlavaForConditionalGeneration(config).eval(), processor
+
+
+BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "idefics3": lambda: build_idefics3(byte_tokenizer),
+    "smolvlm": lambda: build_idefics3(byte_tokenizer, smol=True, tie_word_embeddings=True),
+    "idefics3 trims": lambda: build_idefics3(byte_tokenizer, chat=TRIMMING_CHAT, num_attention_heads=8),
+    "idefics3 few marks": lambda: build_idefics3(byte_tokenizer, rows=2, num_key_value_heads=4),
+    "llava": lambda: build_llava(piece_tokenizer("first")),
+    "llava always": lambda: build_llava(piece_tokenizer("always"), strategy="full", num_key_value_heads=1),
+    "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),
+}
+"""The families, and other shapes of them. One line for each."""
+
+
+def build(name: str, folder: Path) -> Tiny:
+    model, processor = BUILDERS[name]()
+    write_checkpoint(model, processor, folder)
+    return Tiny(folder, model, processor)
