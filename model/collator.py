@@ -24,10 +24,11 @@ class Batch:
 
     ``input_ids``, ``labels``, ``position_ids``, ``segment_ids`` int64 and ``attention_mask`` bool, all
     ``[batch pos]``; ``labels`` are not shifted: ``labels[b, t]`` is ``input_ids[b, t]`` where it is trained on, else
-    −100. ``tiles [total_tile 3 tile_px tile_px]`` in the order of their image tokens, row by row of the batch, those of
-    several sizes with zeros at the right and below; ``tile_owner [total_tile]`` is the row of each. ``document_mask``:
-    samples packed in one row can't see each other. ``features [total_tile patch vit_hidden_dim]``, where given, are
-    what a frozen image encoder made of the tiles before, so that it need not run again.
+    −100. ``tiles [total_tile 3 height width]`` in the order of their image tokens, row by row of the batch, with zeros
+    to the right and below those that are smaller (never so in nanoVLM);
+    ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
+    ``features [total_tile patch vit_hidden_dim]``, where given, are what a frozen image encoder made of the tiles
+    before, so that it need not run again.
     """
 
     input_ids: Tensor
@@ -46,6 +47,14 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def _stack_tiles(tiles: Sequence[Tensor]) -> Tensor:
+    """``[total_tile 3 height width]`` of each image's ``[tile 3 height width]``."""
+    if not tiles:
+        return torch.zeros(0, 3, 0, 0)
+    height, width = (max(image.shape[axis] for image in tiles) for axis in (2, 3))
+    return torch.cat([F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2])) for image in tiles])
 
 
 def collate(
@@ -77,15 +86,7 @@ def collate(
         labels=labels,
         position_ids=torch.arange(width).expand(shape),
         segment_ids=segment_ids,
-        tiles=_stack(tiles),
+        tiles=_stack_tiles(tiles),
         tile_owner=torch.tensor(owners, dtype=torch.long),
         document_mask=document_mask,
     )
-
-
-def _stack(tiles: Sequence[Tensor]) -> Tensor:
-    """All of ``[tile 3 height width]`` each in one tensor."""
-    if not tiles:
-        return torch.zeros(0, 3, 0, 0)
-    height, width = (max(one.shape[axis] for one in tiles) for axis in (2, 3))
-    return torch.cat([F.pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in tiles])

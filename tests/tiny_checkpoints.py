@@ -235,10 +235,12 @@ def build_idefics3(
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval(), processor
 
 
-def build_llava(tokenizer: Any, *, chat: str | None = LLAVA_CHAT, strategy: str = "default", **text: Any) -> Any:
+def build_llava(
+    tokenizer: Any, *, chat: str | None = LLAVA_CHAT, strategy: str = "default", text: str = "Llama", **settings: Any
+) -> Any:
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**vision_settings(image_size=56, patch_size=14)),
-        text_config=transformers.LlamaConfig(**text_settings(tokenizer, **text)),
+        text_config=getattr(transformers, f"{text}Config")(**text_settings(tokenizer, **settings)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-2,

@@ -19,6 +19,7 @@ from torch import Tensor
 from model import AttentionReader, AttentionReading, Cut, InputError, InspectableVLM, Row, Tap
 from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.language import KeptKeys, KVCache
+from model.sample import see as see
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +40,6 @@ class EmbeddedRow:
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes + self.embeds.nbytes + self.hidden.nbytes
-
-
-def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) -> Tensor:
-    """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves, the past and
-    all of their own block (see :class:`model.Row`), but no separator, and with the document mask nothing of another
-    sample."""
-    length = len(row)
-    queries = torch.arange(start, length if stop is None else stop)
-    visible = torch.arange(length)[None] <= queries[:, None]
-    if row.blocks is not None:
-        own = row.blocks[queries, None]
-        visible |= (own == row.blocks[None]) & (own >= 0)
-    visible &= row.attention_mask[None]
-    if document_mask:
-        visible &= row.segment_ids[queries, None] == row.segment_ids[None]
-    visible[torch.arange(len(queries)), queries] = True
-    return visible
 
 
 @torch.no_grad()

@@ -81,7 +81,8 @@ class RowStore:
 
 def _digest(row: Row) -> bytes:
     found = hashlib.blake2b(digest_size=16)
-    for values in (row.input_ids, row.attention_mask, row.segment_ids, row.position_ids):
+    blocks = () if row.blocks is None else (row.blocks,)
+    for values in (row.input_ids, row.attention_mask, row.segment_ids, row.position_ids, *blocks):
         found.update(values.contiguous().numpy().tobytes())
     for image in row.images:
         found.update(image.digest)

@@ -45,7 +45,7 @@ INPUT_NAMES = (
 """What a program calls the inputs of /ask."""
 
 ABOUT = (
-    "Sizes, grids and token counts follow from each picture's size and the model's config by nanoVLM's rules, before "
+    "Sizes, grids and token counts follow from each picture's size by the model's own rules, before "
     "anything runs. They tell what the model will be given, not whether it makes use of it."
 )
 

@@ -175,11 +175,13 @@ class RecipeReader:
             # What was typed counts for nothing: only what this person uploaded is read.
             form = replace(form, path=str(upload.path) if upload is not None else "", source=source)
         base = NEW if form.base == NEW else self.store.source_of(form.base)
+        if form.base in self.store.names:
+            self.store.get_trainable(form.base)
         return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
 
     def base_of(self, form: Form) -> Any:
         """A model of the shape that will be trained."""
-        return self.store.get(self.store.names[0] if form.base == NEW else form.base)
+        return self.store.get_trainable(self.store.names[0] if form.base == NEW else form.base)
 
     def sizes(self, form: Form, recipe: Recipe) -> tuple[ModuleSize, ...]:
         return size_modules(self.base_of(form), recipe.stages[0])

@@ -58,7 +58,8 @@ class InspectableVLM(Protocol):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer, at least one; the first is the one that is written where one is needed."""
+        """The tokens that end an answer, at least one; the first is the one that is written where one is needed. A
+        token that nothing can go on from (an image token in an answer) may be among them."""
         ...
 
     @property

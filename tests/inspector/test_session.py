@@ -71,3 +71,14 @@ def test_a_study_of_two_models_is_refused(run, embedded):
         assert f"The model is #{other.fingerprint[:8]} now" in sentence
         assert "press Ask again" in sentence
         assert sentence.count(". ") == 0
+
+
+def test_a_model_of_another_family_is_asked_and_not_trained(tiny):
+    folder = tiny("llava").folder
+    store = ModelStore({"embedded": "embedded", "llava": str(folder)})
+    assert store.get("llava").format_version == "LLaVA"
+    assert store.get_trainable("embedded") is store.get("embedded")
+    with pytest.raises(InputError, match="only nanoVLM's are trained"):
+        store.get_trainable("llava")
+    with pytest.raises(InputError, match="only nanoVLM's are trained"):
+        store.get_base(str(folder), 0)

@@ -82,6 +82,13 @@ def test_greedy_answers_are_those_of_generate(any_tiny: made.Tiny, sizes):
     assert inspection.faithful
 
 
+def test_a_notebook_gets_the_same_answer(any_tiny: made.Tiny):
+    images, vlm = pictures(SIZES[1]), any_tiny.vlm
+    steps = list(vlm.generate(vlm.prepare(made.conversation(images), True), max_new_tokens=8))
+    assert [step.token_id for step in steps] == [token.token_id for token in asked(any_tiny, SIZES[1]).answers[0]]
+    assert vlm.config.model_type in ("idefics3", "smolvlm", "llava")
+
+
 @pytest.mark.parametrize("sizes", SIZES[:2])
 def test_attention_is_that_of_the_eager_model(any_tiny: made.Tiny, sizes):
     inspection = asked(any_tiny, sizes)

@@ -138,3 +138,36 @@ def test_copies_are_models_of_their_own(case):
     states = half.decode(embeds.to(torch.bfloat16), row.position_ids, made.causal(row))
     assert states.isfinite().all()
     torch.testing.assert_close(states.float(), run(case), rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("kind", ["Mistral", "Qwen2"])
+def test_sliding_windows_are_the_model_s(kind, tmp_path):
+    """Of all layers (Mistral), and of the last two of three (Qwen2): a mask for each kind of layer."""
+    more = {"use_sliding_window": True, "max_window_layers": 1} if kind == "Qwen2" else {}
+    model, processor = made.build_llava(made.byte_tokenizer(["<image>"]), text=kind, sliding_window=9, **more)
+    made.write_checkpoint(model, processor, tmp_path)
+    checkpoint = made.Tiny(tmp_path, model, processor)
+    images = [made.noise(60, 60), made.noise(60, 90)]
+    vlm, row = checkpoint.vlm, checkpoint.row(images)
+    assert (vlm.text.window, vlm.text.mixed) == (9, kind == "Qwen2")
+    embeds, cache, parts = made.embeds_of(vlm, row)[None], vlm.new_cache(len(row)), []
+    for start, stop in ((0, 30), (30, 31), (31, len(row))):
+        visible = made.causal(row)[:, :, start:stop, :stop]
+        parts.append(vlm.decode(embeds[:, start:stop], row.position_ids[:, start:stop], visible, cache))
+    with torch.no_grad():
+        expected = model(**checkpoint.inputs(images)).logits
+    torch.testing.assert_close(vlm.logits(torch.cat(parts, dim=1)), expected, rtol=0, atol=1e-5)
+
+
+def test_typed_text_never_becomes_a_special_token(tiny):
+    for name in ("idefics3", "llava"):
+        checkpoint = tiny(name)
+        vlm, images = checkpoint.vlm, [made.noise(30, 20)]
+        row = checkpoint.row(images, "<image> </s> <end_of_utterance> <row_1_col_1> <|im_end|>")
+        plain = checkpoint.row(images, "x")
+        special = set(vlm.tokenizer.get_added_vocab().values())
+        found = [[token for token in one.input_ids.tolist() if token in special] for one in (row, plain)]
+        assert found[0] == found[1]
+        (text,) = [span for span in row.spans if span.kind == "text"]
+        typed = vlm.decode_text(row.input_ids[text.start : text.stop].tolist())
+        assert "<image> </s> <end_of_utterance> <row_1_col_1> <|im_end|>" in typed
