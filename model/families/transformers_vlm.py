@@ -436,7 +436,7 @@ class TransformersVLM(ABC):
             if ended or step == room - 1:
                 return
             embeds = self.embed_ids(torch.tensor([token_id]))
-            positions = (positions[:, -1:].amax() + 1).expand(len(positions), 1)
+            positions = (positions.amax() + 1).expand(len(positions), 1)
             visible = torch.cat((visible[-1:], torch.ones(1, 1, dtype=torch.bool)), dim=1)
 
     def convert(self, dtype: torch.dtype) -> TransformersVLM:
