@@ -12,7 +12,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from inspector.__main__ import main
 from inspector.experiments.reference_cues import exchange
 from inspector.interventions.continuations import Continuation
+from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.prefix_cache import PrefixCache
+from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.embedded_row import answer_row, read_row
 from inspector.row.layout import read_structure
@@ -321,6 +323,16 @@ def whole_with_moved_keys(vlm, row, cache, start, shifts) -> float:
 def turn(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = keys.chunk(2, dim=-1)
     return keys * cos[0] + torch.cat((-second, first), dim=-1) * sin[0]
+
+
+def test_an_image_is_exchanged_for_one_of_its_own_shape(usual):
+    wide, high = PICTURES[:2]
+    for pictures, number in (((wide, high), None), ((wide, made.noise(300, 80, seed=9)), 2)):
+        prompt = Prompt(tuple(map(OpenedImage, pictures)), (Turn(made.QUESTION),))
+        case = open_case(usual.vlm, ask_and_inspect(usual.vlm, prompt, GenerationSettings(2)), max_new_tokens=2)
+        (partner,) = ImageExchanges(case).partners(case.structure.images[0], 1)
+        assert partner.number == number
+        assert partner.features.shape == case.prefix_cache.embeds[list(case.structure.images[0].tokens)].shape
 
 
 def test_a_cut_reaches_what_an_image_brings_in_every_layer(usual):
