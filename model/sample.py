@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from model.image import Box, ProcessedImage
@@ -115,3 +116,20 @@ class Row(Sample):
     position_ids: Tensor
     grids: tuple[TokenGrid, ...]
     blocks: Tensor | None = None
+
+
+def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) -> Tensor:
+    """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves, the past and
+    all of their own block (see :class:`Row`), but no separator, and with the document mask nothing of another
+    sample."""
+    length = len(row)
+    queries = torch.arange(start, length if stop is None else stop)
+    visible = torch.arange(length)[None] <= queries[:, None]
+    if row.blocks is not None:
+        own = row.blocks[queries, None]
+        visible |= (own == row.blocks[None]) & (own >= 0)
+    visible &= row.attention_mask[None]
+    if document_mask:
+        visible &= row.segment_ids[queries, None] == row.segment_ids[None]
+    visible[torch.arange(len(queries)), queries] = True
+    return visible

@@ -43,6 +43,22 @@ STRING_CHAT = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As Qwen's checkpoints write it: a system turn of the template's own, an image between two marks.
+QWEN_CHAT = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in part %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN3_CHAT = QWEN_CHAT.replace(
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}",
+    "",
+)
+QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+QWEN_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
 QUESTION = "What colour is it? 1234"
 
 
@@ -243,6 +259,71 @@ def build_llava(
     return transformers.LlavaForConditionalGeneration(config).eval(), processor
 
 
+def build_qwen2_vl() -> tuple[Any, Any]:
+    vision = {"depth": 2, "embed_dim": 48, "hidden_size": 64, "num_heads": 4, "patch_size": 14}
+    return _build_qwen("Qwen2VL", vision, _qwen_rope(), chat=QWEN_CHAT, cell=28)
+
+
+def build_qwen2_5_vl(**text: Any) -> tuple[Any, Any]:
+    """Windows of 4 × 4 patches in the first layers of its encoder, the last sees everything."""
+    vision = {
+        "depth": 3,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "window_size": 56,
+        "fullatt_block_indexes": [2],
+    }
+    return _build_qwen("Qwen2_5_VL", vision, {**_qwen_rope(), **text}, chat=QWEN_CHAT, cell=28)
+
+
+def build_qwen3_vl(*, deep: tuple[int, ...] = (0, 1, 2), **text: Any) -> tuple[Any, Any]:
+    vision = {
+        "depth": 4,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+        "patch_size": 16,
+        "deepstack_visual_indexes": list(deep),
+        "num_position_embeddings": 64,
+    }
+    rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
+    settings = {"num_hidden_layers": 4, "head_dim": 16, "rope_parameters": rope, **text}
+    return _build_qwen("Qwen3VL", vision, settings, chat=QWEN3_CHAT, cell=32)
+
+
+def _qwen_rope() -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
+
+
+def _build_qwen(
+    family: str,
+    vision: dict[str, Any],
+    text: dict[str, Any],
+    *,
+    chat: str,
+    cell: int,
+) -> tuple[Any, Any]:
+    tokenizer = byte_tokenizer(list(QWEN_MARKS))
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text_settings(tokenizer, **text),
+        vision_config=vision,
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+        **dict(zip(QWEN_IDS, tokenizer.convert_tokens_to_ids(list(QWEN_MARKS)), strict=True)),
+    )
+    images = transformers.Qwen2VLImageProcessorPil(
+        patch_size=cell // 2, size={"shortest_edge": 4 * cell * cell, "longest_edge": 48 * cell * cell}
+    )
+    processor = getattr(transformers, f"{family}Processor")(
+        image_processor=images, tokenizer=tokenizer, video_processor=None, chat_template=chat
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config).eval(), processor
+
+
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": lambda: build_idefics3(byte_tokenizer),
     "smolvlm": lambda: build_idefics3(byte_tokenizer, smol=True, tie_word_embeddings=True),
@@ -251,6 +332,10 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": lambda: build_llava(piece_tokenizer("first")),
     "llava always": lambda: build_llava(piece_tokenizer("always"), strategy="full", num_key_value_heads=1),
     "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),
+    "qwen2 vl": build_qwen2_vl,
+    "qwen2.5 vl": build_qwen2_5_vl,
+    "qwen3 vl": build_qwen3_vl,
+    "qwen3 vl tied": lambda: build_qwen3_vl(deep=(2, 0), tie_word_embeddings=True, num_key_value_heads=1),
 }
 """The families, and other shapes of them. One line for each."""
 

@@ -20,7 +20,7 @@ from inspector.row.embedded_row import reread_row
 from inspector.row.layout import ImageBlock
 from inspector.row.references import find_pointer
 from inspector.which_image.question_contrast import AskedQuestion, Selection, changed_question
-from model import Cut, InputError
+from model import Cut, InputError, Row
 from model.tokenizer import decode
 
 EXPLANATION = (
@@ -465,7 +465,7 @@ def _move_image(bench: _Bench) -> Cue:
         return Cue("distance", "moved the image's distance to the question", bench.image, not_done=missing)
     other = max(others, key=lambda image: abs(image.stop - own.stop))
     try:
-        measured = bench.measure(_Change(bench.prompt, shifts=exchange(own, other)))
+        measured = bench.measure(_Change(bench.prompt, shifts=exchange(case.prefix_cache.row, own, other)))
     except InputError:
         raise
     except ValueError as error:  # this model's positions can't be moved
@@ -474,9 +474,12 @@ def _move_image(bench: _Bench) -> Cue:
     return bench.report("distance", change, len(image_keys(own)) + len(image_keys(other)), measured)
 
 
-def exchange(one: ImageBlock, other: ImageBlock) -> tuple[RopeShift, RopeShift]:
-    """The keys of two images (tokens and region marks) seen as if each ended where the other does."""
-    by = other.stop - one.stop
+def exchange(row: Row, one: ImageBlock, other: ImageBlock) -> tuple[RopeShift, RopeShift]:
+    """The keys of two images of ``row`` (tokens and region marks) seen as if each ended where the other does. How far
+    that is, rotary positions say: where they have several axes an image takes fewer of them than it has tokens, and
+    as all its axes count from one number, moving them alike is what standing elsewhere would be."""
+    ends = [int(row.position_ids[:, image.stop - 1].amax()) for image in (one, other)]
+    by = ends[1] - ends[0]
     return RopeShift(image_keys(one)[0], one.stop, by), RopeShift(image_keys(other)[0], other.stop, -by)
 
 

@@ -128,7 +128,11 @@ class ImageExchanges:
 
     def _have_one_grid(self, one: ImageBlock, other: ImageBlock) -> bool:
         first, second = (self.case.prefix_cache.row.images[image.number - 1] for image in (one, other))
-        return (first.grid, first.has_thumbnail) == (second.grid, second.has_thumbnail)
+        return (first.grid, first.has_thumbnail, first.resized_size) == (
+            second.grid,
+            second.has_thumbnail,
+            second.resized_size,
+        )
 
     def _hold_the_same(self, one: ImageBlock, other: ImageBlock) -> bool:
         embeds = self.case.prefix_cache.embeds

@@ -300,7 +300,7 @@ class PrefixCache:
         answers: list[list[int]] = [[] for _ in chunk]
         slots: list[list[int]] = [[] for _ in chunk]
         sees = [opened.visible[end] for end in ends]
-        positions = [self._position_ids(one)[:, -1:].amax(dim=0, keepdim=True) for one in chunk]
+        places = [self._place(one)[1] for one in chunk]
         states = hidden[ends]
         open_ = list(range(len(chunk)))
         for _ in range(max_new_tokens):
@@ -325,7 +325,7 @@ class PrefixCache:
                 cuts += self._cuts_of_next(chunk[n], starts, opened.places, slots[n])
             embeds = self.vlm.embed_ids(torch.tensor([answers[n][-1] for n in open_]))
             axes = self.row.position_ids.shape[0]
-            at = torch.cat([(positions[n] + len(answers[n])).expand(axes, -1) for n in open_], dim=1)
+            at = torch.tensor([places[n] + len(answers[n]) - 1 for n in open_]).expand(axes, -1)
             tap = Tap(cuts=tuple(cuts)) if cuts else None
             states = self.vlm.decode(embeds[None], at, visible[None, None], opened.cache, tap)[0]
         if not opened.own:
@@ -352,12 +352,41 @@ class PrefixCache:
         return [next((p + by for start, stop, by in moved if start <= p < stop), p) for p in positions]
 
     def _position_ids(self, node: Continuation) -> Tensor:
-        """``[axes pos]``: the row's own where its tokens stand, else on from where they begin."""
+        """``[axes pos]``."""
+        return self._place(node)[0]
+
+    def _place(self, node: Continuation) -> tuple[Tensor, int, bool]:
+        """Rotary positions ``[axes pos]`` of a continuation, where text behind it goes on, and whether it has left the
+        row's own: these hold as long as text stands on text and image tokens on image tokens, whatever they are. What
+        comes then counts on from the largest, as the axes of an image's tokens are not alike."""
+        left, first = False, self._place_behind(node.start)
+        if node.parent is not None and node.parent.stop == node.start:
+            _, first, left = self._place(node.parent)
+        alike = 0 if left else self._count_alike(node)
+        stop = node.start + alike
+        if alike:
+            first = self._place_behind(stop)
         table = self.row.position_ids
-        if node.stop <= self._length and node.ids == self.ids[node.start : node.stop]:
-            return table[:, node.start : node.stop]
-        inside = min(node.start, self._length - 1)
-        return table[:, inside : inside + 1] + (node.start - inside) + torch.arange(len(node.ids))
+        rest = torch.arange(first, first + len(node.ids) - alike).expand(len(table), -1)
+        places = torch.cat((table[:, node.start : stop], rest), dim=1)
+        return places, first + rest.shape[1], left or stop < min(node.stop, self._length)
+
+    def _place_behind(self, position: int) -> int:
+        """Where text goes on behind the row's first ``position`` tokens."""
+        behind = self.row.position_ids[:, :position]
+        return (int(behind.amax()) + 1 if behind.numel() else 0) + max(0, position - self._length)
+
+    def _count_alike(self, node: Continuation) -> int:
+        """How many of its first tokens are image tokens where the row's are, and text where the row's are text."""
+        theirs = self.ids[node.start : node.stop]
+        if node.ids == theirs:
+            return len(theirs)
+        image = self.vlm.image_token_id
+        pairs = zip(node.ids, theirs, strict=False)
+        return next(
+            (n for n, (own, there) in enumerate(pairs) if (own == image) != (there == image)),
+            min(len(theirs), len(node.ids)),
+        )
 
     def _embed(self, continuation: Continuation) -> Tensor:
         """``[pos width]``: image tokens keep the features that stand there in the row, if the continuation brings

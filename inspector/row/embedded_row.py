@@ -19,6 +19,7 @@ from torch import Tensor
 from model import AttentionReader, AttentionReading, Cut, InputError, InspectableVLM, Row, Tap
 from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.language import KeptKeys, KVCache
+from model.sample import see as see
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +40,6 @@ class EmbeddedRow:
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes + self.embeds.nbytes + self.hidden.nbytes
-
-
-def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) -> Tensor:
-    """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves, the past and
-    all of their own block (see :class:`model.Row`), but no separator, and with the document mask nothing of another
-    sample."""
-    length = len(row)
-    queries = torch.arange(start, length if stop is None else stop)
-    visible = torch.arange(length)[None] <= queries[:, None]
-    if row.blocks is not None:
-        own = row.blocks[queries, None]
-        visible |= (own == row.blocks[None]) & (own >= 0)
-    visible &= row.attention_mask[None]
-    if document_mask:
-        visible &= row.segment_ids[queries, None] == row.segment_ids[None]
-    visible[torch.arange(len(queries)), queries] = True
-    return visible
 
 
 @torch.no_grad()
@@ -199,9 +183,9 @@ def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRo
 
 
 def _next_positions(row: Row) -> Tensor:
-    """``[axes 1]``: behind the last position, on all axes alike, as text goes on."""
+    """``[axes 1]``: behind the largest so far, on all axes alike, as text goes on."""
     axes = row.position_ids.shape[0]
-    return (row.position_ids[:, -1].amax() + 1).expand(axes, 1)
+    return (row.position_ids.amax() + 1).expand(axes, 1)
 
 
 def _common(before: EmbeddedRow, row: Row, embeds: Tensor) -> int:

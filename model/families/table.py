@@ -16,6 +16,9 @@ FAMILIES = {
     "idefics3": ("model.families.idefics3", "Idefics3"),
     "smolvlm": ("model.families.idefics3", "SmolVLM"),
     "llava": ("model.families.llava", "Llava"),
+    "qwen2_vl": ("model.families.qwen_vl", "Qwen2VL"),
+    "qwen2_5_vl": ("model.families.qwen_vl", "Qwen2_5VL"),
+    "qwen3_vl": ("model.families.qwen_vl", "Qwen3VL"),
 }
 """``model_type`` → module and class. A module is imported when such a checkpoint is opened, and transformers' own code
 of the family with it."""

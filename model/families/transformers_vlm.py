@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,10 +36,11 @@ from model.families.checkpoint_files import (
 )
 from model.families.template_chat import TemplateChat
 from model.families.transformers_text import TextModel, forget_hooks
+from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
 from model.picture import ImageLayout, LayingOut
-from model.sample import Row, Sample, TokenGrid
+from model.sample import Row, Sample, TokenGrid, see
 from model.tap import Tap
 from model.tokenizer import decode, token_text
 
@@ -171,7 +172,6 @@ class TransformersVLM(ABC):
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
-        self.image_settings = processor
         self._geometry = self.read_geometry(processor)
         if self.image_text not in self.tokenizer.get_added_vocab():
             raise InputError(
@@ -196,13 +196,10 @@ class TransformersVLM(ABC):
             ),
         )
 
-    def find_token(self, *names: str) -> int:
-        """The id of the first of ``names`` that the vocabulary has. InputError if it has none."""
-        vocabulary = self.tokenizer.get_vocab()
-        for name in names:
-            if name in vocabulary:
-                return int(vocabulary[name])
-        raise InputError(f"The tokenizer has no token {names[0]}, which {self.name} writes around images.")
+    @property
+    def config(self) -> Any:
+        """Transformers' configuration of the whole model."""
+        return self.model.config
 
     # --- what analyses rely on: see model.families.protocol ---
 
@@ -243,7 +240,9 @@ class TransformersVLM(ABC):
         settings = cast(Any, self.model.generation_config)
         for found in (settings and settings.eos_token_id, self.text.config.eos_token_id, self.tokenizer.eos_token_id):
             if found is not None:
-                return tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
+                ends = tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
+                # A model that says an image token can't go on: there is no image for it.
+                return (*ends, self.image_token_id)
         raise InputError("The checkpoint names no token that ends an answer (eos_token_id); correct its config.json.")
 
     @property
@@ -275,6 +274,9 @@ class TransformersVLM(ABC):
 
     def encode_text(self, text: str) -> list[int]:
         return self.renderer.encode_text(text)
+
+    def encode_answer(self, text: str) -> list[int]:
+        return self.renderer.encode_answer(text)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         return decode(self.tokenizer, list(ids))
@@ -403,6 +405,42 @@ class TransformersVLM(ABC):
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.text.head(hidden)).float()
+
+    def generate(
+        self,
+        sample: Sample,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Step]:
+        """Streams the continuation of ``sample``, as :meth:`model.families.nanovlm.VLM.generate` does."""
+        check_sampling(temperature, top_k, top_p, seed)
+        row, generator, text = self.place(sample), new_generator(seed), AnswerText(self.decode_text)
+        room = min(max_new_tokens, self.max_positions - len(row))
+        if max_new_tokens > 0 and room < 1:
+            raise InputError(
+                f"The prompt is {len(row):,} tokens long and this model reads at most {self.max_positions:,}, so no "
+                "answer fits; use fewer or smaller images, or less text."
+            )
+        features = [part for image in row.images for part in self.encode(self.encoder_inputs(image))]
+        embeds = self.embed_ids(row.input_ids, torch.cat(features) if features else None)
+        cache, visible, positions = self.new_cache(len(row) + room), see(row, False), row.position_ids
+        for step in range(room):
+            hidden = self.decode(embeds[None], positions, visible[None, None], cache)[0, -1:]
+            logits = self.logits(hidden)
+            check_logits(logits)
+            token_id = int(choose_tokens(logits, generator, temperature, top_k, top_p)[0])
+            ended = token_id in self.eos_ids
+            logprob = float(logits.log_softmax(dim=-1)[0, token_id])
+            yield Step(token_id, "" if ended else text.add(token_id), logprob)
+            if ended or step == room - 1:
+                return
+            embeds = self.embed_ids(torch.tensor([token_id]))
+            positions = (positions.amax() + 1).expand(len(positions), 1)
+            visible = torch.cat((visible[-1:], torch.ones(1, 1, dtype=torch.bool)), dim=1)
 
     def convert(self, dtype: torch.dtype) -> TransformersVLM:
         return self._copy(cast(Any, deepcopy(self.model)).to(dtype))

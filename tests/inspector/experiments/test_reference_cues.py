@@ -136,7 +136,7 @@ def test_hidden_from_everything_as_in_a_whole_pass(three):
 def test_an_image_moved_as_in_a_whole_pass_with_its_keys_turned_by_hand(packed):
     case, _, found = packed
     own, other = case.structure.images[2], case.structure.images[0]
-    shifts = exchange(own, other)
+    shifts = exchange(case.prefix_cache.row, own, other)
     assert [(shift.start, shift.stop, shift.by) for shift in shifts] == [(74, 91, -71), (3, 20, 71)]
     cue = one_of(found, "moved image 3 to the distance of image 1")
     (answer,) = case.answer_ids
@@ -152,7 +152,7 @@ def test_an_image_moved_as_in_a_whole_pass_with_its_keys_turned_by_hand(packed):
 def test_an_image_moved_by_nothing_changes_no_bit(three):
     case, _, _ = three
     image = case.structure.images[1]
-    shifts = exchange(image, image)
+    shifts = exchange(case.prefix_cache.row, image, image)
     assert [shift.by for shift in shifts] == [0, 0]
     base = case.base
     assert case.prefix_cache.run([replace(base, shifts=shifts)]) == case.prefix_cache.run([base])

@@ -142,7 +142,7 @@ def test_several_end_tokens_end_an_answer(copy_of):
         json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, 1027], "do_sample": True, "top_k": 7})
     )
     vlm = load_vlm(folder)
-    assert vlm.eos_ids == (2, 1027)
+    assert vlm.eos_ids == (2, 1027, vlm.image_token_id)
     assert vlm.generation_defaults["top_k"] == 7
 
 

@@ -11,11 +11,11 @@ from model.language import KeptKeys
 from tests import tiny_checkpoints as made
 
 
-@pytest.fixture(params=["idefics3", "llava always"])
+@pytest.fixture(params=["idefics3", "llava always", "qwen2.5 vl", "qwen3 vl"])
 def case(request, tiny):
     """A model, a row of two images and its embeddings."""
     checkpoint = tiny(request.param)
-    row = checkpoint.row([made.noise(100, 60), made.noise(64, 64)])
+    row = checkpoint.row([made.noise(200, 120), made.noise(64, 64)])
     return checkpoint.vlm, row, made.embeds_of(checkpoint.vlm, row)[None]
 
 
@@ -73,11 +73,11 @@ def test_states_are_patched_before_each_layer_and_behind_the_last(case):
     vlm, row, _ = case
     last = len(row) - 1
     for layer in range(vlm.n_layers + 1):
-        states = run(case, Tap(patches=(ActivationPatch(layer, [20], [last]),)))
+        states = run(case, Tap(patches=(ActivationPatch(layer, [0], [last]),)))
         assert torch.equal(states[:, :last], run(case)[:, :last])
         assert not torch.equal(states[:, last], run(case)[:, last])
     # Behind the last layer the state is what the other's was.
-    torch.testing.assert_close(states[:, last], run(case)[:, 20])
+    torch.testing.assert_close(states[:, last], run(case)[:, 0])
 
 
 def test_nothing_of_a_pass_stays(case):
@@ -171,3 +171,17 @@ def test_typed_text_never_becomes_a_special_token(tiny):
         (text,) = [span for span in row.spans if span.kind == "text"]
         typed = vlm.decode_text(row.input_ids[text.start : text.stop].tolist())
         assert "<image> </s> <end_of_utterance> <row_1_col_1> <|im_end|>" in typed
+
+
+def test_a_typed_answer_stands_as_the_model_would_say_it(tiny):
+    """These templates write a blank before an answer that is given, and none before one that is to come."""
+    checkpoint = tiny("idefics3")
+    said = (("user", "What is it?"), ("assistant", "The shape"))
+    prompt = checkpoint.row([], "What is it?").input_ids.tolist()
+    expected = [*prompt, *checkpoint.vlm.encode_answer("The shape")]
+    assert checkpoint.row([], "And this?", said).input_ids[: len(expected)].tolist() == expected
+    for name in ("llava", "llava always"):  # whose pieces may reach over words
+        vlm = tiny(name).vlm
+        assert "".join(vlm.token_text(token) for token in vlm.encode_answer("The shape")) == " The shape"
+    vlm = tiny("llava text").vlm
+    assert vlm.encode_answer("The shape") == vlm.encode_text("The shape")
