@@ -322,7 +322,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
         side=112,
         tokens=16,
         num_key_value_heads=4,
-        layer_types=["full_attention"] * 3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
         num_hidden_layers=3,
     ),
     "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),

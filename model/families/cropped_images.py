@@ -41,7 +41,7 @@ class CroppedImages:
         if self.used is not None and (self.used, self.used) != shown:
             seen = Box(seen.left, seen.top, (first[0] + self.used) * across - left, (first[1] + self.used) * down - top)
         whole = whole_box(size)
-        notes = _note(seen, whole)
+        notes = _note(seen, whole) if self.used is None else _note_rest(seen, whole)
         return ImageLayout(size, shown, (1, 1), (seen,), seen=seen if notes else None, notes=(*notes, *self.notes))
 
     def reduce(self, picture: Image.Image) -> tuple[np.ndarray, ...]:
@@ -74,6 +74,13 @@ class CroppedImages:
             return (0, 0), size
         left, top = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
         return (left, top), (left + self.crop[0], top + self.crop[1])
+
+
+def _note_rest(seen: Box, whole: Box) -> tuple[str, ...]:
+    """In words, what the encoder reads and no image token stands for."""
+    if max(whole.right - seen.right, whole.bottom - seen.bottom) <= 0:
+        return ()
+    return (f"no image token for what is outside x 0–{seen.right:.0f}, y 0–{seen.bottom:.0f} px",)
 
 
 def _note(seen: Box, whole: Box) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""Gemma 3: one square of every image, SigLIP, average pooling, a language model of two kinds of layers (Gemma Team 2025,
-arXiv 2503.19786).
+"""Gemma 3: one square of every image, SigLIP, average pooling, and a language model of two kinds of layers (Gemma Team
+2025, arXiv 2503.19786).
 
 Of six layers five look back a window only. The tokens of an image see one another, later ones too, in both kinds. Pan
 and scan (long images once more in parts) is on where a program calls the processor with it: the processor overrules
@@ -39,8 +39,8 @@ class Gemma3(TransformersVLM):
             raise InputError(f"A Gemma 3 with the image encoder {tower} is not known here, but with SigLIP.")
         if self.text.config.use_bidirectional_attention:
             raise InputError(
-                "In this Gemma 3 all tokens see one another (use_bidirectional_attention), so it reads texts and writes "
-                "no answers; use one that writes."
+                "In this Gemma 3 all tokens see one another (use_bidirectional_attention), so it writes no answers; "
+                "use one that does."
             )
         side, size = int(self._vision.image_size), dict(processor.size)
         if not processor.do_resize or (size.get("width"), size.get("height")) != (side, side):
