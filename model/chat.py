@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -139,6 +140,17 @@ class ChatRenderer:
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text, as a person's: never a special token. InputError as in :class:`TextEncoder`."""
         return self._encoder.encode(text)[0]
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer that a person typed, as the model would say it behind a prompt: with what the template
+        writes before an answer that is given and leaves to the model in one that is to come (a blank, mostly)."""
+        return self.encode_text(self._answer_lead + text) if text else []
+
+    @cached_property
+    def _answer_lead(self) -> str:
+        messages = [Message("user", ""), Message("assistant", "")]
+        given, coming = self._write(messages, False), self._write(messages[:1], True)
+        return given[2].removeprefix(coming[-1]) if given[2].startswith(coming[-1]) else ""
 
     def render(
         self,

@@ -92,8 +92,8 @@ class Case:
         return [ids or self.vlm.eos_ids[:1] for ids in found]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text that a person typed: plain text, never a special token. InputError if it is none at all."""
-        ids = self.vlm.encode_text(text)
+        """Ids of an answer that a person typed: plain text, never a special token. InputError if it is none at all."""
+        ids = self.vlm.encode_answer(text)
         if not ids:
             raise InputError("The text has no token; write something.")
         return tuple(ids)

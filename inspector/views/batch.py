@@ -17,10 +17,10 @@ ABOUT = (
     "that a loss would be computed on. It shows what would be learned from, not whether a model can learn it."
 )
 EXPLAIN = (
-    "Rows are padded on the left with <code>&lt;|im_end|&gt;</code>, nanoVLM's padding token: that is why a printed "
-    "batch begins with it. Labels are the ids where a token is trained on and −100 elsewhere; the loss "
+    "Rows are padded on the left with the padding token (nanoVLM's is <code>&lt;|im_end|&gt;</code>): that is why a "
+    "printed batch begins with it. Labels are the ids where a token is trained on and −100 elsewhere; the loss "
     "compares each with the prediction of the position before it. In a packed row one masked "
-    "<code>&lt;|im_end|&gt;</code> ends each sample, and nothing else keeps the samples apart."
+    "padding token ends each sample, and nothing else keeps the samples apart."
 )
 
 
@@ -67,5 +67,5 @@ def build_batch() -> BatchView:
 def draw(vlm: InspectableVLM, inspection: Inspection, arrangement: str) -> list[Any]:
     """Values for :attr:`BatchView.outputs`."""
     batch, _ = training_batch(vlm, inspection, arrangement)
-    texts = {**inspection.table.texts, vlm.pad_token_id: vlm.tokenizer.pad_token}
+    texts = {**inspection.table.texts, vlm.pad_token_id: vlm.token_text(vlm.pad_token_id)}
     return [answer_sight(), show_findings(lint(vlm, inspection)), show_tensors(batch), show_rows(batch, texts)]

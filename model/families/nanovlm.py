@@ -71,7 +71,7 @@ class VLM(nn.Module):
 
     @property
     def numbers_images(self) -> bool:
-        return self.config.splits_images
+        return True
 
     @property
     def pad_token_id(self) -> int:
@@ -128,6 +128,9 @@ class VLM(nn.Module):
 
     def encode_text(self, text: str) -> list[int]:
         return self.renderer.encode_text(text)
+
+    def encode_answer(self, text: str) -> list[int]:
+        return self.renderer.encode_answer(text)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         return decode(self.tokenizer, list(ids))

@@ -78,7 +78,8 @@ class InspectableVLM(Protocol):
 
     @property
     def numbers_images(self) -> bool:
-        """Whether the format writes a number (``<image: k>``) before each image where a sample has several."""
+        """Whether the format writes a number (``<image: k>``) before each image where a sample has several and tiles
+        have markers, as nanoVLM's does."""
         ...
 
     @property
@@ -91,6 +92,10 @@ class InspectableVLM(Protocol):
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that a person typed: never a special token."""
+        ...
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer that a person typed, as the model would say it behind a prompt."""
         ...
 
     def decode_text(self, ids: Sequence[int]) -> str:

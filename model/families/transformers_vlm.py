@@ -275,6 +275,9 @@ class TransformersVLM(ABC):
     def encode_text(self, text: str) -> list[int]:
         return self.renderer.encode_text(text)
 
+    def encode_answer(self, text: str) -> list[int]:
+        return self.renderer.encode_answer(text)
+
     def decode_text(self, ids: Sequence[int]) -> str:
         return decode(self.tokenizer, list(ids))
 

@@ -171,3 +171,17 @@ def test_typed_text_never_becomes_a_special_token(tiny):
         (text,) = [span for span in row.spans if span.kind == "text"]
         typed = vlm.decode_text(row.input_ids[text.start : text.stop].tolist())
         assert "<image> </s> <end_of_utterance> <row_1_col_1> <|im_end|>" in typed
+
+
+def test_a_typed_answer_stands_as_the_model_would_say_it(tiny):
+    """These templates write a blank before an answer that is given, and none before one that is to come."""
+    checkpoint = tiny("idefics3")
+    said = (("user", "What is it?"), ("assistant", "The shape"))
+    prompt = checkpoint.row([], "What is it?").input_ids.tolist()
+    expected = [*prompt, *checkpoint.vlm.encode_answer("The shape")]
+    assert checkpoint.row([], "And this?", said).input_ids[: len(expected)].tolist() == expected
+    for name in ("llava", "llava always"):  # whose pieces may reach over words
+        vlm = tiny(name).vlm
+        assert "".join(vlm.token_text(token) for token in vlm.encode_answer("The shape")) == " The shape"
+    vlm = tiny("llava text").vlm
+    assert vlm.encode_answer("The shape") == vlm.encode_text("The shape")
