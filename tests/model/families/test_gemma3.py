@@ -14,7 +14,7 @@ from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.embedded_row import see
 from inspector.row.prompt import Prompt, Turn
-from model import Cut, InputError, OpenedImage, Tap, load_vlm
+from model import AttentionReader, Cut, InputError, OpenedImage, Tap, load_vlm
 from tests import tiny_checkpoints as made
 
 IMAGES = [made.noise(100, 60), made.noise(64, 200, seed=1)]
@@ -254,3 +254,19 @@ def test_what_can_t_be_opened_is_said(tmp_path):
 
     with pytest.raises(InputError, match="4 × 4 patches can't be pooled to 3 × 3"):
         load_vlm(spoiled(tmp_path / "pool", pool))
+
+
+def test_reading_leaves_the_states_and_a_kept_prefix_gives_the_same(checkpoint):
+    """Looked at or not: to the bit. In parts that end between the images: as in one pass."""
+    vlm, row = checkpoint.vlm, checkpoint.row(IMAGES)
+    embeds, visible = made.embeds_of(vlm, row)[None], made.causal(row)
+    reader = AttentionReader([row.grids[0].start, len(row) - 1], torch.zeros(len(row), dtype=torch.long), 1)
+    whole = vlm.decode(embeds, row.position_ids, visible)
+    assert torch.equal(vlm.decode(embeds, row.position_ids, visible, None, Tap(reader)), whole)
+    torch.testing.assert_close(reader.reading.shares, torch.ones_like(reader.reading.shares))
+    cache, parts, at = vlm.new_cache(len(row)), [], 0
+    for stop in (row.grids[0].start, row.grids[0].stop, row.grids[1].stop + 1, len(row)):
+        part = slice(at, stop)
+        parts.append(vlm.decode(embeds[:, part], row.position_ids[:, part], visible[:, :, part, :stop], cache))
+        at = stop
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
