@@ -36,7 +36,6 @@ from inspector.row.ask import Inspection, inspect
 from inspector.row.embedded_row import see
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.image_effects import measure_dependence
-from inspector.which_image.noise_floor import NOISE_DRAWS
 from inspector.which_image.study import study_answer
 from model import AttentionReader, Cut, OpenedImage, Tap
 from model.families.llava import Llava
@@ -235,7 +234,8 @@ def measure_peak(shape: Shape, layers: int, tokens: int, way: str) -> float:
 
 
 def ask_example(vlm: Llava) -> Inspection:
-    """Three images and a question about one, answered: random weights would not stop."""
+    """Three images and a question about one, answered: random weights would not stop. There is hardly any text before
+    the images, so that a draw of the noise floor costs a whole row: the worst case."""
     edge = vlm.geometry.lay_out((64, 64)).resized_size
     images = tuple(OpenedImage(Image.effect_noise(edge, 40 + n).convert("RGB")) for n in range(IMAGES))
     return inspect(vlm, Prompt(images, (Turn("In image 2, what colour is the shape?", "red"),)))
@@ -263,7 +263,7 @@ def measure_study(vlm: Llava, repeats: int) -> str:
     cut = Cut(range(image.stop, len(inspection.row)), image_keys(image))
     hooked, prefill = _time(lambda: run_forward(case, cut), repeats), _time(lambda: run_forward(case), repeats)
     # Every set of images is taken away, and text for each draw of the noise.
-    count = 2 ** len(case.reachable) + NOISE_DRAWS
+    count = 2 ** len(case.reachable) + measure_dependence(case, ImageAblations(case)).noise_draws
     mine = _time(lambda: measure_dependence(fresh := open_fresh(), ImageAblations(fresh)), repeats)
     began = time.perf_counter()
     for _ in study_answer(vlm, inspection, max_new_tokens=3):
