@@ -3,6 +3,7 @@
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
 which-image  the dependence of an answer against one whole hooked forward per intervention
 moved-images does the verdict follow a picture that is moved to another place, in 60 drawn prompts
+families     a read-out of transformers' models against SDPA and eager attention; which-image on one of them
 training     a training step against a plain loop
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
@@ -26,6 +27,7 @@ PARTS = (
     "scale",
     "which-image",
     "moved-images",
+    "families",
     "training",
     "page",
     "turns",
@@ -43,10 +45,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=30, help="of the soak")
     parser.add_argument("--clients", type=int, default=20, help="of the soak")
+    parser.add_argument("--layers", type=int, default=2, help="of the families' models; 0: as many as fit in memory")
+    parser.add_argument("--tokens", type=int, nargs="+", help="of the families' rows, instead of 1,000 and 4,096")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if options.part == "soak":
         sys.exit(0 if importlib.import_module("benchmarks.soak").soak(options.minutes, options.clients) else 1)
+    if options.part == "families":
+        part = importlib.import_module("benchmarks.families")
+        part.main(options.repeats, options.layers, options.tokens or part.TOKENS)
+        return
     importlib.import_module(f"benchmarks.{options.part.replace('-', '_')}").main(options.repeats)
 
 

@@ -187,7 +187,9 @@ class ChatRenderer:
     def count_tokens(self, image: ProcessedImage, several: bool = False) -> int:
         """Positions that an image takes in the row, markers included, when nothing stands beside it."""
         return len(
-            self._encode([_of_image(piece, None, 0) for piece in self.format.write_image(image, 0, several)], ())
+            self._encode(
+                [_of_image(piece, None, 0) for piece in self.format.write_image(image, 0, several)], (), at_start=False
+            )
         )
 
     def _pieces(
@@ -311,13 +313,13 @@ class ChatRenderer:
         nobodys = [replace(piece, message=None, role="template") for piece in pieces]
         return nobodys + self._template_pieces(text[own:], messages, None, 0)
 
-    def _encode(self, pieces: Sequence[_Piece], images: tuple[ProcessedImage, ...]) -> Sample:
+    def _encode(self, pieces: Sequence[_Piece], images: tuple[ProcessedImage, ...], *, at_start: bool = True) -> Sample:
+        """``at_start``: the pieces begin the text that the tokenizer would be given as a whole."""
         ids: list[int] = []
         owners: list[_Piece] = []
         pending: list[_Piece] = []
 
         after_special: int | None = None
-        at_start = True  # of the text that the tokenizer would be given as a whole
 
         def flush(next_id: int | None = None) -> None:
             nonlocal at_start

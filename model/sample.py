@@ -117,6 +117,13 @@ class Row(Sample):
     grids: tuple[TokenGrid, ...]
     blocks: Tensor | None = None
 
+    def first_to_see(self, position: int) -> int:
+        """The first position that sees what stands at ``position``: itself, or the first of its block. What changes
+        there changes nothing before."""
+        if self.blocks is None or not 0 <= position < len(self) or self.blocks[position] < 0:
+            return position
+        return int((self.blocks == self.blocks[position]).nonzero()[0])
+
 
 def see(row: Row, document_mask: bool, start: int = 0, stop: int | None = None) -> Tensor:
     """``[query key]`` bool: which positions of the row those from ``start`` to ``stop`` see. Themselves, the past and

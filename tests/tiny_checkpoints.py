@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers.processing_utils import ProcessorMixin
 
 from model import Conversation, InspectableVLM, Message, OpenedImage, Row, load_vlm
+from model.sample import see
 
 # As the checkpoints of these families write it.
 IDEFICS3_CHAT = (
@@ -59,6 +60,24 @@ QWEN3_CHAT = QWEN_CHAT.replace(
 )
 QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+GEMMA3_CHAT = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
+    "{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}{%- else -%}"
+    "{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}"
+    "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set first_user_prefix = '' -%}"
+    "{%- set loop_messages = messages -%}{%- endif -%}{%- for message in loop_messages -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
+    "{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}"
+    "{%- set role = message['role'] -%}{%- endif -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}"
+    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}"
+    "{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- else -%}{{ raise_exception('Invalid content type') }}"
+    "{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"
+)
 QUESTION = "What colour is it? 1234"
 
 
@@ -125,7 +144,8 @@ def embeds_of(vlm: InspectableVLM, row: Row) -> torch.Tensor:
 
 
 def causal(row: Row) -> torch.Tensor:
-    return torch.ones(len(row), len(row), dtype=torch.bool).tril()[None, None]
+    """The past, and in some families all of an image's own tokens."""
+    return see(row, False)[None, None]
 
 
 def write_checkpoint(model: Any, processor: Any, folder: Path, **options: Any) -> None:
@@ -322,6 +342,47 @@ def _build_qwen(
     )
     torch.manual_seed(0)
     return getattr(transformers, f"{family}ForConditionalGeneration")(config).eval(), processor
+def build_gemma3(
+    tokenizer: Any, *, side: int = 56, tokens: int = 4, tied: bool = True, pans: bool = False, **text: Any
+) -> Any:
+    marks = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.bos_token = tokenizer.bos_token or "<|im_start|>"
+    for name, token in zip(("boi", "eoi", "image"), marks[2:], strict=True):
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    # A window far shorter than a row, and than some of its images.
+    shape = {"num_hidden_layers": 7, "head_dim": 24, "query_pre_attn_scalar": 30, "sliding_window": 11, **text}
+    settings = text_settings(tokenizer, **shape, tie_word_embeddings=tied)
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**settings),
+        vision_config=vision_settings(image_size=side, patch_size=14),
+        mm_tokens_per_image=tokens,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+        tie_word_embeddings=tied,
+    )
+    panning = {
+        "do_pan_and_scan": True,
+        "pan_and_scan_min_crop_size": 16,
+        "pan_and_scan_max_num_crops": 4,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    }
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(
+            size={"height": side, "width": side}, **(panning if pans else {})
+        ),
+        tokenizer=tokenizer,
+        image_seq_length=tokens,
+        chat_template=GEMMA3_CHAT,
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    # The projection begins at zeros, with which all images are one.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+    model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    return model, processor
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -331,6 +392,18 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3 few marks": lambda: build_idefics3(byte_tokenizer, rows=2, num_key_value_heads=4),
     "llava": lambda: build_llava(piece_tokenizer("first")),
     "llava always": lambda: build_llava(piece_tokenizer("always"), strategy="full", num_key_value_heads=1),
+    "gemma3": lambda: build_gemma3(byte_tokenizer([])),
+    "gemma3 rest": lambda: build_gemma3(
+        piece_tokenizer("first"), side=70, num_hidden_layers=3, num_key_value_heads=1, tied=False, pans=True
+    ),
+    "gemma3 wide": lambda: build_gemma3(
+        byte_tokenizer([]),
+        side=112,
+        tokens=16,
+        num_key_value_heads=4,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        num_hidden_layers=3,
+    ),
     "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),
     "qwen2 vl": build_qwen2_vl,
     "qwen2.5 vl": build_qwen2_5_vl,

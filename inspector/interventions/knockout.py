@@ -29,7 +29,8 @@ EXPLANATION = (
 )
 ROWS = ("question", "answer", "later")
 """*question*: the question under study and its answer; *answer*: the position that chooses the answer's first token
-and the answer; *later*: everything after what is hidden."""
+and the answer; *later*: everything after what is hidden, and what sees it from before (the rest of an image whose
+tokens see one another)."""
 EXAMPLE = "image 2 -> question @layers 0-3 @heads 1,2"
 MAX_CUTS = 20
 MAX_CHARACTERS = 500
@@ -116,7 +117,9 @@ def run_lab(case: Case, texts: Sequence[str]) -> Lab:
         raise InputError(f"There are {len(texts)} cuts; at most {MAX_CUTS} are taken, undo some.")
     cuts = tuple(read_cut(case, text) for text in texts)
     first, stop = case.target.scored
-    start = min([case.target.start, *(cut.rows[0] for cut in cuts)])
+    # Where an image's tokens see one another, those before a changed one are changed with it.
+    see_first = case.prefix_cache.row.first_to_see
+    start = min([case.target.start, *(see_first(cut.rows[0]) for cut in cuts)])
     given = case.prefix_cache.continuation(start, case.target.scored, stop=stop)
     open_ended = case.prefix_cache.continuation(start, (first, first), stop=first)
     own = [tuple(cut.cut for cut in cuts[:n]) for n in range(len(cuts) + 1)]
@@ -236,7 +239,7 @@ def _read_numbers(text: str, what: str, count: int) -> frozenset[int]:
 def _rows(case: Case, text: str, keys: Sequence[int], shown: str) -> list[int]:
     """The positions that lose their edges, those of an answer that is yet to come included; never a hidden one
     itself, so that each keeps at least its own."""
-    first = case.target.scored[0]
+    first, begin = case.target.scored[0], case.prefix_cache.row.first_to_see(keys[0])
     # An answer without these edges may be longer than the one that the row holds.
     end = max(case.target.scored[1], first + case.max_new_tokens)
     if text == "question":
@@ -244,11 +247,11 @@ def _rows(case: Case, text: str, keys: Sequence[int], shown: str) -> list[int]:
     elif text == "answer":
         rows = range(first - 1, end)
     elif text == "later":
-        rows = range(keys[0] + 1, end)
+        rows = range(begin, end)
     else:
         rows = sorted(_positions(case, text, shown))  # type: ignore[assignment]
     hidden = set(keys)
-    return [position for position in rows if position > keys[0] and position not in hidden]
+    return [position for position in rows if position >= begin and position not in hidden]
 
 
 def _positions(case: Case, thing: str, shown: str) -> Sequence[int]:

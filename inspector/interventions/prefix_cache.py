@@ -412,6 +412,8 @@ class PrefixCache:
         attended = torch.cat((self._attended, *(self._own(node)[0] for node in held)))
         segments = torch.cat((self._segments, *(self._own(node)[1] for node in held)))
         for node in nodes:
+            if self.row.first_to_see(node.start) < node.start:
+                raise ValueError(f"Position {node.start} is inside an image whose tokens see one another.")
             begin = starts[id(node)] - kept
             rows, own = slice(begin, begin + len(node.ids)), self._length + starts[id(node)]
             view = visible[rows]

@@ -149,7 +149,7 @@ function select(position) {
 function heatText(p) {
   const heat = heatNow();
   if (!heat || p >= heat.values.length) return null;
-  return p > heat.from ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`;
+  return isUnseen(heat, p) ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`;
 }
 const heatNow = () => state.heat || bus.heat;
 

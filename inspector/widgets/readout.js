@@ -55,7 +55,7 @@ function draw() {
   if (!Number.isNaN(loss)) add(...line("loss", "−ln p of this token, given all before it", copyable(loss.toFixed(3), "loss"), note(`nats, p = ${Math.exp(-loss).toPrecision(3)}`)));
   if (heat && heat.values.length === row.n) {
     const shares = sharesByImage(row, heat);
-    add(...line("attention", heat.label, p > heat.from ? note(`none: token ${heat.from} comes before it`) : copyable(formatShare(heat.values[p]), "attention"), p > heat.from ? null : note(`of token ${heat.from}'s, ${formatPercent(heat.values[p])}`)));
+    add(...line("attention", heat.label, isUnseen(heat, p) ? note(`none: token ${heat.from} comes before it`) : copyable(formatShare(heat.values[p]), "attention"), isUnseen(heat, p) ? null : note(`of token ${heat.from}'s, ${formatPercent(heat.values[p])}`)));
     parts.push(list);
     if (shares.size) {
       let total = 0;

@@ -76,6 +76,8 @@ function readHeat(text) {
   // Half precision may round the largest share up; only a real excess counts as beyond the scale.
   return { values, max: heat.max, shared: heat.shared, label: heat.label, from: heat.from, selected: heat.selected === undefined ? heat.from : heat.selected, clipped: top > heat.max * 1.002 };
 }
+// A later token, unless the two see one another, as those of an image do in some models.
+const isUnseen = (heat, p) => p > heat.from && !heat.values[p];
 // Whose attention it is, in words: a token of the answer was chosen by the output of the row before it.
 const whoseRow = (heat) => `token ${heat.from}` + (heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");
 const sumOf = (values, start, stop) => { let sum = 0; for (let p = start; p < stop; p++) sum += values[p]; return sum; };
@@ -177,7 +179,7 @@ function summarise(row, heat, images, p) {
     cell ? `covers ${boxText(cell.box)} of the original` : null,
     `label ${row.trained[p] ? row.ids[p] : "−100, ignored"} · attention mask ${row.masked[p] ? 0 : 1}` + (Number.isNaN(row.loss[p]) ? "" : ` · loss ${row.loss[p].toFixed(3)} nats`),
     next === null ? null : row.trained[next] ? `must predict ${visibleText(row.text(next))} at ${next}` : `followed by ${row.spanOf(next).kind === "image" ? "an image token" : visibleText(row.text(next))}; not trained on it`,
-    heat && heat.values.length === row.n ? (p > heat.from ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`) : null,
+    heat && heat.values.length === row.n ? (isUnseen(heat, p) ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`) : null,
   ];
 }
 const DARK = () => document.body.classList.contains("dark");

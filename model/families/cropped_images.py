@@ -18,13 +18,16 @@ from model.picture import Box, ImageLayout, whole_box
 class CroppedImages:
     """Sizes are (width, height) in px. ``shortest``: of the short side, or else ``size`` for both, or neither.
     ``crop``: what is taken of the middle, None for all. ``filter``: PIL's number of the resampling filter.
-    ``square``: the colour that an image is padded to a square with before anything else, None for no padding."""
+    ``square``: the colour that an image is padded to a square with before anything else, None for no padding. ``used``:
+    px of each side, from the left and the top, that image tokens stand for, None for all. ``notes`` on every image."""
 
     shortest: int | None
     size: tuple[int, int] | None
     crop: tuple[int, int] | None
     filter: int
     square: tuple[int, int, int] | None = None
+    used: int | None = None
+    notes: tuple[str, ...] = ()
 
     def lay_out(self, size: tuple[int, int]) -> ImageLayout:
         """See :class:`model.picture.LayingOut`."""
@@ -35,9 +38,11 @@ class CroppedImages:
         first, last = self._crop(resized)
         seen = Box(first[0] * across - left, first[1] * down - top, last[0] * across - left, last[1] * down - top)
         shown = last[0] - first[0], last[1] - first[1]
+        if self.used is not None and (self.used, self.used) != shown:
+            seen = Box(seen.left, seen.top, (first[0] + self.used) * across - left, (first[1] + self.used) * down - top)
         whole = whole_box(size)
-        notes = _note(seen, whole)
-        return ImageLayout(size, shown, (1, 1), (seen,), seen=seen if notes else None, notes=notes)
+        notes = _note(seen, whole) if self.used is None else _note_rest(seen, whole)
+        return ImageLayout(size, shown, (1, 1), (seen,), seen=seen if notes else None, notes=(*notes, *self.notes))
 
     def reduce(self, picture: Image.Image) -> tuple[np.ndarray, ...]:
         """See :class:`model.picture.ImageGeometry`."""
@@ -69,6 +74,13 @@ class CroppedImages:
             return (0, 0), size
         left, top = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
         return (left, top), (left + self.crop[0], top + self.crop[1])
+
+
+def _note_rest(seen: Box, whole: Box) -> tuple[str, ...]:
+    """In words, what the encoder reads and no image token stands for."""
+    if max(whole.right - seen.right, whole.bottom - seen.bottom) <= 0:
+        return ()
+    return (f"no image token for what is outside x 0–{seen.right:.0f}, y 0–{seen.bottom:.0f} px",)
 
 
 def _note(seen: Box, whole: Box) -> tuple[str, ...]:

@@ -184,8 +184,8 @@ class InspectableVLM(Protocol):
         ...
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
-        """Cached ``keys [… pos d]`` as if they stood ``by`` positions further on. ValueError where the rotary scheme
-        knows no such move."""
+        """Cached ``keys [layer … pos d]`` of all layers as if they stood ``by`` positions further on. ValueError where
+        the rotary scheme knows no such move."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ pass is to do travels with the pass as one argument; nothing of it stays in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -177,14 +177,26 @@ class TextModel:
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
         """See :meth:`model.families.protocol.InspectableVLM.rotate_keys`."""
         rope: Any = self.model.rotary_emb
-        kind = getattr(rope, "rope_type", "default")
+        if isinstance(getattr(rope, "rope_type", None), Mapping):  # each kind of layer has its own angles
+            kinds = self.config.layer_types
+            return torch.stack([self._rotate(one, by, kind) for one, kind in zip(keys, kinds, strict=True)])
+        return self._rotate(keys, by)
+
+    def _rotate(self, keys: Tensor, by: int, layer_kind: str | None = None) -> Tensor:
+        """``keys [… pos d]`` of layers that share their angles; ``layer_kind`` where others have others."""
+        rope: Any = self.model.rotary_emb
+        kind: Any = getattr(rope, "rope_type", "default")
+        if layer_kind is not None:
+            kind = kind[layer_kind]
         if not isinstance(kind, str) or kind not in _STEADY_ROPE:
             raise ValueError(f"The rotary angles of this model are of the kind {kind}, by which keys can't be moved.")
         axes = 3 if getattr(rope, "mrope_section", None) else 1
         places = torch.full((axes, 1, 1) if axes > 1 else (1, 1), by, device=keys.device)
-        cos, sin = rope(keys.float(), places)
+        cos, sin = rope(keys.float(), places) if layer_kind is None else rope(keys.float(), places, layer_kind)
         # The scheme may scale what it turns; keys that are cached are scaled already.
-        scale = float(getattr(rope, "attention_scaling", 1.0))
+        scale = float(
+            getattr(rope, "attention_scaling" if layer_kind is None else f"{layer_kind}_attention_scaling", 1.0)
+        )
         cos, sin = cos.reshape(-1, cos.shape[-1])[-1] / scale, sin.reshape(-1, sin.shape[-1])[-1] / scale
         turned, rest = keys[..., : len(cos)].float(), keys[..., len(cos) :]
         first, second = turned.chunk(2, dim=-1)
