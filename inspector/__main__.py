@@ -19,12 +19,14 @@ from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
+from inspector.placement import add_placement
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.which_image.study import study_answer
-from model import InputError, load_vlm, open_image
+from model import InputError, InspectableVLM, load_vlm, open_image, plan_memory
+from model.memory import refuse_shortage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
     for command in (inspect, which, cut, report, layout, battery):
+        add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
     return parser
@@ -101,6 +104,15 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
 
+def open_model(options: argparse.Namespace) -> InspectableVLM:
+    """The model that was named, where and as it was asked for; InputError as for :func:`model.load_vlm`. With
+    ``--verbose`` what it will take is told first."""
+    placed = {"device": options.device, "dtype": options.dtype, "quantize": options.quantize}
+    if options.verbose:
+        print(plan_memory(options.model, **placed), file=sys.stderr)
+    return load_vlm(options.model, **placed)
+
+
 def read_prompt(options: argparse.Namespace) -> Prompt:
     """InputError for an image that can't be opened, or too much of anything."""
     prompt = read_questions(options)
@@ -126,7 +138,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
         options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed
     )
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     first = inspection.row_that_chose(inspection.first_answer_position)
     position = first if options.position is None else options.position
@@ -139,7 +151,7 @@ def run_which_image(options: argparse.Namespace) -> dict:
     """What the answer of one turn rests on; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     *_, found = study_answer(
         vlm,
@@ -157,7 +169,7 @@ def run_cut(options: argparse.Namespace) -> dict:
     """The answer without the edges that were named; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
     return run_lab(case, options.cut).to_json()
@@ -167,7 +179,7 @@ def run_report(options: argparse.Namespace) -> dict:
     """Every test of one answer, written as a page; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     known = study_whole(
         vlm,
@@ -194,7 +206,7 @@ def run_layout(options: argparse.Namespace) -> dict:
     # A length out of range is refused in the same words everywhere.
     settings = GenerationSettings(options.max_new_tokens)
     prompt = read_questions(options)
-    cells = list(compare_layouts(load_vlm(options.model), prompt, max_new_tokens=settings.max_new_tokens))
+    cells = list(compare_layouts(open_model(options), prompt, max_new_tokens=settings.max_new_tokens))
     return {
         "questions": [turn.user for turn in prompt.turns],
         "cells": [cell.to_json() for cell in cells],
@@ -205,7 +217,7 @@ def run_layout(options: argparse.Namespace) -> dict:
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
     ends it, and what was found until then is the result. InputError if that is nothing."""
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     cells = options.cell or CELLS
     last: SuiteProgress | None = None
     try:
@@ -255,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(format_bounds())
         return 0
     try:
-        found = RUNS[options.command](options)
+        with refuse_shortage():
+            found = RUNS[options.command](options)
         if options.verbose:
             print(describe_kept(), file=sys.stderr)
         text = found if isinstance(found, str) else write_json(found)

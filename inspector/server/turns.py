@@ -24,6 +24,7 @@ from gradio.context import LocalContext
 from inspector.bounds import Bounds
 from inspector.persons import identify
 from model import InputError
+from model.memory import refuse_shortage
 
 GIVE_WAY_S = 1.0
 """Longest pause at one block, so that a test gets on even where somebody asks all the time."""
@@ -93,14 +94,14 @@ class Turns:
 
             @functools.wraps(handler)
             def stream(*args: Any, **named: Any) -> Iterator[Any]:
-                with self._at_work(rank, seconds):
+                with refuse_shortage(), self._at_work(rank, seconds):
                     yield from handler(*args, **named)
 
             return stream
 
         @functools.wraps(handler)
         def call(*args: Any, **named: Any) -> Any:
-            with self._at_work(rank, seconds):
+            with refuse_shortage(), self._at_work(rank, seconds):
                 return handler(*args, **named)
 
         return call
