@@ -20,12 +20,12 @@ write_no_stubs()  # before anything below imports gradio
 import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
-from inspector.placement import add_placement  # noqa: E402
 from inspector.runs.jobs import JobTable  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
 from model import InputError  # noqa: E402
+from model.devices import add_placement  # noqa: E402
 
 
 def name_models(sources: list[str]) -> dict[str, str]:

@@ -19,13 +19,13 @@ from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
-from inspector.placement import add_placement
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.which_image.study import study_answer
 from model import InputError, InspectableVLM, load_vlm, open_image, plan_memory
+from model.devices import add_placement
 from model.memory import refuse_shortage
 
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
-from model.devices import Placement, place
+from model.devices import BALANCED, Placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import read_object
 from model.families.nanovlm import VLM
@@ -102,8 +102,9 @@ def load_vlm(
     if family is None:
         return _load(folder, local, placement, tokenizer)
     check_memory(estimate_memory(folder, placement))
+    more = {} if quantize is None else {"quantize": quantize}
     with refuse_shortage():
-        return family(folder, placement)
+        return family(folder, BALANCED if placement.balanced else placement.device, placement.dtype, **more)
 
 
 def plan_memory(

@@ -9,6 +9,7 @@ benchmarks precision`` measures it on this one), and elsewhere what the checkpoi
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -43,10 +44,6 @@ class Placement:
     @property
     def dtype_name(self) -> str:
         return self.quantize or str(self.dtype).removeprefix("torch.")
-
-
-IN_RAM = Placement(torch.device("cpu"), torch.float32)
-"""The CPU and float32: what everything is measured against."""
 
 
 def place(
@@ -137,3 +134,21 @@ def _check_quantize(quantize: str, device: torch.device) -> None:
             f"Weights are quantised ({quantize}) by the package bitsandbytes, which isn't installed; install it or "
             "leave --quantize out."
         )
+
+
+def add_placement(parser: argparse.ArgumentParser, *, quantize: bool = True) -> None:
+    """Adds the options of :func:`place`, the same for every command. What they are given is looked at there."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto, cpu, cuda, cuda:N, mps, or balanced: over all GPUs (default: auto)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="T",
+        help="auto, float32, bfloat16 or float16 (default: auto, float32 on the CPU and else the checkpoint's own)",
+    )
+    if quantize:
+        parser.add_argument("--quantize", metavar="BITS", help="4bit or 8bit: on CUDA, with the package bitsandbytes")

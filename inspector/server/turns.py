@@ -23,6 +23,7 @@ from gradio.context import LocalContext
 
 from inspector.bounds import Bounds
 from inspector.persons import identify
+from inspector.server.zero_gpu import on_gpu
 from model import InputError
 from model.memory import refuse_shortage
 
@@ -90,7 +91,8 @@ class Turns:
 
     def run(self, rank: Rank, handler: Callable[..., Any], seconds: float | None = None) -> Callable[..., Any]:
         """``handler`` with a rank. ``seconds``: how long it may work, pauses not counted."""
-        if inspect.isgeneratorfunction(handler):
+        streams, handler = inspect.isgeneratorfunction(handler), on_gpu(handler, seconds)
+        if streams:
 
             @functools.wraps(handler)
             def stream(*args: Any, **named: Any) -> Iterator[Any]:

@@ -20,10 +20,8 @@ from model import Cut
 PIXELS_CHECK = "with every image cut, other pixels change nothing"
 """Fails where an image gets past the cuts: through layers without attention, or states that are added behind one. Then
 nothing that taking images away shows means anything."""
-TOLERANCE = 1e-4
-"""Nats in float32."""
-HALF_TOLERANCE = 0.25
-"""Nats in a 16-bit type, whose sums differ by the order they are taken in."""
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.25}
+"""Nats per scored token."""
 PADDING = 8
 
 
@@ -49,7 +47,7 @@ def run_checks(
 ) -> tuple[Check, ...]:
     """Every identity that this prompt allows to be tested, each against a number from another road; costs about six
     readings of the row."""
-    tolerance = TOLERANCE if case.prefix_cache.hidden.dtype == torch.float32 else HALF_TOLERANCE
+    tolerance = LIMITS[case.prefix_cache.hidden.dtype] * max(1, len(case.answer_ids))
     whole = _score_hidden(case, case.prefix_cache.hidden)
     empty = case.prefix_cache.run([case.base.cutting(Cut(case.target.queries, ()))])[0].logprob
     checks = [

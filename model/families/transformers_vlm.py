@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from model.chat import ChatRenderer, Conversation, ImagePiece
 from model.collator import Batch, collate
-from model.devices import IN_RAM, Placement, describe_placement
+from model.devices import describe_placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import (
     CONFIG,
@@ -166,12 +166,19 @@ class TransformersVLM(ABC):
 
     # --- opening ---
 
-    def __init__(self, folder: Path, placement: Placement = IN_RAM) -> None:
-        """The model of a checkpoint folder. InputError for anything that can't be used."""
-        self._placed = placement
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantize: str | None = None,
+    ) -> None:
+        """The model of a checkpoint folder, where :func:`model.devices.place` says. InputError for anything that can't
+        be used."""
+        self._placed = place(device, dtype, {}, quantize)
         self.folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
-        self.model = load_weights(self.model_class(), folder, placement)
+        self.model = load_weights(self.model_class(), folder, self._placed)
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
