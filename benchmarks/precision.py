@@ -1,8 +1,8 @@
-"""Errors of the self-checks of “Which image?” in float32, bfloat16 and float16, on the embedded model and on tiny random
-checkpoints of every other family that tests know, and what the three take on this CPU.
+"""Errors of the self-checks of “Which image?” in float32, bfloat16 and float16, and what the three take on this CPU.
 
-The tolerances of :mod:`inspector.which_image.self_checks` are set by what this prints. Errors are given in nats for each
-token that is scored, since log p of an answer adds up as many roundings as the answer has tokens.
+On the embedded model and on tiny random checkpoints of every other family that tests know. The tolerances of
+:mod:`inspector.which_image.self_checks` are set by what this prints. Errors are in nats for each token that is scored,
+since log p of an answer adds up as many roundings as the answer has tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inspector.which_image.self_checks import LIMITS, Check, run_checks
 from model import InspectableVLM, load_vlm
 from model.devices import DTYPES
 
-PROMPTS = 8
+PROMPTS = 6
 TOKENS = (1, 12)
 """Longest answers: a word, and as long as the models say something."""
 
@@ -119,7 +119,7 @@ def main(repeats: int) -> None:
                 for kind, values in errors.items():
                     ordered = sorted(values)
                     median, most = ordered[len(ordered) // 2], ordered[-1]
-                    print(f"  {kind:64} n {len(values):3}  median {median:.1e}  largest {most:.1e}")
+                    print(f"  {kind:64} n {len(values):3}  median {median:.1e}  largest {most:.1e}", flush=True)
                     largest[dtype] = max(largest[dtype], most)
     for dtype, most in largest.items():
         limit = LIMITS[DTYPES[dtype]]
