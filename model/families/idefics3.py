@@ -8,6 +8,7 @@ is last; an image of one tile has the thumbnail's marker alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -84,10 +85,14 @@ class Idefics3(TransformersVLM):
 
     def _mark(self, tile: int, marks: tuple[str, ...]) -> list[ImagePiece]:
         """A marker that the vocabulary lacks, of a tile far out, is text like any other."""
-        known = self.tokenizer.get_added_vocab()
+        known = self._special
         if all(mark in known for mark in marks):
             return [ImagePiece("region", tile, "".join(marks), tuple(known[mark] for mark in marks))]
         return [ImagePiece("region", tile, mark, (known[mark],) if mark in known else None) for mark in marks]
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        return dict(self.tokenizer.get_added_vocab())
 
     def _named(self, attribute: str, usual: str) -> str:
         return str(getattr(self.tokenizer, attribute, None) or usual)
