@@ -91,7 +91,7 @@ def time_passes(dtype: str, repeats: int) -> str:
     product = float("inf")
     for _ in range(max(5, repeats)):
         began = time.perf_counter()
-        _ = a @ b
+        torch.nn.functional.linear(a, b)
         product = min(product, time.perf_counter() - began)
     return (
         f"question on the embedded model {best * 1e3:7.1f} ms, product of 1,024 × 2,048 × 2,048 {product * 1e3:7.1f} ms"

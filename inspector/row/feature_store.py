@@ -73,7 +73,7 @@ class FeatureStore:
                     self._parts.popitem(last=False)
         with self._lock:
             self._found += len(keys)
-        return torch.cat([found[key] for key in keys])
+        return torch.cat([found[key] for key in keys]).to(vlm.device)
 
     def counts(self) -> StoreCounts:
         with self._lock:

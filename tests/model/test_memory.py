@@ -8,13 +8,16 @@ import torch
 from safetensors import safe_open
 
 from inspector.__main__ import main
+from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.feature_store import FEATURES
 from inspector.row.row_store import ROWS
 from inspector.session import ModelStore
+from inspector.which_image.study import study_answer
 from model import InputError, load_vlm, plan_memory
 from model import memory as memory_module
 from model.checkpoint import save_vlm
 from model.memory import format_bytes, measure_free_ram, refuse_shortage
+from tests.example_cases import example_prompt
 
 
 def test_weights_are_counted_from_the_headers(embedded):
@@ -122,6 +125,25 @@ def test_a_command_that_runs_out_of_memory_ends_with_its_sentence(monkeypatch, c
     assert main(["inspect", "--ask", "Hello?"]) == 2
     assert capsys.readouterr().err.startswith("The memory didn't suffice for this, and it was stopped; ")
     assert main(["inspect", "--ask", "Hello?"]) == 0  # the next one goes on
+
+
+def test_a_study_that_runs_out_of_memory_ends_and_the_session_goes_on():
+    vlm, left = load_vlm("embedded"), [0]
+
+    def run_out() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    vlm.watch(run_out)
+    inspection = ask_and_inspect(vlm, example_prompt("two"), GenerationSettings())
+    left[0] = 40  # blocks: in the middle
+    steps = []
+    with pytest.raises(InputError, match="memory didn't suffice"):
+        steps += (found.step for found in study_answer(vlm, inspection))
+    assert steps == ["structure"]
+    *_, found = study_answer(vlm, inspection)
+    assert all(check.ok for check in found.checks)
 
 
 # --- several models on one server ---
