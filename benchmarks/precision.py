@@ -27,7 +27,7 @@ from inspector.which_image.self_checks import LIMITS, Check, run_checks
 from model import InspectableVLM, load_vlm
 from model.devices import DTYPES
 
-PROMPTS = 6
+PROMPTS = 5
 TOKENS = (1, 12)
 """Longest answers: a word, and as long as the models say something."""
 

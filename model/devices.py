@@ -3,8 +3,10 @@
     device   auto (CUDA if there is one, else Apple's MPS, else the CPU), cpu, cuda, cuda:N, mps, balanced
     dtype    auto, float32, bfloat16, float16
 
-``auto`` numbers are float32 on the CPU, whose matrix units know nothing shorter on most machines (``python -m
-benchmarks precision`` measures it on this one), and elsewhere what the checkpoint is stored in.
+``auto`` numbers are float32 on the CPU and elsewhere what the checkpoint is stored in. On a CPU, identities that must
+hold fail by thousands of times as much in bfloat16, and a small model is no quicker for it; large products are, where
+the CPU has instructions for them (AVX-512 BF16, AMX). ``python -m benchmarks precision`` measures both on the machine
+at hand.
 """
 
 from __future__ import annotations

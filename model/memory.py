@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -129,18 +130,16 @@ def read_stored(folder: Path) -> StoredWeights:
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, int]]:
-    """(kind, numbers) of each tensor."""
+    """(kind, numbers) of each tensor; none of a header that can't be true."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size)) if 0 < size <= _MOST_HEADER_BYTES else {}
+        most = 2 * path.stat().st_size  # the shortest kinds have half a byte
         for name, entry in header.items():
-            if name != "__metadata__":
-                numbers = 1
-                for side in entry["shape"]:
-                    numbers *= int(side)
+            if name != "__metadata__" and 0 <= (numbers := math.prod(map(int, entry["shape"]))) <= most:
                 yield str(entry["dtype"]), numbers
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return
 
 

@@ -23,7 +23,8 @@ nothing that taking images away shows means anything."""
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Nats for each token of the answer: log p adds up as many roundings. ``python -m benchmarks precision`` measures the
 errors on the embedded model and on every family's tiny checkpoints, on the CPU; the largest of hundreds were 7.6e-6,
-0.037 and 0.0053. The limits are seven to thirteen times that, since a deeper model rounds more often."""
+0.037 and 0.0053. The limits are about seven to thirteen times that, for a deeper model rounds more often; how much more
+on a GPU or in a large model was not measured."""
 PADDING = 8
 
 
