@@ -25,6 +25,7 @@ from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
 from model import InputError  # noqa: E402
+from model.devices import add_placement  # noqa: E402
 
 
 def name_models(sources: list[str]) -> dict[str, str]:
@@ -34,9 +35,11 @@ def name_models(sources: list[str]) -> dict[str, str]:
     }
 
 
-def open_models(sources: list[str]) -> ModelStore:
+def open_models(
+    sources: list[str], device: str = "auto", dtype: str = "auto", quantize: str | None = None
+) -> ModelStore:
     """The models, loaded so that the first question doesn't wait. InputError if one is broken."""
-    store = ModelStore(name_models(sources))
+    store = ModelStore(name_models(sources), device=device, dtype=dtype, quantize=quantize)
     for name in store.names:
         store.get(name)
     return store
@@ -66,12 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="listen on every interface, not on this machine alone, and bound training runs",
     )
+    add_placement(parser)
     options = parser.parse_args(arguments)
     # Who stands behind a proxy is told in one place, inspector.persons, and not also by the web server, which would
     # believe whatever a client on this machine writes.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     try:
-        store = open_models(options.model)
+        store = open_models(options.model, options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
         demo = build_demo(store, options.public, jobs)
     except InputError as error:

@@ -4,6 +4,7 @@ model        prefill and decode against transformers' modules; a read-out of att
 which-image  the dependence of an answer against one whole hooked forward per intervention
 moved-images does the verdict follow a picture that is moved to another place, in 60 drawn prompts
 families     a read-out of transformers' models against SDPA and eager attention; which-image on one of them
+precision    errors of the self-checks in float32, bfloat16 and float16, and what these take on this CPU
 training     a training step against a plain loop
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
@@ -28,6 +29,7 @@ PARTS = (
     "which-image",
     "moved-images",
     "families",
+    "precision",
     "training",
     "page",
     "turns",

@@ -26,7 +26,9 @@ from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.which_image.model_comparison import compare_answers
 from inspector.which_image.study import study_answer
-from model import InputError, load_vlm, open_image
+from model import InputError, InspectableVLM, load_vlm, open_image, plan_memory
+from model.devices import add_placement
+from model.memory import refuse_shortage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
     for command in (inspect, which, cut, report, layout, compare, battery):
+        add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
     return parser
@@ -111,6 +114,16 @@ def _add_questions(command: argparse.ArgumentParser, *, models: bool = False) ->
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
 
+def open_model(options: argparse.Namespace, source: str | None = None) -> InspectableVLM:
+    """The model ``source`` (None: the one that was named), where and as it was asked for; InputError as for
+    :func:`model.load_vlm`. With ``--verbose`` what it will take is told first."""
+    source = options.model if source is None else source
+    placed = {"device": options.device, "dtype": options.dtype, "quantize": options.quantize}
+    if options.verbose:
+        print(plan_memory(source, **placed), file=sys.stderr)
+    return load_vlm(source, **placed)
+
+
 def read_prompt(options: argparse.Namespace) -> Prompt:
     """InputError for an image that can't be opened, or too much of anything."""
     prompt = read_questions(options)
@@ -136,7 +149,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
         options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed
     )
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     first = inspection.row_that_chose(inspection.first_answer_position)
     position = first if options.position is None else options.position
@@ -149,7 +162,7 @@ def run_which_image(options: argparse.Namespace) -> dict:
     """What the answer of one turn rests on; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     *_, found = study_answer(
         vlm,
@@ -167,7 +180,7 @@ def run_cut(options: argparse.Namespace) -> dict:
     """The answer without the edges that were named; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
     return run_lab(case, options.cut).to_json()
@@ -177,7 +190,7 @@ def run_report(options: argparse.Namespace) -> dict:
     """Every test of one answer, written as a page; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
     known = study_whole(
         vlm,
@@ -204,7 +217,7 @@ def run_layout(options: argparse.Namespace) -> dict:
     # A length out of range is refused in the same words everywhere.
     settings = GenerationSettings(options.max_new_tokens)
     prompt = read_questions(options)
-    cells = list(compare_layouts(load_vlm(options.model), prompt, max_new_tokens=settings.max_new_tokens))
+    cells = list(compare_layouts(open_model(options), prompt, max_new_tokens=settings.max_new_tokens))
     return {
         "questions": [turn.user for turn in prompt.turns],
         "cells": [cell.to_json() for cell in cells],
@@ -218,7 +231,7 @@ def run_compare(options: argparse.Namespace) -> dict:
         raise InputError(f"compare takes two models, each with a --model of its own; {len(options.model)} came.")
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
-    before, after = map(load_vlm, options.model)
+    before, after = (open_model(options, model) for model in options.model)
     *_, found = compare_answers(before, after, prompt, settings)
     return found.to_json()
 
@@ -226,7 +239,7 @@ def run_compare(options: argparse.Namespace) -> dict:
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
     ends it, and what was found until then is the result. InputError if that is nothing."""
-    vlm = load_vlm(options.model)
+    vlm = open_model(options)
     cells = options.cell or CELLS
     last: SuiteProgress | None = None
     try:
@@ -277,7 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(format_bounds())
         return 0
     try:
-        found = RUNS[options.command](options)
+        with refuse_shortage():
+            found = RUNS[options.command](options)
         if options.verbose:
             print(describe_kept(), file=sys.stderr)
         text = found if isinstance(found, str) else write_json(found)

@@ -6,21 +6,27 @@ loading.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+
+import torch
 
 from inspector.bounds import Bounds
 from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
 from inspector.row.attention import AttentionMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
-from model import VLM, InputError, InspectableVLM, load_vlm
+from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory
+from model.memory import format_bytes, release_memory
 from model.training.fresh import new_vlm
 
+_log = logging.getLogger(__name__)
 SECRET = "run:"
 """Names of single persons' models begin so; none of them is ever written into a sentence."""
 UNNAMED = "a run's model"
@@ -59,9 +65,19 @@ class ModelStore:
     """Models by name, each loaded once, at first use. :attr:`names` are everybody's; a name that :meth:`admit` was
     given works too, for those who know it."""
 
-    def __init__(self, sources: dict[str, str]) -> None:
+    def __init__(
+        self,
+        sources: dict[str, str],
+        *,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | str = "auto",
+        quantize: str | None = None,
+    ) -> None:
         self._sources = dict(sources)
-        self._loaded: dict[str, InspectableVLM] = {}
+        self._device, self._dtype, self._quantize = device, dtype, quantize
+        self._loaded: OrderedDict[str, InspectableVLM] = OrderedDict()
+        """Everybody's that are in memory, the least used first."""
+        self._needs: dict[str, MemoryNeed] = {}
         self._admitted: dict[str, tuple[str, str]] = {}
         """By name: where the checkpoint lies, and the fingerprint of the model that the name stands for."""
         self._titles: dict[str, str] = {}
@@ -70,6 +86,10 @@ class ModelStore:
         self._lock, self._private_lock = threading.Lock(), threading.Lock()
         self.private_bytes = Bounds().private_model_bytes
         """Weights outside the common list that stay in memory; the least used go first."""
+        self.model_bytes: int | None = None
+        """Weights of the common list that stay in memory together, None for as much as is free."""
+        self.tell: Callable[[str], None] = lambda sentence: None
+        """Told of every model that made way, in the thread that asked for another one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,11 +102,44 @@ class ModelStore:
         if name not in self._sources:
             raise self._unknown(name)
         if (known := self._loaded.get(name)) is not None:  # nobody waits for a model while another one is loaded
+            with suppress(KeyError):  # it made way just now; whoever asked for it keeps it
+                self._loaded.move_to_end(name)
             return known
         with self._lock:
             if name not in self._loaded:
+                need = self._make_room(name)
                 self._loaded[name] = self._load(self._sources[name])
+                self._needs[name] = need
             return self._loaded[name]
+
+    def memory_of(self, name: str) -> MemoryNeed | None:
+        """What a model of the common list was to take when it was loaded; None for others."""
+        return self._needs.get(name)
+
+    def _make_room(self, name: str) -> MemoryNeed:
+        """Unloads the least used models until the weights of ``name`` fit, or none is left; loading says if they still
+        don't. Whoever works with one of them goes on: it leaves the memory with the last of them."""
+
+        def plan() -> MemoryNeed:
+            source, quantize = self._sources[name], self._quantize
+            return plan_memory(source, device=self._device, dtype=self._dtype, quantize=quantize)
+
+        need = plan()
+        if need.free is not None and need.weights > need.free + sum(map(_weigh, self._loaded.values())):
+            return need  # nothing that goes would help
+        while self._loaded:
+            together = need.weights + sum(map(_weigh, self._loaded.values()))
+            if need.fits and (self.model_bytes is None or together <= self.model_bytes):
+                break
+            gone, vlm = self._loaded.popitem(last=False)
+            size = format_bytes(_weigh(vlm))
+            del vlm
+            release_memory()
+            sentence = f"“{gone}” ({size}) was unloaded to make room for “{name}”; it is loaded again when it is asked."
+            _log.warning(sentence)
+            self.tell(sentence)
+            need = plan()
+        return need
 
     def get_trainable(self, name: str) -> VLM:
         """:meth:`get` for what only nanoVLM's models can do. InputError for another family, too."""
@@ -101,7 +154,7 @@ class ModelStore:
                 vlm.watch(before_block)
 
     def _load(self, source: str) -> InspectableVLM:
-        vlm = load_vlm(source)
+        vlm = load_vlm(source, device=self._device, dtype=self._dtype, quantize=self._quantize)
         for before_block in self._watchers:
             vlm.watch(before_block)
         return vlm

@@ -20,6 +20,7 @@ from inspector.row.row_store import ROWS
 from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.gate import Gate
+from inspector.server.toasts import inform
 from inspector.session import ModelStore
 from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
@@ -56,6 +57,7 @@ def build_ui(
     with GuardedBlocks(bounds, open_to_all, title=TITLE, **options) as demo:
         store.watch(demo.turns.before_block)
         store.private_bytes = bounds.private_model_bytes
+        store.tell = inform
         DECODER.bounds, DECODER.find_person = bounds, demo.turns.find_person
         FEATURES.limit, ROWS.limit = bounds.features_bytes, bounds.rows_bytes
         header = header_view.build_header(TITLE)

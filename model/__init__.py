@@ -4,7 +4,7 @@ Names exported here keep their meaning; everything else may change.
 """
 
 from model.chat import Conversation, Message
-from model.checkpoint import load_vlm, save_vlm
+from model.checkpoint import load_vlm, plan_memory, save_vlm
 from model.collator import Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
@@ -12,6 +12,7 @@ from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
 from model.generate import Step
 from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image, plan_image, process_image
+from model.memory import MemoryNeed
 from model.packing import pack_samples
 from model.sample import Row, Sample, Span, TokenGrid
 from model.tap import ActivationPatch, AttentionReader, AttentionReading, Cut, Tap
@@ -28,6 +29,7 @@ __all__ = [
     "ImagePlan",
     "InputError",
     "InspectableVLM",
+    "MemoryNeed",
     "Message",
     "OpenedImage",
     "ProcessedImage",
@@ -43,6 +45,7 @@ __all__ = [
     "open_image",
     "pack_samples",
     "plan_image",
+    "plan_memory",
     "process_image",
     "save_vlm",
 ]

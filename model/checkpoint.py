@@ -24,11 +24,13 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
+from model.devices import BALANCED, Placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import read_object
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
 from model.families.table import find_family
+from model.memory import MemoryNeed, check_memory, estimate_memory, read_stored, refuse_shortage
 from model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -60,9 +62,10 @@ _MOST_TOKENIZER_BYTES = 200 << 20
 def load_vlm(
     source: Literal["embedded"],
     *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+    quantize: str | None = None,
 ) -> VLM: ...
 
 
@@ -70,37 +73,60 @@ def load_vlm(
 def load_vlm(
     source: str | Path,
     *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+    quantize: str | None = None,
 ) -> InspectableVLM: ...
 
 
 def load_vlm(
     source: str | Path,
     *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+    quantize: str | None = None,
 ) -> InspectableVLM:
     """The model of a checkpoint, in evaluation mode; its family is told from its config.json.
 
     ``source``: ``"embedded"`` (the one that ships with the repo), a folder, or a hub id ``owner/name``. ``tokenizer``
     overrides where a nanoVLM checkpoint's tokenizer comes from; by default the folder's own, else one named
-    ``lm_tokenizer`` beside it. InputError if anything is missing, extra, of another shape or no finite number (nothing
-    is ever left at random), and for a family that isn't known or can't be inspected.
+    ``lm_tokenizer`` beside it. ``device``, ``dtype`` and ``quantize``: see :mod:`model.devices`. InputError if anything
+    is missing, extra, of another shape or no finite number (nothing is ever left at random), for a family that isn't
+    known or can't be inspected, and before anything is loaded if the weights don't fit the device.
     """
     folder, local = _find_folder(source)
-    if (family := _find_family(folder)) is not None:
-        return family(folder, device, dtype)
-    return _load(folder, local, device, dtype, tokenizer)
+    family = _find_family(folder)
+    placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
+    if family is None:
+        return _load(folder, local, placement, tokenizer)
+    check_memory(estimate_memory(folder, placement))
+    more = {} if quantize is None else {"quantize": quantize}
+    with refuse_shortage():
+        return family(folder, BALANCED if placement.balanced else placement.device, placement.dtype, **more)
+
+
+def plan_memory(
+    source: str | Path,
+    *,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
+    quantize: str | None = None,
+    positions: int | None = None,
+) -> MemoryNeed:
+    """What :func:`load_vlm` will take and what is free, before anything is loaded; a hub id is fetched for it.
+    ``positions``: how long a prompt is planned for. InputError as for :func:`load_vlm`."""
+    folder, _ = _find_folder(source)
+    placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
+    return estimate_memory(folder, placement, positions)
 
 
 def load_nanovlm(
     source: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
 ) -> VLM:
     """:func:`load_vlm` for what only nanoVLM's models can do, training above all. InputError for another family."""
@@ -109,7 +135,8 @@ def load_nanovlm(
         raise InputError(
             f"This is a {family.name} model; it can be asked and inspected here, but only nanoVLM's are trained."
         )
-    return _load(folder, local, device, dtype, tokenizer)
+    placement = place(device, dtype, read_stored(folder).bytes_by_dtype)
+    return _load(folder, local, placement, tokenizer)
 
 
 def _find_family(folder: Path) -> type[TransformersVLM] | None:
@@ -128,11 +155,17 @@ def _find_family(folder: Path) -> type[TransformersVLM] | None:
 def _load(
     folder: Path,
     local: bool,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    placement: Placement,
     tokenizer: str | Path | PreTrainedTokenizerFast | None,
 ) -> VLM:
+    if placement.balanced or placement.quantize:
+        raise InputError(
+            "A nanoVLM fits one device and is not quantised here; choose --device auto, cpu, cuda, "
+            "cuda:N or mps, and no --quantize."
+        )
+    dtype = placement.dtype
     config = VLMConfig.read(folder / CONFIG)
+    check_memory(estimate_memory(folder, placement))
     if tokenizer is None:
         tokenizer = _find_tokenizer(folder, config, local)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -152,7 +185,8 @@ def _load(
     _fill(vlm, state)
     # Rotary angles need float32 whatever the weights are.
     vlm.decoder.rotary_embd.inv_freq = angles
-    return vlm.to(device).eval()
+    with refuse_shortage():
+        return vlm.to(placement.device).eval()
 
 
 def copy_vlm(vlm: VLM, state: Mapping[str, Tensor] | None = None) -> VLM:

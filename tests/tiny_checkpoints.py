@@ -342,6 +342,8 @@ def _build_qwen(
     )
     torch.manual_seed(0)
     return getattr(transformers, f"{family}ForConditionalGeneration")(config).eval(), processor
+
+
 def build_gemma3(
     tokenizer: Any, *, side: int = 56, tokens: int = 4, tied: bool = True, pans: bool = False, **text: Any
 ) -> Any:

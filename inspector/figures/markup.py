@@ -8,7 +8,7 @@ from html import escape
 from inspector.figures.colours import image_colour, ink_on
 from inspector.row.ask import AnswerToken, Inspection
 from inspector.row.token_table import Finding, TokenTable
-from model import Batch, ImagePlan, InspectableVLM
+from model import Batch, ImagePlan, InspectableVLM, MemoryNeed
 
 END = '<small class="vi-note">end</small>'
 """Stands for the end token, which has no text of its own."""
@@ -206,14 +206,14 @@ def show_findings(findings: Sequence[Finding]) -> str:
     return f'<ul class="vi-findings">{items}</ul>'
 
 
-def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str) -> str:
-    """The model chip: which weights answered, and on what."""
+def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, memory: MemoryNeed | None = None) -> str:
+    """The model chip: which weights answered, and on what; ``memory`` is read when it is pointed at."""
     weights = vlm.n_parameters
     size = f"{weights / 1e6:.1f} M weights" if weights < 1e9 else f"{weights / 1e9:.2f} G weights"
-    dtype = str(vlm.dtype).removeprefix("torch.")
+    title = "" if memory is None else f' title="{escape(str(memory))}"'
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
     return (
-        f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · {dtype} · {vlm.device} · '
+        f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · <span{title}>{escape(vlm.placement)}</span> · '
         f'<code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; click copies all of it">'
         f"#{inspection.fingerprint[:8]}</code>{note}</span>"
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inspector.bounds import Bounds
 from model import InspectableVLM, ProcessedImage
+from model.memory import refuse_shortage, release_when_short
 
 Key = tuple[str, bytes]
 """The model's fingerprint and a digest of what its encoder reads."""
@@ -61,7 +62,8 @@ class FeatureStore:
                 found = {key: part for key in keys if (part := self._find(key)) is not None}
             missing = {key: one for key, one in zip(keys, inputs, strict=True) if key not in found}
             if missing:
-                found |= zip(missing, vlm.encode(list(missing.values())), strict=True)
+                with refuse_shortage():
+                    found |= zip(missing, vlm.encode(list(missing.values())), strict=True)
             with self._lock:
                 self._encoded += len(missing)
                 for key in missing:
@@ -71,7 +73,7 @@ class FeatureStore:
                     self._parts.popitem(last=False)
         with self._lock:
             self._found += len(keys)
-        return torch.cat([found[key] for key in keys])
+        return torch.cat([found[key] for key in keys]).to(vlm.device)
 
     def counts(self) -> StoreCounts:
         with self._lock:
@@ -83,6 +85,13 @@ class FeatureStore:
             self._kept.clear()
             self._parts.clear()
             self._bytes = self._encoded = self._found = 0
+
+    def release(self) -> None:
+        """Lets go of all features; the counts stay."""
+        with self._lock:
+            self._kept.clear()
+            self._parts.clear()
+            self._bytes = 0
 
     def _find(self, key: Key) -> Tensor | None:
         if (known := self._kept.get(key)) is not None:
@@ -107,3 +116,4 @@ def _digest(part: Tensor) -> bytes:
 
 FEATURES = FeatureStore(Bounds().features_bytes)
 """The server's own."""
+release_when_short(FEATURES.release)

@@ -11,6 +11,7 @@ from inspector.bounds import Bounds
 from inspector.row.embedded_row import EmbeddedRow, grow_row, read_row
 from inspector.row.feature_store import FEATURES, FeatureStore
 from model import InspectableVLM, Row
+from model.memory import release_when_short
 
 Key = tuple[str, bool, bytes]
 """The model's fingerprint, whether packed samples are kept apart, and a digest of the row with its images."""
@@ -78,6 +79,12 @@ class RowStore:
             self._kept.clear()
             self._bytes = self._read = self._found = 0
 
+    def release(self) -> None:
+        """Lets go of every row; the counts stay."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
 
 def _digest(row: Row) -> bytes:
     found = hashlib.blake2b(digest_size=16)
@@ -91,3 +98,4 @@ def _digest(row: Row) -> bytes:
 
 ROWS = RowStore(FEATURES, Bounds().rows_bytes)
 """The server's own."""
+release_when_short(ROWS.release)

@@ -23,7 +23,9 @@ from gradio.context import LocalContext
 
 from inspector.bounds import Bounds
 from inspector.persons import identify
+from inspector.server.zero_gpu import on_gpu
 from model import InputError
+from model.memory import refuse_shortage
 
 GIVE_WAY_S = 1.0
 """Longest pause at one block, so that a test gets on even where somebody asks all the time."""
@@ -89,18 +91,19 @@ class Turns:
 
     def run(self, rank: Rank, handler: Callable[..., Any], seconds: float | None = None) -> Callable[..., Any]:
         """``handler`` with a rank. ``seconds``: how long it may work, pauses not counted."""
-        if inspect.isgeneratorfunction(handler):
+        streams, handler = inspect.isgeneratorfunction(handler), on_gpu(handler, seconds)
+        if streams:
 
             @functools.wraps(handler)
             def stream(*args: Any, **named: Any) -> Iterator[Any]:
-                with self._at_work(rank, seconds):
+                with refuse_shortage(), self._at_work(rank, seconds):
                     yield from handler(*args, **named)
 
             return stream
 
         @functools.wraps(handler)
         def call(*args: Any, **named: Any) -> Any:
-            with self._at_work(rank, seconds):
+            with refuse_shortage(), self._at_work(rank, seconds):
                 return handler(*args, **named)
 
         return call

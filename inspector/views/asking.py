@@ -143,7 +143,7 @@ class AskingHandlers:
             note,
             show_turns(inspection),
             None,
-            show_provenance(vlm, inspection, self.store.title_of(asked.model)),
+            show_provenance(vlm, inspection, self.store.title_of(asked.model), self.store.memory_of(asked.model)),
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from model.devices import Placement
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 _MOST_BYTES = 64 << 20
 """Of a JSON file; an index of the largest models has 10 million."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_UNPACKED = ("lm_head", "vision_tower", "vision_model", "visual", "connector", "multi_modal_projector", "o_proj")
+"""Parts of a model that aren't quantised."""
 _DERIVED = ("position_ids", "inv_freq")
 """Buffers that older versions saved and that follow from the configuration."""
 
@@ -83,9 +86,7 @@ def check_weights(folder: Path) -> None:
     raise InputError(f"{folder} has no {WEIGHTS}; it must lie beside {CONFIG}.")
 
 
-def load_weights(
-    kind: type[PreTrainedModel], folder: Path, device: torch.device | str, dtype: torch.dtype
-) -> PreTrainedModel:
+def load_weights(kind: type[PreTrainedModel], folder: Path, placement: Placement) -> PreTrainedModel:
     """The model in evaluation mode, every weight from the files. InputError if one is missing, left over, of another
     shape, or no finite number."""
     check_weights(folder)
@@ -93,12 +94,13 @@ def load_weights(
         try:
             model, found = cast(Any, kind).from_pretrained(
                 str(folder),
-                dtype=dtype,
+                dtype=placement.dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below, and refused
                 attn_implementation="sdpa",
+                **_placing(placement),
             )
         except Exception as error:  # configurations, files and shapes each fail in their own way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -116,8 +118,31 @@ def load_weights(
         )
     _check_numbers(model.state_dict(), folder)
     model.requires_grad_(False)
-    moved: PreTrainedModel = model.to(device).eval()
+    if placement.balanced or placement.quantize:  # where they belong already; accelerate wouldn't have them moved
+        return cast("PreTrainedModel", model.eval())
+    moved: PreTrainedModel = model.to(placement.device).eval()
     return moved
+
+
+def _placing(placement: Placement) -> dict[str, Any]:
+    """What transformers is told of where weights go and how they are packed."""
+    found: dict[str, Any] = {}
+    if placement.balanced:
+        # Every weight on a GPU: one that waits in memory isn't there when the reader looks at a layer.
+        free = {n: torch.cuda.mem_get_info(n)[0] for n in range(torch.cuda.device_count())}
+        found |= {"device_map": "balanced", "max_memory": free}
+    if placement.quantize:
+        from transformers import BitsAndBytesConfig
+
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=placement.quantize == "4bit",
+            load_in_8bit=placement.quantize == "8bit",
+            bnb_4bit_compute_dtype=placement.dtype,
+            # The encoder is small, and the reader multiplies with the output projections itself.
+            llm_int8_skip_modules=list(_UNPACKED),
+        )
+        found.setdefault("device_map", {"": placement.device})
+    return found
 
 
 def load_image_processor(folder: Path, known: Sequence[str]) -> Any:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from model.chat import ChatRenderer, Conversation
 from model.collator import IGNORE_LABEL, Batch, collate
 from model.config import VLMConfig
+from model.devices import describe_placement
 from model.errors import InputError
 from model.families.nanovlm_chat import NanoVLMChat
 from model.generate import AnswerText, Step, generate_batch
@@ -32,6 +33,7 @@ from model.image import (
 )
 from model.language import KVCache, LanguageModel, build_mask
 from model.layers import rotate
+from model.memory import guard_memory
 from model.projector import Projector
 from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
@@ -111,6 +113,10 @@ class VLM(nn.Module):
         return self.config.lm_max_position_embeddings
 
     @property
+    def placement(self) -> str:
+        return describe_placement(self, self.dtype)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.MP.proj.weight.dtype
 
@@ -181,6 +187,7 @@ class VLM(nn.Module):
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
         return tuple(image.tiles)
 
+    @guard_memory
     @torch.no_grad()
     def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         tiles = torch.stack(list(inputs)).to(self.device, self.dtype)
@@ -197,9 +204,11 @@ class VLM(nn.Module):
             embeds[is_image.to(self.device)] = features.to(embeds)
         return embeds
 
+    @guard_memory
     def new_cache(self, positions: int) -> KVCache:
         return self.decoder.new_cache(1, positions)
 
+    @guard_memory
     @torch.no_grad()
     def decode(
         self,
@@ -217,6 +226,7 @@ class VLM(nn.Module):
         cos, sin = self.decoder.rotary_embd(torch.tensor([[by]], device=keys.device), self.max_positions)
         return rotate(keys, cos, sin)
 
+    @guard_memory
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         return self.decoder.head(hidden).float()

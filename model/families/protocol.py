@@ -83,6 +83,10 @@ class InspectableVLM(Protocol):
         ...
 
     @property
+    def placement(self) -> str:
+        """The numbers that it computes in, and where its weights are: “float32 · cpu”."""
+
+    @property
     def dtype(self) -> torch.dtype: ...
 
     @property

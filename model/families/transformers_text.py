@@ -92,7 +92,9 @@ class _CacheView:
         self.cache = cache
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self.cache.append(layer, keys, values)
+        own, theirs = self.cache.append(layer, keys, values)
+        # A cache is on one device; the layers of a model that is spread over several are not.
+        return own.to(keys.device), theirs.to(keys.device)
 
     def get_seq_length(self, layer: int = 0) -> int:
         return self.cache.length

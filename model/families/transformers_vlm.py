@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from model.chat import ChatRenderer, Conversation, ImagePiece
 from model.collator import Batch, collate
+from model.devices import describe_placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import (
     CONFIG,
@@ -39,6 +40,7 @@ from model.families.transformers_text import TextModel, forget_hooks
 from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
+from model.memory import guard_memory
 from model.picture import ImageLayout, LayingOut
 from model.sample import Row, Sample, TokenGrid, see
 from model.tap import Tap
@@ -164,11 +166,19 @@ class TransformersVLM(ABC):
 
     # --- opening ---
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        """The model of a checkpoint folder. InputError for anything that can't be used."""
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantize: str | None = None,
+    ) -> None:
+        """The model of a checkpoint folder, where :func:`model.devices.place` says. InputError for anything that can't
+        be used."""
+        self._placed = place(device, dtype, {}, quantize)
         self.folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
-        self.model = load_weights(self.model_class(), folder, device, dtype)
+        self.model = load_weights(self.model_class(), folder, self._placed)
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
@@ -261,6 +271,10 @@ class TransformersVLM(ABC):
     def pad_token_id(self) -> int:
         own = self.tokenizer.pad_token_id
         return self.eos_ids[0] if own is None else int(own)
+
+    @property
+    def placement(self) -> str:
+        return describe_placement(self.model, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -380,9 +394,11 @@ class TransformersVLM(ABC):
             embeds[is_image.to(self.device)] = features.to(embeds)
         return embeds
 
+    @guard_memory
     def new_cache(self, positions: int) -> KVCache:
         return self.text.new_cache(positions, self.dtype, self.device)
 
+    @guard_memory
     @torch.no_grad()
     def decode(
         self,
@@ -402,6 +418,7 @@ class TransformersVLM(ABC):
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
         return self.text.rotate_keys(keys, by)
 
+    @guard_memory
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.text.head(hidden)).float()
@@ -443,9 +460,11 @@ class TransformersVLM(ABC):
             visible = torch.cat((visible[-1:], torch.ones(1, 1, dtype=torch.bool)), dim=1)
 
     def convert(self, dtype: torch.dtype) -> TransformersVLM:
+        self._check_copied()
         return self._copy(cast(Any, deepcopy(self.model)).to(dtype))
 
     def redraw(self, seed: int) -> TransformersVLM:
+        self._check_copied()
         model = deepcopy(self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -455,6 +474,13 @@ class TransformersVLM(ABC):
                 weight._is_hf_initialized = False  # type: ignore[attr-defined]
             model.init_weights()
         return self._copy(model.eval())
+
+    def _check_copied(self) -> None:
+        if self._placed.balanced or self._placed.quantize:
+            raise InputError(
+                "A model that is quantised or spread over several devices can't be copied with other weights; open it "
+                "on one device, without --quantize."
+            )
 
     def _copy(self, model: PreTrainedModel) -> TransformersVLM:
         """Another model of the same shape; nobody watches it yet."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_nanovlm, save_vlm
+from model.devices import add_placement
 from model.errors import InputError
 from model.training.data.data_report import report_data
 from model.training.data.datasets import open_captioned, open_examples
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument("--prompts", type=int, default=60, help="held-out prompts of every family")
     evaluate = commands.add_parser("evaluate", help="accuracy per family of questions, as JSON; models of small scenes")
     evaluate.add_argument("model", help="“embedded”, a checkpoint folder, or a hub id")
+    add_placement(evaluate, quantize=False)
     card = commands.add_parser("card", help="measure a run's model and put it, with its card, into a folder")
     card.add_argument("run", type=Path, help="the run's folder")
     card.add_argument("--into", type=Path, required=True, help="checkpoint folder that is written")
@@ -161,7 +163,11 @@ def teach(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
-    measured = measure(load_nanovlm(options.model), easy_limit=options.easy_limit, n_each=options.each)
+    measured = measure(
+        load_nanovlm(options.model, device=options.device, dtype=options.dtype),
+        easy_limit=options.easy_limit,
+        n_each=options.each,
+    )
     print(json.dumps(measured.to_json(), ensure_ascii=False))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 from app import build_demo, open_models
 from inspector.ui import launch_options
@@ -44,3 +45,13 @@ def test_the_page_plans_asks_and_tells(url, pictures, tiny, name):
     outputs = client.predict(api_name="/which_image")
     facts = next(one for one in outputs if isinstance(one, dict) and "verdict" in one)
     assert [check["ok"] for check in facts["checks"]] == [True] * len(facts["checks"])
+
+
+def test_no_event_takes_a_device(url):
+    client = Client(url, verbose=False)
+    events = client.view_api(return_format="dict")["named_endpoints"].values()
+    taken = {one["parameter_name"] for event in events for one in event["parameters"]}
+    assert "model" in taken
+    assert not taken & {"device", "dtype", "quantize", "options"}
+    with pytest.raises(AppError, match="cuda"):
+        client.predict(model="embedded --device cuda", gallery=[], question_1="What?", api_name="/ask")

@@ -364,6 +364,7 @@ def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
     out = str(tmp_path / "facts.json")
     assert main(["inspect", *images, "--ask", "What color is it?", "--json", out, "--verbose"]) == 0
     told = capsys.readouterr().err
+    assert told.startswith("Computed: weights ")
     assert " 2 parts " in told
     assert "\nRows: 2 " in told
 
