@@ -16,6 +16,7 @@ FAMILIES = {
     "idefics3": ("model.families.idefics3", "Idefics3"),
     "smolvlm": ("model.families.idefics3", "SmolVLM"),
     "llava": ("model.families.llava", "Llava"),
+    "internvl": ("model.families.internvl", "InternVL"),
 }
 """``model_type`` → module and class. A module is imported when such a checkpoint is opened, and transformers' own code
 of the family with it."""
