@@ -243,6 +243,38 @@ def build_llava(
     return transformers.LlavaForConditionalGeneration(config).eval(), processor
 
 
+def build_internvl(
+    tokenizer: Any, *, text: str = "Qwen2", most: int = 6, chat: str | None = None, **settings: Any
+) -> tuple[Any, Any]:
+    marks = ("start_image_token", "<img>"), ("end_image_token", "</img>"), ("context_image_token", "<IMG_CONTEXT>")
+    for name, token in (*marks, ("video_token", "<video>")):
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    config = transformers.InternVLConfig(
+        vision_config=vision_settings(image_size=[56, 56], patch_size=[14, 14]),
+        text_config=getattr(transformers, f"{text}Config")(**text_settings(tokenizer, **settings)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+        tie_word_embeddings=settings.get("tie_word_embeddings", False),
+    )
+    # The checkpoints say False, and are cut all the same.
+    images = transformers.GotOcr2ImageProcessor(
+        size={"height": 56, "width": 56}, crop_to_patches=False, min_patches=1, max_patches=most
+    )
+    processor = transformers.InternVLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=None,
+        image_seq_length=4,
+        chat_template=chat or TRIMMING_CHAT.replace("<image>", "<IMG_CONTEXT>\n").replace(" | trim", ""),
+    )
+    torch.manual_seed(0)
+    return transformers.InternVLForConditionalGeneration(config).eval(), processor
+
+
+INTERNVL_MARKS = ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": lambda: build_idefics3(byte_tokenizer),
     "smolvlm": lambda: build_idefics3(byte_tokenizer, smol=True, tie_word_embeddings=True),
@@ -251,6 +283,10 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": lambda: build_llava(piece_tokenizer("first")),
     "llava always": lambda: build_llava(piece_tokenizer("always"), strategy="full", num_key_value_heads=1),
     "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),
+    "internvl": lambda: build_internvl(byte_tokenizer(INTERNVL_MARKS)),
+    "internvl qwen3": lambda: build_internvl(
+        byte_tokenizer(INTERNVL_MARKS), text="Qwen3", most=12, head_dim=32, tie_word_embeddings=True
+    ),
 }
 """The families, and other shapes of them. One line for each."""
 
