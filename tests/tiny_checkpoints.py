@@ -60,23 +60,14 @@ QWEN3_CHAT = QWEN_CHAT.replace(
 )
 QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+# Gemma 3's format: what a system turn says stands before the first question, texts are trimmed, the assistant is "model".
 GEMMA3_CHAT = (
-    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
-    "{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}{%- else -%}"
-    "{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}"
-    "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set first_user_prefix = '' -%}"
-    "{%- set loop_messages = messages -%}{%- endif -%}{%- for message in loop_messages -%}"
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
-    "{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}"
-    "{%- set role = message['role'] -%}{%- endif -%}"
-    "{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}"
-    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
-    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
-    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}"
-    "{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- else -%}{{ raise_exception('Invalid content type') }}"
-    "{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"
+    "{{ bos_token }}{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.before = (m.content if m.content is string else m.content[0].text) + '\n\n' %}{% else %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ ns.before }}{% set ns.before = '' %}"
+    "{% if m.content is string %}{{ m.content | trim }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<start_of_image>{% else %}{{ part.text | trim }}{% endif %}{% endfor %}{% endif %}"
+    "<end_of_turn>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 QUESTION = "What colour is it? 1234"
 
@@ -387,6 +378,38 @@ def build_gemma3(
     return model, processor
 
 
+def build_internvl(
+    tokenizer: Any, *, text: str = "Qwen2", most: int = 6, chat: str | None = None, **settings: Any
+) -> tuple[Any, Any]:
+    marks = ("start_image_token", "<img>"), ("end_image_token", "</img>"), ("context_image_token", "<IMG_CONTEXT>")
+    for name, token in (*marks, ("video_token", "<video>")):
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    config = transformers.InternVLConfig(
+        vision_config=vision_settings(image_size=[56, 56], patch_size=[14, 14]),
+        text_config=getattr(transformers, f"{text}Config")(**text_settings(tokenizer, **settings)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+        tie_word_embeddings=settings.get("tie_word_embeddings", False),
+    )
+    # The checkpoints say False, and are cut all the same.
+    images = transformers.GotOcr2ImageProcessor(
+        size={"height": 56, "width": 56}, crop_to_patches=False, min_patches=1, max_patches=most
+    )
+    processor = transformers.InternVLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=None,
+        image_seq_length=4,
+        chat_template=chat or TRIMMING_CHAT.replace("<image>", "<IMG_CONTEXT>\n").replace(" | trim", ""),
+    )
+    torch.manual_seed(0)
+    return transformers.InternVLForConditionalGeneration(config).eval(), processor
+
+
+INTERNVL_MARKS = ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": lambda: build_idefics3(byte_tokenizer),
     "smolvlm": lambda: build_idefics3(byte_tokenizer, smol=True, tie_word_embeddings=True),
@@ -411,6 +434,10 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2.5 vl": build_qwen2_5_vl,
     "qwen3 vl": build_qwen3_vl,
     "qwen3 vl tied": lambda: build_qwen3_vl(deep=(2, 0), tie_word_embeddings=True, num_key_value_heads=1),
+    "internvl": lambda: build_internvl(byte_tokenizer(INTERNVL_MARKS)),
+    "internvl qwen3": lambda: build_internvl(
+        byte_tokenizer(INTERNVL_MARKS), text="Qwen3", most=12, head_dim=32, tie_word_embeddings=True
+    ),
 }
 """The families, and other shapes of them. One line for each."""
 

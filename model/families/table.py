@@ -20,6 +20,7 @@ FAMILIES = {
     "qwen2_5_vl": ("model.families.qwen_vl", "Qwen2_5VL"),
     "qwen3_vl": ("model.families.qwen_vl", "Qwen3VL"),
     "gemma3": ("model.families.gemma3", "Gemma3"),
+    "internvl": ("model.families.internvl", "InternVL"),
 }
 """``model_type`` → module and class. A module is imported when such a checkpoint is opened, and transformers' own code
 of the family with it."""

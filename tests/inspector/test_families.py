@@ -18,7 +18,7 @@ from inspector.which_image.study import study_answer
 from model import OpenedImage
 from tests import tiny_checkpoints as made
 
-NAMES = ("idefics3", "llava", "llava always", "qwen2.5 vl", "qwen3 vl", "gemma3 rest", "gemma3 wide")
+NAMES = ("idefics3", "llava", "llava always", "internvl", "qwen2.5 vl", "qwen3 vl", "gemma3 rest", "gemma3 wide")
 IMAGES = tuple(OpenedImage(made.noise(*size, seed=n)) for n, size in enumerate([(100, 60), (64, 64), (150, 100)]))
 TURNS = (Turn("What colour is the first one?"), Turn("And the second?"))
 

@@ -1,0 +1,86 @@
+"""InternVL3 and 3.5 as transformers keeps them: InternViT on tiles, pixel shuffle, Qwen2 or Qwen3 (Zhu et al. 2025,
+arXiv 2504.10479).
+
+In the row, an image is one run of image tokens between ``<img>`` and ``</img>``: nothing stands between its tiles, so
+that where one ends is known from the grid alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model.chat import ImagePiece
+from model.errors import InputError
+from model.families.internvl_images import NearestGridImages
+from model.families.transformers_vlm import TransformersVLM
+from model.image import ProcessedImage
+
+
+class InternVL(TransformersVLM):
+    name = "InternVL"
+    image_processors: ClassVar[tuple[str, ...]] = ("GotOcr2ImageProcessor",)
+
+    @classmethod
+    def model_class(cls) -> type[PreTrainedModel]:
+        from transformers import InternVLForConditionalGeneration
+
+        return InternVLForConditionalGeneration
+
+    def read_geometry(self, processor: Any) -> NearestGridImages:
+        size = dict(processor.size)
+        width, height = size.get("width"), size.get("height")
+        if not width or width != height:
+            raise InputError(f"The checkpoint brings images to the size {processor.size}; equal sides are known here.")
+        if int(width) % self.cell_px:
+            raise InputError(
+                f"A tile of {width} px does not divide into image tokens of {self.cell_px} px; correct "
+                "preprocessor_config.json."
+            )
+        # Its processor cuts into tiles whatever crop_to_patches says in the image processor's own settings.
+        return NearestGridImages(
+            tile=int(width),
+            fewest=int(processor.min_patches),
+            most=int(processor.max_patches),
+            filter=int(processor.resample),
+        )
+
+    @property
+    def patch_px(self) -> int:
+        size = cast(Any, self.model.config).vision_config.patch_size
+        return int(size[0] if isinstance(size, list | tuple) else size)
+
+    @property
+    def cell_px(self) -> int:
+        return round(self.patch_px / cast(Any, self.model.config).downsample_ratio)
+
+    def count_cells(self, image: ProcessedImage, tile: int) -> tuple[int, int]:
+        side = cast(NearestGridImages, self.geometry).tile // self.cell_px
+        return side, side
+
+    @property
+    def vision_blocks(self) -> Sequence[nn.Module]:
+        return list(cast(Any, self.model).model.vision_tower.encoder.layer)
+
+    def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
+        counts = self.count_tokens(image)
+        runs = [ImagePiece("image", tile, ids=(self.image_token_id,) * count) for tile, count in enumerate(counts)]
+        return [
+            self._mark(0, "start_image_token", "<img>"),
+            *runs,
+            self._mark(len(runs) - 1, "end_image_token", "</img>"),
+        ]
+
+    def _mark(self, tile: int, attribute: str, usual: str) -> ImagePiece:
+        text = str(getattr(self.tokenizer, attribute, None) or usual)
+        known = self.tokenizer.get_added_vocab().get(text)
+        return ImagePiece("region", tile, text, None if known is None else (int(known),))
+
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
+        return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
