@@ -228,7 +228,7 @@ def run_layout(options: argparse.Namespace) -> dict:
 def run_compare(options: argparse.Namespace) -> dict:
     """The same prompt to two models; InputError for anything that can't be used."""
     if len(options.model) != 2:
-        raise InputError(f"compare takes two models, each with a --model of its own; {len(options.model)} came.")
+        raise InputError(f"{len(options.model)} models came by --model; name two, each with a --model of its own.")
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
     before, after = (open_model(options, model) for model in options.model)

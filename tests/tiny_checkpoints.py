@@ -60,7 +60,7 @@ QWEN3_CHAT = QWEN_CHAT.replace(
 )
 QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 QWEN_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-# Gemma 3's format: what a system turn says stands before the first question, texts are trimmed, the assistant is "model".
+# Gemma 3's format: what a system turn says stands before the first question, and the assistant is called "model".
 GEMMA3_CHAT = (
     "{{ bos_token }}{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role == 'system' %}"
     "{% set ns.before = (m.content if m.content is string else m.content[0].text) + '\n\n' %}{% else %}"

@@ -66,7 +66,7 @@ def check_weights(folder: Path) -> None:
             raise InputError(f"{folder / INDEX} has no weight_map of file names; fetch it again.")
         names = sorted(set(listed.values()))
         if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-            raise InputError(f"{folder / INDEX} names “{outside[0][:60]}”, which is no safetensors file beside it.")
+            raise InputError(f"{folder / INDEX} names “{outside[0][:60]}”; only safetensors files beside it are read.")
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise InputError(
                 f"{folder} lacks {len(missing)} of {len(names)} files of its weights ({', '.join(missing[:3])}"

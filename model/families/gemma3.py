@@ -36,7 +36,7 @@ class Gemma3(TransformersVLM):
     def read_geometry(self, processor: Any) -> CroppedImages:
         tower = self._vision.model_type
         if tower != "siglip_vision_model":
-            raise InputError(f"A Gemma 3 with the image encoder {tower} is not known here, but with SigLIP.")
+            raise InputError(f"A Gemma 3 with the image encoder {tower} is not known here; use one with SigLIP.")
         if self.text.config.use_bidirectional_attention:
             raise InputError(
                 "In this Gemma 3 all tokens see one another (use_bidirectional_attention), so it writes no answers; "

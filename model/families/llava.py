@@ -43,7 +43,9 @@ class Llava(TransformersVLM):
         size = dict(processor.size) if processor.do_resize else {}
         shortest, whole = size.get("shortest_edge"), (size.get("width"), size.get("height"))
         if processor.do_resize and not shortest and not all(whole):
-            raise InputError(f"The checkpoint brings images to the size {processor.size}, which is not known here.")
+            raise InputError(
+                f"The checkpoint brings images to the size {processor.size}; shortest_edge, or width and height, are known."
+            )
         crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
         mean = processor.image_mean
         geometry = CroppedImages(

@@ -44,7 +44,7 @@ class Qwen2VL(TransformersVLM):
         if self.text.window is not None and self.text.window < self.max_positions:
             raise InputError(
                 f"The language model of this {self.name} looks back {self.text.window:,} tokens at most in some "
-                "layers (use_sliding_window), which is not known here beside positions of three axes."
+                "layers (use_sliding_window); beside positions of three axes that is not known here."
             )
 
     def read_geometry(self, processor: Any) -> FittedImages:

@@ -119,7 +119,9 @@ class TextModel:
         if any(not isinstance(getattr(one, "o_proj", None), nn.Linear) for one in attentions) or getattr(
             self.config, "attn_logit_softcapping", None
         ):
-            raise InputError(f"The language model ({name}) has another kind of attention than is read here.")
+            raise InputError(
+                f"The language model ({name}) has another kind of attention; queries, keys and values are read here."
+            )
         self.n_layers, self.n_heads = len(self.layers), int(self.config.num_attention_heads)
         self.n_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
         self.width = int(self.config.hidden_size)

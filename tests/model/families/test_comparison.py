@@ -71,7 +71,7 @@ def test_the_command_prints_both_and_refuses_another_number(tiny, pictures, caps
     }
     assert [len(side["image_maps"]) for side in (one, two)] == [2, 2]
     assert main([*ask, "--model", "embedded"]) == 2
-    assert capsys.readouterr().err.startswith("compare takes two models")
+    assert capsys.readouterr().err.startswith("1 models came by --model")
 
 
 def test_the_page_compares_with_the_model_that_is_picked(embedded, tiny, prompt):
