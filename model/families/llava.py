@@ -44,7 +44,7 @@ class Llava(TransformersVLM):
         shortest, whole = size.get("shortest_edge"), (size.get("width"), size.get("height"))
         if processor.do_resize and not shortest and not all(whole):
             raise InputError(
-                f"The checkpoint brings images to the size {processor.size}; shortest_edge, or width and height, are known."
+                f"The checkpoint brings images to the size {processor.size}; known are shortest_edge, width and height."
             )
         crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
         mean = processor.image_mean

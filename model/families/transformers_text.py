@@ -120,7 +120,7 @@ class TextModel:
             self.config, "attn_logit_softcapping", None
         ):
             raise InputError(
-                f"The language model ({name}) has another kind of attention; queries, keys and values are read here."
+                f"The language model ({name}) has another kind of attention; queries, keys and values are read."
             )
         self.n_layers, self.n_heads = len(self.layers), int(self.config.num_attention_heads)
         self.n_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
