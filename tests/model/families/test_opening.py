@@ -44,7 +44,7 @@ def test_an_index_names_files_beside_it_alone(copy_of):
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    with pytest.raises(InputError, match="other.safetensors”; only"):
+    with pytest.raises(InputError, match="only safetensors files beside it"):
         load_vlm(folder)
 
 
