@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 
 from inspector.server.lean_gradio import write_no_stubs
@@ -29,10 +30,19 @@ from model.devices import add_placement  # noqa: E402
 
 
 def name_models(sources: list[str]) -> dict[str, str]:
-    """A short name for every model: the embedded one first, then the folders or hub ids as given."""
-    return {"embedded": "embedded"} | {
-        Path(source).name if Path(source).is_dir() else source: source for source in sources
-    }
+    """A short name for every model: the embedded one first, then hub ids as given and the last part of folders, with a
+    number where two have the same (where they lie is the server's business)."""
+    names = {"embedded": "embedded"}
+    for source in dict.fromkeys(sources):
+        short = Path(source).name if Path(source).is_dir() else source
+        name = next(name for n in count(1) if (name := short if n == 1 else f"{short} ({n})") not in names)
+        names[name] = source
+    return names
+
+
+def read_sources(options: list[str]) -> list[str]:
+    """What --model named, else what VLM_INSPECTOR_MODELS does, by commas: a Space takes no arguments."""
+    return options or [name for part in os.environ.get("VLM_INSPECTOR_MODELS", "").split(",") if (name := part.strip())]
 
 
 def open_models(
@@ -75,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     # believe whatever a client on this machine writes.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     try:
-        store = open_models(options.model, options.device, options.dtype, options.quantize)
+        store = open_models(read_sources(options.model), options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
         demo = build_demo(store, options.public, jobs)
     except InputError as error:
