@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,8 +81,13 @@ def test_nobody_cancels_what_is_somebody_elses(server: PublicServer):
         assert [end["success"] for end in ends] == [True]
 
 
-def test_a_page_is_read_by_one_connection_at_a_time(stranger: Stranger):
-    data = stranger.prepare("What colour is it?")
+def test_a_page_is_read_by_one_connection_at_a_time(stranger: Stranger, tmp_path: Path):
+    # Questions about many images: twelve short ones are over before the second connection has waited for the first.
+    files = []
+    for n in range(8):
+        Image.effect_noise((192, 192), 40 + n).convert("RGB").save(path := tmp_path / f"{n}.png")
+        files.append(stranger.upload(path))
+    data = stranger.prepare("What colour is it?", files)
     joined = [stranger.join("ask", data).json()["event_id"] for _ in range(12)]
     reading = stranger.messages()
     next(reading)
