@@ -78,8 +78,9 @@ def build_ui(
                     with gr.Tab("Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
-                    with gr.Tab("Two models"):
-                        comparing = comparing_view.build_comparing(store)
+                    # Of one model nothing can be compared, and on a phone a fifth tab would hide another in a menu.
+                    with gr.Tab("Two models", visible=len(store.names) > 1):
+                        comparing = comparing_view.build_comparing()
                     with gr.Tab("Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train"):

@@ -21,7 +21,7 @@ PANELS = {
     "viewer": "#viewer",
     "readout": "#readout",
 }
-TABS = ("Attention", "Which image?", "Two models", "Batch", "Train")
+TABS = ("Attention", "Which image?", "Batch", "Train")
 TAB = ".tabitem:visible"
 FULLY = "three"
 """The example that all tests of “Which image?” are run on; the others get the verdict's."""

@@ -23,10 +23,6 @@ INTRODUCTION = (
     "The prompt that is shown, asked of two models: the one that answered it, and the one that is picked now. Their "
     "answers, where they look in the same pictures, and which image each answer rests on, measured by interventions."
 )
-ONE_MODEL = (
-    "This server has one model. Start it with --model FOLDER for more, or train a copy in “Train” and press “Use this "
-    "model”; then pick the other one above the images and press Compare."
-)
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,12 @@ class ComparingView:
     card: Panel
 
 
-def build_comparing(store: ModelStore) -> ComparingView:
+def build_comparing() -> ComparingView:
     gr.HTML(f'<p class="vi-caption">{INTRODUCTION}</p>')
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Compare", variant="primary", min_width=140, elem_id="compare-start")
-    note = ONE_MODEL if len(store.names) == 1 else "Pick another model above the images, then press Compare."
-    return ComparingView(start, Panel(show_notes([note]), elem_id="compare-card"))
+    note = show_notes(["Pick another model above the images, then press Compare."])
+    return ComparingView(start, Panel(note, elem_id="compare-card"))
 
 
 @dataclass(frozen=True)
