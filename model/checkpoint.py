@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import VLMConfig
 from model.devices import BALANCED, Placement, place
 from model.errors import InputError
-from model.families.checkpoint_files import read_object
+from model.families.checkpoint_files import check_fit, check_numbers, read_object
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
 from model.families.table import find_family
@@ -181,7 +181,7 @@ def _load(
     _check_keys(vlm, state, folder)
     angles = state["decoder.rotary_embd.inv_freq"].float()
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    _check_numbers(state, folder)
+    check_numbers(state, folder)
     _fill(vlm, state)
     # Rotary angles need float32 whatever the weights are.
     vlm.decoder.rotary_embd.inv_freq = angles
@@ -304,18 +304,6 @@ def _check_ids(config: VLMConfig, tokenizer: PreTrainedTokenizerFast) -> None:
         )
 
 
-def _check_numbers(state: Mapping[str, Tensor], folder: Path) -> None:
-    faults = []
-    for name, tensor in sorted(state.items()):
-        if bad := tensor.numel() - int(tensor.isfinite().sum()):
-            faults.append(f"{name} ({bad:,} of {tensor.numel():,})")
-    if faults:
-        raise InputError(
-            f"The weights in {folder} hold values that are no finite numbers (NaN or infinite): {_shorten(faults)}. "
-            "The training that made them diverged or the file is damaged; use another checkpoint."
-        )
-
-
 def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -331,26 +319,13 @@ def _check_keys(vlm: VLM, state: dict[str, Tensor], folder: Path) -> None:
         for name, tensor in sorted(state.items())
         if name in wanted and not tensor.is_floating_point()
     ]
-    faults = [
-        f"{title}: {_shorten(names)}"
-        for title, names in (
-            ("missing", missing),
-            ("not wanted", extra),
-            ("of another shape", shapes),
-            ("no floating-point numbers", kinds),
-        )
-        if names
-    ]
-    if faults:
-        raise InputError(
-            f"The weights in {folder} don't fit its config.json; {'; '.join(faults)}. "
-            "Use the config.json that was saved with them."
-        )
-
-
-def _shorten(names: list[str], limit: int = 6) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    faults = {
+        "missing": missing,
+        "not wanted": extra,
+        "of another shape": shapes,
+        "no floating-point numbers": kinds,
+    }
+    check_fit(faults, folder)
 
 
 def save_vlm(vlm: VLM, folder: str | Path) -> None:

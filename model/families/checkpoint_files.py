@@ -110,13 +110,8 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, placement: Placement
         "not wanted": sorted(key for key in map(str, found["unexpected_keys"]) if not key.endswith(_DERIVED)),
         "of another shape": sorted(str(one[0] if isinstance(one, tuple) else one) for one in found["mismatched_keys"]),
     }
-    told = [f"{what}: {_shorten(names)}" for what, names in faults.items() if names]
-    if told:
-        raise InputError(
-            f"The weights in {folder} don't fit its config.json; {'; '.join(told)}. "
-            "Use the config.json that was saved with them."
-        )
-    _check_numbers(model.state_dict(), folder)
+    check_fit(faults, folder)
+    check_numbers(model.state_dict(), folder)
     model.requires_grad_(False)
     if placement.balanced or placement.quantize:  # where they belong already; accelerate wouldn't have them moved
         return cast("PreTrainedModel", model.eval())
@@ -220,7 +215,17 @@ def quiet_transformers() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _check_numbers(state: Mapping[str, Tensor], folder: Path) -> None:
+def check_fit(faults: Mapping[str, list[str]], folder: Path) -> None:
+    """InputError if any of ``faults`` (what is wrong → names of weights) has a name."""
+    if told := [f"{what}: {_shorten(names)}" for what, names in faults.items() if names]:
+        raise InputError(
+            f"The weights in {folder} don't fit its config.json; {'; '.join(told)}. "
+            "Use the config.json that was saved with them."
+        )
+
+
+def check_numbers(state: Mapping[str, Tensor], folder: Path) -> None:
+    """InputError, with their names, if weights hold NaN or infinity."""
     faults = [
         f"{name} ({bad:,} of {tensor.numel():,})"
         for name, tensor in sorted(state.items())
