@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import InputError
+from model.families.checkpoint_files import KNOWN_TEXT
 from model.language import KeptKeys, KVCache, is_causal
 from model.tap import Tap
 
@@ -113,15 +114,13 @@ class TextModel:
         if other := sorted(kinds - {_FULL, _SLIDING}):
             raise InputError(
                 f"The language model ({name}) has layers of {', '.join(other)}, where no edge of attention can be cut; "
-                "it can't be inspected here."
+                f"it can't be inspected here, {KNOWN_TEXT}."
             )
         attentions = [getattr(layer, "self_attn", None) for layer in self.layers]
         if any(not isinstance(getattr(one, "o_proj", None), nn.Linear) for one in attentions) or getattr(
             self.config, "attn_logit_softcapping", None
         ):
-            raise InputError(
-                f"The language model ({name}) has another kind of attention; queries, keys and values are read."
-            )
+            raise InputError(f"The language model ({name}) has a kind of attention that isn't read here; {KNOWN_TEXT}.")
         self.n_layers, self.n_heads = len(self.layers), int(self.config.num_attention_heads)
         self.n_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
         self.width = int(self.config.hidden_size)
