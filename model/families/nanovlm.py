@@ -31,8 +31,9 @@ from model.image import (
     plan_image,
     process_image,
 )
-from model.language import KVCache, LanguageModel, build_mask
+from model.language import KVCache, LanguageModel
 from model.layers import rotate
+from model.masks import build_mask, mask_visible
 from model.memory import guard_memory
 from model.projector import Projector
 from model.sample import Row, Sample, TokenGrid
@@ -218,8 +219,7 @@ class VLM(nn.Module):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
-        mask.masked_fill_(~visible.to(embeds.device), -torch.inf)
+        mask = mask_visible(visible, embeds.dtype, embeds.device)
         return self.decoder(embeds, mask, position_ids.to(embeds.device), cache=cache, tap=tap)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
