@@ -101,6 +101,10 @@ class VLM(nn.Module):
 
     # --- what analyses rely on: see model.families.protocol ---
 
+    def count_parts(self) -> dict[str, int]:
+        parts = {"image encoder": self.vision_encoder, "projector": self.MP, "language model": self.decoder}
+        return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+
     @property
     def n_layers(self) -> int:
         return self.config.lm_n_blocks

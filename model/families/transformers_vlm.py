@@ -46,6 +46,9 @@ from model.sample import Row, Sample, TokenGrid, see
 from model.tap import Tap
 from model.tokenizer import decode, token_text
 
+_PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger", "image_newline")
+"""What transformers' families call what stands between their two models."""
+
 
 @dataclass(frozen=True)
 class PixelScale:
@@ -232,6 +235,17 @@ class TransformersVLM(ABC):
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def count_parts(self) -> dict[str, int]:
+        found = dict.fromkeys(("image encoder", "projector", "language model"), 0)
+        for name, weight in self.model.named_parameters():
+            steps = name.split(".")
+            if "language_model" in steps or "lm_head" in steps:
+                part = "language model"
+            else:
+                part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
+            found[part] += weight.numel()
+        return found
 
     @property
     def n_layers(self) -> int:
