@@ -162,8 +162,10 @@ def measure_person(folder: Path) -> None:
     page = Shown("m", inspection, 0, attend(vlm, inspection, inspection.first_answer_position))
     took = time.perf_counter() - began
     read = ROWS.read(vlm, inspection.row, False)
+    shared = sum(part.nbytes for part in read.embedded.features)  # with the feature store
     state, keys, rows, features = (
-        size / 1e6 for size in (count_bytes(page), read.cache.nbytes, ROWS.counts().nbytes, FEATURES.counts().nbytes)
+        size / 1e6
+        for size in (count_bytes(page), read.cache.nbytes, ROWS.counts().nbytes - shared, FEATURES.counts().nbytes)
     )
     print(
         f"kept of one person at {vlm.n_parameters / 1e6:.0f}M-8k, three 12-MP photos, {len(inspection.row):,} tokens, "

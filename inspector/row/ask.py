@@ -14,7 +14,7 @@ from inspector.row.attention import AttentionMap, read_attention
 from inspector.row.embedded_row import EmbeddedRow, answer_row
 from inspector.row.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.row.row_store import ROWS
-from inspector.row.token_table import Finding, TokenTable, lint_batch, tabulate_tokens, token_losses
+from inspector.row.token_table import Finding, TokenTable, lint_batch, tabulate_tokens
 from model import Batch, InputError, InspectableVLM, Row, Sample, collate
 from model.generate import check_sampling
 from model.values import is_number, is_whole, name_value
@@ -174,10 +174,9 @@ def inspect(
     """The prompt as it stands, answers included; ``before``: what was read of it already."""
     row = prepare_row(vlm, prompt)
     read = ROWS.read(vlm, row, prompt.keeps_samples_apart, before)
-    losses = token_losses(vlm, read.hidden, row)
     samples = (row,) if prompt.layout != "packed" else prepare_samples(vlm, prompt)
     answers = answers or tuple(() for _ in prompt.turns)
-    found = Inspection(prompt, row, samples, tabulate_tokens(vlm, row, losses), answers, True, vlm.fingerprint)
+    found = Inspection(prompt, row, samples, tabulate_tokens(vlm, row, read.losses), answers, True, vlm.fingerprint)
     faithful = all(
         # Some templates write another end than the token that ended the answer, or none.
         [found.table.ids[place] for place in places if place < len(row)][: len(said)] == said

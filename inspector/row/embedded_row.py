@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from inspector.row.token_table import token_losses
 from model import AttentionReader, AttentionReading, Cut, InputError, InspectableVLM, Row, Tap
 from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.language import KeptKeys, KVCache
@@ -24,34 +25,86 @@ from model.sample import see as see
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedRow:
-    """``embeds [pos width]``: what enters the language model, image features in their places; ``cache``: its keys and
-    values of every position; ``hidden [pos width]``: its last states. ``document_mask``: packed samples don't see one
-    another. Nothing here is changed once it is made."""
+    """``cache``: keys and values of every position. ``embedded``: what entered the language model. ``states [kept
+    width]``: the last states of the positions for which ``has_state [pos]`` is true. ``losses [pos]``: see
+    :func:`inspector.row.token_table.token_losses`; of the first positions only, or none, where they weren't asked for
+    yet. ``document_mask``: packed samples don't see one another. Nothing here is changed once it is made."""
 
     row: Row
     document_mask: bool
-    embeds: Tensor
+    embedded: EmbeddedTokens
     cache: KVCache
-    hidden: Tensor
+    states: Tensor
+    has_state: Tensor
+    losses: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
 
     @property
+    def embeds(self) -> Tensor:
+        """``[pos width]``: what enters the language model, image features in their places; made anew each time."""
+        return self.embedded.lay_out()
+
+    @property
+    def hidden(self) -> Tensor:
+        """``[pos width]``: the last states; NaN where :func:`thin_row` let go of one."""
+        if bool(self.has_state.all()):
+            return self.states
+        found = self.states.new_full((len(self), self.states.shape[1]), torch.nan)
+        found[self.has_state] = self.states
+        return found
+
+    @property
     def nbytes(self) -> int:
-        return self.cache.nbytes + self.embeds.nbytes + self.hidden.nbytes
+        return self.cache.nbytes + self.embedded.nbytes + self.states.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedTokens:
+    """What enters the language model at each position. ``text [text pos, width]``: at those that are no image token;
+    ``features [token width]``: those of each part of an image, in order, the same that the feature store keeps, so that
+    they are in memory once. ``is_image [pos]`` bool."""
+
+    text: Tensor
+    features: tuple[Tensor, ...]
+    is_image: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.text.nbytes + sum(part.nbytes for part in self.features)
+
+    def lay_out(self) -> Tensor:
+        """``[pos width]``."""
+        found = self.text.new_empty((len(self.is_image), self.text.shape[1]))
+        is_image = self.is_image.to(found.device)
+        found[~is_image] = self.text
+        if self.features:
+            found[is_image] = torch.cat(self.features).to(found)
+        return found
 
 
 @torch.no_grad()
 def read_row(vlm: InspectableVLM, row: Row, features: Sequence[Tensor], *, document_mask: bool = False) -> EmbeddedRow:
-    """Reads the whole row. ``features``: ``[token width]`` per image."""
+    """Reads the whole row. ``features``: ``[token width]`` of each image, or of each part of one."""
     return _read(vlm, row, _embed(vlm, row, features), document_mask)
+
+
+@torch.no_grad()
+def thin_row(vlm: InspectableVLM, read: EmbeddedRow) -> EmbeddedRow:
+    """The row as it is kept: with the loss of every token, and without the last states from which nothing but an image
+    token follows, for nobody asks for them then."""
+    losses = token_losses(vlm, read.hidden, read.row, read.losses)
+    follows = torch.cat((read.embedded.is_image[1:], torch.tensor([False])))
+    kept = read.has_state & ~(read.embedded.is_image & follows)
+    states = read.states[kept[read.has_state].to(read.states.device)]
+    return replace(read, states=states, has_state=kept, losses=losses)
 
 
 @torch.no_grad()
 def reread_row(vlm: InspectableVLM, read: EmbeddedRow, cuts: Sequence[Cut]) -> EmbeddedRow:
     """The same row read again without the edges ``cuts``; no image is encoded for it."""
-    return _read(vlm, read.row, read.embeds, read.document_mask, cuts)
+    return _read(vlm, read.row, read.embedded, read.document_mask, cuts)
 
 
 @torch.no_grad()
@@ -70,15 +123,18 @@ def run_whole_under(vlm: InspectableVLM, row: Row, embeds: Tensor, visible: Tens
 @torch.no_grad()
 def grow_row(vlm: InspectableVLM, before: EmbeddedRow, row: Row, features: Sequence[Tensor]) -> EmbeddedRow:
     """``row``, of which only what comes after its common beginning with ``before`` is computed."""
-    embeds = _embed(vlm, row, features)
+    embedded = _embed(vlm, row, features)
+    embeds = embedded.lay_out()
     common = _common(before, row, embeds)
     cache = before.cache.select(slice(0, common), len(row) - common)
-    hidden = before.hidden[:common]
+    has_state = before.has_state[:common]
+    states = before.states[: int(has_state.sum())]
     if common < len(row):
         visible = see(row, before.document_mask, common)[None, None]
         new = vlm.decode(embeds[None, common:], row.position_ids[:, common:], visible, cache)[0]
-        hidden = torch.cat((hidden, new))
-    return EmbeddedRow(row, before.document_mask, embeds, cache, hidden)
+        states = torch.cat((states, new))
+        has_state = torch.cat((has_state, torch.ones(len(new), dtype=torch.bool)))
+    return EmbeddedRow(row, before.document_mask, embedded, cache, states, has_state, before.losses[:common])
 
 
 @torch.no_grad()
@@ -108,7 +164,7 @@ def answer_row(
     if read.cache.capacity < length + room:
         read = replace(read, cache=read.cache.select(slice(0, length), room))
     for step in range(room):
-        logits = vlm.logits(read.hidden[-1:])
+        logits = vlm.logits(read.states[-1:])
         check_logits(logits)
         token_id = int(choose_tokens(logits, generator, temperature, top_k, top_p)[0])
         logprob = float(logits.log_softmax(dim=-1)[0, token_id])
@@ -147,16 +203,23 @@ def read_positions(
     return replace(reader.reading, rows=chosen)
 
 
-def _read(vlm: InspectableVLM, row: Row, embeds: Tensor, document_mask: bool, cuts: Sequence[Cut] = ()) -> EmbeddedRow:
+def _read(
+    vlm: InspectableVLM, row: Row, embedded: EmbeddedTokens, document_mask: bool, cuts: Sequence[Cut] = ()
+) -> EmbeddedRow:
     cache = vlm.new_cache(len(row))
     tap = Tap(cuts=tuple(cuts)) if cuts else None
     visible = see(row, document_mask)[None, None]
-    hidden = vlm.decode(embeds[None], row.position_ids, visible, cache, tap)[0]
-    return EmbeddedRow(row, document_mask, embeds, cache, hidden)
+    hidden = vlm.decode(embedded.lay_out()[None], row.position_ids, visible, cache, tap)[0]
+    has_state = torch.ones(len(row), dtype=torch.bool)
+    return EmbeddedRow(row, document_mask, embedded, cache, hidden, has_state, torch.empty(0))
 
 
-def _embed(vlm: InspectableVLM, row: Row, features: Sequence[Tensor]) -> Tensor:
-    return vlm.embed_ids(row.input_ids, torch.cat(list(features)) if features else None)
+def _embed(vlm: InspectableVLM, row: Row, features: Sequence[Tensor]) -> EmbeddedTokens:
+    is_image = row.input_ids == vlm.image_token_id
+    count = sum(len(part) for part in features)
+    if int(is_image.sum()) != count:
+        raise ValueError(f"{int(is_image.sum())} image tokens can't hold {count} features.")
+    return EmbeddedTokens(vlm.embed_ids(row.input_ids[~is_image]), tuple(features), is_image)
 
 
 def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRow:
@@ -177,9 +240,13 @@ def _append(vlm: InspectableVLM, read: EmbeddedRow, token_id: int) -> EmbeddedRo
     cache = read.cache
     cache.length = length
     hidden = vlm.decode(embeds[None], grown.position_ids[:, length:], visible, cache)[0]
-    return EmbeddedRow(
-        grown, read.document_mask, torch.cat((read.embeds, embeds)), cache, torch.cat((read.hidden, hidden))
+    embedded = replace(
+        read.embedded,
+        text=torch.cat((read.embedded.text, embeds)),
+        is_image=torch.cat((read.embedded.is_image, torch.tensor([False]))),
     )
+    states, has_state = torch.cat((read.states, hidden)), torch.cat((read.has_state, torch.tensor([True])))
+    return EmbeddedRow(grown, read.document_mask, embedded, cache, states, has_state, read.losses)
 
 
 def _next_positions(row: Row) -> Tensor:
@@ -202,5 +269,8 @@ def _common(before: EmbeddedRow, row: Row, embeds: Tensor) -> int:
     while row.blocks is not None and 0 < common < len(row) and row.blocks[common] >= 0:
         if row.blocks[common - 1] != row.blocks[common]:
             break
+        common -= 1
+    # What is computed begins behind a position whose last state is kept: the next token's loss follows from it.
+    while common and not before.has_state[common - 1]:
         common -= 1
     return common

@@ -47,10 +47,14 @@ class FeatureStore:
 
     def encode(self, vlm: InspectableVLM, images: Sequence[ProcessedImage]) -> tuple[Tensor, ...]:
         """``[token width]`` of each image, in the order of its image tokens, on the model's device."""
+        return tuple(torch.cat(parts) for parts in self.encode_parts(vlm, images))
+
+    def encode_parts(self, vlm: InspectableVLM, images: Sequence[ProcessedImage]) -> tuple[tuple[Tensor, ...], ...]:
+        """``[token width]`` of each part of each image: what is kept itself, so that it is in memory once."""
         fingerprint = vlm.fingerprint
         return tuple(self._encode(vlm, fingerprint, image) for image in images)
 
-    def _encode(self, vlm: InspectableVLM, fingerprint: str, image: ProcessedImage) -> Tensor:
+    def _encode(self, vlm: InspectableVLM, fingerprint: str, image: ProcessedImage) -> tuple[Tensor, ...]:
         name = fingerprint, image.digest
         with self._lock:
             keys = self._parts.get(name)
@@ -67,13 +71,13 @@ class FeatureStore:
             with self._lock:
                 self._encoded += len(missing)
                 for key in missing:
-                    self._keep(key, found[key])
+                    found[key] = self._keep(key, found[key])
                 self._parts[name] = keys
                 while len(self._parts) > max(64, len(self._kept)):
                     self._parts.popitem(last=False)
         with self._lock:
             self._found += len(keys)
-        return torch.cat([found[key] for key in keys]).to(vlm.device)
+        return tuple(found[key].to(vlm.device) for key in keys)
 
     def counts(self) -> StoreCounts:
         with self._lock:
@@ -98,14 +102,16 @@ class FeatureStore:
             self._kept.move_to_end(key)
         return known
 
-    def _keep(self, key: Key, part: Tensor) -> None:
-        if key in self._kept:  # somebody else was as quick
-            return
-        self._kept[key] = part.clone()  # not a view of a whole batch, which would be kept with it
+    def _keep(self, key: Key, part: Tensor) -> Tensor:
+        """What is kept of it."""
+        if (known := self._kept.get(key)) is not None:  # somebody else was as quick
+            return known
+        part = self._kept[key] = part.clone()  # not a view of a whole batch, which would be kept with it
         self._bytes += part.nbytes
         while self._bytes > self.limit and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.nbytes
+        return part
 
 
 def _digest(part: Tensor) -> bytes:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from inspector.bounds import Bounds
-from inspector.row.embedded_row import EmbeddedRow, grow_row, read_row
+from inspector.row.embedded_row import EmbeddedRow, grow_row, read_row, thin_row
 from inspector.row.feature_store import FEATURES, FeatureStore
 from model import InspectableVLM, Row
 from model.memory import release_when_short
@@ -55,11 +55,13 @@ class RowStore:
                 self._found += 1
                 return known
             self._read += 1
-        features = self.features.encode(vlm, row.images)
+        features = [part for parts in self.features.encode_parts(vlm, row.images) for part in parts]
         if before is None:
             found = read_row(vlm, row, features, document_mask=document_mask)
         else:
             found = grow_row(vlm, before, row, features)
+        if keep:
+            found = thin_row(vlm, found)
         with self._lock:
             if keep and key not in self._kept:
                 self._kept[key] = found

@@ -99,23 +99,27 @@ LOGITS_ROWS = 256
 """So many positions at a time meet the vocabulary, which bounds the memory."""
 
 
-def token_losses(vlm: InspectableVLM, hidden: Tensor, sample: Sample) -> Tensor:
+def token_losses(vlm: InspectableVLM, hidden: Tensor, sample: Sample, known: Tensor | None = None) -> Tensor:
     """−log p of each token given those before it, nats, ``[pos]`` from the last states ``hidden [pos width]``. NaN for
     the first token, for separators, for tokens right after one, and for ids that the vocabulary lacks (image embeddings
-    of the oldest checkpoints). InputError if the model's output is no number."""
+    of the oldest checkpoints). ``known``: the first of them, which are not computed again. InputError if the model's
+    output is no number."""
     ids = sample.input_ids
     losses = torch.full((len(ids),), torch.nan)
-    known = torch.zeros(len(ids), dtype=torch.bool)
-    for start in range(0, len(ids), LOGITS_ROWS):
+    fitting = torch.zeros(len(ids), dtype=torch.bool)
+    first = 0 if known is None or not len(known) else len(known) - 1
+    for start in range(first, len(ids), LOGITS_ROWS):
         logits = vlm.logits(hidden[start : start + LOGITS_ROWS])
         check_logits(logits)
         targets = ids[start + 1 : start + LOGITS_ROWS + 1]
         fits = targets < logits.shape[-1]
         found = F.cross_entropy(logits[: len(targets)].cpu(), targets.where(fits, 0), reduction="none")
         losses[start + 1 : start + 1 + len(targets)] = found
-        known[start + 1 : start + 1 + len(targets)] = fits
-    losses[~known | ~sample.attention_mask] = torch.nan
+        fitting[start + 1 : start + 1 + len(targets)] = fits
+    losses[~fitting | ~sample.attention_mask] = torch.nan
     losses[1:][~sample.attention_mask[:-1]] = torch.nan
+    if known is not None:
+        losses[: len(known)] = known
     return losses
 
 

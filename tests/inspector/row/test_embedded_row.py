@@ -17,6 +17,7 @@ from inspector.row.embedded_row import answer_row, grow_row, read_positions, rea
 from inspector.row.feature_store import FEATURES, FeatureStore
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS, RowStore
+from inspector.row.token_table import token_losses
 from inspector.which_image.study import study_answer
 from model import VLM, AttentionReader, Conversation, InputError, Message, OpenedImage, Tap, load_vlm
 from model.language import LanguageModel
@@ -207,7 +208,8 @@ def test_what_had_to_go_is_read_again(embedded):
     assert rows.counts().rows == 1
     again = rows.read(embedded, one, False)
     assert again is not first
-    assert torch.equal(again.hidden, first.hidden)
+    assert torch.equal(again.states, first.states)
+    torch.testing.assert_close(again.losses, first.losses, rtol=0, atol=0, equal_nan=True)
     assert rows.counts().read == 3
     parts = [part.numpy().tobytes() for row in (one, two) for image in row.images for part in image.tiles]
     assert features.counts().encoded == len(set(parts))
@@ -218,10 +220,48 @@ def test_what_had_to_go_is_read_again(embedded):
     assert small.counts().encoded > len(set(parts))
 
 
+def test_a_kept_row_has_each_feature_once_and_the_states_that_somebody_asks_for(embedded):
+    features = FeatureStore(1 << 30)
+    rows = RowStore(features, 1 << 30)
+    row = prepare_row(embedded, prompt_of("three"))
+    whole = read_row(embedded, row, features.encode(embedded, row.images))
+    kept = rows.read(embedded, row, False)
+    assert torch.equal(kept.embeds, whole.embeds)
+    stored = {part.data_ptr() for part in features._kept.values()}
+    assert {part.data_ptr() for part in kept.embedded.features} == stored
+    is_image = row.input_ids == embedded.image_token_id
+    dropped = torch.nonzero(~kept.has_state)[:, 0].tolist()
+    assert len(dropped) == 3 * 15, "of each image's sixteen tokens the last stands before a text"
+    assert all(is_image[p] and is_image[p + 1] for p in dropped)
+    assert torch.equal(kept.hidden[kept.has_state], whole.hidden[kept.has_state])
+    assert bool(kept.hidden[dropped].isnan().all())
+    expected = token_losses(embedded, whole.hidden, row)
+    torch.testing.assert_close(kept.losses, expected, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_a_row_grown_from_a_kept_one_has_all_losses(embedded):
+    """Also where they part among the tokens of an image, of which no state was kept."""
+    features = FeatureStore(1 << 30)
+    rows = RowStore(features, 1 << 30)
+    before = rows.read(embedded, prepare_row(embedded, prompt_of("three")), False)
+    for place in (12, 14, 40, len(before.row) - 3):
+        ids = before.row.input_ids.clone()
+        if ids[place] == embedded.image_token_id:
+            pixels = tuple(replace(image, resized=255 - image.resized) for image in before.row.images)
+            longer = replace(before.row, images=pixels)
+        else:
+            ids[place] = 5
+            longer = replace(before.row, input_ids=ids)
+        grown = rows.read(embedded, longer, False, before)
+        whole = read_row(embedded, longer, features.encode(embedded, longer.images))
+        expected = token_losses(embedded, whole.hidden, longer)
+        torch.testing.assert_close(grown.losses, expected, rtol=0, atol=1e-4, equal_nan=True)
+
+
 def test_a_test_that_is_given_up_leaves_the_kept_row_as_it_was(embedded, monkeypatch):
     inspection = ask_and_inspect(embedded, prompt_of("three"), GenerationSettings())
     read = ROWS.read(embedded, inspection.row, False)
-    before = read.cache.keys.clone(), read.cache.values.clone(), read.hidden.clone()
+    before = read.cache.keys.clone(), read.cache.values.clone(), read.states.clone()
     expected = open_case(embedded, inspection)
     logprob = expected.prefix_cache.run([expected.base])[0].logprob
     calls = [0]
@@ -239,7 +279,7 @@ def test_a_test_that_is_given_up_leaves_the_kept_row_as_it_was(embedded, monkeyp
     monkeypatch.undo()
     assert torch.equal(read.cache.keys, before[0])
     assert torch.equal(read.cache.values, before[1])
-    assert torch.equal(read.hidden, before[2])
+    assert torch.equal(read.states, before[2])
     case = open_case(embedded, inspection)
     assert case.prefix_cache.run([case.base])[0].logprob == logprob
 
