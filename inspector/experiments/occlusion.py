@@ -54,6 +54,9 @@ MAX_REGIONS = 64
 CURVE_STEPS = 8
 """So many steps at most has a curve: with more regions, several are taken away at once."""
 RANDOM_ORDERS = 8
+MOST_POSITIONS = 30_000
+"""Readings that would send more positions through the language model are made of a coarser map: at nanoVLM's 222M
+shape on two cores these are half a minute, and the image encoder takes as long again."""
 ENOUGH = 0.9
 """Tokens are hidden from the question and the answer alone if that does so much of what hiding the whole image from
 everything behind it does: these are a few positions, and everything behind it may be thousands."""
@@ -64,6 +67,24 @@ How = Literal["painted over", "hidden"]
 BlindRows = Literal["question and answer", "everything behind it"]
 Scorer = Callable[[Sequence[frozenset[int]]], list[float]]
 """log p of the answer when these regions are gone, for each of several sets."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How finely a map is measured: at most so many ``regions``, ``steps`` of a curve and random ``orders``. Between
+    two reports of how far it is come ``at_once`` readings."""
+
+    regions: int
+    steps: int
+    orders: int
+    at_once: int
+
+    def count_readings(self, regions: int) -> int:
+        """Of one map."""
+        return 2 + 2 * regions + (min(self.steps, regions) - 1) * (2 + self.orders)
+
+
+COARSE = Detail(16, 4, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -180,7 +201,8 @@ class RegionMap:
 class Regions:
     """What is known so far of image ``image`` (from 1). ``grid``: (rows, columns) of regions. ``removed``: fall of
     log p without the image, hidden from everything behind it; ``tiles``: without each tile. ``rows``: what tiles and
-    tokens were hidden from. Maps are None until they are begun; ``sentence`` grows with them."""
+    tokens were hidden from. Maps are None until they are begun; ``sentence`` grows with them. ``readings``: how many
+    were made so far, and of how many; ``coarse``: by :data:`COARSE`, as a reading takes ``positions`` of the model."""
 
     image: int
     grid: tuple[int, int]
@@ -191,6 +213,9 @@ class Regions:
     pixels: RegionMap | None = None
     tokens: RegionMap | None = None
     sentence: str = ""
+    readings: tuple[int, int] = (0, 0)
+    coarse: bool = False
+    positions: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -203,6 +228,8 @@ class Regions:
             "pixels": None if self.pixels is None else self.pixels.to_json(),
             "tokens": None if self.tokens is None else self.tokens.to_json(),
             "sentence": self.sentence,
+            "readings": list(self.readings),
+            "coarse": self.coarse,
         }
 
 
@@ -211,29 +238,47 @@ def measure_regions(case: Case, image: int, noise_floor: float) -> Iterator[Regi
     reverse, the random orders one by one. ``image`` counts from 1; ``noise_floor``: nats, of the dependence. InputError
     if the question can't see that image.
 
-    Cost, for r regions: 2r + 10 · 7 readings of what stands behind the image, twice; the map of pixels also encodes the
-    tiles that the paint has changed."""
+    Cost, for r regions: 2r + 2 + 10 · 7 readings of what stands behind the image, twice; the map of pixels also encodes
+    the tiles that the paint has changed. Where that is more than :data:`MOST_POSITIONS`, :data:`COARSE` says how many.
+    """
     block = next((block for block in case.reachable if block.number == image), None)
     if block is None:
         seen = ", ".join(str(number) for number in case.target.question.reachable) or "none"
         raise InputError(f"Question {case.turn} can't see image {image}; images that it can see: {seen}.")
-    grid, parts = cut_regions(case, block)
-    found = _take_tiles(case, block, grid, noise_floor)
+    detail, positions = choose_detail(case, block)
+    grid, parts = cut_regions(case, block, detail.regions)
+    per_map = detail.count_readings(len(parts))
+    found = replace(
+        _take_tiles(case, block, grid, noise_floor),
+        readings=(0, 2 * per_map),
+        coarse=detail is COARSE,
+        positions=positions,
+    )
     yield replace(found, sentence=_conclude(found))
-    for pixels in _map(case, block, parts, "painted over", _painting(case, block, parts)):
-        found = replace(found, pixels=pixels)
+    for done, pixels in _map(case, block, parts, "painted over", _painting(case, block, parts), detail):
+        found = replace(found, pixels=pixels, readings=(done, 2 * per_map))
         yield replace(found, sentence=_conclude(found))
-    for tokens in _map(case, block, parts, "hidden", _hiding(case, block, parts, found.rows)):
-        found = replace(found, tokens=tokens)
+    for done, tokens in _map(case, block, parts, "hidden", _hiding(case, block, parts, found.rows), detail):
+        found = replace(found, tokens=tokens, readings=(per_map + done, 2 * per_map))
         yield replace(found, sentence=_conclude(found))
+
+
+def choose_detail(case: Case, image: ImageBlock) -> tuple[Detail, int]:
+    """How finely, and how many positions a reading takes."""
+    fine = Detail(MAX_REGIONS, CURVE_STEPS, RANDOM_ORDERS, 1 << 16)
+    _, parts = cut_regions(case, image, fine.regions)
+    positions = case.target.scored[1] - image.tokens[0]
+    return (fine if positions * fine.count_readings(len(parts)) <= MOST_POSITIONS else COARSE), positions
 
 
 ImagePart = tuple[Box, tuple[int, ...]]
 
 
-def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[ImagePart]]:
-    """((rows, columns), box and image tokens of every region, row by row); every image token that has a place in the
-    image is in one of them. What of the image the model doesn't get is in none."""
+def cut_regions(case: Case, image: ImageBlock, most: int | None = None) -> tuple[tuple[int, int], list[ImagePart]]:
+    """((rows, columns), box and image tokens of every region, row by row), ``most`` of them (:data:`MAX_REGIONS`);
+    every image token that has a place in the image is in one of them. What of the image the model doesn't get is in
+    none."""
+    most = MAX_REGIONS if most is None else most
     row = case.prefix_cache.row
     whole = [grid for grid in row.grids if grid.image == image.number - 1]
     shown = next((grid for grid in whole if grid.is_thumbnail), whole[0])
@@ -244,7 +289,7 @@ def cut_regions(case: Case, image: ImageBlock) -> tuple[tuple[int, int], list[Im
     tiles = (1, 1) if processed.has_thumbnail else image.grid
     rows, columns = tiles[0] * cells[0], tiles[1] * cells[1]
     block = 1
-    while math.ceil(rows / block) * math.ceil(columns / block) > MAX_REGIONS:
+    while math.ceil(rows / block) * math.ceil(columns / block) > most:
         block += 1
     grid = (math.ceil(rows / block), math.ceil(columns / block))
     held: list[list[int]] = [[] for _ in range(grid[0] * grid[1])]
@@ -349,34 +394,45 @@ def _take_tiles(case: Case, block: ImageBlock, grid: tuple[int, int], noise_floo
     return Regions(block.number, grid, noise_floor, before.logprob - removed.logprob, rows, tiles)
 
 
-def _map(case: Case, block: ImageBlock, parts: Sequence[ImagePart], how: How, score: Scorer) -> Iterator[RegionMap]:
+def _map(
+    case: Case, block: ImageBlock, parts: Sequence[ImagePart], how: How, score: Scorer, detail: Detail
+) -> Iterator[tuple[int, RegionMap | None]]:
+    """Readings made so far, and what they say."""
     every = frozenset(range(len(parts)))
     alone = [frozenset({n}) for n in range(len(parts))]
-    full, nothing, *rest = score([frozenset(), every, *alone, *(every - one for one in alone)])
+    sets = [frozenset(), every, *alone, *(every - one for one in alone)]
+    scores: list[float] = []
+    for first in range(0, len(sets), detail.at_once):
+        if scores:
+            yield len(scores), None
+        scores += score(sets[first : first + detail.at_once])
+    full, nothing, *rest = scores
     losses, gains = rest[: len(parts)], rest[len(parts) :]
     regions = tuple(
         Region(box, positions, full - loss, gain - nothing)
         for (box, positions), loss, gain in zip(parts, losses, gains, strict=True)
     )
-    found = RegionMap(how, full, nothing, regions)
-    yield found
+    found, done = RegionMap(how, full, nothing, regions), len(sets)
+    yield done, found
     order = sorted(range(len(parts)), key=lambda n: -regions[n].effect)
+    per_curve = min(detail.steps, len(parts)) - 1
     found = replace(
         found,
-        strongest_first=_delete(found, order, score),
-        weakest_first=_delete(found, order[::-1], score),
+        strongest_first=_delete(found, order, score, detail.steps),
+        weakest_first=_delete(found, order[::-1], score, detail.steps),
     )
-    yield found
+    done += 2 * per_curve
+    yield done, found
     rng = np.random.default_rng([case.seed, block.number])
-    for _ in range(RANDOM_ORDERS):
-        drawn = _delete(found, rng.permutation(len(parts)).tolist(), score)
-        found = replace(found, random=(*found.random, drawn))
-        yield found
+    for _ in range(detail.orders):
+        drawn = _delete(found, rng.permutation(len(parts)).tolist(), score, detail.steps)
+        found, done = replace(found, random=(*found.random, drawn)), done + per_curve
+        yield done, found
 
 
-def _delete(found: RegionMap, order: Sequence[int], score: Scorer) -> Deletion:
+def _delete(found: RegionMap, order: Sequence[int], score: Scorer, most_steps: int) -> Deletion:
     count = len(order)
-    steps = min(count, CURVE_STEPS)
+    steps = min(count, most_steps)
     counts = [round(step * count / steps) for step in range(steps + 1)]
     between = score([frozenset(order[:gone]) for gone in counts[1:-1]]) if steps > 1 else []
     return Deletion(tuple(counts), (found.logprob, *between, found.nothing))
@@ -389,6 +445,11 @@ def _conclude(found: Regions) -> str:
     floor = f"(noise floor {say(found.noise_floor)})"
     removed = f"costs at least {say(found.removed)} nats {floor}"
     said = [f"Hidden from everything behind it, image {found.image} as a whole {removed}."]
+    if found.coarse:
+        said.append(
+            f"Measured coarsely, in {found.grid[0]} × {found.grid[1]} regions with {COARSE.orders} random orders: each "
+            f"of the {found.readings[1]} readings takes up to {found.positions:,} positions of the model."
+        )
     if found.pixels is not None:
         said += _say_pixels(found.pixels, found)
     if found.tokens is not None:

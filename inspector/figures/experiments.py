@@ -223,6 +223,9 @@ def show_heads(found: heads.Heads) -> str:
 def show_regions(found: occlusion.Regions, images: Sequence[PromptImage]) -> str:
     """Heat on the picture of both maps, each with its deletion curve against random orders; effects of whole tiles."""
     body = f'<p class="wi-lead">{escape(found.sentence)}</p>'
+    done, readings = found.readings
+    if done < readings:
+        body += f'<p class="vi-caption">{done} of {readings} readings so far.</p>'
     for region_map in (found.pixels, found.tokens):
         if region_map is not None:
             heat = _pixel_heat(found, region_map, images[found.image - 1])

@@ -21,9 +21,9 @@ from model import InputError
 from model.training.synthetic.examples import EXAMPLES
 
 ABOUT = (
-    "Questions that come up when one reads a post about nanoVLM's training notebook, in its order. Each loads the "
-    "example that shows it, opens the place and answers with that prompt's own numbers; “On my prompt” answers with "
-    "those of what the page shows. A link with ?lesson= and a question's name opens the page there."
+    "Questions that come up when one reads a post about nanoVLM's training notebook, in its order: each loads the "
+    "example that shows it, opens the place and answers with that prompt's own numbers (“On my prompt”: with those of "
+    "what the page shows). It can't answer for another model or another prompt than the one that is shown."
 )
 OUTLINE = """() => {
     document.querySelectorAll('.vi-lesson-target').forEach((one) => one.classList.remove('vi-lesson-target'));

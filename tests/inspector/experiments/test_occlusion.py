@@ -10,11 +10,14 @@ from PIL import Image
 
 from inspector.experiments import occlusion
 from inspector.experiments.occlusion import (
+    COARSE,
     CURVE_STEPS,
     RANDOM_ORDERS,
     Deletion,
+    Detail,
     Region,
     RegionMap,
+    choose_detail,
     cut_regions,
     measure_regions,
 )
@@ -247,3 +250,35 @@ def test_a_checkpoint_without_region_marks(golden):
     assert found.tokens.nothing == pytest.approx(nothing, abs=1e-4)
     # A picture of one colour painted in that colour is the same picture.
     assert [region.loss for region in found.pixels.regions] == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+def test_a_long_row_is_measured_coarsely_and_says_so(embedded, monkeypatch):
+    """The same regions as in a fine map of as many; fewer orders; reports in between."""
+    case = example_case(embedded, "single")
+    assert choose_detail(case, case.structure.images[0])[0].regions == 64
+    *_, fine = measure_regions(case, 1, 0.1)
+    monkeypatch.setattr(occlusion, "MOST_POSITIONS", 1000)
+    steps = list(measure_regions(case, 1, 0.1))
+    found = steps[-1]
+    assert found.coarse
+    assert not fine.coarse
+    readings = 2 + 2 * 16 + 3 * 5
+    assert found.readings == (2 * readings, 2 * readings)
+    done = [step.readings[0] for step in steps]
+    assert done == sorted(set(done))
+    assert done[:3] == [0, 4, 8]
+    for coarse, other in ((found.pixels, fine.pixels), (found.tokens, fine.tokens)):
+        assert len(coarse.random) == 3
+        assert coarse.strongest_first.counts == (0, 4, 8, 12, 16)
+        for one, two in zip(coarse.regions, other.regions, strict=True):
+            assert (one.box, one.positions) == (two.box, two.positions)
+            assert one.loss == pytest.approx(two.loss, abs=1e-4)
+        assert coarse.strongest_first.logprobs == pytest.approx(other.strongest_first.logprobs[::2], abs=1e-4)
+
+
+def test_a_row_of_the_222m_shape_is_long(embedded):
+    """787 positions behind the first of three images, of which each has 49 thumbnail tokens."""
+    detail = Detail(64, 8, 8, 1)
+    assert detail.count_readings(49) == 170
+    assert 250 * detail.count_readings(49) > occlusion.MOST_POSITIONS
+    assert COARSE.count_readings(16) == 49
