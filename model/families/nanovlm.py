@@ -118,6 +118,10 @@ class VLM(nn.Module, OpenedVLM):
         return self.config.lm_max_position_embeddings
 
     @property
+    def family(self) -> str:
+        return f"nanoVLM {self.format_version}"
+
+    @property
     def format_version(self) -> str:
         return self.config.generation
 

@@ -39,6 +39,11 @@ class InspectableVLM(Protocol):
         ...
 
     @property
+    def family(self) -> str:
+        """What its family, and its generation of it, is called, for people."""
+        ...
+
+    @property
     def format_version(self) -> str:
         """What the checkpoint's format calls itself, for people."""
         ...

@@ -230,6 +230,10 @@ class TransformersVLM(OpenedVLM):
         return digest.hexdigest()
 
     @property
+    def family(self) -> str:
+        return self.name
+
+    @property
     def format_version(self) -> str:
         return self.name
 
