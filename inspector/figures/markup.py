@@ -152,6 +152,7 @@ def show_tensors(batch: Batch) -> str:
         "labels": batch.labels,
         "attention_mask": batch.attention_mask,
         "segment_ids": batch.segment_ids,
+        "position_ids": batch.position_ids,
         "images (tiles)": batch.tiles,
         "tile_owner": batch.tile_owner,
     }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model.chat import ChatRenderer, ImagePiece
+from model.collator import Batch
 from model.devices import place
 from model.errors import InputError
 from model.families.checkpoint_files import (
@@ -272,6 +273,10 @@ class TransformersVLM(OpenedVLM):
         return self.eos_ids[0] if own is None else int(own)
 
     # --- text and rows ---
+
+    def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
+        placed: list[Sample] = [one if isinstance(one, Row) else self.place(one) for one in samples]
+        return super().collate(placed, document_mask=document_mask)
 
     def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
         found = []

@@ -9,7 +9,7 @@ import transformers
 
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.target import open_case
-from inspector.row.ask import GenerationSettings, ask_and_inspect
+from inspector.row.ask import GenerationSettings, ask_and_inspect, lint
 from inspector.row.prompt import Prompt, Turn
 from model import InputError, OpenedImage, load_vlm
 from model.families.choice_rules import ChoiceRules
@@ -120,6 +120,24 @@ def test_changed_prompts_are_answered_under_the_same_rules(tiny, copy_of):
     found = case.answer([Continuation(start, ids, (first, first)), unchanged])
     assert list(found[0]) == [token for token in said if token not in vlm.eos_ids]
     assert found[1] == case.greedy_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES[1:])  # the small idefics3 ends by another token than its template writes
+def test_an_end_token_behind_an_answer_is_where_the_template_writes_one(tiny, copy_of, name):
+    """LLaVA's writes none: training is told, and an answer of an end token alone leaves nothing to explain."""
+    vlm = load_vlm(with_settings(copy_of(name), sequence_bias=[[[tiny(name).vlm.eos_ids[0]], 1e4]]))
+    inspection, said = answer(vlm, prompt_of())
+    assert said == [vlm.eos_ids[0]]
+    spoken = ask_and_inspect(vlm, prompt_of(Turn("What is it?", "The shape")), GenerationSettings(4))
+    assert [finding.rule for finding in lint(vlm, spoken)] == (["no-end-token"] if name == "llava" else [])
+    if name == "llava":
+        for turn in (None, 1):
+            with pytest.raises(InputError, match="no end token"):
+                open_case(vlm, inspection, turn)
+    else:
+        case = open_case(vlm, inspection)
+        assert case.answer_ids[0] in vlm.eos_ids
+        assert case.text(case.greedy_ids) == ""
 
 
 def test_what_stays_undone_is_said(copy_of):
