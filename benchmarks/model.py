@@ -11,7 +11,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, SiglipVisi
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, peak_mib, report, reset_peak
 from model import VLM, AttentionReader, Batch, Tap, VLMConfig
 from model.generate import generate_batch
-from model.language import LanguageModel, build_mask
+from model.language import LanguageModel
+from model.masks import build_mask
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from inspector.which_image.noise_floor import NOISE_DRAWS
 from inspector.which_image.question_contrast import measure_selection
 from inspector.which_image.verdict import name_leader
 from model import VLM, Cut, OpenedImage, Tap, VLMConfig, load_vlm
-from model.language import build_mask
+from model.masks import build_mask
 
 SHAPE = {
     "vit_hidden_dim": 192,

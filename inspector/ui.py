@@ -28,6 +28,7 @@ from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
+from inspector.views import lessons as lessons_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
@@ -61,6 +62,7 @@ def build_ui(
         DECODER.bounds, DECODER.find_person = bounds, demo.turns.find_person
         FEATURES.limit, ROWS.limit = bounds.features_bytes, bounds.rows_bytes
         header = header_view.build_header(TITLE)
+        lessons = lessons_view.build_lessons()
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
         # the browser's copy readable after a restart; what it holds is the person's own.
@@ -72,23 +74,24 @@ def build_ui(
                 prompt = prompt_view.build_prompt(store, examples, bounds)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
                 results = build_results()
-                with gr.Tabs():
-                    with gr.Tab("Attention"):
+                with gr.Tabs() as tabs:
+                    with gr.Tab("Attention", id="Attention"):
                         attention = attention_view.build_attention()
-                    with gr.Tab("Which image?"):
+                    with gr.Tab("Which image?", id="Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
                     # Of one model nothing can be compared, and on a phone a fifth tab would hide another in a menu.
                     with gr.Tab("Two models", visible=len(store.names) > 1):
                         comparing = comparing_view.build_comparing()
-                    with gr.Tab("Batch"):
+                    with gr.Tab("Batch", id="Batch"):
                         batch = batch_view.build_batch()
-                    with gr.Tab("Train"):
+                    with gr.Tab("Train", id="Train"):
                         train = train_view.build_train(store, jobs)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
-        asking_view.wire_asking(page, store, demo, folder)
+        asking = asking_view.wire_asking(page, store, demo, folder, lessons_view.choose_opening)
+        lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.errors import InputError
-from model.language import build_mask
+from model.masks import build_mask
 from model.sample import see
 from model.tap import Tap
 from model.values import is_number, is_whole, name_value

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import VLMConfig
 from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate
+from model.masks import is_causal
 from model.tap import Tap
 
 
@@ -91,8 +92,8 @@ class KeptKeys(KVCache):
 
 @dataclass(frozen=True)
 class Pass:
-    """What all layers of one forward pass share: the additive mask ``[batch 1 query key]``, the rotary angles
-    ``[batch query d]``, the cache and the tap. ``causal``: the mask hides the future and nothing else."""
+    """What all layers of one forward pass share: the mask ``[batch 1 query key]`` (see :mod:`model.masks`), the rotary
+    angles ``[batch query d]``, the cache and the tap. ``causal``: the mask hides the future and nothing else."""
 
     mask: Tensor
     cos: Tensor
@@ -131,7 +132,7 @@ class CausalAttention(nn.Module):
             k, v = context.cache.append(self.layer, k, v)
         mask = context.mask
         if context.tap is not None:
-            mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query)
+            mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query, q.dtype)
             if context.tap.reader is not None:
                 context.tap.reader.observe(q, k, v, mask, self.scale, self.out_proj.weight)
         dropout = self.dropout if self.training else 0.0
@@ -161,34 +162,6 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, context: Pass) -> Tensor:
         x = x + self.attn(self.norm1(x), context)
         return x + self.mlp(self.norm2(x))
-
-
-def build_mask(
-    attention_mask: Tensor, segment_ids: Tensor | None, queries: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The additive mask ``[batch 1 query key]`` for the last ``queries`` positions of ``attention_mask [batch key]``.
-
-    −inf for the future and, if ``segment_ids [batch key]`` are given (the document mask), for other segments; the
-    dtype's minimum for padding and separators. So a padding row, which sees nothing else, is uniform over the padding
-    before it and finite, as upstream's.
-    """
-    keys = attention_mask.shape[1]
-    positions = torch.arange(keys, device=attention_mask.device)
-    hidden = (positions[None, :] > positions[keys - queries :, None])[None]
-    if segment_ids is not None:
-        hidden = hidden | (segment_ids[:, keys - queries :, None] != segment_ids[:, None, :])
-    unseen = torch.where(attention_mask, 0.0, torch.finfo(dtype).min).to(dtype)
-    return unseen[:, None, :].masked_fill(hidden, -torch.inf)[:, None]
-
-
-def is_causal(mask: Tensor) -> bool:
-    """Whether an additive mask ``[batch 1 query key]`` hides the future and nothing else."""
-    queries, keys = mask.shape[-2:]
-    # The last query sees everything in a causal mask, and nearly always not in another.
-    if queries != keys or queries == 1 or bool(mask[:, :, -1].any()):
-        return False
-    future = torch.full((), -torch.inf, dtype=mask.dtype, device=mask.device).expand(queries, keys).triu(1)
-    return all(torch.equal(row[0], future) for row in mask)
 
 
 class LanguageModel(nn.Module):
@@ -230,7 +203,7 @@ class LanguageModel(nn.Module):
         rope_length: int | None = None,
     ) -> Tensor:
         cos, sin = self.rotary_embd(position_ids, rope_length)
-        context = Pass(mask, cos, sin, cache, tap, is_causal(mask))
+        context = Pass(mask, cos, sin, cache, tap, mask.dtype == torch.bool or is_causal(mask))
         x = inputs_embeds
         for layer, block in enumerate(self.blocks):
             if tap is not None:

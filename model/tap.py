@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from model.masks import make_additive
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -89,12 +91,13 @@ class AttentionReader:
     @torch.no_grad()
     def observe(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, output: Tensor) -> None:
         """Called by each layer in turn with rotated ``q [batch head pos d]``, ``k [batch kv_head pos d]``, values
-        ``v [batch kv_head pos d]``, the additive ``mask [batch 1|head query key]`` and the weights of the output
-        projection, ``[width head·d]``."""
+        ``v [batch kv_head pos d]``, the ``mask [batch 1|head query key]`` and the weights of the output projection,
+        ``[width head·d]``."""
         rows = self.rows.to(q.device)
         n_kv_heads = k.shape[1]
         queries = q[self.batch_row][:, rows].float().unflatten(0, (n_kv_heads, -1))
-        unseen = mask[self.batch_row][:, rows].float().expand(q.shape[1], -1, -1).unflatten(0, (n_kv_heads, -1))
+        unseen = make_additive(mask[self.batch_row][:, rows], torch.float32).expand(q.shape[1], -1, -1)
+        unseen = unseen.unflatten(0, (n_kv_heads, -1))
         assignment = self._assignment.to(q.device)
         outputs = output.detach().float().unflatten(1, (n_kv_heads, q.shape[1] // n_kv_heads, -1))
         shares, patterns, norms = [], [], []
@@ -151,9 +154,12 @@ class Tap:
             patched[patch.row, targets] = x[patch.row, sources]
         return patched
 
-    def edit(self, layer: int, mask: Tensor, n_heads: int, first_query: int = 0) -> Tensor:
-        """The layer's mask with its cuts: ``[batch 1|head query key]``, −inf where an edge is cut. Query positions
-        are counted from ``first_query`` (positions before it are cached and can't be changed any more).
+    def edit(
+        self, layer: int, mask: Tensor, n_heads: int, first_query: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The layer's mask with its cuts: ``[batch 1|head query key]`` of ``dtype``, −inf where an edge is cut;
+        ``mask`` itself where none is. Query positions are counted from ``first_query`` (positions before it are cached
+        and can't be changed any more).
 
         ValueError if a row is left without any key: what it would attend to is undefined, keep its own position."""
         active = tuple(n for n, cut in enumerate(self.cuts) if cut.layers is None or layer in cut.layers)
@@ -162,7 +168,8 @@ class Tap:
         base, edited = self._masks.get(active, (None, None))
         if base is not mask or edited is None:
             by_head = any(self.cuts[n].heads is not None for n in active)
-            edited = mask.expand(-1, n_heads, -1, -1).clone() if by_head else mask.clone()
+            edited = make_additive(mask, dtype)
+            edited = edited.expand(-1, n_heads, -1, -1).clone() if by_head else edited.clone()
             for n in active:
                 cut = self.cuts[n]
                 queries = torch.as_tensor(cut.queries, dtype=torch.long, device=mask.device) - first_query

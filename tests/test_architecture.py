@@ -18,7 +18,7 @@ FLOORS = (
     {"inspector.which_image"},
     {"inspector.experiments"},
     {"inspector.ground_truth"},
-    {"inspector.runs"},
+    {"inspector.runs", "inspector.lessons"},
     {"inspector.session"},
     {"inspector.figures", "inspector.widgets"},
     {"inspector.export"},

@@ -55,7 +55,8 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
         [_cell(cell) for cell in tried],
         "Cells",
     )
-    return f'<div class="wi-battery">{head}{scores}{cells}{_conflicts(tried)}{_left_out(battery)}</div>'
+    notes = "".join(f'<p class="vi-caption">{escape(note)}</p>' for note in battery.notes)
+    return f'<div class="wi-battery">{head}{scores}{cells}{_conflicts(tried)}{_left_out(battery)}{notes}</div>'
 
 
 def _score(score: Score) -> list[str]:

@@ -6,7 +6,8 @@ cell shows the same pictures in the same slots as far as its cell allows, so cel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -43,17 +44,18 @@ CELLS: tuple[ItemGroup, ...] = get_args(ItemGroup)
 - *return*: one picture per turn, then a turn without one asks about an earlier picture by its number;
 - the conflicts: two cues at once, each pointing at a picture of its own (see :attr:`Item.cues`);
 - *packed*: a sample of each picture and its question, asked about its own, with and without the document mask;
-- *guessed*: asked about the first picture, which is of the colour that the embedded model says to this very question
-  when it sees no picture: taking pictures away shows next to nothing then, and another picture in its place does;
+- *guessed*: asked about the first picture, which is of the colour that the model says to this very question when it
+  sees no picture: taking pictures away shows next to nothing then, and another picture in its place does;
 - *null*: the answer stands in the question, no picture shows it; *null, own sample*: so too, in a packed sample of its
   own behind a document mask, in the words of the text that the embedded model learned to read before it saw pictures.
 """
 
 MIN_IMAGES, MAX_IMAGES = 2, sc.MAX_IMAGES
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
-_WORDS = ("color", "colour")
-GUESSED = "green"
-"""What the embedded model says without any picture when it is asked for the colour in image 1."""
+WORDS = ("color", "colour")
+GUESSES = dict.fromkeys(WORDS, "green")
+"""What the embedded model says without any picture when it is asked for the colour (in either spelling) in image 1."""
+_COLOUR_WORDS = {**{name: name for name in sc.COLOUR_NAMES}, "grey": "gray"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Item:
 @dataclass(frozen=True)
 class _Drawing:
     """The pictures of an item. ``slot`` and ``other`` are places from 0; the picture at ``odd`` is the only one with
-    its kind of shape; ``spare`` is a colour that none has; ``word`` is “color” or “colour”."""
+    its kind of shape; ``spare`` is a colour that none has; ``word`` is one of :data:`WORDS`."""
 
     scenes: tuple[sc.Scene, ...]
     slot: int
@@ -104,6 +106,7 @@ class _Drawing:
     odd: int
     spare: str
     word: str
+    enlarged: int
 
     @property
     def count(self) -> int:
@@ -115,7 +118,7 @@ class _Drawing:
 
     @property
     def images(self) -> tuple[OpenedImage, ...]:
-        return tuple(OpenedImage(sc.draw(scene)) for scene in self.scenes)
+        return tuple(OpenedImage(sc.draw(scene, enlarged=self.enlarged)) for scene in self.scenes)
 
     @property
     def asked(self) -> str:
@@ -126,6 +129,17 @@ class _Drawing:
         return f"what {self.word} is the {self.scenes[self.odd].shapes[0].kind}"
 
 
+def name_colour(answer: str) -> str | None:
+    """The one colour of the scenes that an answer names, in whatever sentence; None if it is none or several."""
+    named = {_COLOUR_WORDS[word] for word in re.findall(r"[a-z]+", answer.lower()) if word in _COLOUR_WORDS}
+    return named.pop() if len(named) == 1 else None
+
+
+def ask_to_guess(word: str) -> str:
+    """The question of a *guessed* item, with ``word`` of :data:`WORDS`."""
+    return f"In image 1, what {word} is the shape?"
+
+
 def build_items(
     cells: Sequence[str],
     n_each: int,
@@ -133,12 +147,15 @@ def build_items(
     *,
     images: tuple[int, int] = (MIN_IMAGES, MAX_IMAGES),
     canvas: tuple[int, int] = sc.SINGLE_TILE,
+    enlarged: int = 1,
+    guesses: Mapping[str, str] = GUESSES,
 ) -> Iterator[Item]:
     """``n_each`` items of every cell, cell by cell.
 
     ``images``: how many pictures, at least and at most; each count as often as the next, and within a count each slot
-    that the cell can ask about (both to within one item). ``canvas`` (width, height) in pixels. The same ``seed``
-    gives the same items. InputError for an unknown cell or numbers out of range.
+    that the cell can ask about (both to within one item). ``canvas`` (width, height) in pixels, each of them drawn as
+    ``enlarged`` × ``enlarged``. ``guesses``: what the model says without a picture to each of :func:`ask_to_guess`.
+    The same ``seed`` gives the same items. InputError for an unknown cell or numbers out of range.
     """
     if unknown := [cell for cell in cells if cell not in CELLS]:
         raise InputError(f"The battery has no cell “{unknown[0]}”; choose from {', '.join(CELLS)}.")
@@ -150,14 +167,22 @@ def build_items(
     for cell in CELLS:
         if cell in cells:
             for number in range(n_each):
-                yield _item(cell, number, seed, images, canvas)
+                yield _item(cell, number, seed, images, canvas, enlarged, guesses)
 
 
-def _item(cell: ItemGroup, number: int, seed: int, images: tuple[int, int], canvas: tuple[int, int]) -> Item:
+def _item(
+    cell: ItemGroup,
+    number: int,
+    seed: int,
+    images: tuple[int, int],
+    canvas: tuple[int, int],
+    enlarged: int,
+    guesses: Mapping[str, str],
+) -> Item:
     low, high = images
     counts = high - low + 1
     n_images, round_ = low + number % counts, number // counts
-    draw = _draw(np.random.default_rng((seed, number)), cell, n_images, round_, canvas)
+    draw = _draw(np.random.default_rng((seed, number)), cell, n_images, round_, canvas, enlarged, guesses)
     prompt, turn, cues = _ask(cell, draw)
     asked = prompt.turns[turn].user
     if cell in ("null", "null, own sample"):
@@ -175,24 +200,32 @@ def _item(cell: ItemGroup, number: int, seed: int, images: tuple[int, int], canv
         image=place + 1,
         answer=shape.colour,
         answers_by_image=draw.colours,
-        twin=OpenedImage(sc.draw(twin)),
+        twin=OpenedImage(sc.draw(twin, enlarged=enlarged)),
         twin_answer=draw.spare,
-        box=Box(*shape.box),
+        box=Box(*(side * enlarged for side in shape.box)),
         single_prompt=Prompt((prompt.images[place],), (Turn(_alone(cell, draw, place)),)),
         cues=cues,
     )
 
 
-def _draw(rng: np.random.Generator, cell: ItemGroup, n_images: int, round_: int, canvas: tuple[int, int]) -> _Drawing:
+def _draw(
+    rng: np.random.Generator,
+    cell: ItemGroup,
+    n_images: int,
+    round_: int,
+    canvas: tuple[int, int],
+    enlarged: int,
+    guesses: Mapping[str, str],
+) -> _Drawing:
     """Slots go round; what is left to chance comes from ``rng`` alone, in the same order for every cell."""
     colours = [str(colour) for colour in rng.permutation(sc.COLOUR_NAMES)]
     kinds = [str(kind) for kind in rng.permutation(sc.SHAPE_NAMES)]
     fill = [kinds[1 + int(n)] for n in rng.integers(2, size=n_images)]
     seeds = rng.integers(2**32, size=n_images)
-    word = _WORDS[int(rng.integers(2))]
+    word = WORDS[int(rng.integers(2))]
     slot, other = _slots(cell, n_images, round_)
     if cell == "guessed":
-        place = colours.index(GUESSED)
+        place = colours.index(guesses[word])
         colours[0], colours[place] = colours[place], colours[0]
     odd = other if cell == "ordinal vs content" else slot
     scenes = tuple(
@@ -201,7 +234,7 @@ def _draw(rng: np.random.Generator, cell: ItemGroup, n_images: int, round_: int,
         )
         for n in range(n_images)
     )
-    return _Drawing(scenes, slot, other, odd, colours[n_images], word)
+    return _Drawing(scenes, slot, other, odd, colours[n_images], word, enlarged)
 
 
 def _slots(cell: ItemGroup, n_images: int, round_: int) -> tuple[int, int]:
@@ -245,7 +278,7 @@ def _ask(cell: ItemGroup, draw: _Drawing) -> tuple[Prompt, int, tuple[ItemCue, .
         "last": (f"{asked} in the last image?", (ordinal,)),
         "content": (f"{draw.odd_asked}?", (ItemCue("content", number),)),
         "ordinal vs content": (f"in image {number}, {draw.odd_asked}?", (ordinal, ItemCue("content", draw.odd + 1))),
-        "guessed": (f"In image {number}, {asked}?", (ordinal,)),
+        "guessed": (ask_to_guess(draw.word), (ordinal,)),
         "null": (f"the answer is {draw.spare}. what is the answer?", ()),
     }
     question, cues = questions[cell]

@@ -6,14 +6,14 @@ answer that is not testable on the cell: what it says there would be about somet
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from inspector.experiments.image_order import permute_images, summarise_orders
 from inspector.experiments.occlusion import measure_regions
-from inspector.ground_truth.items import CELLS, Item, build_items
+from inspector.ground_truth.items import CELLS, WORDS, Item, ask_to_guess, build_items, name_colour
 from inspector.ground_truth.scores import (
     GATE,
     MIN_ITEMS,
@@ -34,7 +34,9 @@ from inspector.which_image.counterfactuals import Counterfactual, measure_counte
 from inspector.which_image.image_effects import Dependence, measure_dependence
 from inspector.which_image.question_contrast import Selection, measure_selection
 from inspector.which_image.verdict import Verdict, judge, name_leader
-from model import Box, InspectableVLM
+from model import Box, InputError, InspectableVLM
+from model.memory import format_bytes, measure_free_ram, refuse_shortage
+from model.training.synthetic.scenes import SINGLE_TILE
 
 PERMUTED_CELLS = ("adjacent", "ordinal digit", "content")
 PERMUTED_ITEMS = 12
@@ -57,7 +59,12 @@ REGION_CANVAS = (128, 128)
 """Pixels (width, height) of the pictures, one at a time, on which the map of regions is tried: four tiles and a
 thumbnail, so that no shape covers more than a quarter of the regions."""
 MAX_CHANCE = 0.25
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = 16
+"""Room for a colour in a whole sentence."""
+MOST_ENLARGED = 8
+"""Scenes become at most so many times as wide: 512 pixels."""
+_FEWEST_TOKENS = 16
+"""Of a picture that a shape can be made out in."""
 
 
 @dataclass(frozen=True)
@@ -74,54 +81,89 @@ def run_battery(
     vlm: InspectableVLM, *, cells: Sequence[str] = CELLS, n_each: int = MIN_ITEMS, seed: int = 1
 ) -> Iterator[SuiteProgress]:
     """Yields after every gate and every item; the last one is the finished result. A cell that fails its gate is
-    skipped. Stopping in between loses nothing of what was found. InputError for an unknown cell."""
-    items = list(build_items(cells, n_each, seed))
+    skipped, and what can't be tried on this model is left out with a note. Scenes are drawn as large as the model
+    likes them. Stopping in between loses nothing of what was found. InputError for an unknown cell."""
     found = _Found(vlm, n_each, seed)
-    named = [item for item in items if item.cell == STABILITY_CELL]
-    halved = [item for item in items if item.number < HALVED_ITEMS]
-    total = len(items) + len(named[:PARAPHRASED_ITEMS]) + len(halved) + len(named)
-    pictures = list(build_items([STABILITY_CELL], REGION_ITEMS, seed, canvas=REGION_CANVAS)) if named else []
-    total += len(pictures)
+    enlarged = choose_size(vlm)
+
+    def draw(cell: str, count: int = n_each) -> Iterator[Item]:
+        return build_items([cell], count, seed, enlarged=enlarged, guesses=found.guesses)
+
+    next(build_items(cells, n_each, seed))
+    cells = [cell for cell in CELLS if cell in cells]
+    if "guessed" in cells:
+        found.guesses = ask_guesses(vlm)
+        if len(found.guesses) < len(WORDS):
+            cells.remove("guessed")
+            found.notes.append("“guessed” is left out: asked without a picture, this model names no colour.")
+    n_named = n_each if STABILITY_CELL in cells else 0
+    n_halved = min(n_each, HALVED_ITEMS)
+    n_pictures = REGION_ITEMS if n_named else 0
+    total = len(cells) * (n_each + n_halved) + min(n_named, PARAPHRASED_ITEMS) + n_pictures + n_named
     done = 0
-    for cell in dict.fromkeys(item.cell for item in items):
-        mine = [item for item in items if item.cell == cell]
+    for cell in cells:
         yield SuiteProgress(cell, done, total, found.sum_up())
-        gate = found.gates[cell] = [_answer_alone(vlm, item) for item in mine]
-        testable = sum(gate) >= GATE * len(mine)
-        for item in mine if testable else []:
+        gate = found.gates[cell] = [_answer_alone(vlm, item) for item in draw(cell)]
+        if sum(gate) < GATE * n_each:
+            done += n_each
+            continue
+        for item in draw(cell):
             yield SuiteProgress(cell, done, total, found.sum_up())
             found.trials.append(try_item(vlm, item))
             done += 1
-        done += 0 if testable else len(mine)
-    for item in named[:PARAPHRASED_ITEMS]:
+    for item in draw(STABILITY_CELL, min(n_named, PARAPHRASED_ITEMS)) if n_named else ():
         yield SuiteProgress("other wordings", done, total, found.sum_up())
         found.paraphrased += _compare_wordings(vlm, item)
         done += 1
-    for item in pictures:
+    pictures = build_items([STABILITY_CELL], REGION_ITEMS, seed, canvas=REGION_CANVAS, enlarged=enlarged)
+    for item in pictures if n_pictures else ():
         yield SuiteProgress("regions", done, total, found.sum_up())
         found.regions += _try_regions(vlm, item)
         done += 1
-    half = vlm.convert(torch.bfloat16)
     verdicts = {(trial.cell, trial.number): (trial.kind, trial.verdict_image) for trial in found.trials}
-    for item in halved:
-        yield SuiteProgress("in bfloat16", done, total, found.sum_up())
-        if (item.cell, item.number) in verdicts:  # else its cell is not testable
-            found.halved.append(_told(_study(half, item, item.prompt)) == verdicts[item.cell, item.number])
-        done += 1
-    random = vlm.redraw(seed)
-    for item in named:
-        yield SuiteProgress("random weights", done, total, found.sum_up())
-        study = _study(random, item, item.prompt)
-        found.random.append(study is not None and study.verdict.image is not None)
-        done += 1
+    if verdicts and (half := found.copy("bfloat16", lambda: vlm.convert(torch.bfloat16))) is not None:
+        for item in (item for cell in cells for item in draw(cell, n_halved)):
+            yield SuiteProgress("in bfloat16", done, total, found.sum_up())
+            if (item.cell, item.number) in verdicts:  # else its cell is not testable
+                found.halved.append(_told(_study(half, item, item.prompt)) == verdicts[item.cell, item.number])
+            done += 1
+        del half
+    if n_named and (random := found.copy("random weights", lambda: vlm.redraw(seed))) is not None:
+        for item in draw(STABILITY_CELL):
+            yield SuiteProgress("random weights", total - n_named + item.number, total, found.sum_up())
+            study = _study(random, item, item.prompt)
+            found.random.append(study is not None and study.verdict.image is not None)
     yield SuiteProgress("", total, total, found.sum_up(finished=True))
+
+
+def choose_size(vlm: InspectableVLM) -> int:
+    """How many times as wide as it is drawn a scene of one tile should be for this model: the least at which it isn't
+    enlarged by much and gets some tokens, as the image processor says. At most :data:`MOST_ENLARGED`."""
+    for enlarged in range(1, MOST_ENLARGED):
+        width, height = (side * enlarged for side in SINGLE_TILE)
+        plan = vlm.plan_image((width, height))
+        across, down = plan.resized_size
+        if across <= 1.25 * width and down <= 1.25 * height and plan.tokens >= _FEWEST_TOKENS:
+            return enlarged
+    return MOST_ENLARGED
+
+
+def ask_guesses(vlm: InspectableVLM) -> dict[str, str]:
+    """The colour that the model says without a picture to each of :func:`ask_to_guess`; none where it names none."""
+    found = {}
+    for word in WORDS:
+        inspection = ask_and_inspect(vlm, Prompt((), (Turn(ask_to_guess(word)),)), GenerationSettings(MAX_NEW_TOKENS))
+        if (colour := name_colour(inspection.prompt.turns[0].assistant)) is not None:
+            found[word] = colour
+    return found
 
 
 @dataclass
 class _Found:
     """What has been tried so far. ``paraphrased`` and ``halved``: was the verdict the same; ``random``: did random
     weights get a verdict that names an image; ``regions``: per picture (deletion curve below the mean of random orders,
-    strongest region on the shape, share of regions that are)."""
+    strongest region on the shape, share of regions that are). ``guesses``: see :func:`ask_guesses`; ``notes``: what
+    can't be tried, and why."""
 
     vlm: InspectableVLM
     n_each: int
@@ -132,6 +174,24 @@ class _Found:
     halved: list[bool] = field(default_factory=list)
     random: list[bool] = field(default_factory=list)
     regions: list[tuple[bool, bool, float]] = field(default_factory=list)
+    guesses: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def copy(self, what: str, make: Callable[[], InspectableVLM]) -> InspectableVLM | None:
+        """A copy of the model, if it can be had; else a note."""
+        need, free = self.vlm.n_parameters * self.vlm.dtype.itemsize, measure_free_ram()
+        if self.vlm.device.type == "cpu" and free is not None and need > free:
+            self.notes.append(
+                f"{what[0].upper()}{what[1:]} were not tried: a second copy of the model takes {format_bytes(need)} "
+                f"and {format_bytes(free)} are free."
+            )
+            return None
+        try:
+            with refuse_shortage():
+                return make()
+        except InputError as error:
+            self.notes.append(f"{what[0].upper()}{what[1:]} were not tried. {error}")
+            return None
 
     def sum_up(self, finished: bool = False) -> Battery:
         cells = tuple(
@@ -150,7 +210,7 @@ class _Found:
             Score("the same verdict in bfloat16", count(self.halved), 0.98, True),
             Score("an image named on random weights", count(self.random), 0.01, False),
         )
-        return Battery(self.vlm.fingerprint, self.n_each, self.seed, finished, cells, scores)
+        return Battery(self.vlm.fingerprint, self.n_each, self.seed, finished, cells, scores, tuple(self.notes))
 
     @property
     def chance(self) -> float:
@@ -162,7 +222,7 @@ def _try_regions(vlm: InspectableVLM, item: Item) -> list[tuple[bool, bool, floa
     """See :class:`_Found`; nothing where the model answers wrongly about the picture alone, and nothing where its shape
     lies on more than a quarter of the regions."""
     inspection = ask_and_inspect(vlm, item.single_prompt, GenerationSettings(MAX_NEW_TOKENS))
-    if item.box is None or inspection.prompt.turns[-1].assistant.strip() != item.answer:
+    if item.box is None or name_colour(inspection.prompt.turns[-1].assistant) != item.answer:
         return []
     case = open_case(vlm, inspection, max_new_tokens=MAX_NEW_TOKENS, seed=item.number)
     steps = measure_regions(case, 1, measure_dependence(case).noise_floor)
@@ -198,7 +258,7 @@ def _compare_wordings(vlm: InspectableVLM, item: Item) -> list[bool]:
 
 def _answer_alone(vlm: InspectableVLM, item: Item) -> bool:
     inspection = ask_and_inspect(vlm, item.single_prompt, GenerationSettings(MAX_NEW_TOKENS))
-    return inspection.prompt.turns[-1].assistant.strip() == item.answer
+    return name_colour(inspection.prompt.turns[-1].assistant) == item.answer
 
 
 @dataclass(frozen=True)
@@ -256,6 +316,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
             0,
         )
     answer = study.inspection.prompt.turns[item.turn].assistant.strip()
+    colour = name_colour(answer)
     gold = measure_dependence(study.case, study.ablations, answer_ids=study.case.encode(item.answer))
     others = [swap for swap in study.swaps if swap.image != item.image]
     twin = next((swap for swap in study.swaps if swap.image == item.image), None)
@@ -265,14 +326,14 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         orders = summary.right, summary.predicted
     chooser = study.case.target.question.chooser
     assert chooser is not None
-    followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == answer]
+    followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == colour]
     return ItemResult(
         cell=item.cell,
         number=item.number,
         image=item.image,
         gold=item.answer,
         answer=answer,
-        right=answer == item.answer,
+        right=colour == item.answer,
         probability=study.dependence.probability,
         kind=study.verdict.kind,
         verdict_image=study.verdict.image,
@@ -280,7 +341,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         attended=_attended(attend(vlm, study.inspection, chooser)),
         gold_named=_largest(gold.leave_one_out),
         contrast=study.selection.contrast,
-        twin_right=None if twin is None else twin.answer.strip() == item.twin_answer,
+        twin_right=None if twin is None else name_colour(twin.answer) == item.twin_answer,
         others_flipped=sum(swap.flipped for swap in others),
         others=len(others),
         followed=followed[0] if followed else "",
@@ -293,7 +354,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
 
 def _all_right(selection: Selection, item: Item) -> bool:
     return all(
-        asked.answer.strip() == item.answers_by_image[asked.image - 1]
+        name_colour(asked.answer) == item.answers_by_image[asked.image - 1]
         for asked in selection.asked
         if asked.image is not None and asked.source != "image named"
     )

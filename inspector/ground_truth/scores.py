@@ -146,7 +146,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Battery:
-    """The result for one checkpoint; ``finished`` False where it was stopped on the way. ``n_each`` items a cell."""
+    """The result for one checkpoint; ``finished`` False where it was stopped on the way. ``n_each`` items a cell.
+    ``notes``: what could not be tried on this model, a sentence each."""
 
     fingerprint: str
     n_each: int
@@ -154,6 +155,7 @@ class Battery:
     finished: bool
     cells: tuple[CellResult, ...]
     scores: tuple[Score, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -163,6 +165,7 @@ class Battery:
             "finished": self.finished,
             "cells": [cell.to_json() for cell in self.cells],
             "scores": [score.to_json() for score in self.scores],
+            "notes": list(self.notes),
         }
 
 
@@ -178,7 +181,15 @@ def read_battery(facts: dict[str, Any]) -> Battery:
         shares: dict[str, Any] = {name: share(cell[name]) for name in _SHARES}
         cells.append(CellResult(cell=cell["cell"], followed=followed, **shares))
     scores = tuple(Score(one["name"], share(one), one["limit"], one["at_least"]) for one in facts["scores"])
-    return Battery(facts["fingerprint"], facts["n_each"], facts["seed"], facts["finished"], tuple(cells), scores)
+    return Battery(
+        facts["fingerprint"],
+        facts["n_each"],
+        facts["seed"],
+        facts["finished"],
+        tuple(cells),
+        scores,
+        tuple(facts.get("notes", ())),
+    )
 
 
 def count(held: Sequence[bool]) -> Share:
@@ -310,7 +321,7 @@ def format_battery(battery: Battery) -> str:
         mark = {True: "reached", False: "MISSED", None: "too few items"}[score.ok]
         wanted = f"{'≥' if score.at_least else '≤'} {score.limit:g}"
         lines.append(f"{score.name}: {_cell_text(score.share)}, wanted {wanted}: {mark}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *battery.notes))
 
 
 def _cell_text(share: Share) -> str:

@@ -153,8 +153,28 @@ class AskingHandlers:
         ]
 
 
-def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> None:
-    """``folder``: as :class:`AskingHandlers` has it."""
+@dataclass(frozen=True)
+class Asking:
+    """What others need who load a prompt and ask it. ``filled``: what loading an example fills in. ``opened``: the
+    event that has asked the question that the page opens with."""
+
+    page: Page
+    handlers: AskingHandlers
+    filled: list[Any]
+    opened: Any
+    in_turn: Callable[..., Any]
+    options: dict[str, Any]
+
+    def follow(self, after: Any, name: str) -> Any:
+        """Asks what the page holds ``after`` an event."""
+        inputs = [*self.page.prompt.inputs, *self.page.attention.controls]
+        return after(self.in_turn, inputs, self.page.answered, api_name=name, show_progress="hidden", **self.options)
+
+
+def wire_asking(
+    page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path, opening: Callable[[gr.Request], int]
+) -> Asking:
+    """``folder``: as :class:`AskingHandlers` has it. ``opening``: which example the page opens with."""
     handlers = AskingHandlers(page, store, folder)
     prompt, answered, place = page.prompt, page.answered, Rank.ASK.place
     inputs = [*prompt.inputs, *page.attention.controls]
@@ -202,11 +222,14 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
                 **again,
             )
         )
+
     # Something real as soon as the page is open.
-    loaded = demo.load(
-        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
-    )
-    asks.append(loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again))
+    def open_page(model: str, history: list, request: gr.Request) -> list[Any]:
+        return handlers.load_example(opening(request), model, history)
+
+    loaded = demo.load(open_page, [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden")
+    opened = loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
+    asks.append(opened)
 
     # In the same place, so after what is being computed has ended: at its model's next block.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
@@ -217,6 +240,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
         show_progress="hidden",
         **again,
     )
+    return Asking(page, handlers, filled, opened, in_turn, again)
 
 
 def show_turns(inspection: Inspection) -> str:

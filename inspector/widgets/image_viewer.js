@@ -102,10 +102,12 @@ function frame(image, source, tiles, rows, cols, size, what) {
     heat.style.cssText = svg.style.cssText = place;
     svg.style.boxShadow = "0 0 0 100vmax rgba(0, 0, 0, .6)";
   }
-  const box = el("div", { class: "vlm-frame" }, img, heat, svg);
+  const hots = el("div", { class: "vlm-hots", "aria-hidden": "true" });
+  hots.style.cssText = heat.style.cssText;
+  const box = el("div", { class: "vlm-frame" }, img, heat, svg, hots);
   box.style.aspectRatio = `${size[0]} / ${size[1]}`;
   box.style.setProperty("--ratio", size[0] / size[1]);
-  const own = { image, tiles, cols, across, down, heat, svg, lit: ring("vlm-lit"), sel: ring("vlm-chosen"), cursor: null };
+  const own = { image, tiles, cols, across, down, heat, svg, hots, lit: ring("vlm-lit"), sel: ring("vlm-chosen"), cursor: null };
   state.frames.push(own);
 
   const at = (event) => {
@@ -169,20 +171,48 @@ function place(own, rings, cell) {
   }
 }
 
+// One hue, as covering as the share is large: where nothing was attended to the picture is as it was.
+const HUE = [224, 0, 122];
+const HOTTEST = 3;
+
+// The cells of all images of the prompt, the hottest first, whether they are shown or not: so images stay comparable.
+function hottest(heat) {
+  const cells = [];
+  for (const image of state.images) for (const tile of image.tiles) {
+    const [rows, cols, step] = tile.cells;
+    for (let row = 0; row < rows; row++) for (let col = 0; col < cols; col++) {
+      const position = tile.start + row * step + col;
+      cells.push({ position, share: heat.values[position] });
+    }
+  }
+  return cells.sort((one, other) => other.share - one.share);
+}
+
+function heatKey(top) {
+  const ramp = el("span", { class: "vlm-ramp vlm-cover" });
+  const ends = [formatPercent(0), formatPercent(top)].map((text) => el("span", {}, text));
+  return el("span", { class: "vlm-bar" }, ramp, el("span", { class: "vlm-ticks" }, ...ends));
+}
+
 function paint(own) {
   const heat = heatNow(), { across, down } = own;
+  own.hots.replaceChildren();
   for (const [grid] of GRIDS) own.svg.querySelectorAll(`.g-${grid}`).forEach((path) => { path.style.display = state.grids[grid] ? "" : "none"; });
   const last = Math.max(...own.image.tiles.map(endOf));
   const pen = own.heat.getContext("2d");
   pen.clearRect(0, 0, across, down);
   if (heat && heat.values.length >= last) {
     // One pixel a cell, enlarged without smoothing: between two cells nothing was measured.
-    const pixels = pen.createImageData(across, down);
+    const pixels = pen.createImageData(across, down), cells = hottest(heat), top = cells[0].share;
+    const named = new Map(cells.slice(0, HOTTEST).filter((cell) => cell.share > 0).map((cell) => [cell.position, cell.share]));
     for (let row = 0; row < down; row++) for (let col = 0; col < across; col++) {
-      const k = 4 * (row * across + col);
-      pixels.data.set(viridis(heat.values[positionOf(own, row, col)] / heat.max), k);
-      // Where hardly anything was attended to, the picture stays to be seen.
-      pixels.data[k + 3] = 90 + 165 * Math.min(1, heat.values[positionOf(own, row, col)] / heat.max);
+      const k = 4 * (row * across + col), p = positionOf(own, row, col);
+      pixels.data.set(HUE, k);
+      pixels.data[k + 3] = top > 0 ? Math.round((255 * heat.values[p]) / top) : 0;
+      if (!named.has(p)) continue;
+      const label = own.hots.appendChild(el("span", {}, formatPercent(named.get(p))));
+      label.style.left = `${(100 * (col + 0.5)) / across}%`;
+      label.style.top = `${(100 * (row + 0.5)) / down}%`;
     }
     pen.putImageData(pixels, 0, 0);
   }
@@ -204,7 +234,7 @@ function paintAll() {
     const node = stage.querySelector(`[data-image="${image.index}"] .vlm-share`);
     if (node) node.textContent = formatPercent(share);
   }
-  heatBar.replaceChildren(colourBar(heat.max, "of 1", heat.clipped));
+  heatBar.replaceChildren(heatKey(hottest(heat)[0].share));
   heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label} · ${formatPercent(total)} of it goes to images`;
 }
 

@@ -18,6 +18,7 @@ from model.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+KNOWN_TEXT = "open a checkpoint whose language model is of the kind of Llama, Mistral, Qwen2, Qwen3 or Gemma 3"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _MOST_BYTES = 64 << 20
 """Of a JSON file; an index of the largest models has 10 million."""
@@ -104,6 +105,10 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, placement: Placement
             )
         except Exception as error:  # configurations, files and shapes each fail in their own way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "does not support an attention implementation" in reason:  # Gemma 2's capped scores, for one
+                raise InputError(
+                    f"{reason.split()[0]} has a kind of attention that isn't read here; {KNOWN_TEXT}."
+                ) from error
             raise InputError(f"The checkpoint in {folder} can't be loaded ({reason[:300]}).") from error
     faults = {
         "missing": sorted(map(str, found["missing_keys"])),

@@ -30,8 +30,9 @@ from model.image import (
     plan_image,
     process_image,
 )
-from model.language import KVCache, LanguageModel, build_mask
+from model.language import KVCache, LanguageModel
 from model.layers import rotate
+from model.masks import build_mask, mask_visible
 from model.memory import guard_memory
 from model.projector import Projector
 from model.sample import Row, Sample, TokenGrid
@@ -104,6 +105,10 @@ class VLM(nn.Module, OpenedVLM):
         return self._fingerprint[1]
 
     # --- what analyses rely on: see model.families.protocol ---
+
+    def count_parts(self) -> dict[str, int]:
+        parts = {"image encoder": self.vision_encoder, "projector": self.MP, "language model": self.decoder}
+        return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
 
     @property
     def n_layers(self) -> int:
@@ -195,8 +200,7 @@ class VLM(nn.Module, OpenedVLM):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
-        mask.masked_fill_(~visible.to(embeds.device), -torch.inf)
+        mask = mask_visible(visible, embeds.dtype, embeds.device)
         return self.decoder(embeds, mask, position_ids.to(embeds.device), cache=cache, tap=tap)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:

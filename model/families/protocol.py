@@ -51,6 +51,10 @@ class InspectableVLM(Protocol):
     @property
     def n_parameters(self) -> int: ...
 
+    def count_parts(self) -> dict[str, int]:
+        """The weights of the “image encoder”, the “projector” and the “language model”, together all of them."""
+        ...
+
     @property
     def n_layers(self) -> int: ...
 

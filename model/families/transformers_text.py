@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.language import KeptKeys, KVCache, is_causal
+from model.families.checkpoint_files import KNOWN_TEXT
+from model.language import KeptKeys, KVCache
+from model.masks import mask_visible
 from model.tap import Tap
 
 ATTENTION = "vlm_inspector"
@@ -29,13 +31,10 @@ _STEADY_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 @dataclass(frozen=True)
 class _Pass:
-    """What all layers of one pass share. ``causal``: by the layer's kind of mask, whether it hides the future and
-    nothing else."""
+    """What all layers of one pass share."""
 
     tap: Tap | None
     first_query: int
-    causal: frozenset[int]
-    """``id`` of each mask that is plainly causal."""
 
 
 def attend(
@@ -50,17 +49,17 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: rotated ``query [batch head pos d]``, ``key`` and ``value`` ``[batch kv_head
-    pos d]``, the additive ``attention_mask [batch 1 query key]``. Gives ``[batch pos head d]``."""
+    pos d]``, the ``attention_mask [batch 1 query key]`` of :mod:`model.masks`. Gives ``[batch pos head d]``."""
     assert inspected is not None
     layer = int(cast(int, module.layer_idx))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask, tap = attention_mask, inspected.tap
     if tap is not None:
-        mask = tap.edit(layer, mask, query.shape[1], inspected.first_query)
+        mask = tap.edit(layer, mask, query.shape[1], inspected.first_query, query.dtype)
         if tap.reader is not None:
             output = cast(nn.Linear, module.o_proj).weight
             tap.reader.observe(query, key, value, mask, scale, output)
-    causal = id(mask) in inspected.causal
+    causal = mask.dtype == torch.bool  # only the plain causal one is not made additive
     found = F.scaled_dot_product_attention(
         query,
         key,
@@ -113,15 +112,13 @@ class TextModel:
         if other := sorted(kinds - {_FULL, _SLIDING}):
             raise InputError(
                 f"The language model ({name}) has layers of {', '.join(other)}, where no edge of attention can be cut; "
-                "it can't be inspected here."
+                f"it can't be inspected here, {KNOWN_TEXT}."
             )
         attentions = [getattr(layer, "self_attn", None) for layer in self.layers]
         if any(not isinstance(getattr(one, "o_proj", None), nn.Linear) for one in attentions) or getattr(
             self.config, "attn_logit_softcapping", None
         ):
-            raise InputError(
-                f"The language model ({name}) has another kind of attention; queries, keys and values are read."
-            )
+            raise InputError(f"The language model ({name}) has a kind of attention that isn't read here; {KNOWN_TEXT}.")
         self.n_layers, self.n_heads = len(self.layers), int(self.config.num_attention_heads)
         self.n_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
         self.width = int(self.config.hidden_size)
@@ -160,8 +157,7 @@ class TextModel:
         count, keys = visible.shape[-2:]
         places = self._place_keys(position_ids, cache, keys)
         masks = self._make_masks(visible, position_ids[0], places, embeds)
-        single = list(masks.values()) if isinstance(masks, dict) else [masks]
-        inspected = _Pass(tap, keys - count, frozenset(id(mask) for mask in single if is_causal(mask)))
+        inspected = _Pass(tap, keys - count)
         positions = position_ids.to(embeds.device)
         output = self.model(
             inputs_embeds=embeds,
@@ -223,15 +219,14 @@ class TextModel:
     def _make_masks(
         self, visible: Tensor, queries: Tensor, places: Tensor, embeds: Tensor
     ) -> Tensor | dict[str, Tensor]:
-        def additive(seen: Tensor) -> Tensor:
-            mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=embeds.device)
-            return mask.masked_fill_(~seen.to(embeds.device), -torch.inf)
+        def mask(seen: Tensor) -> Tensor:
+            return mask_visible(seen, embeds.dtype, embeds.device)
 
         if self.window is None:
-            return additive(visible)
+            return mask(visible)
         near = (queries.cpu()[:, None] - places[None]) < self.window
-        sliding = additive(visible & near.to(visible.device))
-        return {_FULL: additive(visible), _SLIDING: sliding} if self.mixed else sliding
+        sliding = mask(visible & near.to(visible.device))
+        return {_FULL: mask(visible), _SLIDING: sliding} if self.mixed else sliding
 
 
 def _patch_before(layer: int) -> Callable[..., Any]:

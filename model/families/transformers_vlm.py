@@ -46,6 +46,9 @@ from model.picture import ImageLayout, LayingOut
 from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
 
+_PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger", "image_newline")
+"""What transformers' families call what stands between their two models."""
+
 
 @dataclass(frozen=True)
 class PixelScale:
@@ -237,6 +240,17 @@ class TransformersVLM(OpenedVLM):
     @property
     def format_version(self) -> str:
         return self.name
+
+    def count_parts(self) -> dict[str, int]:
+        found = dict.fromkeys(("image encoder", "projector", "language model"), 0)
+        for name, weight in self.model.named_parameters():
+            steps = name.split(".")
+            if "language_model" in steps or "lm_head" in steps:
+                part = "language model"
+            else:
+                part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
+            found[part] += weight.numel()
+        return found
 
     @property
     def n_layers(self) -> int:

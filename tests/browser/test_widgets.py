@@ -1,12 +1,14 @@
 """The three widgets in a real browser, over a row of 3,000 tokens and five images that no model had to read."""
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
+from PIL import Image
 
 from inspector.widgets import ImageViewer, Readout, TokenStrip, encode
 
@@ -411,7 +413,7 @@ def test_heat_lies_on_its_own_cell_and_on_the_thumbnail(shown):
     bright = """(k) => {
       const canvas = document.querySelectorAll('#viewer .vlm-frame canvas')[k], found = [];
       const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-      for (let i = 0; i < data.length; i += 4) if (data[i] > 250) found.push(i / 4);
+      for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 250) found.push(i / 4);
       return found;
     }"""
     assert page.evaluate(bright, 0) == [0]
@@ -421,7 +423,28 @@ def test_heat_lies_on_its_own_cell_and_on_the_thumbnail(shown):
     assert page.evaluate(bright, 0) == []
     assert page.evaluate(bright, 1) == [0]
     assert "25.0 % of it goes to images" in page.inner_text("#viewer")
-    assert "0.250 of 1" in page.inner_text("#viewer .vlm-ticks")
+    assert page.inner_text("#viewer .vlm-ticks").split("\n") == ["0 %", "25.0 %"]
+    assert page.locator("#viewer .vlm-hots span").all_inner_texts() == ["25.0 %"]
+
+
+def test_heat_covers_a_cell_by_its_share_and_leaves_the_rest_alone(shown):
+    page = shown()
+    page.click("#again")
+    page.wait_for_function(f"vlmBus.heat.from === {ANSWER + 1}")
+    page.add_style_tag(content=".vlm-hots, .vlm-frame svg { display: none !important; }")
+    frame = page.locator("#viewer .vlm-frame").nth(1)
+
+    def look(opacity):
+        page.evaluate(
+            "(value) => document.querySelector('#viewer .vlm-stage').style.setProperty('--opacity', value)", opacity
+        )
+        return np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), int)
+
+    apart = np.abs(look(1) - look(0)).max(axis=-1)
+    rows, cols = FIRST[1]["cells"][:2]
+    high, wide = apart.shape[0] // rows, apart.shape[1] // cols
+    assert apart[2 : high - 2, 2 : wide - 2].min() > 60, "the hot cell is plainly covered"
+    assert apart[high + 2 :].max() == 0, "cells without a share are untouched"
 
 
 def test_image_tabs(shown):

@@ -9,7 +9,7 @@ import torch
 from inspector.experiments.occlusion import cut_regions, measure_regions
 from inspector.export.report import study_whole
 from inspector.figures.payload import viewer_payload
-from inspector.ground_truth.run import run_battery
+from inspector.ground_truth.run import choose_size, run_battery
 from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
@@ -116,6 +116,13 @@ def test_the_battery_is_tried_on_any_model(tiny):
     *_, last = run_battery(vlm, cells=["ordinal digit"], n_each=2)
     assert last.battery.finished
     json.dumps(last.battery.to_json())
+
+
+@pytest.mark.parametrize(
+    ("name", "enlarged"), [("llava", 1), ("qwen2.5 vl", 2), ("internvl", 2), ("idefics3", 4), ("gemma3", 8)]
+)
+def test_scenes_are_as_large_as_the_model_likes_them(tiny, name, enlarged):
+    assert choose_size(tiny(name).vlm) == enlarged
 
 
 def test_an_empty_prompt_of_images_is_a_text(vlm):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, Sigl
 
 from model import InputError
 from model.backbones import import_llama, import_siglip
-from model.language import build_mask
+from model.masks import build_mask
 
 
 @pytest.fixture(scope="module", params=[(64, 16, 3), (56, 14, 2)], ids=["64px", "56px"])

@@ -77,6 +77,10 @@ def _packed() -> list[Scene]:
     return [_one(21, "blue", "circle"), _one(22, "yellow", "triangle"), _one(23, "red", "rectangle")]
 
 
+def _uneven() -> list[Scene]:
+    return [*_single(), *_wide()]
+
+
 EXAMPLES: tuple[ExamplePrompt, ...] = (
     ExamplePrompt("single", "One image", _single, ("What color is the shape?",), ("blue",), "images-first"),
     ExamplePrompt(
@@ -126,5 +130,21 @@ EXAMPLES: tuple[ExamplePrompt, ...] = (
         ("What color is the shape?", "What shape is in the image?", "What color is the shape?"),
         ("blue", "triangle", "red"),
         "packed",
+    ),
+    ExamplePrompt(
+        "questions",
+        "One image, many questions",
+        _wide,
+        ("How many shapes are there?", "What color is the circle?", "What color is the triangle?"),
+        ("3", "red", "blue"),
+        "images-first",
+    ),
+    ExamplePrompt(
+        "uneven",
+        "A short and a long sample",
+        _uneven,
+        ("What color is the shape?", "What color is the circle?"),
+        ("blue", "red"),
+        "per-turn",
     ),
 )

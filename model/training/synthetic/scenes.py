@@ -140,15 +140,17 @@ def draw(
     scene: Scene,
     colours: Mapping[str, tuple[int, int, int]] = COLOURS,
     outlines: Mapping[str, Outline] | None = None,
+    *,
+    enlarged: int = 1,
 ) -> Image.Image:
-    """The scene as an RGB picture, edges smoothed. ``outlines`` says how kinds outside SHAPE_NAMES look."""
-    scale = _SUPERSAMPLING
-    width, height = scene.canvas
-    image = Image.new("RGB", (width * scale, height * scale), scene.background)
+    """The scene as an RGB picture, edges smoothed. ``outlines`` says how kinds outside SHAPE_NAMES look. A pixel of the
+    canvas becomes ``enlarged`` × ``enlarged``."""
+    width, height = (side * enlarged for side in scene.canvas)
+    image = Image.new("RGB", (width * _SUPERSAMPLING, height * _SUPERSAMPLING), scene.background)
     pen = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        _stroke(pen, shape, scale, colours[shape.colour], (outlines or {}).get(shape.kind))
-    return image.resize(scene.canvas, Image.Resampling.BOX)
+        _stroke(pen, shape, enlarged * _SUPERSAMPLING, colours[shape.colour], (outlines or {}).get(shape.kind))
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def label_map(scene: Scene) -> np.ndarray:

@@ -13,7 +13,8 @@ from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.question_contrast import measure_selection
 from model import OpenedImage
-from model.language import Pass, build_mask
+from model.language import Pass
+from model.masks import build_mask
 from model.training.synthetic.examples import EXAMPLES
 
 

@@ -16,8 +16,8 @@ from inspector.which_image.image_effects import measure_dependence
 from inspector.which_image.question_contrast import changed_question, measure_selection
 from inspector.which_image.verdict import name_leader
 from model import Cut, InputError, OpenedImage, Tap
-from model.language import build_mask
 from model.layers import rotate
+from model.masks import build_mask
 from model.training.synthetic.examples import EXAMPLES
 
 

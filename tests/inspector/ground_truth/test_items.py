@@ -4,8 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from inspector.ground_truth.items import CELLS, Item, ItemCue, build_items
+from inspector.ground_truth.items import CELLS, Item, ItemCue, build_items, name_colour
 from inspector.row.layout import read_structure
 from inspector.row.prompt import prepare_row
 from inspector.row.references import find_pointer
@@ -234,6 +235,42 @@ def test_the_same_seed_gives_the_same_items():
 
     assert pixels(1) == pixels(1)
     assert pixels(1) != pixels(2)
+
+
+def test_an_enlarged_item_is_the_same_picture_with_more_pixels():
+    small, large = (next(build_items(["content"], 1, 4, enlarged=k)) for k in (1, 4))
+    assert large.prompt.images[0].pixels.size == (256, 256)
+    assert (large.answer, large.prompt.turns) == (small.answer, small.prompt.turns)
+    assert (large.box.left, large.box.bottom) == (4 * small.box.left, 4 * small.box.bottom)
+    shrunk = large.prompt.images[0].pixels.resize((64, 64), Image.Resampling.BOX)
+    apart = np.abs(np.asarray(shrunk, int) - np.asarray(small.prompt.images[0].pixels, int)).max(axis=-1)
+    assert (apart > 8).mean() < 0.1  # only edges
+
+
+def test_a_guessed_item_shows_what_the_model_says_without_a_picture():
+    found = list(build_items(["guessed"], 8, 0, guesses={"color": "red", "colour": "blue"}))
+    for item in found:
+        question = item.prompt.turns[0].user
+        assert item.answer == ("red" if "color " in question else "blue")
+        assert colour_at(item.prompt.images[0], item.box) == item.answer
+    assert {item.answer for item in found} == {"red", "blue"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "colour"),
+    [
+        ("red", "red"),
+        (" The shape in image 2 is **Red**.", "red"),
+        ("GREY", "gray"),
+        ("a gray, or grey, circle", "gray"),
+        ("red or blue", None),
+        ("reddish", None),
+        ("It isn't purple", None),
+        ("", None),
+    ],
+)
+def test_the_colour_that_an_answer_names(answer, colour):
+    assert name_colour(answer) == colour
 
 
 def test_fewer_images_and_a_larger_canvas():

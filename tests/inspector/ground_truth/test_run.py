@@ -1,5 +1,6 @@
 """The battery: intervals, gates, and what it says of a model that routes and of one that does not."""
 
+import html
 import json
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 from inspector.__main__ import main
 from inspector.figures.battery import show_battery, show_progress
-from inspector.ground_truth.items import build_items
-from inspector.ground_truth.run import run_battery, try_item
+from inspector.ground_truth.items import GUESSES, build_items
+from inspector.ground_truth.run import ask_guesses, choose_size, run_battery, try_item
 from inspector.ground_truth.scores import Share, format_battery, read_battery
 from model import InputError, load_vlm
 
@@ -71,6 +72,38 @@ def test_results_are_kept_as_json_and_drawn(steps):
     assert "ordinal digit" in format_battery(battery)
     card = show_battery(battery, "<b>")
     assert "&lt;b&gt;" in card
+
+
+def test_what_a_model_can_t_be_tried_on_is_said_and_the_rest_goes_on(embedded, monkeypatch):
+    def refuse(dtype):
+        raise InputError("It can't be copied; do without.")
+
+    monkeypatch.setattr("inspector.ground_truth.run.REGION_ITEMS", 0)
+    monkeypatch.setattr("inspector.ground_truth.run.ask_guesses", lambda vlm: {"color": "red"})
+    monkeypatch.setattr(embedded, "convert", refuse)
+    *_, last = run_battery(embedded, cells=["ordinal digit", "guessed"], n_each=1)
+    battery = last.battery
+    assert battery.finished
+    assert last.done == last.total
+    assert [cell.cell for cell in battery.cells] == ["ordinal digit"]
+    assert [note.split()[0] for note in battery.notes] == ["“guessed”", "Bfloat16"]
+    assert read_battery(json.loads(json.dumps(battery.to_json()))) == battery
+    assert {score.name: score.share.total for score in battery.scores}["an image named on random weights"] == 1
+    for note in battery.notes:
+        assert note in format_battery(battery)
+        assert note in html.unescape(show_battery(battery))
+
+
+def test_no_second_copy_where_memory_is_short(embedded, monkeypatch):
+    monkeypatch.setattr("inspector.ground_truth.run.REGION_ITEMS", 0)
+    monkeypatch.setattr("inspector.ground_truth.run.measure_free_ram", lambda: 1 << 20)
+    *_, last = run_battery(embedded, cells=["ordinal digit"], n_each=1)
+    assert [("copy" in note, "1.0 MB" in note) for note in last.battery.notes] == [(True, True)] * 2
+
+
+def test_the_embedded_model_s_guesses_and_size(embedded):
+    assert ask_guesses(embedded) == GUESSES
+    assert choose_size(embedded) == 1
 
 
 def test_bfloat16_is_tried_on_every_cell(steps):

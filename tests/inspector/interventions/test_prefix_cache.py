@@ -11,8 +11,8 @@ from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.row.row_store import ROWS
 from model import ActivationPatch, AttentionReader, Cut, InputError, OpenedImage, Tap
-from model.language import build_mask
 from model.layers import rotate
+from model.masks import build_mask
 from model.training.synthetic.examples import EXAMPLES
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from inspector.row.layout import RowStructure, describe_structure, read_structure, structure_sentences
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from model import VLM, Conversation, Message, OpenedImage, Sample, Span, load_vlm, pack_samples
-from model.language import build_mask
+from model.masks import build_mask
 from model.tokenizer import decode
 
 TURNS = (Turn("What is it?", "red"), Turn("And this?", "green"), Turn("Last?", "blue"))

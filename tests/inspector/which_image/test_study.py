@@ -20,7 +20,7 @@ from inspector.which_image.shapley import shapley_values
 from inspector.which_image.study import STEPS, study_answer
 from inspector.which_image.verdict import judge, name_leader, say
 from model import InputError, OpenedImage, load_vlm
-from model.language import build_mask
+from model.masks import build_mask
 from model.training.fresh import new_vlm
 from model.training.synthetic.examples import EXAMPLES
 from tests.example_cases import made_up

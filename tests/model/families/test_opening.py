@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from inspector.__main__ import main
 from model import VLM, InputError, load_vlm
 from model.checkpoint import load_nanovlm
+from model.families.checkpoint_files import KNOWN_TEXT
 from model.families.table import FAMILIES, find_family
 from tests import tiny_checkpoints as made
 
@@ -187,3 +188,13 @@ def test_transformers_talks_as_before(tiny, copy_of):
     before = library.get_verbosity(), library.is_progress_bar_enabled()
     load_vlm(copy_of("llava"))
     assert (library.get_verbosity(), library.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [("Gemma2", {"head_dim": 16}), ("GPTNeoX", {"num_key_value_heads": 4}), ("Phi", {"num_key_value_heads": 4})],
+)
+def test_a_language_model_that_is_not_read_here_is_refused_at_load(tmp_path, text, settings):
+    made.write_checkpoint(*made.build_llava(made.byte_tokenizer(["<image>"]), text=text, **settings), tmp_path)
+    with pytest.raises(InputError, match=KNOWN_TEXT):
+        load_vlm(tmp_path)

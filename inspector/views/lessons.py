@@ -1,0 +1,182 @@
+"""Follow the post: a question at a time, on the example that shows it or on the prompt of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from inspector.figures.markup import show_info
+from inspector.lessons.course import LESSONS, Lesson, find_lesson
+from inspector.lessons.shown_prompt import ShownPrompt
+from inspector.server.blocks import GuardedBlocks
+from inspector.server.toasts import refuse
+from inspector.server.turns import Rank
+from inspector.session import ModelStore, Shown
+from inspector.views import batch as batch_view
+from inspector.views.asking import OPENING_EXAMPLE, Asking
+from model import InputError
+from model.training.synthetic.examples import EXAMPLES
+
+ABOUT = (
+    "Questions that come up when one reads a post about nanoVLM's training notebook, in its order. Each loads the "
+    "example that shows it, opens the place and answers with that prompt's own numbers; “On my prompt” answers with "
+    "those of what the page shows. A link with ?lesson= and a question's name opens the page there."
+)
+OUTLINE = """() => {
+    document.querySelectorAll('.vi-lesson-target').forEach((one) => one.classList.remove('vi-lesson-target'));
+    const said = document.querySelector('#lesson-text [data-target]');
+    if (!said) return;
+    const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+    const find = (left) => {
+        const found = document.getElementById(said.dataset.target);
+        if (!found || !found.offsetParent) { if (left) setTimeout(find, 100, left - 1); return; }
+        found.classList.add('vi-lesson-target');
+        found.scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
+    };
+    find(20);
+}"""
+"""A tab that is opened is drawn a moment later."""
+
+
+@dataclass(frozen=True)
+class LessonsView:
+    chosen: gr.Dropdown
+    back: gr.Button
+    onward: gr.Button
+    mine: gr.Button
+    text: gr.HTML
+
+
+def build_lessons() -> LessonsView:
+    choices = [(f"{number}. {lesson.question}", lesson.key) for number, lesson in enumerate(LESSONS, start=1)]
+    with gr.Column(elem_classes="vi-follow"):
+        with gr.Row(elem_classes="vi-lessons"):
+            gr.HTML(
+                '<div class="vi-panel-head"><h2 class="vi-heading">Follow the post</h2>'
+                f"{show_info('Lessons', ABOUT)}</div>",
+                elem_classes="vi-lessons-title",
+            )
+            chosen = gr.Dropdown(
+                [("choose a question", ""), *choices],
+                value="",
+                label="Question",
+                show_label=False,
+                container=False,
+                filterable=False,
+                elem_id="lesson",
+            )
+            back = gr.Button("‹ Back", size="sm", min_width=60, scale=0, elem_id="lesson-back")
+            onward = gr.Button("Next ›", size="sm", min_width=60, scale=0, elem_id="lesson-next")
+            mine = gr.Button("On my prompt", size="sm", min_width=110, scale=0, elem_id="lesson-mine")
+        text = gr.HTML("", elem_id="lesson-text")
+    return LessonsView(chosen, back, onward, mine, text)
+
+
+@dataclass(frozen=True)
+class LessonHandlers:
+    """What the events call. ``text`` is empty where no question is chosen."""
+
+    asking: Asking
+    batch: batch_view.BatchView
+    store: ModelStore
+
+    def load(self, key: str, model: str, history: list) -> list[Any]:
+        """The prompt's contents and the arrangement of the batch, for the example that shows it."""
+        if not key:
+            return [gr.skip()] * (len(self.asking.filled) + 1)
+        lesson = _find(key)
+        index = next(n for n, example in enumerate(EXAMPLES) if example.name == lesson.example)
+        return [*self.asking.handlers.load_example(index, model, history), lesson.arrangement]
+
+    def step(self, key: str, by: int) -> str:
+        """The question that comes after (or before) this one; the first after none, and round at the ends."""
+        if not key:
+            return LESSONS[0 if by > 0 else -1].key
+        return LESSONS[(find_lesson(key) + by) % len(LESSONS)].key
+
+    def tell(self, key: str, page: Shown | None) -> list[Any]:
+        """The text, the tab, the arrangement of the batch, and the batch where that is the place."""
+        untouched = [gr.skip()] * len(self.batch.outputs)
+        if not key or page is None:
+            return ["", gr.skip(), gr.skip(), *untouched]
+        lesson = _find(key)
+        vlm = self.store.get(page.model)
+        try:
+            said = lesson.tell(ShownPrompt(vlm, page.inspection))
+        except InputError as error:
+            raise refuse(error) from error
+        drawn = batch_view.draw(vlm, page.inspection, lesson.arrangement) if lesson.tab == "Batch" else untouched
+        return [show_lesson(lesson, said), gr.update(selected=lesson.tab), lesson.arrangement, *drawn]
+
+
+def show_lesson(lesson: Lesson, said: str) -> str:
+    return (
+        f'<p class="vi-lesson" data-target="{escape(lesson.target)}" role="status"><b>{escape(lesson.question)}</b> '
+        f"{escape(said)}</p>"
+    )
+
+
+def _find(key: str) -> Lesson:
+    try:
+        return LESSONS[find_lesson(key)]
+    except InputError as error:
+        raise refuse(error) from error
+
+
+def wire_lessons(
+    view: LessonsView,
+    asking: Asking,
+    tabs: gr.Tabs,
+    batch: batch_view.BatchView,
+    store: ModelStore,
+    shown: gr.State,
+    demo: GuardedBlocks,
+) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`."""
+    handlers = LessonHandlers(asking, batch, store)
+    told: list[Any] = [view.text, tabs, batch.arrangement, *batch.outputs]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
+    look: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, **quiet}
+    tell = demo.turns.run(Rank.LOOK, handlers.tell)
+
+    def follow(event: Any, name: str) -> None:
+        loaded = event(
+            handlers.load,
+            [view.chosen, asking.page.prompt.model, asking.page.prompt.history],
+            [*asking.filled, batch.arrangement],
+            api_name=f"{name}_load",
+            concurrency_limit=None,
+            **quiet,
+        )
+        asked = asking.follow(loaded.success, f"{name}_ask")
+        said = asked.then(tell, [view.chosen, shown], told, api_name=f"{name}_tell", **look)
+        said.success(None, None, None, js=OUTLINE, api_visibility="private")
+
+    follow(view.chosen.input, "lesson")
+    for button, by, name in ((view.back, -1, "lesson_back"), (view.onward, 1, "lesson_next")):
+        stepped = button.click(
+            lambda key, by=by: handlers.step(key, by), view.chosen, view.chosen, api_name=name, **quiet
+        )
+        follow(stepped.success, f"{name}_open")
+    own = view.mine.click(tell, [view.chosen, shown], told, api_name="lesson", concurrency_id=Rank.LOOK.place)
+    own.success(None, None, None, js=OUTLINE, api_visibility="private")
+    # A link to a question: the example is loaded in place of the opening one, see inspector.views.asking.
+    demo.load(name_lesson, None, view.chosen, api_name="lesson_of_link", **quiet)
+    said = asking.opened.then(tell, [view.chosen, shown], told, api_name="lesson_of_link_tell", **look)
+    said.success(None, None, None, js=OUTLINE, api_visibility="private")
+
+
+def choose_opening(request: gr.Request) -> int:
+    """The example that the page opens with: the one of the question that its address names."""
+    key = name_lesson(request)
+    wanted = LESSONS[find_lesson(key)].example if key else ""
+    return next((n for n, example in enumerate(EXAMPLES) if example.name == wanted), OPENING_EXAMPLE)
+
+
+def name_lesson(request: gr.Request) -> str:
+    """The key of the question that the page's address names; none for an unknown one."""
+    key = str(dict(request.query_params).get("lesson", ""))
+    return key if any(lesson.key == key for lesson in LESSONS) else ""
