@@ -36,9 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="ask, and print everything the model saw")
     _add_prompt(inspect)
-    inspect.add_argument("--temperature", type=float, default=0.0)
-    inspect.add_argument("--top-k", type=int, default=0)
-    inspect.add_argument("--top-p", type=float, default=1.0)
+    inspect.add_argument("--temperature", type=float, help="0 is greedy, and the default")
+    inspect.add_argument("--top-k", type=int, help="0 is off, and the default")
+    inspect.add_argument("--top-p", type=float, help="1 is off, and the default")
+    inspect.add_argument(
+        "--as-checkpoint",
+        action="store_true",
+        help="the defaults of these, and of the longest answer, are the checkpoint's own, as on the page",
+    )
+    inspect.set_defaults(max_new_tokens=None)  # so that one that is given can be told
     inspect.add_argument(
         "--position",
         type=int,
@@ -110,7 +116,7 @@ def _add_questions(command: argparse.ArgumentParser, *, models: bool = False) ->
     )
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
     command.add_argument("--ask", action="append", required=True, metavar="TEXT", help="repeat for several turns")
-    command.add_argument("--max-new-tokens", type=int, default=32)
+    command.add_argument("--max-new-tokens", type=int, default=32, help="default: 32")
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
 
@@ -145,11 +151,13 @@ def read_questions(options: argparse.Namespace) -> Prompt:
 
 def run_inspect(options: argparse.Namespace) -> dict:
     """The facts of one prompt; InputError for anything that can't be used."""
-    settings = GenerationSettings(
-        options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed
-    )
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = GenerationSettings(**given)
     prompt = read_prompt(options)
     vlm = open_model(options)
+    if options.as_checkpoint:
+        settings = replace(GenerationSettings.of_checkpoint(vlm, settings.bounds), **given)
     inspection = ask_and_inspect(vlm, prompt, settings)
     first = inspection.row_that_chose(inspection.first_answer_position)
     position = first if options.position is None else options.position

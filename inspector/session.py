@@ -235,6 +235,6 @@ def _weigh(vlm: InspectableVLM) -> int:
 def _trainable(vlm: InspectableVLM) -> VLM:
     if not isinstance(vlm, VLM):
         raise InputError(
-            f"This is a {vlm.format_version} model; it can be asked and inspected here, but only nanoVLM's are trained."
+            f"This is a {vlm.family} model; it can be asked and inspected here, but only nanoVLM's are trained."
         )
     return vlm

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.sample import Sample
+from model.sample import Row, Sample
 
 IGNORE_LABEL = -100
 """The label of a position that is not trained on; the value that PyTorch's cross-entropy skips."""
@@ -24,7 +24,8 @@ class Batch:
 
     ``input_ids``, ``labels``, ``position_ids``, ``segment_ids`` int64 and ``attention_mask`` bool, all
     ``[batch pos]``; ``labels`` are not shifted: ``labels[b, t]`` is ``input_ids[b, t]`` where it is trained on, else
-    −100. ``tiles [total_tile 3 height width]`` in the order of their image tokens, row by row of the batch, with zeros
+    −100. Rotary positions of several axes are ``position_ids [axes batch pos]``, as transformers takes them.
+    ``tiles [total_tile 3 height width]`` in the order of their image tokens, row by row of the batch, with zeros
     to the right and below those that are smaller (never so in nanoVLM);
     ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
     ``features [total_tile patch vit_hidden_dim]``, where given, are what a frozen image encoder made of the tiles
@@ -63,7 +64,8 @@ def collate(
     """Pads on the left, so that the last token of every row is the last of its sample.
 
     To exactly ``max_length`` if given (longer samples are dropped, as upstream does), else to the longest. Positions
-    count from 0 at the first column, padding included: rotary positions are relative, so this shifts nothing.
+    count from 0 at the first column, padding included: rotary positions are relative, so this shifts nothing. Those of
+    rows that have several axes stand behind their padding likewise.
     """
     kept = [sample for sample in samples if max_length is None or len(sample) <= max_length]
     width = max((len(sample) for sample in kept), default=0) if max_length is None else max_length
@@ -78,13 +80,22 @@ def collate(
         labels[row, start:] = sample.input_ids.masked_fill(~sample.loss_mask, IGNORE_LABEL)
         attention_mask[row, start:] = sample.attention_mask
         segment_ids[row, start:] = sample.segment_ids
+    position_ids = torch.arange(width).expand(shape)
+    axes = max((len(sample.position_ids) for sample in kept if isinstance(sample, Row)), default=1)
+    if axes > 1:
+        position_ids = position_ids.expand(axes, *shape).clone()
+        for row, sample in enumerate(kept):
+            if not isinstance(sample, Row):
+                raise ValueError("A sample without its rotary positions can't stand beside one that has several axes.")
+            start = width - len(sample)
+            position_ids[:, row, start:] = sample.position_ids + start
     tiles = [image.tiles for sample in kept for image in sample.images]
     owners = [row for row, sample in enumerate(kept) for image in sample.images for _ in image.boxes]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,
-        position_ids=torch.arange(width).expand(shape),
+        position_ids=position_ids,
         segment_ids=segment_ids,
         tiles=_stack_tiles(tiles),
         tile_owner=torch.tensor(owners, dtype=torch.long),

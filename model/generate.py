@@ -11,12 +11,15 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.masks import build_mask
+from model.sample import see
 from model.tap import Tap
 from model.values import is_number, is_whole, name_value
 
 if TYPE_CHECKING:
     from model.collator import Batch
     from model.families.nanovlm import VLM
+    from model.families.protocol import InspectableVLM
+    from model.sample import Row
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,19 @@ def check_sampling(
             raise InputError(sentence)
 
 
+def check_room(max_new_tokens: int, length: int, limit: int) -> int:
+    """How many tokens an answer may have behind a prompt of ``length`` where a model reads ``limit``. InputError if
+    none fits."""
+    if not is_whole(max_new_tokens):
+        raise InputError(f"The answer may be {name_value(max_new_tokens)} tokens long; give a whole number.")
+    if max_new_tokens > 0 and length >= limit:
+        raise InputError(
+            f"The prompt is {length:,} tokens long and this model reads at most {limit:,}, so no answer fits; "
+            "use fewer or smaller images, or less text."
+        )
+    return min(max_new_tokens, limit - length)
+
+
 def new_generator(seed: int | None) -> torch.Generator:
     """What tokens are drawn with; ``seed`` None draws a fresh one."""
     generator = torch.Generator()
@@ -134,6 +150,41 @@ class AnswerText:
 
 
 @torch.no_grad()
+def continue_row(
+    vlm: InspectableVLM,
+    row: Row,
+    state: Tensor,
+    read: Callable[[int], Tensor],
+    *,
+    room: int,
+    document_mask: bool = False,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> Iterator[Step]:
+    """What the model says behind ``row``, ``room`` tokens at most; the last one is the end token if it said it.
+    ``state [1 width]`` is the row's last state, ``read`` gives that of the row with one more token. Tokens are chosen
+    under the checkpoint's own rules, which count what the row's last position sees. InputError for numbers that
+    nothing can be drawn with, and if the model's own are no numbers any more."""
+    check_sampling(temperature, top_k, top_p, seed)
+    generator, text = new_generator(seed), AnswerText(vlm.decode_text)
+    prompt = row.input_ids[see(row, document_mask, len(row) - 1)[0]]
+    said: list[int] = []
+    for step in range(room):
+        logits = vlm.logits(state)
+        check_logits(logits)
+        chosen = vlm.choice_rules.adjust(logits, [prompt], [said])
+        token_id = int(choose_tokens(chosen, generator, temperature, top_k, top_p)[0])
+        ended = token_id in vlm.eos_ids
+        yield Step(token_id, "" if ended else text.add(token_id), float(logits.log_softmax(dim=-1)[0, token_id]))
+        if ended or step == room - 1:
+            return
+        said.append(token_id)
+        state = read(token_id)
+
+
+@torch.no_grad()
 def generate_batch(
     vlm: VLM,
     batch: Batch,
@@ -155,18 +206,10 @@ def generate_batch(
     nothing can be drawn with, and if the model's own are no numbers any more.
     """
     check_sampling(temperature, top_k, top_p, seed)
-    if not is_whole(max_new_tokens):
-        raise InputError(f"The answer may be {name_value(max_new_tokens)} tokens long; give a whole number.")
     if tap is not None and tap.reader is not None:
         raise ValueError("A reader reads one whole pass; read the finished row instead of every step.")
-    limit = vlm.config.lm_max_position_embeddings
     length = batch.input_ids.shape[1]
-    room = min(max_new_tokens, limit - length)
-    if max_new_tokens > 0 and room < 1:
-        raise InputError(
-            f"The prompt is {length:,} tokens long and this model reads at most {limit:,}, so no answer fits; "
-            "use fewer or smaller images, or less text."
-        )
+    room = check_room(max_new_tokens, length, vlm.max_positions)
     eos = vlm.eos_token_id if eos_token_id is None else eos_token_id
     generator = new_generator(seed)
     rows = batch.input_ids.shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
+from model.chat import Conversation, Message
 from model.collator import Batch
 from model.families.protocol import InspectableVLM
 from model.sample import Sample
@@ -24,7 +25,16 @@ def lint_batch(
 ) -> tuple[Finding, ...]:
     """Looks for what makes training silently wrong. ``texts``: what people typed, searched for special tokens."""
     found: list[Finding] = []
-    ends = vlm.eos_ids
+    ends, has_ends = vlm.eos_ids, _writes_ends(vlm)
+    if not has_ends and any(span.kind == "answer" for sample in samples for span in sample.spans):
+        found.append(
+            Finding(
+                "note",
+                "no-end-token",
+                "The chat template writes no end token behind an answer; training has to put "
+                f"{vlm.token_text(ends[0])} there, or the model won't learn to stop.",
+            )
+        )
     for number, sample in enumerate(samples, start=1):
         name = f"Sample {number}"
         count = int(sample.loss_mask.sum())
@@ -49,6 +59,8 @@ def lint_batch(
                     )
                 )
             after = span.stop
+            if not has_ends:
+                continue
             if after >= len(sample) or int(sample.input_ids[after]) not in ends or not bool(sample.loss_mask[after]):
                 found.append(
                     Finding(
@@ -112,3 +124,10 @@ def lint_batch(
             )
         )
     return tuple(found)
+
+
+def _writes_ends(vlm: InspectableVLM) -> bool:
+    """Whether the chat template writes an end token behind an answer that is given."""
+    sample = vlm.prepare(Conversation((Message("user", "a"), Message("assistant", "a"))))
+    stop = max(span.stop for span in sample.spans if span.kind == "answer")
+    return any(token_id in vlm.eos_ids for token_id in sample.input_ids[stop:].tolist())

@@ -1,10 +1,11 @@
 """Tiny random checkpoints of other families, with transformers' own model, image processor and processor classes."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,26 @@ def embeds_of(vlm: InspectableVLM, row: Row) -> torch.Tensor:
 def causal(row: Row) -> torch.Tensor:
     """The past, and in some families all of an image's own tokens."""
     return see(row, False)[None, None]
+
+
+def decode_in_parts(vlm: InspectableVLM, row: Row, stops: Sequence[int]) -> torch.Tensor:
+    """The states of the row, read behind a cache up to each of ``stops`` in turn."""
+    embeds, visible, kept = embeds_of(vlm, row)[None], causal(row), vlm.new_cache(len(row))
+    parts = [
+        vlm.decode(embeds[:, start:stop], row.position_ids[:, start:stop], visible[:, :, start:stop, :stop], kept)
+        for start, stop in pairwise((0, *stops))
+    ]
+    assert kept.length == len(row)
+    return torch.cat(parts, dim=1)
+
+
+def check_moved_keys(vlm: InspectableVLM, row: Row, by: int = 7) -> None:
+    """Keys that are turned are those of a row that stands elsewhere, and back."""
+    caches = [vlm.new_cache(len(row)) for _ in range(2)]
+    for kept, offset in zip(caches, (0, by), strict=True):
+        vlm.decode(embeds_of(vlm, row)[None], row.position_ids + offset, causal(row), kept)
+    torch.testing.assert_close(vlm.rotate_keys(caches[0].keys, by), caches[1].keys, rtol=0, atol=1e-5)
+    torch.testing.assert_close(vlm.rotate_keys(caches[1].keys, -by), caches[0].keys, rtol=0, atol=1e-5)
 
 
 def write_checkpoint(model: Any, processor: Any, folder: Path, **options: Any) -> None:

@@ -81,6 +81,11 @@ def show_notes(sentences: Sequence[str]) -> str:
     return f'<ul class="vi-refusals" role="alert">{items}</ul>'
 
 
+def show_asked(sentence: str) -> str:
+    """What a checkpoint's settings ask for; nothing if that is nothing."""
+    return f'<p class="vi-caption">{escape(sentence)}</p>' if sentence else ""
+
+
 def _tools(index: int, name: str, count: int) -> str:
     """What a row of the list is moved by (there is nothing to move among less than two) and taken away with."""
     named = escape(name, quote=True)
@@ -147,6 +152,7 @@ def show_tensors(batch: Batch) -> str:
         "labels": batch.labels,
         "attention_mask": batch.attention_mask,
         "segment_ids": batch.segment_ids,
+        "position_ids": batch.position_ids,
         "images (tiles)": batch.tiles,
         "tile_owner": batch.tile_owner,
     }
@@ -212,10 +218,12 @@ def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, mem
     size = f"{weights / 1e6:.1f} M weights" if weights < 1e9 else f"{weights / 1e9:.2f} G weights"
     title = "" if memory is None else f' title="{escape(str(memory))}"'
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
+    known = "".join(f'<p class="vi-caption">{escape(sentence)}</p>' for sentence in vlm.notes)
     return (
-        f'<span class="vi-chip"><b>{escape(model)}</b> · {size} · <span{title}>{escape(vlm.placement)}</span> · '
+        f'<span class="vi-chip"><b>{escape(model)}</b> · {escape(vlm.family)} · {size} · '
+        f"<span{title}>{escape(vlm.placement)}</span> · "
         f'<code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; click copies all of it">'
-        f"#{inspection.fingerprint[:8]}</code>{note}</span>"
+        f"#{inspection.fingerprint[:8]}</code>{note}</span>{known}"
     )
 
 

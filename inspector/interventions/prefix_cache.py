@@ -290,7 +290,9 @@ class PrefixCache:
         return self.vlm.decode(embeds[None], positions, opened.visible[None, None], opened.cache, tap)[0]
 
     def _decode(self, chunk: Sequence[Continuation], max_new_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy answers behind the continuations of one pass, side by side, every position computed once."""
+        """Greedy answers behind the continuations of one pass, side by side, every position computed once. Tokens are
+        chosen as in :func:`model.generate.continue_row`: the checkpoint's own rules count the ids that an answer could
+        see. What is hidden by a cut is counted too: a cut changes what the model reads, and not the rule."""
         nodes = self._new(gather_line(chunk))
         starts = lay_out([*self._kept, *nodes])
         opened = self._open(nodes, starts, room=len(chunk) * max_new_tokens)
@@ -300,13 +302,16 @@ class PrefixCache:
         answers: list[list[int]] = [[] for _ in chunk]
         slots: list[list[int]] = [[] for _ in chunk]
         sees = [opened.visible[end] for end in ends]
+        prompts = self._ids_seen(opened, nodes, sees)
         places = [self._place(one)[1] for one in chunk]
         states = hidden[ends]
         open_ = list(range(len(chunk)))
         for _ in range(max_new_tokens):
-            said = self.vlm.logits(states).argmax(dim=-1).tolist()
+            said = self.vlm.choice_rules.adjust(
+                self.vlm.logits(states), [prompts[n] for n in open_], [answers[n] for n in open_]
+            ).argmax(dim=-1)
             going = []
-            for n, token_id in zip(open_, said, strict=True):
+            for n, token_id in zip(open_, said.tolist(), strict=True):
                 if token_id not in eos:
                     answers[n].append(token_id)
                     if chunk[n].stop + len(answers[n]) < self.vlm.max_positions and len(answers[n]) < max_new_tokens:
@@ -331,6 +336,15 @@ class PrefixCache:
         if not opened.own:
             opened.cache.length = self._held
         return [tuple(ids) for ids in answers]
+
+    def _ids_seen(self, opened: _Pass, nodes: Sequence[Continuation], sees: Sequence[Tensor]) -> list[Tensor]:
+        """The ids of the keys that each of ``sees [key]`` bool names, in the order of their positions."""
+        held = [*self._kept, *nodes]
+        ids = torch.tensor([*self.ids, *(token_id for node in held for token_id in node.ids)])
+        positions = torch.cat([torch.arange(self._length), *(torch.arange(node.start, node.stop) for node in held)])
+        there = opened.places >= 0
+        ids, positions = ids[there], positions[there]
+        return [ids[seen][positions[seen].argsort()] for seen in sees]
 
     def _cuts_of_next(
         self, one: Continuation, starts: dict[int, int], places: Tensor, slots: Sequence[int]

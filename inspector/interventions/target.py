@@ -131,6 +131,12 @@ def read_row(vlm: InspectableVLM, inspection: Inspection, document_mask: bool) -
 def choose_target(structure: RowStructure, turn: int | None = None) -> Target:
     """The answer of turn ``turn`` (from 1; the last that has one if None). InputError if there is no such answer."""
     answered = [question for question in structure.questions if is_answered(question)]
+    silent = [question for question in structure.questions if question.chooser is not None and question not in answered]
+    if any(question.number == turn or (turn is None and not answered) for question in silent):
+        raise InputError(
+            "The answer is empty, and the chat template writes no end token behind it that could be explained instead; "
+            "ask something else, or write an answer."
+        )
     if not answered:
         raise InputError("No turn has an answer yet; press Ask first.")
     if turn is None:

@@ -49,6 +49,15 @@ class GenerationSettings:
         if self.top_p == 0:
             raise InputError("top-p is 0; it must be above 0 and at most 1 (off).")
 
+    @classmethod
+    def of_checkpoint(cls, vlm: InspectableVLM, bounds: Bounds) -> GenerationSettings:
+        """As the model's checkpoint asks to be asked, within what is allowed; where it says nothing, the usual."""
+        asked = dict(vlm.generation_defaults)
+        for name, most in (("max_new_tokens", bounds.answer_tokens), ("temperature", MAX_TEMPERATURE)):
+            if name in asked:
+                asked[name] = min(asked[name], most)
+        return cls(**asked, bounds=bounds)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class AnswerToken:
@@ -234,6 +243,7 @@ def describe(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMa
             "parameters": vlm.n_parameters,
             "dtype": str(vlm.dtype).removeprefix("torch."),
             "device": str(vlm.device),
+            "notes": vlm.notes,
         },
         "layout": inspection.prompt.layout,
         "document_mask": inspection.prompt.document_mask,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from inspector.row.token_table import token_losses
-from model import AttentionReader, AttentionReading, Cut, InputError, InspectableVLM, Row, Tap
-from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
+from model import AttentionReader, AttentionReading, Cut, InspectableVLM, Row, Tap
+from model.generate import Step, check_room, continue_row
 from model.language import KeptKeys, KVCache
 from model.sample import see as see
 
@@ -152,27 +152,30 @@ def answer_row(
     last step is the end token if the model said it. InputError if there is no room, for numbers that nothing can be
     drawn with, and if the model's own are no numbers any more. The cache is written behind the row, so a row is
     answered once."""
-    check_sampling(temperature, top_k, top_p, seed)
     length = len(read)
-    if max_new_tokens > 0 and length >= vlm.max_positions:
-        raise InputError(
-            f"The prompt is {length:,} tokens long and this model reads at most {vlm.max_positions:,}, so no answer "
-            "fits; use fewer or smaller images, or less text."
-        )
-    generator, text = new_generator(seed), AnswerText(vlm.decode_text)
-    room = min(max_new_tokens, vlm.max_positions - length)
+    room = check_room(max_new_tokens, length, vlm.max_positions)
     if read.cache.capacity < length + room:
         read = replace(read, cache=read.cache.select(slice(0, length), room))
-    for step in range(room):
-        logits = vlm.logits(read.states[-1:])
-        check_logits(logits)
-        token_id = int(choose_tokens(logits, generator, temperature, top_k, top_p)[0])
-        logprob = float(logits.log_softmax(dim=-1)[0, token_id])
-        ended = token_id in vlm.eos_ids
-        yield Step(token_id, "" if ended else text.add(token_id), logprob), read
-        if ended or step == room - 1:
-            return
-        read = _append(vlm, read, token_id)
+    grown = read
+
+    def grow(token_id: int) -> Tensor:
+        nonlocal grown
+        grown = _append(vlm, grown, token_id)
+        return grown.states[-1:]
+
+    for step in continue_row(
+        vlm,
+        read.row,
+        read.states[-1:],
+        grow,
+        room=room,
+        document_mask=read.document_mask,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    ):
+        yield step, grown
 
 
 @torch.no_grad()

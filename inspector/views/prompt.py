@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
-from inspector.figures.markup import show_info, show_notes, show_plans
+from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
 from inspector.figures.payload import thumbnail_uri
 from inspector.images.image_file import SHELF
 from inspector.row.ask import GenerationSettings
@@ -18,13 +18,15 @@ from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pi
 from inspector.session import ModelStore
 from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
-from model import ImagePlan, InputError
+from model import ImagePlan, InputError, InspectableVLM
 from model.training.synthetic.examples import EXAMPLES
 from model.values import is_number, name_value
 
 MAX_TURNS = Bounds().turns
 MAX_UPLOAD_MB = Bounds().file_bytes >> 20
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
+LONGEST, HOTTEST, WIDEST, NARROWEST = 128, 2, 100, 0.001
+"""How far the form's sliders go: tokens, temperature, top-k, and top-p downwards."""
 MAX_REFUSED = 12
 """So many refused files are named; the rest is counted."""
 
@@ -56,7 +58,8 @@ GalleryValue = list[tuple[str, str | None]] | None
 class PromptView:
     """The components; ``inputs`` is what :func:`read_prompt` takes, in order. What can't be used is said beside the
     images (``refused`` before a file is sent, ``rejected`` after it was looked into) and under the Ask button
-    (``note``). ``bounds`` are what the server gives one prompt."""
+    (``note``). ``settings_begun`` holds what the settings were when the model was picked, the seed left out (see
+    :func:`begin_settings`). ``bounds`` are what the server gives one prompt."""
 
     model: gr.Dropdown
     gallery: gr.Gallery
@@ -76,6 +79,8 @@ class PromptView:
     layout: gr.Radio
     document_mask: gr.Checkbox
     settings: tuple[gr.Component, ...]
+    settings_note: gr.HTML
+    settings_begun: gr.State
     ask: gr.Button
     stop: gr.Button
     note: gr.HTML
@@ -197,14 +202,18 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
             visible=False,
             elem_id="document-mask",
         )
+        begun, asked = begin_settings(store.get(store.names[0]), bounds)
+        longest, temperature, top_k, top_p = begun
         with gr.Accordion("Generation settings", open=False):
+            settings_note = gr.HTML(asked, elem_id="settings-note")
             settings: tuple[gr.Component, ...] = (
-                gr.Slider(1, min(128, bounds.answer_tokens), 32, step=1, label="Longest answer (tokens)"),
-                gr.Slider(0, 2, 0, step=0.05, label="Temperature (0 = greedy)"),
-                gr.Slider(0, 100, 0, step=1, label="top-k (0 = off)"),
-                gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1 = off)"),
+                gr.Slider(1, min(LONGEST, bounds.answer_tokens), longest, step=1, label="Longest answer (tokens)"),
+                gr.Slider(0, HOTTEST, temperature, step=0.05, label="Temperature (0 = greedy)"),
+                gr.Slider(0, WIDEST, top_k, step=1, label="top-k (0 = off)"),
+                gr.Slider(NARROWEST, 1, top_p, step=NARROWEST, label="top-p (1 = off)"),
                 gr.Number(0, precision=0, label="Seed"),
             )
+        settings_begun: gr.State = gr.State(begun)
     # Below what scrolls, so that it is always in sight.
     with gr.Column(elem_classes="vi-prompt-foot"):
         with gr.Row():
@@ -230,6 +239,8 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
         layout,
         document_mask,
         settings,
+        settings_note,
+        settings_begun,
         ask,
         stop,
         note,
@@ -254,6 +265,28 @@ def read_prompt(
     prompt = Prompt(images, turns, layout, bool(document_mask), bounds)  # type: ignore[arg-type]
     check_pixels(images, bounds)
     return prompt, [Path(path).name for path in paths]
+
+
+def begin_settings(vlm: InspectableVLM, bounds: Bounds) -> tuple[list[float], str]:
+    """What the form's settings are, all but the seed, until a person changes them: what the model's checkpoint asks
+    for, as far as the sliders go; and a line that says what it asks for."""
+    asked = GenerationSettings.of_checkpoint(vlm, bounds)
+    begun = [
+        min(asked.max_new_tokens, LONGEST),
+        min(asked.temperature, HOTTEST),
+        min(asked.top_k, WIDEST),
+        max(asked.top_p, NARROWEST),
+    ]
+    named = ", ".join(f"{name} {value:g}" for name, value in vlm.generation_defaults.items())
+    return begun, show_asked(f"The checkpoint asks for {named}; that is where these begin." if named else "")
+
+
+def follow_model(vlm: InspectableVLM, bounds: Bounds, before: Sequence[float], values: Sequence[Any]) -> list[Any]:
+    """For ``settings_begun``, ``settings_note`` and the settings but the seed, when another model is picked: what a
+    person has changed stays."""
+    begun, note = begin_settings(vlm, bounds)
+    pairs = zip(values, before, begun, strict=True)
+    return [begun, note, *(new if value == old else gr.skip() for value, old, new in pairs)]
 
 
 def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:

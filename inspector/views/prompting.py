@@ -17,6 +17,7 @@ from inspector.views.prompt import (
     MAX_TURNS,
     GalleryValue,
     PromptView,
+    follow_model,
     place_image,
     plan_images,
     refuse_files,
@@ -52,6 +53,9 @@ class PromptHandlers:
 
     def remove(self, model: str, gallery: GalleryValue, history: list, event: gr.EventData) -> Planned:
         return self.plan(model, remove_image(gallery, read_event(event, "index", int)), history)
+
+    def follow(self, model: str, before: list[float], *values: Any) -> list[Any]:
+        return follow_model(self.store.get(model), self.bounds, before, values)
 
     def undo(self, model: str, history: list) -> Planned:
         if len(history) < 2:
@@ -103,7 +107,14 @@ def wire_prompt(view: PromptView, store: ModelStore) -> None:
     view.plans.refuse(refuse_sent, None, view.refused, api_name="refuse_files", **in_turn)
     view.clear.click(clear_images, view.history, images, api_name="clear_images", **free)
     view.undo.click(handlers.undo, [view.model, view.history], images, api_name="undo_images", **opening)
-    view.model.change(handlers.plan, present, images, api_name="pick_model", **opening)
+    begun = view.settings[:-1]  # a seed is nobody's but the person's
+    view.model.change(handlers.plan, present, images, api_name="pick_model", **opening).success(
+        handlers.follow,
+        [view.model, view.settings_begun, *begun],
+        [view.settings_begun, view.settings_note, *begun],
+        api_visibility="private",
+        **free,
+    )
     view.add_turn.click(add_turn, view.shown_turns, turns, api_name="add_turn", **in_turn)
     view.drop_turn.click(drop_turn, view.shown_turns, turns, api_name="drop_turn", **in_turn)
     view.layout.change(offer_mask, view.layout, view.document_mask, api_name="pick_layout", **free)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from model.chat import ChatRenderer, Conversation
-from model.collator import IGNORE_LABEL, Batch, collate
+from model.chat import ChatRenderer
+from model.collator import IGNORE_LABEL, Batch
 from model.config import VLMConfig
-from model.devices import describe_placement
 from model.errors import InputError
 from model.families.nanovlm_chat import NanoVLMChat
-from model.generate import AnswerText, Step, generate_batch
+from model.families.opened_vlm import OpenedVLM
 from model.image import (
     Geometry,
     ImagePlan,
@@ -38,11 +37,11 @@ from model.memory import guard_memory
 from model.projector import Projector
 from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
-from model.tokenizer import decode, token_text
+from model.tokenizer import token_text
 from model.vision import VisionEncoder
 
 
-class VLM(nn.Module):
+class VLM(nn.Module, OpenedVLM):
     """A nanoVLM-compatible model with its tokenizer. Parameters have nanoVLM's names (``vision_encoder``, ``MP``,
     ``decoder``); weights are PyTorch's defaults until loaded or trained."""
 
@@ -69,8 +68,18 @@ class VLM(nn.Module):
         return (self.eos_token_id,)
 
     @property
-    def generation_defaults(self) -> Mapping[str, float]:
-        return {}  # the format has no place for any
+    def notes(self) -> tuple[str, ...]:
+        if self.config.generation != "v0.1":
+            return ()
+        return ("v0.1: the image is no part of the token sequence; it is shown where the model sees it.",)
+
+    @property
+    def weights(self) -> nn.Module:
+        return self
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.decoder.token_embedding
 
     @property
     def numbers_images(self) -> bool:
@@ -79,10 +88,6 @@ class VLM(nn.Module):
     @property
     def pad_token_id(self) -> int:
         return self.tokenizer.pad_token_id
-
-    @property
-    def device(self) -> torch.device:
-        return self.MP.proj.weight.device
 
     @property
     def fingerprint(self) -> str:
@@ -118,12 +123,8 @@ class VLM(nn.Module):
         return self.config.lm_max_position_embeddings
 
     @property
-    def placement(self) -> str:
-        return describe_placement(self, self.dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.MP.proj.weight.dtype
+    def family(self) -> str:
+        return f"nanoVLM {self.format_version}"
 
     @property
     def format_version(self) -> str:
@@ -132,19 +133,6 @@ class VLM(nn.Module):
     @property
     def image_token(self) -> str:
         return self.config.image_token or "<image>"
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def encode_text(self, text: str) -> list[int]:
-        return self.renderer.encode_text(text)
-
-    def encode_answer(self, text: str) -> list[int]:
-        return self.renderer.encode_answer(text)
-
-    def decode_text(self, ids: Sequence[int]) -> str:
-        return decode(self.tokenizer, list(ids))
 
     def token_text(self, token_id: int) -> str:
         return self.image_token if token_id == self.image_token_id else token_text(self.tokenizer, token_id)
@@ -198,17 +186,6 @@ class VLM(nn.Module):
         tiles = torch.stack(list(inputs)).to(self.device, self.dtype)
         return list(self.MP(self.vision_encoder(tiles)))
 
-    @torch.no_grad()
-    def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        is_image = ids == self.image_token_id
-        embeds = self.decoder.token_embedding(ids.masked_fill(is_image, 0).to(self.device))
-        expected = 0 if features is None else len(features)
-        if int(is_image.sum()) != expected:
-            raise ValueError(f"{int(is_image.sum())} image tokens can't hold {expected} features.")
-        if features is not None:
-            embeds[is_image.to(self.device)] = features.to(embeds)
-        return embeds
-
     @guard_memory
     def new_cache(self, positions: int) -> KVCache:
         return self.decoder.new_cache(1, positions)
@@ -253,14 +230,6 @@ class VLM(nn.Module):
         """See :func:`model.image.process_image`."""
         return process_image(image, self.config)
 
-    def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample:
-        """See :meth:`model.chat.ChatRenderer.render`."""
-        return self.renderer.render(conversation, self.process_image, add_generation_prompt)
-
-    def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
-        """:func:`model.collator.collate` with this tokenizer's padding, on this model's device."""
-        return collate(samples, pad_token_id=self.pad_token_id, document_mask=document_mask).to(self.device)
-
     def embed(self, batch: Batch) -> Tensor:
         """``[batch pos lm_hidden_dim]``: token embeddings, with the projector's output at the image tokens. InputError
         if there are not exactly as many image tokens as features."""
@@ -300,32 +269,3 @@ class VLM(nn.Module):
             raise InputError("No position of the batch has a label, so there is nothing to learn; check the loss mask.")
         logits = self.decoder.head(self.hidden(batch)[trained])
         return F.cross_entropy(logits.float(), targets[trained])
-
-    def generate(
-        self,
-        sample: Sample,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        document_mask: bool = False,
-        tap: Tap | None = None,
-    ) -> Iterator[Step]:
-        """Streams the continuation of ``sample``; see :func:`model.generate.generate_batch`. The last step is the end
-        token if the model said it."""
-        answer = AnswerText(self.decode_text)
-        for token_ids, logprobs in generate_batch(
-            self,
-            self.collate([sample], document_mask=document_mask),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            tap=tap,
-        ):
-            token_id = int(token_ids[0])
-            text = "" if token_id == self.eos_token_id else answer.add(token_id)
-            yield Step(token_id, text, float(logprobs[0]))

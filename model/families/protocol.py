@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.chat import Conversation
 from model.collator import Batch
+from model.families.choice_rules import ChoiceRules
 from model.image import ImagePlan, OpenedImage, ProcessedImage
 from model.language import KVCache
 from model.picture import ImageGeometry
@@ -35,6 +36,11 @@ class InspectableVLM(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over configuration and weights."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """What its family, and its generation of it, is called, for people."""
         ...
 
     @property
@@ -68,8 +74,18 @@ class InspectableVLM(Protocol):
 
     @property
     def generation_defaults(self) -> Mapping[str, float]:
-        """What the checkpoint asks for when it is to be sampled from: ``temperature`` (0: greedy), ``top_k`` (0: off),
-        ``top_p`` (1: off), as far as it says anything."""
+        """What the checkpoint asks to be asked with, as far as it says anything: ``max_new_tokens``, and where its
+        answers are drawn ``temperature``, ``top_k`` (0: off), ``top_p`` (1: off)."""
+        ...
+
+    @property
+    def choice_rules(self) -> ChoiceRules:
+        """What the checkpoint's settings do to logits before a token is chosen, drawn or not."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of this checkpoint, in sentences."""
         ...
 
     @property

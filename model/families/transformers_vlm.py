@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model.chat import ChatRenderer, Conversation, ImagePiece
-from model.collator import Batch, collate
-from model.devices import describe_placement, place
+from model.chat import ChatRenderer, ImagePiece
+from model.collator import Batch
+from model.devices import place
 from model.errors import InputError
 from model.families.checkpoint_files import (
     CONFIG,
@@ -35,16 +35,16 @@ from model.families.checkpoint_files import (
     read_object,
     read_template,
 )
+from model.families.choice_rules import ChoiceRules, read_defaults
+from model.families.opened_vlm import OpenedVLM
 from model.families.template_chat import TemplateChat
 from model.families.transformers_text import TextModel, forget_hooks
-from model.generate import AnswerText, Step, check_logits, check_sampling, choose_tokens, new_generator
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
 from model.memory import guard_memory
 from model.picture import ImageLayout, LayingOut
-from model.sample import Row, Sample, TokenGrid, see
+from model.sample import Row, Sample, TokenGrid
 from model.tap import Tap
-from model.tokenizer import decode, token_text
 
 _PROJECTORS = ("multi_modal_projector", "connector", "merger", "deepstack_merger", "image_newline")
 """What transformers' families call what stands between their two models."""
@@ -78,7 +78,7 @@ def _three(values: Any) -> tuple[float, ...]:
     return tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),) * 3
 
 
-class TransformersVLM(ABC):
+class TransformersVLM(OpenedVLM):
     """See :class:`model.families.protocol.InspectableVLM`."""
 
     name: ClassVar[str]
@@ -88,8 +88,6 @@ class TransformersVLM(ABC):
     that needs no torchvision (``…Pil``)."""
     plain_template: ClassVar[str | None] = None
     """The chat template of checkpoints that bring none; ``IMAGE`` stands for the image token."""
-    extra_layers: int = 0
-    """Features of so many deeper layers of the encoder are added behind the language model's first layers."""
 
     # --- what a family says ---
 
@@ -191,6 +189,9 @@ class TransformersVLM(ABC):
                 f"The tokenizer in {folder} has no special token for images at {self.image_token_id}; it is not this "
                 "checkpoint's tokenizer."
             )
+        settings = cast(Any, self.model.generation_config)
+        self.choice_rules = ChoiceRules.read(settings, self._named_ends, self.embedding.num_embeddings)
+        self.generation_defaults = read_defaults(settings)
         template = read_template(folder, self.tokenizer)
         if template is None and self.plain_template is not None:
             template = self.plain_template.replace("IMAGE", self.image_text)
@@ -217,6 +218,10 @@ class TransformersVLM(ABC):
     # --- what analyses rely on: see model.families.protocol ---
 
     @property
+    def weights(self) -> nn.Module:
+        return self.model
+
+    @property
     def embedding(self) -> nn.Embedding:
         return cast(nn.Embedding, self.model.get_input_embeddings())
 
@@ -229,12 +234,12 @@ class TransformersVLM(ABC):
         return digest.hexdigest()
 
     @property
-    def format_version(self) -> str:
+    def family(self) -> str:
         return self.name
 
     @property
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    def format_version(self) -> str:
+        return self.name
 
     def count_parts(self) -> dict[str, int]:
         found = dict.fromkeys(("image encoder", "projector", "language model"), 0)
@@ -259,23 +264,18 @@ class TransformersVLM(ABC):
     def max_positions(self) -> int:
         return int(self.text.config.max_position_embeddings)
 
-    @cached_property
+    @property
     def eos_ids(self) -> tuple[int, ...]:
+        # A model that says an image token can't go on: there is no image for it.
+        return (*self._named_ends, self.image_token_id)
+
+    @cached_property
+    def _named_ends(self) -> tuple[int, ...]:
         settings = cast(Any, self.model.generation_config)
         for found in (settings and settings.eos_token_id, self.text.config.eos_token_id, self.tokenizer.eos_token_id):
             if found is not None:
-                ends = tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
-                # A model that says an image token can't go on: there is no image for it.
-                return (*ends, self.image_token_id)
+                return tuple(map(int, found)) if isinstance(found, list | tuple) else (int(found),)
         raise InputError("The checkpoint names no token that ends an answer (eos_token_id); correct its config.json.")
-
-    @property
-    def generation_defaults(self) -> Mapping[str, float]:
-        settings = cast(Any, self.model.generation_config)
-        if not settings or not settings.do_sample:
-            return {}
-        values = {name: getattr(settings, name, None) for name in ("temperature", "top_k", "top_p")}
-        return {name: float(value) for name, value in values.items() if value is not None}
 
     @property
     def numbers_images(self) -> bool:
@@ -286,37 +286,11 @@ class TransformersVLM(ABC):
         own = self.tokenizer.pad_token_id
         return self.eos_ids[0] if own is None else int(own)
 
-    @property
-    def placement(self) -> str:
-        return describe_placement(self.model, self.dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.weight.device
-
     # --- text and rows ---
 
-    def encode_text(self, text: str) -> list[int]:
-        return self.renderer.encode_text(text)
-
-    def encode_answer(self, text: str) -> list[int]:
-        return self.renderer.encode_answer(text)
-
-    def decode_text(self, ids: Sequence[int]) -> str:
-        return decode(self.tokenizer, list(ids))
-
-    def token_text(self, token_id: int) -> str:
-        return token_text(self.tokenizer, token_id)
-
-    def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample:
-        return self.renderer.render(conversation, self.process_image, add_generation_prompt)
-
     def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
-        return collate(samples, pad_token_id=self.pad_token_id, document_mask=document_mask).to(self.device)
+        placed: list[Sample] = [one if isinstance(one, Row) else self.place(one) for one in samples]
+        return super().collate(placed, document_mask=document_mask)
 
     def count_tokens(self, image: ProcessedImage) -> tuple[int, ...]:
         found = []
@@ -394,20 +368,6 @@ class TransformersVLM(ABC):
 
     # --- the language model ---
 
-    @torch.no_grad()
-    def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        is_image = ids == self.image_token_id
-        known = ids.masked_fill(is_image, 0).to(self.device)
-        embeds = cast(Tensor, self.embedding(known))
-        if self.extra_layers:
-            embeds = torch.cat((embeds, embeds.new_zeros(len(ids), self.extra_layers * self.text.width)), dim=-1)
-        expected = 0 if features is None else len(features)
-        if int(is_image.sum()) != expected:
-            raise ValueError(f"{int(is_image.sum())} image tokens can't hold {expected} features.")
-        if features is not None:
-            embeds[is_image.to(self.device)] = features.to(embeds)
-        return embeds
-
     @guard_memory
     def new_cache(self, positions: int) -> KVCache:
         return self.text.new_cache(positions, self.dtype, self.device)
@@ -436,42 +396,6 @@ class TransformersVLM(ABC):
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.text.head(hidden)).float()
-
-    def generate(
-        self,
-        sample: Sample,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Iterator[Step]:
-        """Streams the continuation of ``sample``, as :meth:`model.families.nanovlm.VLM.generate` does."""
-        check_sampling(temperature, top_k, top_p, seed)
-        row, generator, text = self.place(sample), new_generator(seed), AnswerText(self.decode_text)
-        room = min(max_new_tokens, self.max_positions - len(row))
-        if max_new_tokens > 0 and room < 1:
-            raise InputError(
-                f"The prompt is {len(row):,} tokens long and this model reads at most {self.max_positions:,}, so no "
-                "answer fits; use fewer or smaller images, or less text."
-            )
-        features = [part for image in row.images for part in self.encode(self.encoder_inputs(image))]
-        embeds = self.embed_ids(row.input_ids, torch.cat(features) if features else None)
-        cache, visible, positions = self.new_cache(len(row) + room), see(row, False), row.position_ids
-        for step in range(room):
-            hidden = self.decode(embeds[None], positions, visible[None, None], cache)[0, -1:]
-            logits = self.logits(hidden)
-            check_logits(logits)
-            token_id = int(choose_tokens(logits, generator, temperature, top_k, top_p)[0])
-            ended = token_id in self.eos_ids
-            logprob = float(logits.log_softmax(dim=-1)[0, token_id])
-            yield Step(token_id, "" if ended else text.add(token_id), logprob)
-            if ended or step == room - 1:
-                return
-            embeds = self.embed_ids(torch.tensor([token_id]))
-            positions = (positions.amax() + 1).expand(len(positions), 1)
-            visible = torch.cat((visible[-1:], torch.ones(1, 1, dtype=torch.bool)), dim=1)
 
     def convert(self, dtype: torch.dtype) -> TransformersVLM:
         self._check_copied()

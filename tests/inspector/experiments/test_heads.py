@@ -14,6 +14,7 @@ from inspector.row.row_store import ROWS
 from inspector.which_image.image_effects import measure_dependence
 from inspector.which_image.question_contrast import measure_selection
 from model import Cut, Tap
+from model.generate import generate_batch
 from tests.example_cases import example_case, example_prompt, whole_row
 
 
@@ -117,8 +118,9 @@ def test_steering_is_the_answer_generated_with_these_edges_cut(embedded, three):
     for one in steered:
         keys = [p for image in case.structure.images if image.number != one.image for p in keys_of(image)]
         cut = Cut(range(case.target.start, len(row) + case.max_new_tokens), keys)
-        steps = embedded.generate(row, max_new_tokens=case.max_new_tokens, tap=Tap(cuts=(cut,)))
-        assert one.answer == "".join(step.text for step in steps)
+        batch, tap = embedded.collate([row]), Tap(cuts=(cut,))
+        steps = generate_batch(embedded, batch, max_new_tokens=case.max_new_tokens, tap=tap)
+        assert one.answer == case.text([int(ids[0]) for ids, _ in steps])
     assert [one.predicted for one in steered] == [selection.about(1).answer, selection.about(2).answer]
 
 

@@ -20,6 +20,7 @@ from inspector.row.row_store import ROWS, RowStore
 from inspector.row.token_table import token_losses
 from inspector.which_image.study import study_answer
 from model import VLM, AttentionReader, Conversation, InputError, Message, OpenedImage, Tap, load_vlm
+from model.generate import generate_batch
 from model.language import LanguageModel
 from model.training.synthetic.examples import EXAMPLES
 
@@ -104,13 +105,16 @@ def test_another_image_in_the_middle_leaves_the_beginning_alone(embedded):
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 3}])
-def test_answers_are_those_of_the_models_own_road(embedded, prompt, settings):
+def test_answers_are_those_of_a_batch_of_one(embedded, prompt, settings):
     row = prepare_row(embedded, prompt, answering=0)
     read = read_row(embedded, row, features_of(embedded, row), document_mask=prompt.keeps_samples_apart)
     ours = [step for step, _ in answer_row(embedded, read, max_new_tokens=12, **settings)]
-    theirs = list(embedded.generate(row, max_new_tokens=12, document_mask=prompt.keeps_samples_apart, **settings))
-    assert [(step.token_id, step.text) for step in ours] == [(step.token_id, step.text) for step in theirs]
-    assert [step.logprob for step in ours] == pytest.approx([step.logprob for step in theirs], abs=1e-5)
+    batch = embedded.collate([row], document_mask=prompt.keeps_samples_apart)
+    theirs = list(generate_batch(embedded, batch, max_new_tokens=12, **settings))
+    assert [step.token_id for step in ours] == [int(ids[0]) for ids, _ in theirs]
+    assert [step.logprob for step in ours] == pytest.approx([float(logprob[0]) for _, logprob in theirs], abs=1e-5)
+    said = [step.token_id for step in ours if step.token_id not in embedded.eos_ids]
+    assert "".join(step.text for step in ours) == embedded.decode_text(said)
 
 
 def test_attention_of_a_position_is_that_of_the_whole_pass(embedded, prompt):

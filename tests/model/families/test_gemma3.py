@@ -123,14 +123,7 @@ def test_moved_keys_are_those_of_moved_positions(scaled, tmp_path):
     model, processor = made.build_gemma3(made.byte_tokenizer([]), **more)
     made.write_checkpoint(model, processor, tmp_path)
     checkpoint = made.Tiny(tmp_path, model, processor)
-    vlm, row = checkpoint.vlm, checkpoint.row(IMAGES)
-    embeds, caches = made.embeds_of(vlm, row)[None], []
-    for by in (0, 7):
-        cache = vlm.new_cache(len(row))
-        vlm.decode(embeds, row.position_ids + by, made.causal(row), cache)
-        caches.append(cache)
-    torch.testing.assert_close(vlm.rotate_keys(caches[0].keys, 7), caches[1].keys, rtol=0, atol=1e-5)
-    torch.testing.assert_close(vlm.rotate_keys(caches[1].keys, -7), caches[0].keys, rtol=0, atol=1e-5)
+    made.check_moved_keys(checkpoint.vlm, checkpoint.row(IMAGES))
 
 
 def whole_pass(case, cuts):
@@ -264,9 +257,5 @@ def test_reading_leaves_the_states_and_a_kept_prefix_gives_the_same(checkpoint):
     whole = vlm.decode(embeds, row.position_ids, visible)
     assert torch.equal(vlm.decode(embeds, row.position_ids, visible, None, Tap(reader)), whole)
     torch.testing.assert_close(reader.reading.shares, torch.ones_like(reader.reading.shares))
-    cache, parts, at = vlm.new_cache(len(row)), [], 0
-    for stop in (row.grids[0].start, row.grids[0].stop, row.grids[1].stop + 1, len(row)):
-        part = slice(at, stop)
-        parts.append(vlm.decode(embeds[:, part], row.position_ids[:, part], visible[:, :, part, :stop], cache))
-        at = stop
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+    parts = made.decode_in_parts(vlm, row, (row.grids[0].start, row.grids[0].stop, row.grids[1].stop + 1, len(row)))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)

@@ -19,7 +19,7 @@ from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.embedded_row import answer_row, read_row
 from inspector.row.layout import read_structure
 from inspector.row.prompt import Prompt, Turn
-from model import Conversation, Cut, InputError, Message, OpenedImage, Row, Tap, load_vlm
+from model import Conversation, Cut, InputError, Message, OpenedImage, Row, Tap, collate, load_vlm
 from model.families.qwen_vl_images import FittedImages
 from tests import tiny_checkpoints as made
 
@@ -86,6 +86,27 @@ def test_one_image_is_one_grid_of_its_own_shape(checkpoint):
     ]
     # It takes as many places as its longer side has cells.
     assert row.position_ids[:, grid.stop].tolist() == [grid.start + grid.cols] * 3
+
+
+def test_a_batch_has_all_axes_of_the_positions(checkpoint):
+    """Side by side, padded on the left, as the family's own model counts them but for where the padding begins."""
+    vlm = checkpoint.vlm
+    samples = [vlm.prepare(made.conversation(images), True) for images in (PICTURES, PICTURES[1:], [])]
+    batch, rows = vlm.collate(samples), [vlm.place(sample) for sample in samples]
+    width = max(map(len, samples))
+    assert batch.position_ids.shape == (3, 3, width)
+    expected, _ = checkpoint.model.model.get_rope_index(
+        batch.input_ids,
+        (batch.input_ids == vlm.image_token_id).int(),
+        torch.cat([grids(vlm, row) for row in rows if row.images]),
+        attention_mask=batch.attention_mask.long(),
+    )
+    for number, row in enumerate(rows):
+        start = width - len(row)
+        assert torch.equal(batch.position_ids[:, number, start:] - start, expected[:, number, start:])
+        assert batch.position_ids[:, number, :start].tolist() == [list(range(start))] * 3
+    with pytest.raises(ValueError, match="without its rotary positions"):
+        collate([rows[0], samples[1]], pad_token_id=0)
 
 
 # --- the encoder ---

@@ -33,13 +33,9 @@ def test_reading_leaves_the_states_as_they_are(case):
 
 
 def test_cached_passes_are_one_pass(case):
-    vlm, row, embeds = case
-    whole, cache, parts = run(case), vlm.new_cache(len(row)), []
-    for start, stop in ((0, 40), (40, 41), (41, len(row))):
-        visible = made.causal(row)[:, :, start:stop, :stop]
-        parts.append(vlm.decode(embeds[:, start:stop], row.position_ids[:, start:stop], visible, cache))
-    assert cache.length == len(row)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+    vlm, row, _ = case
+    parts = made.decode_in_parts(vlm, row, (40, 41, len(row)))
+    torch.testing.assert_close(parts, run(case), rtol=0, atol=1e-5)
 
 
 def test_kept_keys_are_looked_at_and_left_alone(case):
@@ -107,14 +103,8 @@ def test_passes_of_several_threads_keep_apart(case):
 
 
 def test_moved_keys_are_those_of_moved_positions(case):
-    vlm, row, embeds = case
-    caches = []
-    for by in (0, 7):
-        cache = vlm.new_cache(len(row))
-        vlm.decode(embeds, row.position_ids + by, made.causal(row), cache)
-        caches.append(cache)
-    torch.testing.assert_close(vlm.rotate_keys(caches[0].keys, 7), caches[1].keys, rtol=0, atol=1e-5)
-    torch.testing.assert_close(vlm.rotate_keys(caches[1].keys, -7), caches[0].keys, rtol=0, atol=1e-5)
+    vlm, row, _ = case
+    made.check_moved_keys(vlm, row)
 
 
 def test_whoever_watches_is_called_before_every_block(case, tiny):
@@ -150,13 +140,10 @@ def test_sliding_windows_are_the_model_s(kind, tmp_path):
     images = [made.noise(60, 60), made.noise(60, 90)]
     vlm, row = checkpoint.vlm, checkpoint.row(images)
     assert (vlm.text.window, vlm.text.mixed) == (9, kind == "Qwen2")
-    embeds, cache, parts = made.embeds_of(vlm, row)[None], vlm.new_cache(len(row)), []
-    for start, stop in ((0, 30), (30, 31), (31, len(row))):
-        visible = made.causal(row)[:, :, start:stop, :stop]
-        parts.append(vlm.decode(embeds[:, start:stop], row.position_ids[:, start:stop], visible, cache))
+    parts = made.decode_in_parts(vlm, row, (30, 31, len(row)))
     with torch.no_grad():
         expected = model(**checkpoint.inputs(images)).logits
-    torch.testing.assert_close(vlm.logits(torch.cat(parts, dim=1)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(vlm.logits(parts), expected, rtol=0, atol=1e-5)
 
 
 def test_typed_text_never_becomes_a_special_token(tiny):
