@@ -39,7 +39,10 @@ from model.language import KVCache
 
 PASS_POSITIONS = 512
 """So many positions at most are computed in one pass, unless a single continuation has more: what bounds the memory.
-What is to be kept is read in halves of it: fewer side by side means less that is masked and multiplied all the same."""
+"""
+KEEP_POSITIONS = 320
+"""What is to be kept is read so many at a time: fewer side by side means less that is masked and multiplied all the
+same, but an image of 256 tokens and the question behind it belong into one pass."""
 KEPT_ROWS = 2
 KEPT_BYTES = 256 << 20
 """What continuations stand behind is kept up to so many times the row's length, or so many bytes of keys and values if
@@ -179,20 +182,41 @@ class PrefixCache:
 
     def _keep(self, continuations: Sequence[Continuation]) -> None:
         """Reads what the continuations stand behind, unless that is done, and leaves it in the cache. Where there is
-        no room what was kept before makes way; what doesn't fit at all is read with each pass."""
+        no room the oldest makes way; what doesn't fit at all is read with each pass."""
         needed = gather_parents(continuations)
         # Keys that are moved are so for one pass.
         if not needed or any(node.shifts for continuation in continuations for node in continuation.line):
             return
         new = self._new(needed)
-        if self._kept_positions + count_positions(new) > self._room:
-            self._kept, self._ends, new = [], {}, needed
-            if count_positions(new) > self._room:
+        excess = self._kept_positions + count_positions(new) - self._room
+        if excess > 0:
+            if count_positions(needed) > self._room:
                 return
+            self._drop(excess, needed)
         for chunk in _packs(new):
             hidden, starts = self._forward(chunk, keep=True)
             self._ends |= {id(node): hidden[starts[id(node)] + len(node.ids) - 1].clone() for node in chunk}
             self._kept += chunk
+
+    def _drop(self, positions: int, needed: Sequence[Continuation]) -> None:
+        """Lets go of at least so many kept positions: of what was read first, and behind which nothing is kept."""
+        stay, freed = list(self._kept), 0
+        asked_for = {id(node) for node in needed}
+        while freed < positions:
+            parents = {id(node.parent) for node in stay}
+            gone = next(node for node in stay if id(node) not in parents | asked_for)
+            stay = [node for node in stay if node is not gone]
+            freed += len(gone.ids)
+        starts, left = lay_out(self._kept), {id(node) for node in stay}
+        places = torch.ones(self._held, dtype=torch.bool)
+        for node in self._kept:
+            if id(node) not in left:
+                first = self._length + starts[id(node)]
+                places[first : first + len(node.ids)] = False
+                del self._ends[id(node)]
+        cache = self._reserve(0)
+        self._kept = stay
+        self._cache = cache.select(places, positions)
 
     def _reserve(self, positions: int) -> KVCache:
         """The cache of row and kept, with room for so many positions behind them."""
@@ -507,10 +531,10 @@ class PrefixCache:
 
 
 def _packs(nodes: Sequence[Continuation]) -> Iterator[list[Continuation]]:
-    """In order, so many at a time as fit half a pass."""
+    """In order, so many at a time as :data:`KEEP_POSITIONS` says."""
     pack: list[Continuation] = []
     for node in nodes:
-        if pack and count_positions(pack) + len(node.ids) > PASS_POSITIONS // 2:
+        if pack and count_positions(pack) + len(node.ids) > KEEP_POSITIONS:
             yield pack
             pack = []
         pack.append(node)

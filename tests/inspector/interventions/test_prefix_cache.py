@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inspector.interventions.continuations import Continuation, RopeShift, StatePatch
+from inspector.interventions.continuations import (
+    Continuation,
+    RopeShift,
+    StatePatch,
+    count_positions,
+    gather_parents,
+)
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
@@ -14,6 +21,7 @@ from model import ActivationPatch, AttentionReader, Cut, InputError, OpenedImage
 from model.layers import rotate
 from model.masks import build_mask
 from model.training.synthetic.examples import EXAMPLES
+from tests.example_cases import example_case
 
 
 def inspected(vlm, name, **options):
@@ -296,9 +304,41 @@ def test_what_is_kept_is_found_again_and_makes_way(embedded, inspection, monkeyp
     monkeypatch.setattr("inspector.interventions.prefix_cache.KEPT_BYTES", 0)
     monkeypatch.setattr("inspector.interventions.prefix_cache.PASS_POSITIONS", 8)
     read.clear()
-    (crowded,) = prefix_cache.run([replace(answer, parent=replace(answer.parent))])
+    (crowded,) = open_cache(embedded, inspection).run([replace(answer, parent=replace(answer.parent))])
     assert read == [answer.stop - answer.line[0].start]
     assert crowded.logprobs == expected
+
+
+@pytest.mark.parametrize("room", [0, 20, 60])
+def test_the_oldest_that_nothing_stands_behind_makes_way(embedded, monkeypatch, room):
+    """What stays is found again, and right. ``room``: positions beyond the most that one of them needs."""
+    case = example_case(embedded, "five")
+    ablations, numbers = ImageAblations(case), [image.number for image in case.reachable]
+    sets = [frozenset({n}) for n in numbers] + [frozenset(numbers[:2]), frozenset(numbers[1:4])]
+    endings = [ablations.of_answer(gone) for gone in sets]
+    alone = [PrefixCache(embedded, case.prefix_cache.read_row).run([one])[0].logprob for one in endings]
+    most = max(count_positions(gather_parents([one])) for one in endings)
+    monkeypatch.setattr(PrefixCache, "_room", most + room)
+    small = PrefixCache(embedded, case.prefix_cache.read_row)
+    for n in (0, 1, 2, 1, 3, 0, 5, 4, 6, 2, 0):
+        assert small.run([endings[n]])[0].logprob == pytest.approx(alone[n], abs=1e-4)
+        kept = {id(node) for node in small._kept}
+        assert small._kept_positions <= most + room
+        assert all(node.parent is None or id(node.parent) in kept for node in small._kept)
+        assert set(small._ends) == kept
+
+
+def test_what_was_read_last_is_still_there_when_room_is_made(embedded, monkeypatch):
+    case = example_case(embedded, "five")
+    ablations = ImageAblations(case)
+    early, late, other = (ablations.of_answer(frozenset({n})) for n in (3, 4, 2))
+    sizes = [count_positions(gather_parents([one])) for one in (early, late, other)]
+    monkeypatch.setattr(PrefixCache, "_room", sizes[1] + sizes[2] + 1)
+    cache = PrefixCache(embedded, case.prefix_cache.read_row)
+    for one in (early, late, other):
+        cache.run([one])
+    assert set(gather_parents([late, other])) <= set(cache._kept)
+    assert not set(gather_parents([early])) & set(cache._kept)
 
 
 def test_reading_attention_is_the_same_with_something_kept(embedded, inspection):
