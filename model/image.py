@@ -117,14 +117,19 @@ class ProcessedImage:
 
     @property
     def tiles(self) -> Tensor:
-        """``[tile 3 tile_px tile_px]`` float32 in [0, 1], made anew each time, in the tiles' order: the thumbnail
-        first or last if ``has_thumbnail``, the others row by row. ``len(boxes)`` counts them without making any."""
+        """``[tile 3 height width]`` float32 in [0, 1], made anew each time, in the tiles' order: the thumbnail first or
+        last if ``has_thumbnail``, the others row by row, zeros to the right and below where it has another size than
+        they. ``len(boxes)`` counts them without making any."""
         rows, cols = self.grid
         height, width = self.resized.shape[0] // rows, self.resized.shape[1] // cols
         pixels = self.resized.permute(2, 0, 1).float().div_(255.0)
         tiles = pixels.view(3, rows, height, cols, width).permute(1, 3, 0, 2, 4).reshape(-1, 3, height, width)
         if self.has_thumbnail:
             thumbnail = self._thumbnail_pixels(pixels, (height, width))
+            both = [max(sides) for sides in zip(tiles.shape[2:], thumbnail.shape[2:], strict=True)]
+            tiles, thumbnail = (
+                F.pad(one, (0, both[1] - one.shape[3], 0, both[0] - one.shape[2])) for one in (tiles, thumbnail)
+            )
             tiles = torch.cat((tiles, thumbnail) if self.thumbnail_last else (thumbnail, tiles))
         return tiles.contiguous()
 

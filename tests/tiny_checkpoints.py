@@ -106,7 +106,9 @@ class Tiny:
             )
         bos = self.processor.tokenizer.bos_token
         special = not (bos and written.startswith(bos))  # as apply_chat_template does where it makes ids itself
-        return self.processor(text=[written], images=images or None, return_tensors="pt", add_special_tokens=special)
+        # Only a list of lists tells this family that the images belong together.
+        given = [images] if images and "Onevision" in type(self.processor).__name__ else images or None
+        return self.processor(text=[written], images=given, return_tensors="pt", add_special_tokens=special)
 
     def row(self, images: list[Image.Image], text: str = QUESTION, history: tuple[tuple[str, str], ...] = ()) -> Row:
         return self.vlm.place(self.vlm.prepare(conversation(images, text, history), True))
@@ -131,7 +133,9 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def embeds_of(vlm: InspectableVLM, row: Row) -> torch.Tensor:
-    features = [part for image in row.images for part in vlm.encode(vlm.encoder_inputs(image))]
+    features = [
+        part for image in row.images for part in vlm.arrange_features(image, vlm.encode(vlm.encoder_inputs(image)))
+    ]
     return vlm.embed_ids(row.input_ids, torch.cat(features) if features else None)
 
 
@@ -289,6 +293,62 @@ def build_llava(
     )
     torch.manual_seed(0)
     return transformers.LlavaForConditionalGeneration(config).eval(), processor
+
+
+def build_anyres(
+    tokenizer: Any, *, onevision: bool, sizes: tuple[tuple[int, int], ...], most: int = 9, **settings: Any
+) -> tuple[Any, Any]:
+    """LLaVA-NeXT with CLIP and Llama, or LLaVA-OneVision with SigLIP and Qwen2."""
+    kind = "LlavaOnevision" if onevision else "LlavaNext"
+    vision = vision_settings(image_size=56, patch_size=14)
+    grid = [list(pair) for pair in sizes]
+    more = {"vision_aspect_ratio": f"anyres_max_{most}"} if onevision else {}
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=transformers.SiglipVisionConfig(**vision)
+        if onevision
+        else transformers.CLIPVisionConfig(**vision),
+        text_config=getattr(transformers, f"{'Qwen2' if onevision else 'Llama'}Config")(
+            **text_settings(tokenizer, **settings)
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full" if onevision else "default",
+        vision_feature_layer=-1 if onevision else -2,
+        image_grid_pinpoints=grid,
+        tie_word_embeddings=settings.get("tie_word_embeddings", False),
+        **more,
+    )
+    size = {"height": 56, "width": 56} if onevision else {"shortest_edge": 56}
+    crop = {} if onevision else {"crop_size": {"height": 56, "width": 56}}
+    images = getattr(transformers, f"{kind}ImageProcessorPil")(size=size, image_grid_pinpoints=grid, **crop)
+    chat = TRIMMING_CHAT.replace("<image>", "<image>\n").replace(" | trim", "")
+    strategy = config.vision_feature_select_strategy
+    if onevision:
+        processor = transformers.LlavaOnevisionProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            video_processor=None,
+            num_image_tokens=16,
+            vision_feature_select_strategy=strategy,
+            chat_template=chat,
+            vision_aspect_ratio=f"anyres_max_{most}",
+        )
+    else:
+        processor = transformers.LlavaNextProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy=strategy,
+            num_additional_image_tokens=1,
+            chat_template=chat,
+        )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    torch.nn.init.normal_(model.model.image_newline)
+    return model, processor
+
+
+SQUARES = tuple((56 * rows, 56 * cols) for rows in range(1, 4) for cols in range(1, 4))
 
 
 def build_qwen2_vl() -> tuple[Any, Any]:
@@ -449,6 +509,13 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
         num_key_value_heads=4,
         layer_types=["full_attention", "sliding_attention", "full_attention"],
         num_hidden_layers=3,
+    ),
+    "llava next": lambda: build_anyres(
+        byte_tokenizer(["<image>"]), onevision=False, sizes=((56, 112), (112, 56), (112, 112), (168, 56), (56, 168))
+    ),
+    "onevision": lambda: build_anyres(byte_tokenizer(["<image>", "<video>"]), onevision=True, sizes=SQUARES),
+    "onevision shrinks": lambda: build_anyres(
+        byte_tokenizer(["<image>", "<video>"]), onevision=True, sizes=SQUARES, most=2, tie_word_embeddings=True
     ),
     "llava text": lambda: build_llava(byte_tokenizer(["<image>"]), chat=STRING_CHAT),
     "qwen2 vl": build_qwen2_vl,

@@ -14,7 +14,7 @@ from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
 from inspector.row.attention import AttentionMap
 from inspector.row.token_table import find_grid, tile_name
-from model import Box, InspectableVLM
+from model import Box, InspectableVLM, ProcessedImage
 
 THUMBNAIL_PX = 96
 
@@ -114,7 +114,7 @@ def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[
                 "notes": list(processed.notes),
                 "original": preview_uri(opened),  # small; boxes stay in real pixels
                 "resized": data_uri(Image.fromarray(processed.resized.numpy())),
-                "thumbnail": None if thumbnail is None else data_uri(_tile_picture(processed.tiles[thumbnail].numpy())),
+                "thumbnail": None if thumbnail is None else data_uri(_thumbnail_picture(processed, thumbnail)),
                 "original_size": list(processed.original_size),
                 "resized_size": list(processed.resized_size),
                 "grid": [rows, cols],
@@ -144,8 +144,11 @@ def preview_uri(image: PromptImage) -> str:
     return _write_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
 
 
-def _tile_picture(tile: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(tile.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8))
+def _thumbnail_picture(image: ProcessedImage, tile: int) -> Image.Image:
+    if image.thumbnail is not None:
+        return Image.fromarray(image.thumbnail.numpy())
+    pixels = image.tiles[tile].numpy().transpose(1, 2, 0)
+    return Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8))
 
 
 def data_uri(picture: Image.Image) -> str:

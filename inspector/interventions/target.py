@@ -10,7 +10,7 @@ from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.row.ask import Inspection, check_same_model
 from inspector.row.layout import ImageBlock, Question, RowStructure, read_structure
-from inspector.row.prompt import Prompt
+from inspector.row.prompt import Prompt, count_together
 from inspector.row.row_store import ROWS
 from model import Cut, InputError, InspectableVLM
 
@@ -114,6 +114,7 @@ def open_case(
     """Reads the inspected row once more and keeps its keys and values. ``turn`` (from 1): whose answer, the last one
     if None. InputError if that turn has no answer, and if ``vlm`` is no longer the model that was inspected."""
     check_same_model(vlm, inspection)
+    vlm = vlm.for_images(count_together(inspection.prompt))
     document_mask = inspection.prompt.keeps_samples_apart
     structure = read_row(vlm, inspection, document_mask)
     target = choose_target(structure, turn)

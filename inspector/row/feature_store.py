@@ -77,7 +77,7 @@ class FeatureStore:
                     self._parts.popitem(last=False)
         with self._lock:
             self._found += len(keys)
-        return tuple(found[key].to(vlm.device) for key in keys)
+        return vlm.arrange_features(image, [found[key].to(vlm.device) for key in keys])
 
     def counts(self) -> StoreCounts:
         with self._lock:

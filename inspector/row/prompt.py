@@ -141,7 +141,15 @@ def conversations(prompt: Prompt, processed: Sequence[ProcessedImage]) -> tuple[
 
 def prepare_samples(vlm: InspectableVLM, prompt: Prompt) -> tuple[Sample, ...]:
     """Every sample of the prompt on its own, as the training code would get it."""
+    vlm = vlm.for_images(count_together(prompt))
     return tuple(vlm.prepare(conversation) for conversation in conversations(prompt, process_images(vlm, prompt)))
+
+
+def count_together(prompt: Prompt) -> int:
+    """The most images that one sample of the prompt has."""
+    if prompt.layout != "packed":
+        return len(prompt.images)
+    return max(map(len, images_of_turns(prompt)), default=0)
 
 
 def first_turns(prompt: Prompt, count: int) -> Prompt:
@@ -171,6 +179,8 @@ def prepare_row(
     """The one row that the model reads. ``answering``: stop where the model is to answer that turn (0-based), with
     the turns after it left out. ``replaced``: see :func:`process_images`. InputError if the row is longer than the
     model reads."""
+    # Of all its images: what an earlier turn is answered to must stay the beginning of the row.
+    vlm = vlm.for_images(count_together(prompt))
     shown = prompt if answering is None else first_turns(prompt, answering + 1).with_answer(answering, "")
     parts = conversations(shown, process_images(vlm, shown, replaced))
     samples = [

@@ -301,7 +301,7 @@ def read_settings(values: Sequence[Any], bounds: Bounds) -> GenerationSettings:
 def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bounds) -> tuple[GalleryValue, str, str]:
     """The pictures that can be opened, what they will cost, and a sentence for each that can't be used or is beyond
     the server's ``bounds``."""
-    vlm = store.get(model)
+    vlm = store.get(model).for_images(len(gallery or []))
     kept: list[tuple[str, str | None]] = []
     plans: list[ImagePlan] = []
     notes: list[tuple[str, ...]] = []

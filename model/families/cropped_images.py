@@ -6,6 +6,7 @@ torch: runs in the process that decodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,12 @@ class CroppedImages:
             return (0, 0), size
         left, top = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
         return (left, top), (left + self.crop[0], top + self.crop[1])
+
+
+def mean_colour(mean: Sequence[float] | None) -> tuple[int, int, int]:
+    """What LLaVA's image processors pad with: the mean that they normalise by, as 8-bit values."""
+    values = [int(value * 255) for value in mean] if mean else [0, 0, 0]
+    return values[0], values[1], values[2]
 
 
 def _note_rest(seen: Box, whole: Box) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from model.chat import ImagePiece
 from model.errors import InputError
-from model.families.cropped_images import CroppedImages
+from model.families.cropped_images import CroppedImages, mean_colour
 from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
 
@@ -53,7 +53,7 @@ class Llava(TransformersVLM):
             size=None if shortest or not processor.do_resize else (int(whole[0] or 0), int(whole[1] or 0)),
             crop=None if crop is None else (int(crop["width"]), int(crop["height"])),
             filter=int(processor.resample),
-            square=_background(mean) if "Llava" in type(processor).__name__ and processor.do_pad else None,
+            square=mean_colour(mean) if "Llava" in type(processor).__name__ and processor.do_pad else None,
         )
         side = self._vision.image_size
         for width, height in ((2 * side, side), (side, 3 * side)):
@@ -96,8 +96,3 @@ class Llava(TransformersVLM):
     def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
         return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
-
-
-def _background(mean: Any) -> tuple[int, int, int]:
-    values = [int(value * 255) for value in mean] if mean else [0, 0, 0]
-    return values[0], values[1], values[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,16 @@ class OpenedVLM(ABC):
 
     def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample:
         """See :meth:`model.chat.ChatRenderer.render`."""
-        return self.renderer.render(conversation, self.process_image, add_generation_prompt)
+        images = sum(len(message.images) for message in conversation.messages)
+        return self.renderer.render(conversation, self.for_images(images).process_image, add_generation_prompt)
+
+    def arrange_features(self, image: ProcessedImage, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See :meth:`model.families.protocol.InspectableVLM.arrange_features`."""
+        return tuple(parts)
+
+    def for_images(self, count: int) -> Self:
+        """See :meth:`model.families.protocol.InspectableVLM.for_images`."""
+        return self
 
     def collate(self, samples: list[Sample], *, document_mask: bool = False) -> Batch:
         """:func:`model.collator.collate` with this tokenizer's padding, on this model's device."""
@@ -124,7 +133,11 @@ class OpenedVLM(ABC):
         ``seed`` None draws a fresh one. InputError if there is no room, too."""
         row = self.place(sample)
         room = check_room(max_new_tokens, len(row), self.max_positions)
-        features = [part for image in row.images for part in self.encode(self.encoder_inputs(image))]
+        features = [
+            part
+            for image in row.images
+            for part in self.arrange_features(image, self.encode(self.encoder_inputs(image)))
+        ]
         embeds = self.embed_ids(row.input_ids, torch.cat(features) if features else None)
         cache, visible, positions = self.new_cache(len(row) + room), see(row, False), row.position_ids
 

@@ -183,6 +183,15 @@ class InspectableVLM(Protocol):
         """``[token embed]`` of each of :meth:`encoder_inputs`, as they stand in the row."""
         ...
 
+    def arrange_features(self, image: ProcessedImage, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``[token embed]`` in the order of the image's tokens, of what :meth:`encode` made of its parts: these
+        themselves, where a family doesn't put them together otherwise."""
+        ...
+
+    def for_images(self, count: int) -> InspectableVLM:
+        """The same model for a sample of so many images, where that changes how each is cut."""
+        ...
+
     # --- the language model ---
 
     def embed_ids(self, ids: Tensor, features: Tensor | None = None) -> Tensor:

@@ -16,6 +16,8 @@ FAMILIES = {
     "idefics3": ("model.families.idefics3", "Idefics3"),
     "smolvlm": ("model.families.idefics3", "SmolVLM"),
     "llava": ("model.families.llava", "Llava"),
+    "llava_next": ("model.families.llava_anyres", "LlavaNext"),
+    "llava_onevision": ("model.families.llava_anyres", "LlavaOnevision"),
     "qwen2_vl": ("model.families.qwen_vl", "Qwen2VL"),
     "qwen2_5_vl": ("model.families.qwen_vl", "Qwen2_5VL"),
     "qwen3_vl": ("model.families.qwen_vl", "Qwen3VL"),
