@@ -13,6 +13,9 @@ from pathlib import Path
 
 from inspector.server.lean_gradio import write_no_stubs
 
+# The hub's other way of sending files can't be stopped in the middle.
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
 # What modules make while they load stays for good; to look through it for garbage takes a fifth of the start.
 if __name__ == "__main__":
     gc.disable()
@@ -22,6 +25,7 @@ import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
 from inspector.runs.jobs import JobTable  # noqa: E402
+from inspector.server.fetching import ANY, read_allowed, read_environment  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
@@ -61,13 +65,19 @@ def open_jobs(public: bool) -> JobTable:
     return jobs_from(os.environ.get("VLM_INSPECTOR_RUNS"), public)
 
 
-def build_demo(store: ModelStore, public: bool = False, jobs: JobTable | None = None) -> gr.Blocks:
-    """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`."""
+def build_demo(
+    store: ModelStore,
+    public: bool = False,
+    jobs: JobTable | None = None,
+    allowed: frozenset[str] | None = frozenset(),
+) -> gr.Blocks:
+    """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`; ``allowed``: checkpoints
+    that a person may open."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
-    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public)
+    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public, allowed=allowed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,15 +89,25 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="listen on every interface, not on this machine alone, and bound training runs",
     )
+    parser.add_argument(
+        "--allow-hub",
+        nargs="?",
+        const=ANY,
+        default=read_environment(),
+        metavar="NAMES",
+        help="let people open checkpoints on the page: these hub ids, by commas, or any and every folder (not with "
+        "--public)",
+    )
     add_placement(parser)
     options = parser.parse_args(arguments)
     # Who stands behind a proxy is told in one place, inspector.persons, and not also by the web server, which would
     # believe whatever a client on this machine writes.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     try:
+        allowed = read_allowed(options.allow_hub, options.public)
         store = open_models(read_sources(options.model), options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
-        demo = build_demo(store, options.public, jobs)
+        demo = build_demo(store, options.public, jobs, allowed)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

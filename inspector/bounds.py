@@ -96,6 +96,7 @@ class Bounds:
     run_bytes: int | None = _bound(3 * GIB, None, "bytes", "memory of a training process")
     run_hours: float | None = _bound(24, None, "h", "a run that has ended is kept")
     keep_uploads: bool = _bound(False, True, "", "a run's uploads are kept when it has ended")
+    hub_bytes: int = _bound(16 * GIB, 256 * GIB, "bytes", "a checkpoint that is fetched from the hub")
     hub_data: bool = _bound(False, True, "", "data sets of the hub may be named")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -43,6 +44,18 @@ class Shown:
     attention: AttentionMap
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model of the common list: ``weights`` counted (0 where it was never loaded), ``placement``:
+    numbers and where, ``need``: the memory that was planned for it."""
+
+    name: str
+    family: str
+    weights: int
+    placement: str
+    need: MemoryNeed | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,8 @@ class ModelStore:
         self._loaded: OrderedDict[str, InspectableVLM] = OrderedDict()
         """Everybody's that are in memory, the least used first."""
         self._needs: dict[str, MemoryNeed] = {}
+        self._facts: dict[str, tuple[str, int, str]] = {}
+        """Family, weights and placement, of those that were loaded once."""
         self._admitted: dict[str, tuple[str, str]] = {}
         """By name: where the checkpoint lies, and the fingerprint of the model that the name stands for."""
         self._titles: dict[str, str] = {}
@@ -111,6 +126,36 @@ class ModelStore:
                 self._loaded[name] = self._load(self._sources[name])
                 self._needs[name] = need
             return self._loaded[name]
+
+    def add(self, title: str, source: str) -> str:
+        """A name in the common list for the checkpoint at ``source``: ``title`` (a folder's last part), with a number
+        where that is another's."""
+        short = Path(title).name if Path(title).is_dir() else title
+        with self._lock:
+            if (known := next((name for name, own in self._sources.items() if own == source), None)) is not None:
+                return known
+            numbered = (short if n == 1 else f"{short} ({n})" for n in count(1))
+            name = next(name for name in numbered if name not in self._sources)
+            self._sources[name] = source
+        return name
+
+    def remove(self, name: str) -> None:
+        """Takes a model that can't be opened from the common list."""
+        with self._lock:
+            self._sources.pop(name, None)
+            self._loaded.pop(name, None)
+
+    def list_models(self) -> tuple[ModelFacts, ...]:
+        """The common list, without loading any."""
+        found = []
+        for name in self.names:
+            vlm, known = self._loaded.get(name), self._facts.get(name)
+            if vlm is not None and known is None:
+                known = (vlm.family, vlm.n_parameters, vlm.placement)
+                self._facts[name] = known
+            family, weights, placement = known or ("not loaded yet", 0, "")
+            found.append(ModelFacts(name, family, weights, placement, self.memory_of(name)))
+        return tuple(found)
 
     def memory_of(self, name: str) -> MemoryNeed | None:
         """What a model of the common list was to take when it was loaded; None for others."""

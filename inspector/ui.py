@@ -19,6 +19,7 @@ from inspector.row.prompt import Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks, keep_swept
+from inspector.server.fetching import Fetcher
 from inspector.server.gate import Gate
 from inspector.server.toasts import inform
 from inspector.session import ModelStore
@@ -29,6 +30,7 @@ from inspector.views import battery as battery_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
 from inspector.views import lessons as lessons_view
+from inspector.views import models as models_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
@@ -45,12 +47,18 @@ JS = Path(__file__).parent / "widgets" / "page.js"
 
 
 def build_ui(
-    store: ModelStore, jobs: JobTable | None = None, bounds: Bounds | None = None, open_to_all: bool = False
+    store: ModelStore,
+    jobs: JobTable | None = None,
+    bounds: Bounds | None = None,
+    open_to_all: bool = False,
+    allowed: frozenset[str] | None = frozenset(),
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
-    ``open_to_all``: whether it may be asked under any host name."""
+    ``open_to_all``: whether it may be asked under any host name. ``allowed``: checkpoints that a person may open, see
+    :class:`inspector.server.fetching.Fetcher`."""
     jobs, bounds = jobs or JobTable(), bounds or Bounds()
+    fetcher = Fetcher(allowed, bounds.hub_bytes)
     open_cache()
     folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
     kept = int(bounds.sweep_s), int(bounds.cache_hours * 3600)
@@ -71,6 +79,7 @@ def build_ui(
         examples = prompt_view.build_examples()
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
+                models = models_view.build_models(store, fetcher)
                 prompt = prompt_view.build_prompt(store, examples, bounds)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
                 results = build_results()
@@ -89,6 +98,7 @@ def build_ui(
                         train = train_view.build_train(store, jobs)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
+        models_view.wire_models(models, prompt.model, results.former, shown, store, fetcher, demo)
         page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder, lessons_view.choose_opening)
         lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)

@@ -30,6 +30,7 @@ from model.families.checkpoint_files import check_fit, check_numbers, read_objec
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
 from model.families.table import find_family
+from model.hub import TEXT_FILES, WEIGHT_FILES
 from model.memory import MemoryNeed, check_memory, estimate_memory, read_stored, refuse_shortage
 from model.tokenizer import load_tokenizer
 
@@ -40,20 +41,6 @@ EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HEAD, _EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
 _MOST_CONFIG_BYTES = 16 << 20
-_TEXT_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template*",
-    "adapter_config.json",
-)
-"""What lies beside the weights, of all families."""
 _MOST_TOKENIZER_BYTES = 200 << 20
 """Of a tokenizer.json; those of the largest vocabularies have 35 million."""
 
@@ -240,7 +227,7 @@ def _find_folder(source: str | Path) -> tuple[Path, bool]:
     if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
         raise InputError(f"“{text}” is no folder; give “embedded”, a checkpoint folder, or a hub id owner/name.")
     try:
-        patterns = [CONFIG, "model*.safetensors", "model.safetensors.index.json", *_TEXT_FILES]
+        patterns = [CONFIG, *WEIGHT_FILES, *TEXT_FILES]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         # Processes that work for strangers have no token; what the owner fetched with one is there already.

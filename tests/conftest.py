@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from model import VLM
+    from tests.stand_in_hub import Hub
     from tests.tiny_checkpoints import Tiny
 
 
@@ -79,6 +80,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Callable[[str], 
 def copy_of(tiny: "Callable[[str], Tiny]", tmp_path: Path) -> Callable[[str], Path]:
     """A checkpoint folder of :func:`tiny` that a test may spoil."""
     return lambda name: Path(shutil.copytree(tiny(name).folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Hub]":
+    """A stand-in for the hub, with a cache of its own."""
+    from huggingface_hub import constants
+
+    from tests.stand_in_hub import Hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    found = Hub()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,85 @@
+"""Checkpoints that people open: allowed or not, told byte by byte, one at a time, and stopped with whoever waits."""
+
+import pytest
+
+from inspector.server.fetching import Fetcher, read_allowed
+from inspector.session import ModelStore
+from model import InputError
+
+
+@pytest.fixture
+def store():
+    return ModelStore({"embedded": "embedded"})
+
+
+@pytest.fixture
+def fetcher(hub, tiny, tmp_path):
+    hub.repos["owner/llava"] = tiny("llava").folder
+    return Fetcher(None, 1 << 30, endpoint=hub.endpoint, cache=tmp_path / "cache")
+
+
+def test_a_checkpoint_is_fetched_loaded_and_named(store, fetcher, tiny):
+    *steps, last = fetcher.open(store, " owner/llava ")
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    assert steps[-1].done == steps[-1].total > 1000
+    assert last.model == "owner/llava"
+    assert store.names == ("embedded", "owner/llava")
+    assert store.get("owner/llava").fingerprint == tiny("llava").vlm.fingerprint
+    embedded, llava = store.list_models()
+    assert (llava.family, llava.weights) == ("LLaVA", tiny("llava").vlm.n_parameters)
+    assert llava.need is not None
+    assert embedded.family == "not loaded yet"
+    again = list(fetcher.open(store, "owner/llava"))[-1]
+    assert again.model == "owner/llava"
+    assert len(store.names) == 2
+
+
+def test_a_folder_of_this_machine(store, fetcher, tiny):
+    *_, last = fetcher.open(store, str(tiny("qwen3 vl").folder))
+    assert last.model == tiny("qwen3 vl").folder.name
+    assert store.get(last.model).family == "Qwen3-VL"
+
+
+def test_what_is_not_allowed_is_not_asked_for(store, hub, tiny):
+    hub.repos["owner/llava"] = tiny("llava").folder
+    for allowed in (frozenset(), frozenset({"owner/other"})):
+        with pytest.raises(InputError, match="allowed are"):
+            next(Fetcher(allowed, 1 << 30, endpoint=hub.endpoint).open(store, "owner/llava"))
+        with pytest.raises(InputError, match="allowed are"):
+            next(Fetcher(allowed, 1 << 30, endpoint=hub.endpoint).open(store, str(tiny("llava").folder)))
+    assert hub.sent == {}
+    assert store.names == ("embedded",)
+
+
+def test_one_at_a_time_and_whoever_goes_frees_the_place(store, fetcher, hub):
+    first = fetcher.open(store, "owner/llava")
+    next(first)
+    with pytest.raises(InputError, match="Another checkpoint"):
+        next(fetcher.open(store, "owner/llava"))
+    first.close()
+    assert list(fetcher.open(store, "owner/llava"))[-1].model == "owner/llava"
+
+
+@pytest.mark.parametrize("source", ["", "owner/gone"])
+def test_what_can_t_be_opened_leaves_the_list_as_it_was(store, fetcher, source):
+    with pytest.raises(InputError):
+        list(fetcher.open(store, source))
+    assert store.names == ("embedded",)
+    assert not fetcher._busy.locked()
+
+
+def test_a_checkpoint_that_does_not_load_leaves_the_list_as_it_was(store, fetcher, hub, copy_of):
+    folder = copy_of("llava")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    hub.repos["owner/broken"] = folder
+    with pytest.raises(InputError):
+        list(fetcher.open(store, "owner/broken"))
+    assert store.names == ("embedded",)
+
+
+def test_what_the_option_says():
+    assert read_allowed(None, True) == read_allowed("", False) == frozenset()
+    assert read_allowed("*", False) is None
+    assert read_allowed("a/b, c/d", True) == {"a/b", "c/d"}
+    with pytest.raises(InputError, match="owner/name"):
+        read_allowed("*", True)
