@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -229,11 +229,11 @@ def _find_folder(source: str | Path) -> tuple[Path, bool]:
     try:
         patterns = [CONFIG, *WEIGHT_FILES, *TEXT_FILES]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         # Processes that work for strangers have no token; what the owner fetched with one is there already.
-        with contextlib.suppress(HFValidationError, LocalEntryNotFoundError, OSError):
+        with contextlib.suppress(HTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return Path(snapshot_download(text, allow_patterns=patterns, local_files_only=True)), False
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"“{text}” is no folder here and can't be fetched from the hub ({reason}).") from error
 
 

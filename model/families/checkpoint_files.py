@@ -52,11 +52,16 @@ def read_object(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
 
 def _what_else(folder: Path) -> str:
     """What a folder without a configuration seems to be."""
+    return _other_kind(folder) or "a checkpoint folder holds one."
+
+
+def _other_kind(folder: Path) -> str:
+    """What weights of another kind a folder holds, and what to use instead; empty if it holds none."""
     if (folder / "adapter_config.json").is_file():
         return "it is an adapter (LoRA) without its base model: merge the two and open what comes out."
     if any(folder.glob("*.gguf")):
         return "GGUF files are not read here: use the checkpoint that they were made from."
-    return "a checkpoint folder holds one."
+    return ""
 
 
 def check_weights(folder: Path) -> None:
@@ -76,14 +81,14 @@ def check_weights(folder: Path) -> None:
         return
     if (folder / WEIGHTS).is_file():
         return
+    if kind := _other_kind(folder):  # training scripts write the base model's config.json beside an adapter
+        raise InputError(f"{folder} has no {WEIGHTS}; {kind}")
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     if pickles:
         raise InputError(
             f"{folder} has no {WEIGHTS}. {', '.join(pickles[:3])} can hold code and is not read; convert it to "
             "safetensors."
         )
-    if any(folder.glob("*.gguf")):
-        raise InputError(f"{folder} holds GGUF files, which are not read here; use the checkpoint they were made from.")
     raise InputError(f"{folder} has no {WEIGHTS}; it must lie beside {CONFIG}.")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -206,9 +206,18 @@ def test_a_named_tokenizer_wins(folder, golden):
     assert len(load_vlm(folder, tokenizer=golden / "tiny_tokenizer").tokenizer) == 1090
 
 
-def test_an_unreachable_hub_id(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("cannot reach it\nsecond line"),
+        HTTPError("peer closed connection (received 1000 bytes, expected 1000000)"),
+        HTTPError(""),
+    ],
+    ids=["offline", "cut in the middle", "too slow"],
+)
+def test_an_unreachable_hub_id(error, monkeypatch):
     def offline(*_args, **_kwargs):
-        raise LocalEntryNotFoundError("cannot reach it\nsecond line")
+        raise error
 
     monkeypatch.setattr(checkpoint_module, "snapshot_download", offline)
     assert "someone/some-model" in refused("someone/some-model")

@@ -120,6 +120,27 @@ def test_folders_of_another_kind_say_what_they_are(tmp_path, file, sentence):
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [("adapter_config.json", "adapter (LoRA) without its base model"), ("model-q4.gguf", "GGUF files are not read")],
+)
+def test_a_config_beside_them_makes_no_checkpoint_of_them(copy_of, file, sentence):
+    folder = copy_of("idefics3")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / file).write_bytes(b"{}")
+    with pytest.raises(InputError) as refused:
+        load_vlm(folder)
+    assert "has no model.safetensors" in str(refused.value)
+    assert sentence in str(refused.value)
+
+
+def test_a_file_of_weights_that_was_cut_off_is_refused(copy_of):
+    weights = copy_of("idefics3") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"can't be loaded \(.*"):
+        load_vlm(weights.parent)
+
+
 def test_a_tokenizer_of_another_model_is_refused(copy_of):
     folder = copy_of("idefics3")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
