@@ -13,6 +13,7 @@ from typing import Any
 from inspector.bounds import format_bounds
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
 from inspector.export.command_line import write_which_image
+from inspector.export.files import describe_all
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
 from inspector.ground_truth.items import CELLS
@@ -20,7 +21,7 @@ from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
-from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
@@ -155,7 +156,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
     position = first if options.position is None else options.position
     if not 0 <= position < len(inspection.row):
         raise InputError(f"--position is {position}; the row has the positions 0 to {len(inspection.row) - 1}.")
-    return describe(vlm, inspection, attend(vlm, inspection, position))
+    return describe_all(vlm, inspection, attend(vlm, inspection, position))
 
 
 def run_which_image(options: argparse.Namespace) -> dict:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.figures.markup import show_answer, show_notes, show_provenance
+from inspector.figures.markup import show_answer, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.server.blocks import GuardedBlocks
@@ -22,6 +22,7 @@ from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
 from inspector.views.header import HeaderView
 from inspector.views.results import ResultsView
+from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
 from model import InputError
 from model.training.synthetic.examples import EXAMPLES
@@ -94,7 +95,9 @@ class AskingHandlers:
         try:
             inspection = inspect_unfinished(self.store.get(stopped.model), stopped.prompt, stopped.tokens)
         except InputError as error:
-            return self._refused(error, show_answer([]) if before is None else show_turns(before.inspection))
+            return self._refused(
+                error, show_answer([]) if before is None else show_turns(before.inspection, before.seen)
+            )
         count, left = len(inspection.answers[-1]), len(stopped.prompt.turns) - len(inspection.answers)
         note = f"Stopped after {count} {'token' if count == 1 else 'tokens'}; this is the answer as far as it came."
         if left:
@@ -135,16 +138,17 @@ class AskingHandlers:
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
         found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
+        seen = measure_all_seen(vlm, inspection)
         key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
         strip = strip_payload(inspection, key)
         viewer = viewer_payload(vlm, inspection, asked.names, key)
         heat = attention_view.heat_of(found, selected, layer, head, own_scale)
         return [
             note,
-            show_turns(inspection),
+            show_turns(inspection, seen),
             None,
             show_provenance(vlm, inspection, self.store.title_of(asked.model), self.store.memory_of(asked.model)),
-            Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
+            Shown(asked.model, inspection, selected, found, asked.names, asked.settings, seen),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
             attention_view.summarise(inspection, found),
@@ -219,10 +223,11 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     )
 
 
-def show_turns(inspection: Inspection) -> str:
-    """All questions and answers of what is shown."""
+def show_turns(inspection: Inspection, seen: Sequence[SeenAnswer]) -> str:
+    """All questions and answers of what is shown, and which tokens were ``seen``."""
     turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
-    return show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns])
+    answers = show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns])
+    return answers + show_seen(seen)
 
 
 def _name_parameters(handler: Callable[..., Any], names: Sequence[str]) -> None:
