@@ -423,6 +423,12 @@ class TransformersVLM(ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.text.head(hidden)).float()
 
+    @guard_memory
+    @torch.no_grad()
+    def read_out(self, states: Tensor) -> Tensor:
+        norm = self.text.norm
+        return self.logits(norm(states.to(next(norm.parameters()).device, self.dtype)).to(self.device))
+
     def generate(
         self,
         sample: Sample,
