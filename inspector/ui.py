@@ -28,6 +28,7 @@ from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
+from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
@@ -75,6 +76,7 @@ def build_ui(
                 with gr.Tabs():
                     with gr.Tab("Attention"):
                         attention = attention_view.build_attention()
+                        words = words_view.build_patch_words()
                     with gr.Tab("Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
@@ -87,9 +89,10 @@ def build_ui(
                         train = train_view.build_train(store, jobs)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
-        page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
+        page = asking_view.Page(header, prompt, results, attention, which, words, shown, gr.State(None))
         asking_view.wire_asking(page, store, demo, folder)
         wire_looking(results, attention, batch, store, shown, demo)
+        words_view.wire_patch_words(words, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)
         which_view.wire_which_image(which, store, shown, demo)

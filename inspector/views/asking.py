@@ -18,6 +18,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import attention as attention_view
+from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
 from inspector.views.header import HeaderView
@@ -41,6 +42,7 @@ class Page:
     results: ResultsView
     attention: attention_view.AttentionView
     which: which_view.WhichImageView
+    words: words_view.PatchWordsView
     shown: gr.State
     answering: gr.State
 
@@ -59,6 +61,7 @@ class Page:
             self.attention.layer,
             self.attention.head,
             *self.which.fresh,
+            *self.words.fresh,
         ]
 
 
@@ -154,6 +157,7 @@ class AskingHandlers:
             attention_view.summarise(inspection, found),
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
+            *words_view.begin(vlm.n_layers),
         ]
 
 
