@@ -3,6 +3,7 @@
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
 which-image  the dependence of an answer against one whole hooked forward per intervention
 moved-images does the verdict follow a picture that is moved to another place, in 60 drawn prompts
+words        are a drawn shape's own colour and kind among the words on its patches, by layer
 families     a read-out of transformers' models against SDPA and eager attention; which-image on one of them
 precision    errors of the self-checks in float32, bfloat16 and float16, and what these take on this CPU
 training     a training step against a plain loop
@@ -28,6 +29,7 @@ PARTS = (
     "scale",
     "which-image",
     "moved-images",
+    "words",
     "families",
     "precision",
     "training",

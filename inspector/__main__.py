@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from inspector.bounds import format_bounds
+from inspector.experiments.patch_words import describe_found, find_word, measure_words
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
 from inspector.export.command_line import write_which_image
+from inspector.export.files import describe_all
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
 from inspector.ground_truth.items import CELLS
@@ -20,13 +22,13 @@ from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
 from inspector.interventions.target import open_case
-from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.which_image.model_comparison import compare_answers
 from inspector.which_image.study import study_answer
-from model import InputError, InspectableVLM, load_vlm, open_image, plan_memory
+from model import STREAMS, InputError, InspectableVLM, load_vlm, open_image, plan_memory
 from model.devices import add_placement
 from model.memory import refuse_shortage
 
@@ -67,13 +69,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_questions(layout)
     compare = commands.add_parser("compare", help="ask two models the same, and lay their answers side by side")
     _add_prompt(compare, models=True)
+    words = commands.add_parser("words", help="what image tokens say at a layer: logit lens and nearest words")
+    _add_prompt(words)
+    words.add_argument("--layer", type=int, help="from 0 (default: the last)")
+    words.add_argument("--stream", choices=STREAMS, default="residual", help="what of the layer is read")
+    words.add_argument("--word", default="", metavar="TEXT", help="also: in how many cells of each layer it stands")
     battery = commands.add_parser("battery", help="try the instrument on drawn prompts whose truth is known")
     battery.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
     battery.add_argument("--cell", action="append", choices=CELLS, help="repeat for several (default: all)")
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
-    for command in (inspect, which, cut, report, layout, compare, battery):
+    for command in (inspect, which, cut, report, layout, compare, words, battery):
         add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
@@ -163,7 +170,7 @@ def run_inspect(options: argparse.Namespace) -> dict:
     position = first if options.position is None else options.position
     if not 0 <= position < len(inspection.row):
         raise InputError(f"--position is {position}; the row has the positions 0 to {len(inspection.row) - 1}.")
-    return describe(vlm, inspection, attend(vlm, inspection, position))
+    return describe_all(vlm, inspection, attend(vlm, inspection, position))
 
 
 def run_which_image(options: argparse.Namespace) -> dict:
@@ -244,6 +251,18 @@ def run_compare(options: argparse.Namespace) -> dict:
     return found.to_json()
 
 
+def run_words(options: argparse.Namespace) -> dict:
+    """The words on every image token; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = open_model(options)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    facts = measure_words(vlm, inspection, options.layer, options.stream).to_json()
+    if options.word:
+        facts["found"] = describe_found(options.word, find_word(vlm, inspection, options.word, options.stream))
+    return facts
+
+
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
     ends it, and what was found until then is the result. InputError if that is nothing."""
@@ -287,6 +306,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "report": run_report,
     "layout": run_layout,
     "compare": run_compare,
+    "words": run_words,
     "battery": run_battery_command,
 }
 

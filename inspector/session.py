@@ -23,6 +23,7 @@ from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
 from inspector.row.attention import AttentionMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
+from inspector.which_image.seen import SeenAnswer
 from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory
 from model.memory import format_bytes, release_memory
 from model.training.fresh import new_vlm
@@ -36,7 +37,8 @@ UNNAMED = "a run's model"
 @dataclass(frozen=True)
 class Shown:
     """What one person's page shows; kept in that person's own state and replaced, never changed. ``names`` are the
-    images' file names, in order; ``settings`` those that it was asked with."""
+    images' file names, in order; ``settings`` those that it was asked with; ``seen`` what the
+    images add to each token of its answers."""
 
     model: str
     inspection: Inspection
@@ -44,6 +46,7 @@ class Shown:
     attention: AttentionMap
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    seen: tuple[SeenAnswer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
 from inspector.views import lessons as lessons_view
 from inspector.views import models as models_view
+from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
@@ -86,6 +87,7 @@ def build_ui(
                 with gr.Tabs() as tabs:
                     with gr.Tab("Attention", id="Attention"):
                         attention = attention_view.build_attention()
+                        words = words_view.build_patch_words()
                     with gr.Tab("Which image?", id="Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
@@ -99,10 +101,11 @@ def build_ui(
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         models_view.wire_models(models, prompt.model, results.former, shown, store, fetcher, demo)
-        page = asking_view.Page(header, prompt, results, attention, which, shown, gr.State(None))
+        page = asking_view.Page(header, prompt, results, attention, which, words, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder, lessons_view.choose_opening)
         lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
+        words_view.wire_patch_words(words, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)
         which_view.wire_which_image(which, store, shown, demo)

@@ -15,9 +15,10 @@ from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image,
 from model.memory import MemoryNeed
 from model.packing import pack_samples
 from model.sample import Row, Sample, Span, TokenGrid
-from model.tap import ActivationPatch, AttentionReader, AttentionReading, Cut, Tap
+from model.tap import STREAMS, ActivationPatch, AttentionReader, AttentionReading, Cut, StateReader, Tap
 
 __all__ = [
+    "STREAMS",
     "VLM",
     "ActivationPatch",
     "AttentionReader",
@@ -36,6 +37,7 @@ __all__ = [
     "Row",
     "Sample",
     "Span",
+    "StateReader",
     "Step",
     "Tap",
     "TokenGrid",

@@ -160,8 +160,11 @@ class DecoderBlock(nn.Module):
         self.mlp = SwiGLU(config.lm_hidden_dim, config.lm_inter_dim)
 
     def forward(self, x: Tensor, context: Pass) -> Tensor:
-        x = x + self.attn(self.norm1(x), context)
-        return x + self.mlp(self.norm2(x))
+        middle = x + self.attn(self.norm1(x), context)
+        after: Tensor = middle + self.mlp(self.norm2(middle))
+        if context.tap is not None and context.tap.states is not None:
+            context.tap.states.observe(self.attn.layer, x, middle, after)
+        return after
 
 
 class LanguageModel(nn.Module):

@@ -129,6 +129,32 @@ class AttentionReader:
         return AttentionReading(self.rows, torch.stack(self._shares), patterns, norms)
 
 
+STREAMS = ("residual", "attention", "mlp")
+"""What can be read of a layer: the states that leave it, and what its attention and its MLP add to them."""
+
+
+class StateReader:
+    """Keeps states of chosen query rows of one forward pass: ``states [layer] → [row width]`` float32 on the CPU.
+
+    ``rows``: query positions; ``layers``: which, from 0; ``stream``: one of :data:`STREAMS`. A layer's residual is what
+    leaves it, before the last norm."""
+
+    def __init__(self, rows: Sequence[int], layers: Sequence[int], stream: str = "residual") -> None:
+        self.rows = torch.as_tensor(rows, dtype=torch.long)
+        self.layers, self.stream = frozenset(layers), stream
+        self.states: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self, layer: int, before: Tensor, middle: Tensor, after: Tensor) -> None:
+        """Called by each layer in turn with the states ``[batch query width]`` that enter it, that stand between its
+        attention and its MLP, and that leave it."""
+        if layer not in self.layers:
+            return
+        before, middle, after = (states[0, self.rows.to(states.device)].float() for states in (before, middle, after))
+        found = {"residual": after, "attention": middle - before, "mlp": after - middle}[self.stream]
+        self.states[layer] = found.cpu()
+
+
 @dataclass(frozen=True)
 class Tap:
     """What a forward pass is to read and to change; one tap per pass."""
@@ -136,6 +162,7 @@ class Tap:
     reader: AttentionReader | None = None
     cuts: tuple[Cut, ...] = ()
     patches: tuple[ActivationPatch, ...] = ()
+    states: StateReader | None = None
     # By the cuts that are active in a layer: the pass's own mask and what was made of it, of the last layer alone
     # (neighbours mostly share their cuts, and one mask of each kind would fill the memory). A new pass (each step of
     # generating is one) comes with a mask of its own, so nothing outlives the pass that it was made for.

@@ -12,6 +12,7 @@ from torch import Tensor
 from inspector.facts import write_json
 from inspector.row.ask import Inspection, describe, training_batch
 from inspector.row.attention import AttentionMap
+from inspector.which_image.seen import measure_all_seen
 from model import Batch, InspectableVLM, Sample
 
 
@@ -28,11 +29,17 @@ def write_files(vlm: InspectableVLM, inspection: Inspection, arrangement: str, f
     return [str(folder / "batch.json"), str(folder / "batch.safetensors")]
 
 
+def describe_all(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
+    """:func:`inspector.row.ask.describe`, and which tokens of each answer were seen."""
+    seen = [answer.to_json() for answer in measure_all_seen(vlm, inspection)]
+    return {**describe(vlm, inspection, attention), "seen": seen}
+
+
 def write_facts(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:
     """inspection.json in ``folder``: what ``python -m inspector inspect`` prints, for the token whose attention is
     shown. OSError if it can't be written."""
     path = folder / "inspection.json"
-    path.write_text(write_json(describe(vlm, inspection, attention)) + "\n", encoding="utf-8")
+    path.write_text(write_json(describe_all(vlm, inspection, attention)) + "\n", encoding="utf-8")
     return str(path)
 
 

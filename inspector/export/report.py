@@ -72,6 +72,7 @@ def report(
         model=f"{model}, {weights / 1e6:.1f} M weights, {dtype}",
         names=names,
         turn=known.found.turn,
+        seen=known.found.seen,
         verdict=show_verdict(known.found.verdict, command=command),
         panels=list(known.drawn.values()),
         facts=known.facts,

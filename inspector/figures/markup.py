@@ -8,10 +8,19 @@ from html import escape
 from inspector.figures.colours import image_colour, ink_on
 from inspector.row.ask import AnswerToken, Inspection
 from inspector.row.token_table import Finding, TokenTable
+from inspector.which_image.seen import SeenAnswer, SeenToken
 from model import Batch, ImagePlan, InspectableVLM, MemoryNeed
 
 END = '<small class="vi-note">end</small>'
 """Stands for the end token, which has no text of its own."""
+ABOUT_SEEN = (
+    "The answer is read twice behind the same question, with the images and with all of them taken away, as “Which "
+    "image?” takes them away; the number is log p with them minus log p without, in nats. Seen means that it is at "
+    "least 1. A token that the model would have bet on anyway counts as guessed even if it looked, and each is judged "
+    "behind the same tokens before it: once “blue” stands there, what follows may need no image."
+)
+DEEPEST_GAIN = 6.0
+"""Nats from which on the colour gets no deeper: a factor of 400 in the token's probability."""
 
 
 def visible(text: str) -> str:
@@ -129,6 +138,37 @@ def show_answer(
             f'<div class="vi-answer">{body}</div></div>'
         )
     return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+
+
+def show_seen(answers: Sequence[SeenAnswer]) -> str:
+    """Under the answers: what the images add to log p of each token, as a number and as the depth of its colour. Tokens
+    are links to their places in the row."""
+    parts = []
+    for answer in answers:
+        body = "".join(_seen_token(token) for token in answer.tokens) if answer.images else ""
+        turn = f"Turn {answer.turn}: " if len(answers) > 1 else ""
+        parts.append(
+            f"<p>{turn}{escape(answer.sentence)}</p>" + (f'<p class="vi-seen-tokens">{body}</p>' if body else "")
+        )
+    if not parts:
+        return ""
+    about = show_info("Seen or guessed", ABOUT_SEEN)
+    head = f'<div class="vi-panel-head"><h3 class="vi-heading">Seen or guessed</h3>{about}</div>'
+    return f'<div class="vi-seen" role="group" aria-label="Seen or guessed">{head}{"".join(parts)}</div>'
+
+
+def _seen_token(token: SeenToken) -> str:
+    depth = min(100, max(0, round(100 * token.gain / DEEPEST_GAIN)))
+    title = (
+        f"log p = {token.with_images:.2f} with the images, {token.without_images:.2f} without any; without them the "
+        f"likeliest token here is “{visible(token.instead)}”"
+    )
+    word = "seen" if token.seen else "guessed"
+    return (
+        f'<button type="button" class="vi-token vi-{word}" data-vlm-position="{token.position}" '
+        f'style="--share:{depth}%" title="{escape(title, quote=True)}"><code>{escape(visible(token.text))}</code> '
+        f"<span data-copy>{token.gain:+.2f}</span> <small>{word}</small></button>"
+    )
 
 
 def _answer_token(token: AnswerToken, position: int | None, *, goes_on: bool) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from inspector.facts import write_json
 from inspector.figures.charts import thumbnail
 from inspector.figures.colours import image_colour
-from inspector.figures.markup import badge, show_answer, visible
+from inspector.figures.markup import badge, show_answer, show_seen, visible
 from inspector.row.ask import Inspection
+from inspector.which_image.seen import SeenAnswer
 
 _STYLES = [Path(__file__).parents[1] / "widgets" / name for name in ("page.css", "which_image.css")]
 # What Gradio's theme gives the page; a report brings its own, for both grounds.
@@ -48,6 +49,7 @@ def write_report(
     model: str,
     names: Sequence[str],
     turn: int,
+    seen: SeenAnswer | None,
     verdict: str,
     panels: Sequence[str],
     facts: Mapping[str, Any],
@@ -64,6 +66,7 @@ def write_report(
     turns = zip(inspection.prompt.turns, inspection.answers, strict=True)
     # Places are left out: nothing on this page could be selected by them.
     answer = show_answer([(one.user, one.assistant, tokens, ()) for one, tokens in turns])
+    below = show_seen(() if seen is None else (seen,))
     mask = ", document mask" if inspection.prompt.document_mask else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -75,7 +78,7 @@ def write_report(
 <h1>Which image does the answer rest on?</h1>
 <p class="vi-caption">{escape(model)} · #{escape(inspection.fingerprint[:16])} · {len(inspection.row):,} positions</p>
 <h2>Verdict</h2>{verdict}
-<h2>Prompt and answer</h2><div class="rp-pictures">{pictures}</div>{answer}
+<h2>Prompt and answer</h2><div class="rp-pictures">{pictures}</div>{answer}{below}
 <p class="vi-caption">Layout: {escape(inspection.prompt.layout)}{mask}. Turn {turn} is explained.</p>
 <h2>Tokens</h2>{show_row(inspection)}
 <h2>Tests</h2>{"".join(panels)}

@@ -33,6 +33,7 @@ from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.counterfactuals import Counterfactual, measure_counterfactuals
 from inspector.which_image.image_effects import Dependence, measure_dependence
 from inspector.which_image.question_contrast import Selection, measure_selection
+from inspector.which_image.seen import measure_seen
 from inspector.which_image.verdict import Verdict, judge, name_leader
 from model import Box, InputError, InspectableVLM
 from model.memory import format_bytes, measure_free_ram, refuse_shortage
@@ -326,6 +327,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         orders = summary.right, summary.predicted
     chooser = study.case.target.question.chooser
     assert chooser is not None
+    words = measure_seen(study.case, study.ablations)
     followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == colour]
     return ItemResult(
         cell=item.cell,
@@ -348,6 +350,9 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         asked_right=_all_right(study.selection, item),
         orders_right=orders[0],
         orders_predicted=orders[1],
+        seen=len(words.tokens) - words.guessed,
+        tokens=len(words.tokens),
+        said_anyway=all(token.said_anyway for token in words.tokens),
         exchange_named=0 if study.dependence.exchange is None else _largest(study.dependence.exchange.shapley),
     )
 

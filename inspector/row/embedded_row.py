@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inspector.row.token_table import token_losses
-from model import AttentionReader, AttentionReading, Cut, InspectableVLM, Row, Tap
+from model import AttentionReader, AttentionReading, Cut, InspectableVLM, Row, StateReader, Tap
 from model.generate import Step, check_room, continue_row
 from model.language import KeptKeys, KVCache
 from model.sample import see as see
@@ -204,6 +204,23 @@ def read_positions(
     kept.length = len(read)
     vlm.decode(read.embeds[None, chosen], read.row.position_ids[:, chosen], visible[None, None], kept, Tap(reader))
     return replace(reader.reading, rows=chosen)
+
+
+@torch.no_grad()
+def read_states(
+    vlm: InspectableVLM, read: EmbeddedRow, positions: Sequence[int], layers: Sequence[int], stream: str = "residual"
+) -> dict[int, Tensor]:
+    """By layer, ``[position width]``: what ``positions`` hold there, by one pass of these positions alone. ``stream``:
+    one of :data:`model.STREAMS`."""
+    chosen = torch.as_tensor(positions, dtype=torch.long)
+    reader = StateReader(range(len(chosen)), layers, stream)
+    visible = see(read.row, read.document_mask)[chosen]
+    kept = KeptKeys(read.cache)
+    kept.length = len(read)
+    vlm.decode(
+        read.embeds[None, chosen], read.row.position_ids[:, chosen], visible[None, None], kept, Tap(states=reader)
+    )
+    return reader.states
 
 
 def _read(

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.figures.markup import show_answer, show_notes, show_provenance
+from inspector.figures.markup import show_answer, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.server.blocks import GuardedBlocks
@@ -18,10 +18,12 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import attention as attention_view
+from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
 from inspector.views.header import HeaderView
 from inspector.views.results import ResultsView
+from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
 from model import InputError
 from model.training.synthetic.examples import EXAMPLES
@@ -40,6 +42,7 @@ class Page:
     results: ResultsView
     attention: attention_view.AttentionView
     which: which_view.WhichImageView
+    words: words_view.PatchWordsView
     shown: gr.State
     answering: gr.State
 
@@ -58,6 +61,7 @@ class Page:
             self.attention.layer,
             self.attention.head,
             *self.which.fresh,
+            *self.words.fresh,
         ]
 
 
@@ -94,7 +98,9 @@ class AskingHandlers:
         try:
             inspection = inspect_unfinished(self.store.get(stopped.model), stopped.prompt, stopped.tokens)
         except InputError as error:
-            return self._refused(error, show_answer([]) if before is None else show_turns(before.inspection))
+            return self._refused(
+                error, show_answer([]) if before is None else show_turns(before.inspection, before.seen)
+            )
         count, left = len(inspection.answers[-1]), len(stopped.prompt.turns) - len(inspection.answers)
         note = f"Stopped after {count} {'token' if count == 1 else 'tokens'}; this is the answer as far as it came."
         if left:
@@ -135,21 +141,23 @@ class AskingHandlers:
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
         found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
+        seen = measure_all_seen(vlm, inspection)
         key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
         strip = strip_payload(inspection, key)
         viewer = viewer_payload(vlm, inspection, asked.names, key)
         heat = attention_view.heat_of(found, selected, layer, head, own_scale)
         return [
             note,
-            show_turns(inspection),
+            show_turns(inspection, seen),
             None,
             show_provenance(vlm, inspection, self.store.title_of(asked.model), self.store.memory_of(asked.model)),
-            Shown(asked.model, inspection, selected, found, asked.names, asked.settings),
+            Shown(asked.model, inspection, selected, found, asked.names, asked.settings, seen),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
             attention_view.summarise(inspection, found),
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
+            *words_view.begin(vlm.n_layers),
         ]
 
 
@@ -243,10 +251,11 @@ def wire_asking(
     return Asking(page, handlers, filled, opened, in_turn, again)
 
 
-def show_turns(inspection: Inspection) -> str:
-    """All questions and answers of what is shown."""
+def show_turns(inspection: Inspection, seen: Sequence[SeenAnswer]) -> str:
+    """All questions and answers of what is shown, and which tokens were ``seen``."""
     turns = zip(inspection.prompt.turns, inspection.answers, inspection.answer_positions, strict=True)
-    return show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns])
+    answers = show_answer([(turn.user, turn.assistant, tokens, places) for turn, tokens, places in turns])
+    return answers + show_seen(seen)
 
 
 def _name_parameters(handler: Callable[..., Any], names: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
+from inspector.export.files import describe_all
 from inspector.images.image_file import SHELF
-from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, describe
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.prompt import Prompt, Turn, check_count, check_pixels
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.toasts import refuse
@@ -59,7 +60,7 @@ class InspectHandler:
             asked = Prompt(opened, tuple(Turn(text) for text in questions), layout, document_mask, self.bounds)  # type: ignore[arg-type]
             inspection = ask_and_inspect(vlm, asked, settings)
             row = inspection.row_that_chose(inspection.first_answer_position)
-            return describe(vlm, inspection, attend(vlm, inspection, row))
+            return describe_all(vlm, inspection, attend(vlm, inspection, row))
         except InputError as error:
             raise refuse(error) from error
 

@@ -15,6 +15,7 @@ from inspector.row.layout import RowStructure, describe_structure
 from inspector.which_image.counterfactuals import Counterfactual, measure_counterfactuals
 from inspector.which_image.image_effects import Dependence, TurnMatrix, measure_dependence, measure_matrix
 from inspector.which_image.question_contrast import Selection, measure_selection
+from inspector.which_image.seen import SeenAnswer, measure_seen
 from inspector.which_image.self_checks import PIXELS_CHECK, Check, run_checks
 from inspector.which_image.verdict import Verdict, judge, name_leader, withhold
 from model import InspectableVLM, OpenedImage
@@ -28,7 +29,7 @@ class WhichImage:
     """What is known so far about one answer; fields are None until their step is done. ``attention``: the pattern of
     the position that chose the answer's first token. ``reference``: dependence of a reference answer, if one was
     given. ``greedy_answer``: what the model itself says to the unchanged row, which flips are told against.
-    ``step``: the last of :data:`STEPS` that is done."""
+    ``seen``: the answer token by token, with and without images. ``step``: the last of :data:`STEPS` that is done."""
 
     step: str
     structure: RowStructure
@@ -43,6 +44,7 @@ class WhichImage:
     checks: tuple[Check, ...] | None = None
     verdict: Verdict | None = None
     greedy_answer: str | None = None
+    seen: SeenAnswer | None = None
 
     @property
     def attended_image(self) -> tuple[int, float] | None:
@@ -57,11 +59,13 @@ class WhichImage:
         """The contract of ``which-image --json``; images and turns count from 1, lists are in image order."""
         assert self.dependence is not None
         assert self.verdict is not None
+        assert self.seen is not None
         attended = self.attended_image
         return {
             "answer": self.dependence.answer,
             "greedy_answer": self.greedy_answer,
             "turn": self.turn,
+            "seen": self.seen.to_json()["tokens"],
             "verdict": self.verdict.to_json(),
             "dependence": self.dependence.to_json(),
             "reference": None if self.reference is None else self.reference.to_json(),
@@ -106,6 +110,7 @@ def study_answer(
         beside,
         verdict=judge(case, dependence),
         greedy_answer=case.text(case.greedy_ids),
+        seen=measure_seen(case, ablations),
     )
     yield found
     matrix = measure_matrix(case, ablations, exchanges)

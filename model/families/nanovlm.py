@@ -212,6 +212,12 @@ class VLM(nn.Module, OpenedVLM):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.decoder.head(hidden).float()
 
+    @guard_memory
+    @torch.no_grad()
+    def read_out(self, states: Tensor) -> Tensor:
+        """See :meth:`model.families.protocol.InspectableVLM.read_out`."""
+        return self.logits(self.decoder.norm(states.to(self.device, self.dtype)))
+
     def convert(self, dtype: torch.dtype) -> VLM:
         from model.checkpoint import copy_vlm  # which knows of this module
 

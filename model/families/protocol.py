@@ -225,6 +225,11 @@ class InspectableVLM(Protocol):
         """``[… vocab]`` float32."""
         ...
 
+    def read_out(self, states: Tensor) -> Tensor:
+        """``[… vocab]`` float32 of ``states [… width]`` of any layer, by the last norm and the head: the logit lens
+        (nostalgebraist 2020). Of the last layer's states these are the model's own logits."""
+        ...
+
     def convert(self, dtype: torch.dtype) -> InspectableVLM:
         """A copy of its own in another precision."""
         ...

@@ -9,6 +9,7 @@ pass is to do travels with the pass as one argument; nothing of it stays in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -127,10 +128,15 @@ class TextModel:
         slides = _SLIDING in kinds or (getattr(self.config, "layer_types", None) is None and window)
         self.window: int | None = int(window) if slides and window else None
         self.mixed = len(kinds) > 1
+        self.norm = _check_ends(name, cast(Any, model), head, self.width)
         register_attention()
         self.config._attn_implementation = ATTENTION
         for index, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(_patch_before(index), with_kwargs=True)
+            # What stands between attention and MLP is what the MLP's norm is given; a norm isn't told of the pass.
+            between = getattr(layer, "pre_feedforward_layernorm", None) or layer.post_attention_layernorm
+            cast(nn.Module, between).register_forward_pre_hook(_own(_keep_middle))
+            layer.register_forward_hook(_observe(index), with_kwargs=True)
         self.layers[-1].register_forward_hook(_patch_behind(self.n_layers), with_kwargs=True)
 
     def new_cache(self, positions: int, dtype: torch.dtype, device: torch.device) -> KVCache:
@@ -159,16 +165,21 @@ class TextModel:
         masks = self._make_masks(visible, position_ids[0], places, embeds)
         inspected = _Pass(tap, keys - count)
         positions = position_ids.to(embeds.device)
-        output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=masks,
-            # [1 pos], or [axes 1 pos] where positions have several axes.
-            position_ids=positions if len(positions) == 1 else positions[:, None],
-            past_key_values=None if cache is None else _CacheView(cache),
-            use_cache=cache is not None,
-            inspected=inspected,
-            **more,
-        )
+        reads = _READS.set(tap is not None and tap.states is not None)
+        try:
+            output = self.model(
+                inputs_embeds=embeds,
+                attention_mask=masks,
+                # [1 pos], or [axes 1 pos] where positions have several axes.
+                position_ids=positions if len(positions) == 1 else positions[:, None],
+                past_key_values=None if cache is None else _CacheView(cache),
+                use_cache=cache is not None,
+                inspected=inspected,
+                **more,
+            )
+        finally:
+            _READS.reset(reads)
+            _MIDDLE.set(None)
         if cache is not None and not isinstance(cache, KeptKeys):
             cache.length += count
         hidden: Tensor = output.last_hidden_state
@@ -227,6 +238,55 @@ class TextModel:
         near = (queries.cpu()[:, None] - places[None]) < self.window
         sliding = mask(visible & near.to(visible.device))
         return {_FULL: mask(visible), _SLIDING: sliding} if self.mixed else sliding
+
+
+def _check_ends(name: str, model: Any, head: nn.Module, width: int) -> nn.Module:
+    """The last norm. InputError where it, the head, or a layer's norm of the MLP isn't where a lens needs it."""
+    norm = getattr(model, "norm", None)
+    weight = getattr(norm, "weight", None)
+    if not isinstance(norm, nn.Module) or weight is None or tuple(weight.shape) != (width,):
+        raise InputError(
+            f"The language model ({name}) has no last norm of its {width} numbers a position; its states can't be put "
+            "into words, so it can't be inspected here."
+        )
+    if not isinstance(head, nn.Linear) or head.in_features != width:
+        raise InputError(
+            f"The language model ({name}) has no linear head on its {width} numbers a position; its states can't be "
+            "put into words, so it can't be inspected here."
+        )
+    for layer in model.layers:
+        before_mlp = any(hasattr(layer, key) for key in ("pre_feedforward_layernorm", "post_attention_layernorm"))
+        # A norm behind the MLP and none before it: the one behind attention isn't given the residual either (OLMo 2).
+        norms_behind = hasattr(layer, "post_feedforward_layernorm") and not hasattr(layer, "pre_feedforward_layernorm")
+        if not before_mlp or norms_behind:
+            raise InputError(
+                f"The language model ({name}) has layers without a norm before the MLP; what attention and MLP add "
+                "can't be told apart, so it can't be inspected here."
+            )
+    return norm
+
+
+_MIDDLE: ContextVar[Tensor | None] = ContextVar("middle", default=None)
+"""Of the layer that this thread computes: passes of several threads go through the same layers."""
+_READS: ContextVar[bool] = ContextVar("reads", default=False)
+
+
+def _keep_middle(_: nn.Module, args: tuple[Any, ...]) -> None:
+    if _READS.get():
+        _MIDDLE.set(args[0])
+
+
+def _observe(layer: int) -> Callable[..., Any]:
+    def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inspected = kwargs.get("inspected")
+        if inspected is None or inspected.tap is None or inspected.tap.states is None:
+            return
+        middle = _MIDDLE.get()
+        assert middle is not None
+        after = output[0] if isinstance(output, tuple) else output
+        inspected.tap.states.observe(layer, args[0], middle, after)
+
+    return _own(observe)
 
 
 def _patch_before(layer: int) -> Callable[..., Any]:

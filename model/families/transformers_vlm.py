@@ -397,6 +397,12 @@ class TransformersVLM(OpenedVLM):
     def logits(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.text.head(hidden)).float()
 
+    @guard_memory
+    @torch.no_grad()
+    def read_out(self, states: Tensor) -> Tensor:
+        norm = self.text.norm
+        return self.logits(norm(states.to(next(norm.parameters()).device, self.dtype)).to(self.device))
+
     def convert(self, dtype: torch.dtype) -> TransformersVLM:
         self._check_copied()
         return self._copy(cast(Any, deepcopy(self.model)).to(dtype))

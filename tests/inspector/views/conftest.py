@@ -13,6 +13,7 @@ from inspector.session import ModelStore, Shown
 from inspector.views.asking import Page
 from inspector.views.attention import build_attention
 from inspector.views.header import build_header
+from inspector.views.patch_words import build_patch_words
 from inspector.views.prompt import build_examples, build_prompt
 from inspector.views.results import build_results
 from inspector.views.which_image import build_which_image
@@ -30,7 +31,7 @@ def page(store):
     bounds = Bounds()
     with GuardedBlocks(bounds, False, analytics_enabled=False):
         header, prompt = build_header("A page"), build_prompt(store, build_examples(), bounds)
-        views = build_results(), build_attention(), build_which_image()
+        views = build_results(), build_attention(), build_which_image(), build_patch_words()
         return Page(header, prompt, *views, gr.State(None), gr.State(None))
 
 

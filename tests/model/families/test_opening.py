@@ -219,3 +219,9 @@ def test_a_language_model_that_is_not_read_here_is_refused_at_load(tmp_path, tex
     made.write_checkpoint(*made.build_llava(made.byte_tokenizer(["<image>"]), text=text, **settings), tmp_path)
     with pytest.raises(InputError, match=KNOWN_TEXT):
         load_vlm(tmp_path)
+
+
+def test_a_language_model_whose_norms_stand_elsewhere_is_refused_at_load(tmp_path):
+    made.write_checkpoint(*made.build_llava(made.byte_tokenizer(["<image>"]), text="Olmo2"), tmp_path)
+    with pytest.raises(InputError, match="norm before the MLP"):
+        load_vlm(tmp_path)

@@ -1,12 +1,15 @@
 """Transformers' language models under our tap: read, cut, patched, cached; and nothing of a pass stays behind."""
 
+import copy
 import threading
 
 import pytest
 import torch
+from torch import nn
 
 from inspector.row.embedded_row import read_positions, read_row
-from model import ActivationPatch, AttentionReader, Cut, Tap
+from model import ActivationPatch, AttentionReader, Cut, InputError, StateReader, Tap
+from model.families.transformers_text import TextModel, forget_hooks
 from model.language import KeptKeys
 from tests import tiny_checkpoints as made
 
@@ -172,3 +175,23 @@ def test_a_typed_answer_stands_as_the_model_would_say_it(tiny):
         assert "".join(vlm.token_text(token) for token in vlm.encode_answer("The shape")) == " The shape"
     vlm = tiny("llava text").vlm
     assert vlm.encode_answer("The shape") == vlm.encode_text("The shape")
+
+
+def test_states_are_read_where_hidden_states_of_transformers_are(case):
+    vlm, row, _ = case
+    reader = StateReader(range(len(row)), range(vlm.n_layers))
+    assert torch.equal(run(case, Tap(states=reader)), run(case))
+    torch.testing.assert_close(vlm.text.norm(reader.states[vlm.n_layers - 1]), run(case)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["norm", "head", "layer"])
+def test_a_model_without_the_ends_that_a_lens_needs_is_refused(tiny, part):
+    model = copy.deepcopy(tiny("llava always").vlm.text.model)
+    forget_hooks(model)
+    head = nn.Linear(model.config.hidden_size + (part == "head"), 8)
+    if part == "norm":
+        model.norm = nn.LayerNorm(model.config.hidden_size + 1)
+    elif part == "layer":
+        del model.layers[0].post_attention_layernorm
+    with pytest.raises(InputError, match="can't be inspected here"):
+        TextModel(model, head)

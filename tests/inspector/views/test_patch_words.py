@@ -1,0 +1,30 @@
+"""The section of words on patches: the panel and the facts say what the measurement says."""
+
+import gradio as gr
+import pytest
+
+from inspector.bounds import Bounds
+from inspector.experiments.patch_words import measure_words
+from inspector.views.patch_words import PatchWordsHandlers, begin
+
+
+def test_the_panel_has_a_word_on_every_cell_and_the_facts_are_the_commands(store, shown):
+    panel, facts = PatchWordsHandlers(store, Bounds()).read(shown, 1, "logit lens", "residual", "yellow")
+    found = measure_words(store.get("embedded"), shown.inspection, 1)
+    assert panel["value"].count('class="pw-cell"') == len(found.cells) == 48
+    assert all(f'data-vlm-position="{cell.position}"' in panel["value"] for cell in found.cells)
+    assert facts.pop("found")["logit_lens"]["cells"][1] == found.count("yellow")[0]
+    assert facts == found.to_json()
+
+
+def test_what_was_read_goes_with_the_answer_and_the_layers_are_the_models():
+    panel, layer, facts = begin(30)
+    assert (layer["value"], layer["maximum"], facts) == (0, 29, None)
+    assert "pw-cell" not in panel["value"]
+
+
+def test_before_an_answer_and_at_no_layer_it_is_refused(store, shown):
+    handlers = PatchWordsHandlers(store, Bounds())
+    for page, layer in ((None, 0), (shown, 4)):
+        with pytest.raises(gr.Error):
+            handlers.read(page, layer, "nearest words", "residual", "")
