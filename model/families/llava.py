@@ -15,7 +15,7 @@ from model.families.cropped_images import CroppedImages, mean_colour
 from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
 
-_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Kinds of image encoders, and how many tokens stand before their patches (CLIP's class token)."""
 
 
@@ -38,7 +38,7 @@ class Llava(TransformersVLM):
 
     def read_geometry(self, processor: Any) -> CroppedImages:
         tower = self._vision.model_type
-        if tower not in _TOWERS or (self._drops_first and not _TOWERS[tower]):
+        if tower not in CLASS_TOKENS or (self._drops_first and not CLASS_TOKENS[tower]):
             raise InputError(f"A LLaVA with the image encoder {tower} is not known here; use one with CLIP or SigLIP.")
         size = dict(processor.size) if processor.do_resize else {}
         shortest, whole = size.get("shortest_edge"), (size.get("width"), size.get("height"))
@@ -86,7 +86,7 @@ class Llava(TransformersVLM):
         return list(getattr(tower, "vision_model", tower).encoder.layers)
 
     def count_lead(self, image: ProcessedImage, tile: int) -> int:
-        return 0 if self._drops_first else _TOWERS[self._vision.model_type]
+        return 0 if self._drops_first else CLASS_TOKENS[self._vision.model_type]
 
     def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
         (tokens,) = self.count_tokens(image)

@@ -20,12 +20,10 @@ from model.chat import ImagePiece
 from model.errors import InputError
 from model.families.anyres_images import AnyresImages
 from model.families.cropped_images import CroppedImages, mean_colour
+from model.families.llava import CLASS_TOKENS
 from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
 from model.picture import LayingOut
-
-_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Kinds of image encoders, and how many tokens stand before their patches."""
 
 
 class LlavaNext(TransformersVLM):
@@ -41,7 +39,7 @@ class LlavaNext(TransformersVLM):
     def read_geometry(self, processor: Any) -> LayingOut:
         config = cast(Any, self.model.config)
         drops = int(config.vision_feature_select_strategy == "default")
-        if _CLASS_TOKENS.get(self._vision.model_type) != drops:
+        if CLASS_TOKENS.get(self._vision.model_type) != drops:
             raise InputError(
                 f"A {self.name} with the image encoder {self._vision.model_type} and the features "
                 f"“{config.vision_feature_select_strategy}” is not known here; use one with CLIP and “default”, or "
@@ -131,7 +129,7 @@ class LlavaNext(TransformersVLM):
         states = self._inner.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         layers = config.vision_feature_layer
         found = torch.cat([states[n] for n in ([layers] if isinstance(layers, int) else layers)], dim=-1)
-        dropped = _CLASS_TOKENS[self._vision.model_type]
+        dropped = CLASS_TOKENS[self._vision.model_type]
         return list(self._inner.multi_modal_projector(found[:, dropped:]))
 
     @torch.no_grad()
