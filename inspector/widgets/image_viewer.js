@@ -201,7 +201,8 @@ function paint(own) {
   const last = Math.max(...own.image.tiles.map(endOf));
   const pen = own.heat.getContext("2d");
   pen.clearRect(0, 0, across, down);
-  if (heat && heat.values.length >= last) {
+  // A very narrow image may have no cell at all.
+  if (heat && heat.values.length >= last && across && down) {
     // One pixel a cell, enlarged without smoothing: between two cells nothing was measured.
     const pixels = pen.createImageData(across, down), cells = hottest(heat), top = cells[0].share;
     const named = new Map(cells.slice(0, HOTTEST).filter((cell) => cell.share > 0).map((cell) => [cell.position, cell.share]));

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from model.errors import InputError
 from model.picture import Box, ImageLayout, whole_box
 
 
@@ -34,11 +33,6 @@ class AnyresImages:
 
     def lay_out(self, size: tuple[int, int]) -> ImageLayout:
         """See :class:`model.picture.LayingOut`. Two parts in the row: the whole image, and the grid of all tiles."""
-        if 0 in self.count_cells(size):
-            raise InputError(
-                f"An image of {size[0]:,} × {size[1]:,} px is so narrow that no image token would be left of it; crop "
-                "it or use a wider one."
-            )
         chosen, resized = self.choose_size(size)
         rows, cols = chosen[0] // self.tile, chosen[1] // self.tile
         skipped_rows, skipped_cols = self._count_skipped(size, rows, cols)
@@ -52,6 +46,8 @@ class AnyresImages:
             (chosen[0] - skipped_rows * px - top) * down,
         )
         note = f"read in {rows} × {cols} tiles, of whose features one grid is made"
+        if 0 in self.count_cells(size):
+            note += "; so narrow that no cell of it is left"
         return ImageLayout(size, resized, (1, 1), (whole_box(size), grid), thumbnail=0, notes=(note,))
 
     def reduce(self, picture: Image.Image) -> tuple[np.ndarray, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from model.errors import InputError
 from model.families.cropped_images import CroppedImages, mean_colour
 from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
+from model.picture import LayingOut
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Kinds of image encoders, and how many tokens stand before their patches (CLIP's class token)."""
@@ -21,9 +22,9 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 class Llava(TransformersVLM):
     name = "LLaVA"
-    image_processors = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+    image_processors: ClassVar[tuple[str, ...]] = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
     # Vicuna's, for which LLaVA was trained.
-    plain_template = (
+    plain_template: ClassVar[str | None] = (
         "{% for message in messages %}{% set role = message['role'] %}{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '"
         "}[role] if role != 'system' }}{% for part in message['content'] %}{{ 'IMAGE\\n' if part['type'] == 'image' "
         "else part['text'] }}{% endfor %}{{ eos_token if role == 'assistant' else ' ' }}{% endfor %}"
@@ -36,7 +37,7 @@ class Llava(TransformersVLM):
 
         return LlavaForConditionalGeneration
 
-    def read_geometry(self, processor: Any) -> CroppedImages:
+    def read_geometry(self, processor: Any) -> LayingOut:
         tower = self._vision.model_type
         if tower not in CLASS_TOKENS or (self._drops_first and not CLASS_TOKENS[tower]):
             raise InputError(f"A LLaVA with the image encoder {tower} is not known here; use one with CLIP or SigLIP.")

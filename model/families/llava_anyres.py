@@ -13,21 +13,21 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.chat import ImagePiece
 from model.errors import InputError
 from model.families.anyres_images import AnyresImages
 from model.families.cropped_images import CroppedImages, mean_colour
-from model.families.llava import CLASS_TOKENS
-from model.families.transformers_vlm import TransformersVLM
+from model.families.llava import CLASS_TOKENS, Llava
 from model.image import ProcessedImage
 from model.picture import LayingOut
 
 
-class LlavaNext(TransformersVLM):
+class LlavaNext(Llava):
     name = "LLaVA-NeXT"
+    plain_template = None
     image_processors: ClassVar[tuple[str, ...]] = ("LlavaNextImageProcessor",)
 
     @classmethod
@@ -65,25 +65,8 @@ class LlavaNext(TransformersVLM):
         return None
 
     @property
-    def _vision(self) -> Any:
-        return cast(Any, self.model.config).vision_config
-
-    @property
     def _inner(self) -> Any:
         return cast(Any, self.model).model
-
-    @property
-    def patch_px(self) -> int:
-        return int(self._vision.patch_size)
-
-    @property
-    def cell_px(self) -> int:
-        return self.patch_px
-
-    @property
-    def vision_blocks(self) -> Sequence[nn.Module]:
-        tower = self._inner.vision_tower
-        return list(getattr(tower, "vision_model", tower).encoder.layers)
 
     def count_cells(self, image: ProcessedImage, tile: int) -> tuple[int, int]:
         if tile == image.thumbnail_tile or not image.has_thumbnail:

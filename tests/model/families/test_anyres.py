@@ -33,9 +33,11 @@ def test_sizes_and_grids(size, chosen, resized, cells):
     assert images.count_cells(size) == cells
 
 
-def test_an_image_of_which_no_cell_would_be_left_is_refused():
-    with pytest.raises(InputError, match="1 × 300 px"):
-        AnyresImages(56, 4, SIZES, 3).lay_out((1, 300))
+def test_of_a_very_narrow_image_no_cell_is_left_and_that_is_said():
+    """As in transformers: the row holds the whole image and line breaks then."""
+    images = AnyresImages(56, 4, SIZES, 3)
+    assert images.count_cells((1, 300)) == (4, 0)
+    assert "no cell" in images.lay_out((1, 300)).notes[0]
 
 
 def test_a_grid_of_many_tiles_is_shrunk():
