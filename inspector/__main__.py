@@ -293,9 +293,9 @@ def describe_kept() -> str:
     features, rows = FEATURES.counts(), ROWS.counts()
     return (
         f"Image features: {features.encoded:,} parts of images encoded, {features.found:,} found again; "
-        f"{features.parts:,} kept, {features.nbytes / 1e6:,.1f} MB of at most {FEATURES.limit / 1e6:,.0f}.\n"
+        f"{features.parts:,} kept, {features.nbytes / 1e6:,.1f} MB of at most {FEATURES.kept.limit / 1e6:,.0f}.\n"
         f"Rows: {rows.read:,} read, {rows.found:,} found again; {rows.rows:,} kept with keys and values, "
-        f"{rows.nbytes / 1e6:,.1f} MB of at most {ROWS.limit / 1e6:,.0f}."
+        f"{rows.nbytes / 1e6:,.1f} MB of at most {ROWS.kept.limit / 1e6:,.0f}."
     )
 
 

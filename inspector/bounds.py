@@ -49,6 +49,7 @@ class Bounds:
     sessions_bytes: int = _bound(512 * MIB, 4 * GIB, "bytes", "state of all pages together")
     features_bytes: int = _bound(128 * MIB, 1 * GIB, "bytes", "what models made of images, everybody's")
     rows_bytes: int = _bound(384 * MIB, 4 * GIB, "bytes", "keys and values of rows that were read, everybody's")
+    words_bytes: int = _bound(32 * MIB, 128 * MIB, "bytes", "states of sentences that image tokens are compared with")
     session_idle_s: float = _bound(3600, 86_400, "s", "state of an open page that isn't used is kept")
     closed_session_s: float = _bound(120, 120, "s", "state of a closed page is kept, for a reload")
     private_model_bytes: int = _bound(512 * MIB, 8 * GIB, "bytes", "weights of runs that were opened for use")
@@ -129,6 +130,7 @@ def list_memory(bounds: Bounds) -> list[tuple[str, int]]:
         ("previews of images", bounds.previews_bytes),
         ("image features", bounds.features_bytes),
         ("keys and values of rows", bounds.rows_bytes),
+        ("states of sentences", bounds.words_bytes),
         ("models of runs that are in use", bounds.private_model_bytes),
         (f"{bounds.decoders} processes that decode images", bounds.decoders * bounds.decode_bytes),
         (f"{bounds.parsers} that read data", bounds.parsers * bounds.parse_bytes),

@@ -10,6 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from inspector.bounds import Bounds
+from inspector.experiments.patch_words import BANKS
 from inspector.figures.bounds import show_bounds
 from inspector.files import open_cache, own_folder
 from inspector.images.decoder import DECODER
@@ -69,7 +70,8 @@ def build_ui(
         store.private_bytes = bounds.private_model_bytes
         store.tell = inform
         DECODER.bounds, DECODER.find_person = bounds, demo.turns.find_person
-        FEATURES.limit, ROWS.limit = bounds.features_bytes, bounds.rows_bytes
+        FEATURES.kept.limit, ROWS.kept.limit = bounds.features_bytes, bounds.rows_bytes
+        BANKS.kept.limit = bounds.words_bytes
         header = header_view.build_header(TITLE)
         lessons = lessons_view.build_lessons()
         shown: gr.State = gr.State(None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inspector.bounds import Bounds
 from inspector.row.ask import Inspection, check_same_model
 from inspector.row.embedded_row import EmbeddedRow, read_row, read_states
+from inspector.row.least_used import LeastUsedTable
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
 from model import STREAMS, InputError, InspectableVLM, TokenGrid
+from model.memory import release_when_short
 from model.training.synthetic.scenes import COLOUR_NAMES, SHAPE_NAMES
 from model.values import is_whole, name_value
 
@@ -31,8 +33,6 @@ TOP = 5
 """So many words of each reading."""
 CHUNK = 64
 """Cells whose logits are made at once: 64 rows of a vocabulary of 150,000 are 38 MB."""
-BANK_BYTES = 128 << 20
-"""Of all sentences' states that are kept; the least used go first, one bank stays in any case."""
 SCENES = tuple(f"a {colour} {shape}" for colour in COLOUR_NAMES for shape in SHAPE_NAMES)
 """The drawn scenes' vocabulary: what the embedded model has words for."""
 PHOTOGRAPHS = (
@@ -133,28 +133,30 @@ class _Bank:
 
 
 class BankStore:
-    """The sentences' states by model and stream, for any number of threads; see :data:`BANK_BYTES`."""
+    """The sentences' states by model and stream, for any number of threads; at most ``limit`` bytes."""
 
-    def __init__(self, limit: int = BANK_BYTES) -> None:
-        self.limit = limit
+    def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, str], _Bank] = OrderedDict()
+        self.kept: LeastUsedTable[tuple[str, str, str], _Bank] = LeastUsedTable(limit, lambda bank: bank.states.nbytes)
 
     def get(self, vlm: InspectableVLM, stream: str) -> _Bank:
         key = vlm.fingerprint, vlm.placement, stream
         with self._lock:
-            if (known := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
+            if (known := self.kept.find(key)) is not None:
                 return known
         made = _build_bank(vlm, stream)
         with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > 1 and sum(bank.states.nbytes for bank in self._kept.values()) > self.limit:
-                self._kept.popitem(last=False)
-        return made
+            return self.kept.keep(key, made)
+
+    def release(self) -> None:
+        """Lets go of all of them."""
+        with self._lock:
+            self.kept.clear()
 
 
-BANKS = BankStore()
+BANKS = BankStore(Bounds().words_bytes)
+"""The server's own."""
+release_when_short(BANKS.release)
 
 
 def _build_bank(vlm: InspectableVLM, stream: str) -> _Bank:

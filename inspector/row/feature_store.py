@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inspector.bounds import Bounds
+from inspector.row.least_used import LeastUsedTable
 from model import InspectableVLM, ProcessedImage
 from model.memory import refuse_shortage, release_when_short
 
@@ -38,12 +39,11 @@ class FeatureStore:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self.kept: LeastUsedTable[Key, Tensor] = LeastUsedTable(limit, lambda part: part.nbytes)
         self._parts: OrderedDict[Key, tuple[Key, ...]] = OrderedDict()
         """The parts of whole images, so that an image that is known needn't be cut to be found."""
-        self._bytes = self._encoded = self._found = 0
+        self._encoded = self._found = 0
 
     def encode(self, vlm: InspectableVLM, images: Sequence[ProcessedImage]) -> tuple[Tensor, ...]:
         """``[token width]`` of each image, in the order of its image tokens, on the model's device."""
@@ -58,12 +58,12 @@ class FeatureStore:
         name = fingerprint, image.digest
         with self._lock:
             keys = self._parts.get(name)
-            found = {key: part for key in keys or () if (part := self._find(key)) is not None}
+            found = {key: part for key in keys or () if (part := self.kept.find(key)) is not None}
         if keys is None or len(found) < len(set(keys)):
             inputs = vlm.encoder_inputs(image)
             keys = tuple((fingerprint, _digest(one)) for one in inputs)
             with self._lock:
-                found = {key: part for key in keys if (part := self._find(key)) is not None}
+                found = {key: part for key in keys if (part := self.kept.find(key)) is not None}
             missing = {key: one for key, one in zip(keys, inputs, strict=True) if key not in found}
             if missing:
                 with refuse_shortage():
@@ -71,9 +71,10 @@ class FeatureStore:
             with self._lock:
                 self._encoded += len(missing)
                 for key in missing:
-                    found[key] = self._keep(key, found[key])
+                    # Not a view of a whole batch, which would be kept with it.
+                    found[key] = self.kept.keep(key, found[key].clone())
                 self._parts[name] = keys
-                while len(self._parts) > max(64, len(self._kept)):
+                while len(self._parts) > max(64, len(self.kept)):
                     self._parts.popitem(last=False)
         with self._lock:
             self._found += len(keys)
@@ -81,37 +82,20 @@ class FeatureStore:
 
     def counts(self) -> StoreCounts:
         with self._lock:
-            return StoreCounts(self._encoded, self._found - self._encoded, len(self._kept), self._bytes)
+            return StoreCounts(self._encoded, self._found - self._encoded, len(self.kept), self.kept.nbytes)
 
     def clear(self) -> None:
         """Forgets everything, counts included."""
         with self._lock:
-            self._kept.clear()
+            self.kept.clear()
             self._parts.clear()
-            self._bytes = self._encoded = self._found = 0
+            self._encoded = self._found = 0
 
     def release(self) -> None:
         """Lets go of all features; the counts stay."""
         with self._lock:
-            self._kept.clear()
+            self.kept.clear()
             self._parts.clear()
-            self._bytes = 0
-
-    def _find(self, key: Key) -> Tensor | None:
-        if (known := self._kept.get(key)) is not None:
-            self._kept.move_to_end(key)
-        return known
-
-    def _keep(self, key: Key, part: Tensor) -> Tensor:
-        """What is kept of it."""
-        if (known := self._kept.get(key)) is not None:  # somebody else was as quick
-            return known
-        part = self._kept[key] = part.clone()  # not a view of a whole batch, which would be kept with it
-        self._bytes += part.nbytes
-        while self._bytes > self.limit and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= dropped.nbytes
-        return part
 
 
 def _digest(part: Tensor) -> bytes:

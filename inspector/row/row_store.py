@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from inspector.bounds import Bounds
 from inspector.row.embedded_row import EmbeddedRow, grow_row, read_row, thin_row
 from inspector.row.feature_store import FEATURES, FeatureStore
+from inspector.row.least_used import LeastUsedTable
 from model import InspectableVLM, Row
 from model.memory import release_when_short
 
@@ -32,10 +32,10 @@ class RowStore:
     least used go first. What went is read again when it is asked for."""
 
     def __init__(self, features: FeatureStore, limit: int) -> None:
-        self.features, self.limit = features, limit
+        self.features = features
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, EmbeddedRow] = OrderedDict()
-        self._bytes = self._read = self._found = 0
+        self.kept: LeastUsedTable[Key, EmbeddedRow] = LeastUsedTable(limit, lambda row: row.nbytes)
+        self._read = self._found = 0
 
     def read(
         self,
@@ -50,8 +50,7 @@ class RowStore:
         not so a row that is only on the way to a longer one."""
         key = vlm.fingerprint, document_mask, _digest(row)
         with self._lock:
-            if (known := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
+            if (known := self.kept.find(key)) is not None:
                 self._found += 1
                 return known
             self._read += 1
@@ -60,32 +59,26 @@ class RowStore:
             found = read_row(vlm, row, features, document_mask=document_mask)
         else:
             found = grow_row(vlm, before, row, features)
-        if keep:
-            found = thin_row(vlm, found)
+        if not keep:
+            return found
+        found = thin_row(vlm, found)
         with self._lock:
-            if keep and key not in self._kept:
-                self._kept[key] = found
-                self._bytes += found.nbytes
-            while self._bytes > self.limit and len(self._kept) > 1:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= dropped.nbytes
-        return found
+            return self.kept.keep(key, found)
 
     def counts(self) -> RowCounts:
         with self._lock:
-            return RowCounts(self._read, self._found, len(self._kept), self._bytes)
+            return RowCounts(self._read, self._found, len(self.kept), self.kept.nbytes)
 
     def clear(self) -> None:
         """Forgets every row, and the counts."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = self._read = self._found = 0
+            self.kept.clear()
+            self._read = self._found = 0
 
     def release(self) -> None:
         """Lets go of every row; the counts stay."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            self.kept.clear()
 
 
 def _digest(row: Row) -> bytes:

@@ -29,7 +29,7 @@ def test_a_public_server_gives_no_more_than_a_private_one():
 
 def test_a_public_server_fits_into_twelve_gigabytes():
     parts = list_memory(public_bounds())
-    assert len(parts) == 10
+    assert len(parts) == 11
     assert sum(size for _, size in parts) <= 12e9
     small = public_bounds(
         sessions=10,
@@ -37,6 +37,7 @@ def test_a_public_server_fits_into_twelve_gigabytes():
         previews_bytes=0,
         features_bytes=0,
         rows_bytes=0,
+        words_bytes=0,
         private_model_bytes=0,
         decoders=0,
         parsers=0,

@@ -49,7 +49,7 @@ def test_the_lens_of_the_last_layer_gives_the_models_own_logits(tiny, embedded, 
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_state_is_its_own_nearest(embedded, stream):
-    bank = BankStore().get(embedded, stream)
+    bank = BankStore(1 << 27).get(embedded, stream)
     assert len(bank.words) == 3 * len(choose_sentences(embedded)) == 72
     states = unit(bank.states.float())
     assert torch.allclose((states * states).sum(-1), torch.ones(states.shape[:2]), atol=1e-5)

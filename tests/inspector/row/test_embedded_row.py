@@ -231,7 +231,7 @@ def test_a_kept_row_has_each_feature_once_and_the_states_that_somebody_asks_for(
     whole = read_row(embedded, row, features.encode(embedded, row.images))
     kept = rows.read(embedded, row, False)
     assert torch.equal(kept.embeds, whole.embeds)
-    stored = {part.data_ptr() for part in features._kept.values()}
+    stored = {part.data_ptr() for part in features.kept}
     assert {part.data_ptr() for part in kept.embedded.features} == stored
     is_image = row.input_ids == embedded.image_token_id
     dropped = torch.nonzero(~kept.has_state)[:, 0].tolist()
