@@ -252,6 +252,11 @@ def show_findings(findings: Sequence[Finding]) -> str:
     return f'<ul class="vi-findings">{items}</ul>'
 
 
+def show_looks_needs(sentence: str) -> str:
+    """The line under the answer; it begins with a verb, as its subject is the answer."""
+    return f'<p class="vi-looks" role="status">The answer {escape(sentence)}</p>'
+
+
 def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, memory: MemoryNeed | None = None) -> str:
     """The model chip: which weights answered, and on what; ``memory`` is read when it is pointed at."""
     weights = vlm.n_parameters

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from inspector.figures.markup import show_answer, show_notes, show_provenance, show_seen
+from inspector.figures.markup import show_answer, show_looks_needs, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.server.blocks import GuardedBlocks
@@ -23,9 +23,10 @@ from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
 from inspector.views.header import HeaderView
 from inspector.views.results import ResultsView
+from inspector.which_image.looks_needs import is_quick, measure_looks_needs
 from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
-from model import InputError
+from model import InputError, InspectableVLM
 from model.training.synthetic.examples import EXAMPLES
 
 OPENING_EXAMPLE = 1
@@ -62,6 +63,7 @@ class Page:
             self.attention.head,
             *self.which.fresh,
             *self.words.fresh,
+            self.results.looks,
         ]
 
 
@@ -122,6 +124,8 @@ class AskingHandlers:
             for event in ask(vlm, asked, on_its_way.settings):
                 if isinstance(event, Inspection):
                     yield self._finish(on_its_way, event, options)
+                    if (line := self._compare(vlm, event)) is not None:
+                        yield [*([gr.skip()] * (len(self.page.answered) - 1)), line]
                     return
                 turn, token = event
                 if token is not None:
@@ -134,6 +138,16 @@ class AskingHandlers:
             if any(tokens):
                 yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
+
+    def _compare(self, vlm: InspectableVLM, inspection: Inspection) -> str | None:
+        """The line on looking and needing, where it costs next to nothing."""
+        if not inspection.row.images or not is_quick(vlm, inspection):
+            return None
+        if not inspection.prompt.turns[-1].is_answered or inspection.first_answer_position == len(inspection.row) - 1:
+            return None
+        chooser = inspection.row_that_chose(inspection.first_answer_position)
+        found = measure_looks_needs(vlm, inspection, attend(vlm, inspection, chooser))
+        return None if found is None else show_looks_needs(found.sentence)
 
     def _finish(self, asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
         vlm = self.store.get(asked.model)
@@ -158,6 +172,7 @@ class AskingHandlers:
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
             *words_view.begin(vlm.n_layers),
+            "",
         ]
 
 

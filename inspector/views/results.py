@@ -19,6 +19,7 @@ ABOUT_ANSWER = (
 @dataclass(frozen=True)
 class ResultsView:
     answer: gr.HTML
+    looks: gr.HTML
     former: gr.HTML
     viewer: ImageViewer
     readout: Readout
@@ -30,6 +31,7 @@ def build_results() -> ResultsView:
         about = show_info("Answer", ABOUT_ANSWER)
         gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Answer</h2>{about}</div>')
         answer = gr.HTML(show_answer([]), elem_id="answer")
+        looks = gr.HTML("", elem_id="looks-needs")
         former = gr.HTML("", elem_id="former-answer")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -37,4 +39,4 @@ def build_results() -> ResultsView:
         with gr.Column(scale=3, min_width=280):
             readout = Readout(elem_id="readout")
     strip = TokenStrip(elem_id="strip")
-    return ResultsView(answer, former, viewer, readout, strip)
+    return ResultsView(answer, looks, former, viewer, readout, strip)

@@ -116,7 +116,9 @@ def test_an_uploaded_file_that_is_gone_costs_only_what_needs_its_pixels(files, e
     inspection = ask(embedded, [ImageFile(path) for path in files])
     files[0].unlink()
     assert viewer_payload(embedded, inspection, ["1", "2", "3"], "k")["images"][0]["original_size"] == [64, 64]
-    assert write_report(inspection, model="m", names=["1", "2", "3"], turn=1, verdict="", panels=[], facts={})
+    assert write_report(
+        inspection, model="m", names=["1", "2", "3"], turn=1, verdict="", panels=[], facts={}, seen=None
+    )
     assert ask(embedded, inspection.prompt.images).prompt.turns == inspection.prompt.turns
     case = open_case(embedded, inspection)
     with pytest.raises(InputError, match=GONE):

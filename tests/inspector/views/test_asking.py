@@ -32,7 +32,9 @@ def pictures(store, tmp_path):
 
 
 def test_an_answer_comes_token_by_token_and_then_fills_the_page(handlers, page, pictures):
-    *coming, last = handlers.ask(*asked(pictures, "In image 3, what color is the shape?"))
+    *coming, last, line = handlers.ask(*asked(pictures, "In image 3, what color is the shape?"))
+    assert "needs image 3" in value_of(page, page.results.looks, line)
+    assert all(value == gr.skip() for value in line[:-1])
     counts = [len(value_of(page, page.answering, step).tokens[0]) for step in coming]
     assert counts == sorted(counts)
     assert counts[-1] > 0
