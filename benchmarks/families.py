@@ -8,6 +8,7 @@ included.
 
 read-out     shares of attention of 1 and of 32 rows, beside the plain pass (SDPA, nothing looked at) and eager
              attention with ``output_attentions``, which is how the same numbers are had without this
+token click  on a row that is kept, beside one step of decoding
 which image  the whole study of one answer about three images, beside one hooked forward per intervention
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,10 +31,11 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.timing import embedded_tokenizer, peak_mib, reset_peak
+from benchmarks.scale import decode_step
+from benchmarks.timing import embedded_tokenizer, measure, peak_mib, reset_peak
 from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import Case, image_keys, open_case
-from inspector.row.ask import Inspection, inspect
+from inspector.row.ask import Inspection, attend, inspect
 from inspector.row.embedded_row import see
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.image_effects import measure_dependence
@@ -276,6 +279,15 @@ def measure_study(vlm: Llava, repeats: int) -> str:
     )
 
 
+def measure_click(vlm: Llava, repeats: int) -> str:
+    """A click on a token of a kept row, in turn with a step of decoding behind as long a row."""
+    inspection = ask_example(vlm)
+    length = len(inspection.row)
+    positions = cycle(range(length - 1, length // 2, -7))
+    ours, step = measure(lambda: attend(vlm, inspection, next(positions)), decode_step(vlm, length), repeats)
+    return f"  one token click {ours:.3f} s = {ours / step:.2f} decode steps behind {length:,} tokens"
+
+
 def _time(function: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
@@ -301,7 +313,7 @@ def compare(shape: Shape, tokens: int, layers: int, repeats: int) -> None:
     print(f"{shape.name}'s shape, {layers} of {shape.layers} layers, {tokens:,} tokens, float32", flush=True)
     check_shares(passes)
     times = measure_times(passes, repeats)
-    study = measure_study(passes.vlm, repeats)
+    study = f"{measure_click(passes.vlm, 8)}\n{measure_study(passes.vlm, repeats)}"
     del passes
     peaks = {way: measure_peak(shape, layers, tokens, way) for way in times}
     plain = "plain SDPA"

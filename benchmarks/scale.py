@@ -26,7 +26,7 @@ from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
 from inspector.which_image.study import study_answer
-from model import VLM, Conversation, Message, OpenedImage, VLMConfig, load_vlm
+from model import VLM, Conversation, InspectableVLM, Message, OpenedImage, VLMConfig, load_vlm
 from model.language import LanguageModel
 
 CLICKS = 20
@@ -103,7 +103,7 @@ def measure_units(vlm: VLM, prompt: Prompt) -> Unit:
     return Unit(vision, prefill, _time(decode_step(vlm, len(row)), 9), len(row))
 
 
-def decode_step(vlm: VLM, length: int) -> Callable[[], object]:
+def decode_step(vlm: InspectableVLM, length: int) -> Callable[[], object]:
     """One token behind ``length`` kept positions, with its logits."""
     cache = vlm.new_cache(length + 1)
     cache.keys.zero_()
