@@ -8,6 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 from inspector.bounds import Bounds
 from inspector.images.image_file import ImageFile, PromptImage, process_prompt_image
+from inspector.row.references import find_pointers
 from model import Conversation, InputError, InspectableVLM, Message, ProcessedImage, Row, Sample, pack_samples
 from model.values import name_value
 
@@ -108,6 +109,19 @@ def _check_text(text: object, turn: int, bounds: Bounds) -> None:
     # JSON can hold half of a pair of UTF-16; nothing that is sent or written in UTF-8 can.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"Turn {turn} holds half a character (a lone surrogate), which is no text; remove it.")
+
+
+def name_missing(prompt: Prompt) -> tuple[str, ...]:
+    """A sentence for each turn that names an image which the prompt doesn't have; the model answers all the same."""
+    count = len(prompt.images)
+    have = "no image" if not count else f"{count} image" + ("s" if count > 1 else "")
+    found = []
+    for number, turn in enumerate(prompt.turns, start=1):
+        beyond = sorted({p.number for p in find_pointers(turn.user) if p.number is not None and p.number > count})
+        if beyond:
+            named = " and ".join(f"image {image}" for image in beyond)
+            found.append(f"Turn {number} asks about {named}, and the prompt has {have}; add it, or ask about another.")
+    return tuple(found)
 
 
 def images_of_turns(prompt: Prompt) -> tuple[tuple[PromptImage, ...], ...]:

@@ -13,6 +13,7 @@ import gradio as gr
 from inspector.figures.markup import show_answer, show_looks_needs, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
+from inspector.row.prompt import name_missing
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
@@ -120,10 +121,11 @@ class AskingHandlers:
     def _stream(self, on_its_way: Answering, options: Sequence[Any]) -> Iterator[list[Any]]:
         asked, tokens = on_its_way.prompt, list(on_its_way.tokens)
         vlm, rest = self.store.get(on_its_way.model), self._rest
+        note = show_notes(name_missing(asked))
         try:
             for event in ask(vlm, asked, on_its_way.settings):
                 if isinstance(event, Inspection):
-                    yield self._finish(on_its_way, event, options)
+                    yield self._finish(on_its_way, event, options, note)
                     if (line := self._compare(vlm, event)) is not None:
                         yield [*([gr.skip()] * (len(self.page.answered) - 1)), line]
                     return
@@ -132,7 +134,7 @@ class AskingHandlers:
                     tokens[turn] += (token,)
                 on_its_way = replace(on_its_way, tokens=tuple(tokens))
                 parts = [(t.user, t.assistant, tokens[n], ()) for n, t in enumerate(asked.turns[: turn + 1])]
-                yield ["", show_answer(parts, running=True), on_its_way, *rest]
+                yield [note, show_answer(parts, running=True), on_its_way, *rest]
         except InputError:
             # A later turn that doesn't fit takes nothing away from the answers before it.
             if any(tokens):

@@ -135,6 +135,8 @@ def wire_models(
     model.change(
         handlers.keep_answer, shown, former, api_visibility="private", concurrency_limit=None, show_progress="hidden"
     )
+    if not fetcher.offers:
+        return
     opening = view.open.click(
         handlers.open,
         view.source,

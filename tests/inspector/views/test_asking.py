@@ -83,3 +83,13 @@ def test_a_stop_before_the_first_token_keeps_the_former_answer(handlers, page, s
     outputs = handlers.stop(shown, Answering("embedded", prompt, (), shown.settings, ((),)), *CONTROLS)
     assert value_of(page, page.shown, outputs) == gr.skip()
     assert "yellow" in value_of(page, page.results.answer, outputs)
+
+
+def test_an_image_that_is_not_there_is_named_before_the_answer(handlers, page, pictures):
+    first, *_, last, line = handlers.ask(*asked(pictures, "In image 7, what color is the shape?"))
+    for step in (first, last):
+        assert "image 7" in value_of(page, page.prompt.note, step)
+        assert "3 images" in value_of(page, page.prompt.note, step)
+    assert value_of(page, page.prompt.note, line) == gr.skip()
+    first, *_ = handlers.ask(*asked(pictures, "In image 3, what color is the shape?"))
+    assert value_of(page, page.prompt.note, first) == ""
