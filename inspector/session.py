@@ -25,6 +25,7 @@ from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
 from inspector.which_image.seen import SeenAnswer
 from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory
+from model.hub import HubCheckpoint, check_weights
 from model.memory import format_bytes, release_memory
 from model.training.fresh import new_vlm
 
@@ -141,6 +142,10 @@ class ModelStore:
             name = next(name for name in numbered if name not in self._sources)
             self._sources[name] = source
         return name
+
+    def check_weights(self, checkpoint: HubCheckpoint) -> None:
+        """InputError if it won't fit where this server's models are put; see :func:`model.hub.check_weights`."""
+        check_weights(checkpoint, device=self._device, dtype=self._dtype, quantize=self._quantize)
 
     def remove(self, name: str) -> None:
         """Takes a model that can't be opened from the common list."""

@@ -15,7 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+import torch
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,8 +27,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from model.devices import place
 from model.errors import InputError
-from model.memory import format_bytes
+from model.memory import MemoryNeed, check_memory, format_bytes, measure_free
 
 CONFIG_FILE = "config.json"
 TEXT_FILES = (
@@ -66,22 +68,28 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """``files``: what would be fetched, at ``commit``. ``family``: the ``model_type`` of config.json, “nanovlm” where
-    it names none."""
+    """``files``: what is fetched, at ``commit``. ``family``: the ``model_type`` of config.json, “nanovlm” where it
+    names none. ``stored``: the numbers that its weights are kept as, float32 where config.json doesn't say."""
 
     name: str
     commit: str
     files: tuple[HubFile, ...]
     family: str
+    stored: torch.dtype = torch.float32
 
     @property
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
 
-def look_up(name: str, *, endpoint: str | None = None) -> HubCheckpoint:
-    """What the checkpoint ``owner/name`` holds; its config.json is fetched and nothing else. InputError where there is
-    no such checkpoint, where it can't be reached or isn't one that is opened here, with what to do."""
+
+def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None) -> HubCheckpoint:
+    """What the checkpoint ``owner/name`` holds; its config.json is fetched and nothing else. Where the hub can't be
+    reached, what is in its ``cache``. InputError where there is no such checkpoint, where it can't be reached and isn't
+    here, or isn't one that is opened here, with what to do."""
     # Which families there are is asked for only here: whoever fetches nothing needn't know.
     from model.families.table import find_family
 
@@ -94,9 +102,15 @@ def look_up(name: str, *, endpoint: str | None = None) -> HubCheckpoint:
             for file in found.siblings or ()
             if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)
         )
-        path = hf_hub_download(name, CONFIG_FILE, revision=found.sha, endpoint=endpoint)
+        # By the branch's name: so the cache remembers which commit it was, for when the hub is out of reach.
+        path = hf_hub_download(name, CONFIG_FILE, endpoint=endpoint, cache_dir=cache)
+        commit = str(found.sha)
     except _FAILURES as error:
-        _refuse(name, error)
+        folder = _find_cached(name, cache)
+        if folder is None or isinstance(error, RepositoryNotFoundError | GatedRepoError | HFValidationError):
+            _refuse(name, error)
+        commit, path = folder.name, str(folder / CONFIG_FILE)
+        files = tuple(HubFile(str(file.relative_to(folder)), file.stat().st_size) for file in folder.rglob("*.*"))
     try:
         config = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError):
@@ -104,7 +118,18 @@ def look_up(name: str, *, endpoint: str | None = None) -> HubCheckpoint:
     if not isinstance(config, dict):
         raise InputError(f"The config.json of “{name}” is no object; use another checkpoint.")
     find_family(config)
-    return HubCheckpoint(name, str(found.sha), files, str(config.get("model_type") or "nanovlm"))
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
+    kept = stored if isinstance(stored, torch.dtype) else torch.float32
+    return HubCheckpoint(name, commit, files, str(config.get("model_type") or "nanovlm"), kept)
+
+
+def _find_cached(name: str, cache: Path | None) -> Path | None:
+    """The folder of a checkpoint that was fetched before, weights included."""
+    try:
+        found = Path(snapshot_download(name, allow_patterns=list(_PATTERNS), local_files_only=True, cache_dir=cache))
+    except (*_FAILURES, ValueError):
+        return None
+    return found if (found / CONFIG_FILE).is_file() and any(found.glob("model*.safetensors")) else None
 
 
 def _check_files(name: str, names: Sequence[str]) -> None:
@@ -133,11 +158,29 @@ def check_room(checkpoint: HubCheckpoint, most: int, *, cache: Path | None = Non
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if checkpoint.nbytes > free:
+    missing = sum(file.size for file in checkpoint.files if not _is_here(checkpoint, file, cache))
+    if missing > free:
         raise InputError(
-            f"“{checkpoint.name}” has {format_bytes(checkpoint.nbytes)} and the disk has {format_bytes(free)} left; "
+            f"“{checkpoint.name}” has {format_bytes(missing)} to fetch and the disk has {format_bytes(free)} left; "
             "make room or use a smaller one."
         )
+
+
+def _is_here(checkpoint: HubCheckpoint, file: HubFile, cache: Path | None) -> bool:
+    return isinstance(
+        try_to_load_from_cache(checkpoint.name, file.name, cache_dir=cache, revision=checkpoint.commit), str
+    )
+
+
+def check_weights(
+    checkpoint: HubCheckpoint, *, device: torch.device | str, dtype: torch.dtype | str, quantize: str | None
+) -> None:
+    """InputError if its weights won't fit what is free there: before they are fetched."""
+    placement = place(device, dtype, {checkpoint.stored: checkpoint.weight_bytes}, quantize)
+    size = {"4bit": 0.5, "8bit": 1.0}.get(quantize or "", placement.dtype.itemsize)
+    weights = int(checkpoint.weight_bytes / checkpoint.stored.itemsize * size)
+    free = measure_free(placement)
+    check_memory(MemoryNeed(weights, None, None, 0, placement.device_name, placement.dtype_name, free))
 
 
 def fetch(

@@ -66,8 +66,9 @@ class Fetcher:
             raise InputError("Another checkpoint is being fetched here; try again when that one is there.")
         fetching: _Fetching | None = None
         try:
-            checkpoint = look_up(source, endpoint=self.endpoint)
+            checkpoint = look_up(source, endpoint=self.endpoint, cache=self.cache)
             check_room(checkpoint, self.most, cache=self.cache)
+            store.check_weights(checkpoint)
             fetching = _Fetching(checkpoint, self)
             fetching.start()
             while fetching.is_alive():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model import InputError, load_vlm
-from model.hub import FetchStoppedError, check_room, fetch, look_up
+from model.hub import FetchStoppedError, check_room, check_weights, fetch, look_up
 from tests.stand_in_hub import COMMIT
 
 
@@ -116,6 +116,31 @@ def test_what_can_t_be_opened_is_refused_before_weights_are_fetched(hub, tmp_pat
     with pytest.raises(InputError, match=words):
         look_up("owner/other", endpoint=hub.endpoint)
     assert not any(name.endswith("safetensors") for name in hub.sent)
+
+
+def test_what_was_fetched_is_opened_without_the_hub(hub, llava, tmp_path, tiny, monkeypatch):
+    cache = tmp_path / "cache"
+    found = look_up("owner/llava", endpoint=hub.endpoint, cache=cache)
+    fetch(found, lambda _: None, endpoint=hub.endpoint, cache=cache)
+    # What is here needs no room.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    check_room(found, 1 << 40, cache=cache)
+    hub.close()
+    again = look_up("owner/llava", endpoint=hub.endpoint, cache=cache)
+    assert (again.commit, again.family, again.nbytes) == (found.commit, found.family, found.nbytes)
+    folder = fetch(again, lambda _: None, endpoint=hub.endpoint, cache=cache)
+    assert load_vlm(folder).fingerprint == tiny("llava").vlm.fingerprint
+    with pytest.raises(InputError, match="can't be reached"):
+        look_up("owner/other", endpoint=hub.endpoint, cache=cache)
+
+
+def test_weights_that_don_t_fit_the_memory_are_not_fetched(hub, llava, monkeypatch):
+    found = look_up("owner/llava", endpoint=hub.endpoint)
+    check_weights(found, device="cpu", dtype="auto", quantize=None)
+    monkeypatch.setattr("model.hub.measure_free", lambda _: found.weight_bytes // 2)
+    with pytest.raises(InputError, match="weights take"):
+        check_weights(found, device="cpu", dtype="auto", quantize=None)
+    check_weights(found, device="cpu", dtype="bfloat16", quantize=None)
 
 
 def test_too_large_for_the_server_or_the_disk(hub, llava, monkeypatch, tmp_path):
