@@ -125,9 +125,12 @@ class AskingHandlers:
         try:
             for event in ask(vlm, asked, on_its_way.settings):
                 if isinstance(event, Inspection):
-                    yield self._finish(on_its_way, event, options, note)
+                    filled = self._finish(on_its_way, event, options, note)
+                    yield filled
                     if (line := self._compare(vlm, event)) is not None:
-                        yield [*([gr.skip()] * (len(self.page.answered) - 1)), line]
+                        # The same once more, of which gradio sends the difference: a panel that is skipped behind an
+                        # update loses what the update said.
+                        yield [*filled[:-1], line]
                     return
                 turn, token = event
                 if token is not None:

@@ -34,7 +34,7 @@ def pictures(store, tmp_path):
 def test_an_answer_comes_token_by_token_and_then_fills_the_page(handlers, page, pictures):
     *coming, last, line = handlers.ask(*asked(pictures, "In image 3, what color is the shape?"))
     assert "needs image 3" in value_of(page, page.results.looks, line)
-    assert all(value == gr.skip() for value in line[:-1])
+    assert all(one is other for one, other in zip(line[:-1], last[:-1], strict=True))
     counts = [len(value_of(page, page.answering, step).tokens[0]) for step in coming]
     assert counts == sorted(counts)
     assert counts[-1] > 0
@@ -90,6 +90,6 @@ def test_an_image_that_is_not_there_is_named_before_the_answer(handlers, page, p
     for step in (first, last):
         assert "image 7" in value_of(page, page.prompt.note, step)
         assert "3 images" in value_of(page, page.prompt.note, step)
-    assert value_of(page, page.prompt.note, line) == gr.skip()
+    assert "image 7" in value_of(page, page.prompt.note, line)
     first, *_ = handlers.ask(*asked(pictures, "In image 3, what color is the shape?"))
     assert value_of(page, page.prompt.note, first) == ""
