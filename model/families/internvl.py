@@ -32,6 +32,12 @@ class InternVL(TransformersVLM):
         return InternVLForConditionalGeneration
 
     def read_geometry(self, processor: Any) -> NearestGridImages:
+        strategy = str(cast(Any, self.model.config).vision_feature_select_strategy)
+        if strategy != "default":
+            raise InputError(
+                f"An InternVL with the features “{strategy[:40]}” is not known here: its class token has no place in a "
+                "square of patches; use one with “default”."
+            )
         size = dict(processor.size)
         width, height = size.get("width"), size.get("height")
         if not width or width != height:

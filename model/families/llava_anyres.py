@@ -45,10 +45,12 @@ class LlavaNext(Llava):
                 f"“{config.vision_feature_select_strategy}” is not known here; use one with CLIP and “default”, or "
                 "SigLIP and “full”."
             )
+        # Where these differ, transformers resizes and crops each tile once more by itself.
         size, crop = dict(processor.size), dict(processor.crop_size or {})
-        tile = int(crop.get("height") or size.get("height") or size.get("shortest_edge") or 0)
+        sides = {int(side) for side in (*size.values(), *crop.values()) if side}
+        tile = int(self._vision.image_size)
         sizes = tuple((int(tall), int(wide)) for tall, wide in processor.image_grid_pinpoints)
-        if tile != self._vision.image_size or not sizes or any(side % tile for pair in sizes for side in pair):
+        if sides != {tile} or not sizes or any(side % tile for pair in sizes for side in pair):
             raise InputError(
                 f"The settings for images don't lead to tiles of {self._vision.image_size} px, which the image encoder "
                 "reads; correct preprocessor_config.json."

@@ -105,6 +105,9 @@ def test_features_are_the_model_s(tiny):
         ("llava next", "config.json", {"image_grid_pinpoints": [[56, 56]]}),
         ("llava next", "processor_config.json", {"image_grid_pinpoints": [[60, 60]]}),
         ("onevision", "preprocessor_config.json", {"size": {"height": 60, "width": 60}}),
+        ("onevision", "preprocessor_config.json", {"size": {"height": 56, "width": 84}}),
+        ("onevision", "preprocessor_config.json", {"size": {"height": 70, "width": 70}, "crop_size": 56}),
+        ("llava next", "processor_config.json", {"size": {"shortest_edge": 70}}),
     ],
 )
 def test_settings_that_are_not_known_are_refused(copy_of, name, file, change):

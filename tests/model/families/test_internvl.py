@@ -1,12 +1,13 @@
 """What InternVL alone does: its grids, and one run of image tokens for all tiles."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from model import InputError
+from model import InputError, load_vlm
 from model.families.internvl_images import NearestGridImages
 from tests import tiny_checkpoints as made
 
@@ -36,3 +37,11 @@ def test_a_tile_that_is_no_square_or_has_half_cells_is_refused(tiny):
         changed = type(processor)(**{**processor.to_dict(), "size": size})
         with pytest.raises(InputError, match=words):
             vlm.read_geometry(changed)
+
+
+def test_a_class_token_among_the_patches_is_refused(copy_of):
+    folder = copy_of("internvl")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_select_strategy": "full"}))
+    with pytest.raises(InputError):
+        load_vlm(folder)
