@@ -104,7 +104,7 @@ def build_ui(
         wire_prompt(prompt, store)
         models_view.wire_models(models, prompt.model, results.former, shown, store, fetcher, demo)
         page = asking_view.Page(header, prompt, results, attention, which, words, shown, gr.State(None))
-        asking = asking_view.wire_asking(page, store, demo, folder, lessons_view.choose_opening)
+        asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         words_view.wire_patch_words(words, store, shown, demo)

@@ -199,10 +199,8 @@ class Asking:
         return after(self.in_turn, inputs, self.page.answered, api_name=name, show_progress="hidden", **self.options)
 
 
-def wire_asking(
-    page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path, opening: Callable[[gr.Request], int]
-) -> Asking:
-    """``folder``: as :class:`AskingHandlers` has it. ``opening``: which example the page opens with."""
+def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> Asking:
+    """``folder``: as :class:`AskingHandlers` has it."""
     handlers = AskingHandlers(page, store, folder)
     prompt, answered, place = page.prompt, page.answered, Rank.ASK.place
     inputs = [*prompt.inputs, *page.attention.controls]
@@ -252,10 +250,9 @@ def wire_asking(
         )
 
     # Something real as soon as the page is open.
-    def open_page(model: str, history: list, request: gr.Request) -> list[Any]:
-        return handlers.load_example(opening(request), model, history)
-
-    loaded = demo.load(open_page, [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden")
+    loaded = demo.load(
+        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
+    )
     opened = loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
     asks.append(opened)
 

@@ -16,7 +16,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import batch as batch_view
-from inspector.views.asking import OPENING_EXAMPLE, Asking
+from inspector.views.asking import Asking
 from model import InputError
 from model.training.synthetic.examples import EXAMPLES
 
@@ -155,28 +155,16 @@ def wire_lessons(
         said = asked.then(tell, [view.chosen, shown], told, api_name=f"{name}_tell", **look)
         said.success(None, None, None, js=OUTLINE, api_visibility="private")
 
-    follow(view.chosen.input, "lesson")
+    follow(view.chosen.change, "lesson")
     for button, by, name in ((view.back, -1, "lesson_back"), (view.onward, 1, "lesson_next")):
-        stepped = button.click(
-            lambda key, by=by: handlers.step(key, by), view.chosen, view.chosen, api_name=name, **quiet
-        )
-        follow(stepped.success, f"{name}_open")
+        button.click(lambda key, by=by: handlers.step(key, by), view.chosen, view.chosen, api_name=name, **quiet)
     own = view.mine.click(tell, [view.chosen, shown], told, api_name="lesson", concurrency_id=Rank.LOOK.place)
     own.success(None, None, None, js=OUTLINE, api_visibility="private")
-    # A link to a question: the example is loaded in place of the opening one, see inspector.views.asking.
-    demo.load(name_lesson, None, view.chosen, api_name="lesson_of_link", **quiet)
-    said = asking.opened.then(tell, [view.chosen, shown], told, api_name="lesson_of_link_tell", **look)
-    said.success(None, None, None, js=OUTLINE, api_visibility="private")
+    # A link to a question, once the page is open.
+    asking.opened.then(name_lesson, None, view.chosen, api_name="lesson_of_link", **quiet)
 
 
-def choose_opening(request: gr.Request) -> int:
-    """The example that the page opens with: the one of the question that its address names."""
-    key = name_lesson(request)
-    wanted = LESSONS[find_lesson(key)].example if key else ""
-    return next((n for n, example in enumerate(EXAMPLES) if example.name == wanted), OPENING_EXAMPLE)
-
-
-def name_lesson(request: gr.Request) -> str:
-    """The key of the question that the page's address names; none for an unknown one."""
+def name_lesson(request: gr.Request) -> Any:
+    """The key of the question that the page's address names; nothing changes for an unknown one, or none."""
     key = str(dict(request.query_params).get("lesson", ""))
-    return key if any(lesson.key == key for lesson in LESSONS) else ""
+    return key if any(lesson.key == key for lesson in LESSONS) else gr.skip()

@@ -88,7 +88,8 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     page.wait_for_timeout(1500)
     drawn = []
     page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
-    page.locator("#strip .tok >> nth=0").click()
+    # Without scrolling there, which could bring the plots near.
+    page.evaluate("document.querySelector('#strip .tok').click()")
     page.wait_for_function(
         "document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000
     )
@@ -112,7 +113,7 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     assert page.evaluate(look) == "1"
     page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(500)
-    page.locator("#strip .tok >> nth=1").click()
+    page.evaluate("document.querySelectorAll('#strip .tok')[1].click()")
     page.wait_for_function(f"{look} === '0.35'", timeout=60_000)
     page.locator("#own-scale").scroll_into_view_if_needed()
     page.wait_for_function(f"{look} === '1'", timeout=60_000)
@@ -192,7 +193,7 @@ def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow
         "#ask-note >> text=/^Stopped after [23] tokens; this is the answer as far as it came.$/", timeout=60_000
     )
     said = page.inner_text("#answer .vi-last .vi-answer")
-    count = page.locator("#answer button.vi-token").count()
+    count = page.locator("#answer .vi-last button.vi-token").count()
     assert count in (2, 3)
     assert "p of each token" in said
     # The tokens are those of this answer, and each of its tokens has its place among them.
@@ -202,7 +203,7 @@ def test_stop_keeps_the_answer_as_far_as_it_came_and_looks_at_it(open_page, slow
         timeout=60_000,
     )
     words = page.eval_on_selector_all(
-        "#answer button.vi-token", "all => all.map(one => [Number(one.dataset.vlmPosition), one.textContent])"
+        "#answer .vi-last button.vi-token", "all => all.map(one => [Number(one.dataset.vlmPosition), one.textContent])"
     )
     for position, word in words:
         assert page.evaluate("place => vlmBus.row.text(place)", position) == word
@@ -419,7 +420,8 @@ def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page)
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#lint", timeout=60_000)
     named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
-    panels = ["Prompt", "Answer", "Images", "Selected token", "Tokens", "Attention", "Batch"]
+    panels = ["Lessons", "Prompt", "Answer", "Seen or guessed", "Images", "Selected token", "Tokens", "Attention"]
+    panels += ["Words on patches", "Batch"]
     assert sorted(name.split(":")[0] for name in named if name) == sorted(panels)
     note = page.locator("#strip details.vi-info")
     note.locator("summary").focus()
