@@ -55,8 +55,8 @@ CURVE_STEPS = 8
 """So many steps at most has a curve: with more regions, several are taken away at once."""
 RANDOM_ORDERS = 8
 MOST_POSITIONS = 30_000
-"""Readings that would send more positions through the language model for one map are made of a coarser one: at nanoVLM's
-222M shape on two cores both coarse maps of an image took 74 s, and the fine ones didn't end in minutes."""
+"""Readings that would send more positions through the language model for one map are made of a coarser one: at
+nanoVLM's 222M shape on two cores both coarse maps of an image took 74 s, and the fine ones didn't end in minutes."""
 ENOUGH = 0.9
 """Tokens are hidden from the question and the answer alone if that does so much of what hiding the whole image from
 everything behind it does: these are a few positions, and everything behind it may be thousands."""
