@@ -26,7 +26,8 @@ from model.values import name_value
 BALANCED = "balanced"
 """Over all CUDA devices, layer by layer, by accelerate."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTISATIONS = ("4bit", "8bit")
+QUANTISATIONS = {"4bit": 0.5, "8bit": 1.0}
+"""Bytes of a quantised weight, without the scales beside them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Placement:
     @property
     def dtype_name(self) -> str:
         return self.quantize or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def bytes_per_weight(self) -> float:
+        return QUANTISATIONS.get(self.quantize or "", self.dtype.itemsize)
 
 
 def place(

@@ -29,9 +29,10 @@ from huggingface_hub.errors import (
 
 from model.devices import place
 from model.errors import InputError
+from model.families.checkpoint_files import CONFIG
+from model.families.table import find_family
 from model.memory import MemoryNeed, check_memory, format_bytes, measure_free
 
-CONFIG_FILE = "config.json"
 TEXT_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -47,9 +48,7 @@ TEXT_FILES = (
 )
 """What lies beside the weights, of all families."""
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
-_PATTERNS = (CONFIG_FILE, *WEIGHT_FILES, *TEXT_FILES)
-
-
+_PATTERNS = (CONFIG, *WEIGHT_FILES, *TEXT_FILES)
 _FAILURES = (HTTPError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 """What asking the hub raises: its own answers, and what the connection does."""
 
@@ -90,9 +89,6 @@ def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None
     """What the checkpoint ``owner/name`` holds; its config.json is fetched and nothing else. Where the hub can't be
     reached, what is in its ``cache``. InputError where there is no such checkpoint, where it can't be reached and isn't
     here, or isn't one that is opened here, with what to do."""
-    # Which families there are is asked for only here: whoever fetches nothing needn't know.
-    from model.families.table import find_family
-
     try:
         found = HfApi(endpoint=endpoint).model_info(name, files_metadata=True)
         names = [file.rfilename for file in found.siblings or ()]
@@ -103,13 +99,13 @@ def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None
             if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)
         )
         # By the branch's name: so the cache remembers which commit it was, for when the hub is out of reach.
-        path = hf_hub_download(name, CONFIG_FILE, endpoint=endpoint, cache_dir=cache)
+        path = hf_hub_download(name, CONFIG, endpoint=endpoint, cache_dir=cache)
         commit = str(found.sha)
     except _FAILURES as error:
         folder = _find_cached(name, cache)
         if folder is None or isinstance(error, RepositoryNotFoundError | GatedRepoError | HFValidationError):
             _refuse(name, error)
-        commit, path = folder.name, str(folder / CONFIG_FILE)
+        commit, path = folder.name, str(folder / CONFIG)
         files = tuple(HubFile(str(file.relative_to(folder)), file.stat().st_size) for file in folder.rglob("*.*"))
     try:
         config = json.loads(Path(path).read_bytes())
@@ -129,18 +125,18 @@ def _find_cached(name: str, cache: Path | None) -> Path | None:
         found = Path(snapshot_download(name, allow_patterns=list(_PATTERNS), local_files_only=True, cache_dir=cache))
     except (*_FAILURES, ValueError):
         return None
-    return found if (found / CONFIG_FILE).is_file() and any(found.glob("model*.safetensors")) else None
+    return found if (found / CONFIG).is_file() and any(found.glob("model*.safetensors")) else None
 
 
 def _check_files(name: str, names: Sequence[str]) -> None:
     weights = [file for file in names if file.endswith(".safetensors") and file.startswith("model")]
-    if CONFIG_FILE in names and weights:
+    if CONFIG in names and weights:
         return
     if any(file.endswith(".gguf") for file in names):
         why, what = "holds GGUF files, which are not read here", "the checkpoint that they were made from"
     elif "adapter_config.json" in names:
         why, what = "is an adapter (LoRA) without its model", "the merged model"
-    elif CONFIG_FILE not in names:
+    elif CONFIG not in names:
         why, what = "has no config.json", "a checkpoint of a vision-language model"
     else:
         why, what = "has no safetensors, and other files of weights can hold code", "a checkpoint that has some"
@@ -177,8 +173,7 @@ def check_weights(
 ) -> None:
     """InputError if its weights won't fit what is free there: before they are fetched."""
     placement = place(device, dtype, {checkpoint.stored: checkpoint.weight_bytes}, quantize)
-    size = {"4bit": 0.5, "8bit": 1.0}.get(quantize or "", placement.dtype.itemsize)
-    weights = int(checkpoint.weight_bytes / checkpoint.stored.itemsize * size)
+    weights = int(checkpoint.weight_bytes / checkpoint.stored.itemsize * placement.bytes_per_weight)
     free = measure_free(placement)
     check_memory(MemoryNeed(weights, None, None, 0, placement.device_name, placement.dtype_name, free))
 
@@ -192,12 +187,6 @@ def fetch(
     done = 0
     folder = Path()
     for file in sorted(checkpoint.files, key=lambda file: file.size):
-        before = done
-
-        class Bar(_Bar):
-            def report(self, count: int, before: int = before) -> None:
-                tell(before + count)
-
         try:
             path = hf_hub_download(
                 checkpoint.name,
@@ -205,7 +194,7 @@ def fetch(
                 revision=checkpoint.commit,
                 endpoint=endpoint,
                 cache_dir=cache,
-                tqdm_class=Bar,
+                tqdm_class=_make_bar(tell, done),
             )
         except _FAILURES as error:
             _refuse(checkpoint.name, error, done)
@@ -233,29 +222,30 @@ def _refuse(name: str, error: Exception, done: int = 0) -> NoReturn:
     raise InputError(sentence) from error
 
 
-class _Bar:
-    """What huggingface_hub takes for a progress bar, as far as it uses one."""
+def _make_bar(tell: Callable[[int], None], before: int) -> type[Any]:
+    """What huggingface_hub takes for the class of a progress bar, as far as it uses one; ``tell`` is called with
+    ``before`` and the bytes of the file that are there."""
 
-    def __init__(self, *_: Any, initial: float = 0, total: float | None = None, **__: Any) -> None:
-        self.n, self.total = float(initial), total
+    class Bar:
+        def __init__(self, *_: Any, initial: float = 0, total: float | None = None, **__: Any) -> None:
+            self.n, self.total = float(initial), total
 
-    def update(self, n: float | None = 1) -> None:
-        self.n += n or 0
-        self.report(int(self.n))
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            tell(before + int(self.n))
 
-    def report(self, count: int) -> None:
-        raise NotImplementedError
+        def __enter__(self) -> Bar:
+            return self
 
-    def __enter__(self) -> _Bar:
-        return self
+        def __exit__(self, *_: object) -> None:
+            self.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        def close(self) -> None:
+            """Nothing is drawn."""
 
-    def close(self) -> None:
-        """Nothing is drawn."""
+        def refresh(self, *_: Any, **__: Any) -> None:
+            """Nothing is drawn."""
 
-    def refresh(self, *_: Any, **__: Any) -> None:
-        """Nothing is drawn."""
+        set_description = set_description_str = set_postfix_str = refresh
 
-    set_description = set_description_str = set_postfix_str = refresh
+    return Bar

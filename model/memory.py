@@ -33,8 +33,6 @@ _KINDS = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_QUANTISED = {"4bit": 0.5, "8bit": 1.0}
-"""Bytes of a quantised weight, without the scales beside them."""
 _MOST_HEADER_BYTES = 100 << 20
 """What safetensors allows itself."""
 _P = ParamSpec("_P")
@@ -86,7 +84,6 @@ def format_bytes(count: int) -> str:
 def estimate_memory(folder: Path, placement: Placement, positions: int | None = None) -> MemoryNeed:
     """What the checkpoint in ``folder`` takes; the prompt is of ``positions`` (:data:`PLANNED_POSITIONS` if None)."""
     stored = read_stored(folder)
-    size = _QUANTISED.get(placement.quantize or "", placement.dtype.itemsize)
     shape = _read_shape(folder)
     positions = min(positions or PLANNED_POSITIONS, shape.get("positions", PLANNED_POSITIONS))
     keys_values = features = None
@@ -96,7 +93,7 @@ def estimate_memory(folder: Path, placement: Placement, positions: int | None = 
     if "width" in shape:
         features = positions * shape["width"] * placement.dtype.itemsize
     return MemoryNeed(
-        weights=int(stored.count * size),
+        weights=int(stored.count * placement.bytes_per_weight),
         keys_values=keys_values,
         features=features,
         positions=positions,

@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inspector.bounds import Bounds
 from inspector.row.ask import Inspection, check_same_model
-from inspector.row.embedded_row import EmbeddedRow, read_row, read_states
+from inspector.row.embedded_row import read_row, read_states
 from inspector.row.least_used import LeastUsedTable
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
@@ -32,7 +33,8 @@ from model.values import is_whole, name_value
 TOP = 5
 """So many words of each reading."""
 CHUNK = 64
-"""Cells whose logits are made at once: 64 rows of a vocabulary of 150,000 are 38 MB."""
+"""Cells whose logits are made at once (64 rows of a vocabulary of 150,000 are 38 MB), and whose states of all layers
+are (32 of 4,096 numbers, 34 MB); of one layer as many more cells are read in a pass."""
 SCENES = tuple(f"a {colour} {shape}" for colour in COLOUR_NAMES for shape in SHAPE_NAMES)
 """The drawn scenes' vocabulary: what the embedded model has words for."""
 PHOTOGRAPHS = (
@@ -109,11 +111,7 @@ class PatchWords:
 
     def count(self, word: str) -> tuple[int, int]:
         """Cells that hold ``word`` (a whole token, whatever its case) among their lens's and their nearest words."""
-        wanted = word.strip().lower()
-        return (
-            sum(any(one.text.strip().lower() == wanted for one in cell.lens) for cell in self.cells),
-            sum(any(one.text.strip().lower() == wanted for one in cell.nearest) for cell in self.cells),
-        )
+        return _count(self.cells, word)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,6 +120,14 @@ class PatchWords:
             "stream": self.stream,
             "cells": [cell.to_json() for cell in self.cells],
         }
+
+
+def _count(cells: Sequence[CellWords], word: str) -> tuple[int, int]:
+    wanted = word.strip().lower()
+    return (
+        sum(any(one.text.strip().lower() == wanted for one in cell.lens) for cell in cells),
+        sum(any(one.text.strip().lower() == wanted for one in cell.nearest) for cell in cells),
+    )
 
 
 @dataclass(frozen=True)
@@ -185,8 +191,8 @@ def measure_words(
     layer = vlm.n_layers - 1 if layer is None else layer
     if not (is_whole(layer) and 0 <= layer < vlm.n_layers):
         raise InputError(f"The layer is {name_value(layer)}; this model has the layers 0 to {vlm.n_layers - 1}.")
-    (found,) = _measure(vlm, inspection, [layer], stream)
-    return found
+    cells = tuple(cell for _, some in _read_cells(vlm, inspection, [layer], stream) for cell in some)
+    return PatchWords(layer, vlm.n_layers, stream, cells)
 
 
 def find_word(
@@ -196,7 +202,10 @@ def find_word(
     for :func:`measure_words`, and for no word at all."""
     if not word.strip():
         raise InputError("There is no word to look for; type one, as “red”.")
-    return tuple(one.count(word) for one in _measure(vlm, inspection, range(vlm.n_layers), stream))
+    counts = np.zeros((vlm.n_layers, 2), dtype=int)
+    for layer, cells in _read_cells(vlm, inspection, range(vlm.n_layers), stream):
+        counts[layer] += _count(cells, word)
+    return tuple((lens, nearest) for lens, nearest in counts.tolist())
 
 
 def describe_found(word: str, counts: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -212,7 +221,10 @@ def describe_found(word: str, counts: Sequence[tuple[int, int]]) -> dict[str, An
     }
 
 
-def _measure(vlm: InspectableVLM, inspection: Inspection, layers: Sequence[int], stream: str) -> Iterator[PatchWords]:
+def _read_cells(
+    vlm: InspectableVLM, inspection: Inspection, layers: Sequence[int], stream: str
+) -> Iterator[tuple[int, tuple[CellWords, ...]]]:
+    """(layer, some of the cells), until every cell came at each of ``layers``."""
     check_same_model(vlm, inspection)
     if stream not in STREAMS:
         raise InputError(f"“{name_value(stream)}” can't be read; choose one of {', '.join(STREAMS)}.")
@@ -221,32 +233,27 @@ def _measure(vlm: InspectableVLM, inspection: Inspection, layers: Sequence[int],
         raise InputError("The prompt has no image, so there is no patch to put words on; add one and ask.")
     read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
     bank = BANKS.get(vlm, stream)
-    for layer in layers:
-        yield PatchWords(layer, vlm.n_layers, stream, tuple(_read_cells(vlm, read, bank, places, layer, stream)))
+    at_once = CHUNK * vlm.n_layers // len(layers)
+    for start in range(0, len(places), at_once):
+        some = places[start : start + at_once]
+        states = read_states(vlm, read, [grid.position(row, col) for grid, row, col in some], layers, stream)
+        for layer in layers:
+            known = bank.states[layer].float()
+            for n in range(0, len(some), CHUNK):
+                yield layer, tuple(_name_cells(vlm, bank, known, some[n : n + CHUNK], states[layer][n : n + CHUNK]))
 
 
-def _read_cells(
-    vlm: InspectableVLM,
-    read: EmbeddedRow,
-    bank: _Bank,
-    places: Sequence[tuple[TokenGrid, int, int]],
-    layer: int,
-    stream: str,
+def _name_cells(
+    vlm: InspectableVLM, bank: _Bank, known: Tensor, places: Sequence[tuple[TokenGrid, int, int]], states: Tensor
 ) -> Iterator[CellWords]:
-    positions = [grid.position(row, col) for grid, row, col in places]
-    states = read_states(vlm, read, positions, [layer], stream)[layer]
-    known = bank.states[layer].float()
-    for start in range(0, len(places), CHUNK):
-        some = states[start : start + CHUNK]
-        likely = vlm.read_out(some).softmax(dim=-1).topk(TOP)
-        cosines = unit(some) @ known.T
-        for n in range(len(some)):
-            grid, row, col = places[start + n]
-            lens = tuple(
-                Match(vlm.token_text(int(token_id)), float(p))
-                for p, token_id in zip(likely.values[n], likely.indices[n], strict=True)
-            )
-            yield CellWords(grid, row, col, positions[start + n], lens, _name_nearest(bank, cosines[n]))
+    likely = vlm.read_out(states).softmax(dim=-1).topk(TOP)
+    cosines = unit(states) @ known.T
+    for n, (grid, row, col) in enumerate(places):
+        lens = tuple(
+            Match(vlm.token_text(int(token_id)), float(p))
+            for p, token_id in zip(likely.values[n], likely.indices[n], strict=True)
+        )
+        yield CellWords(grid, row, col, grid.position(row, col), lens, _name_nearest(bank, cosines[n]))
 
 
 def _name_nearest(bank: _Bank, cosines: Tensor) -> tuple[Match, ...]:

@@ -194,16 +194,11 @@ def read_positions(
     for position in positions:
         if not 0 <= position < len(read):
             raise IndexError(f"Position {position} is outside the {len(read)} positions of the row.")
-    chosen = torch.as_tensor(positions, dtype=torch.long)
     reader = AttentionReader(
-        range(len(chosen)), groups, n_groups, keep_patterns=keep_patterns, weigh_values=weigh_values
+        range(len(positions)), groups, n_groups, keep_patterns=keep_patterns, weigh_values=weigh_values
     )
-    visible = see(read.row, read.document_mask)[chosen]
-    # Each position sees its own kept key, so the pass needs none of its own.
-    kept = KeptKeys(read.cache)
-    kept.length = len(read)
-    vlm.decode(read.embeds[None, chosen], read.row.position_ids[:, chosen], visible[None, None], kept, Tap(reader))
-    return replace(reader.reading, rows=chosen)
+    _pass_again(vlm, read, positions, Tap(reader))
+    return replace(reader.reading, rows=torch.as_tensor(positions, dtype=torch.long))
 
 
 @torch.no_grad()
@@ -212,15 +207,21 @@ def read_states(
 ) -> dict[int, Tensor]:
     """By layer, ``[position width]``: what ``positions`` hold there, by one pass of these positions alone. ``stream``:
     one of :data:`model.STREAMS`."""
+    reader = StateReader(range(len(positions)), layers, stream)
+    _pass_again(vlm, read, positions, Tap(states=reader))
+    return reader.states
+
+
+def _pass_again(vlm: InspectableVLM, read: EmbeddedRow, positions: Sequence[int], tap: Tap) -> None:
+    """A pass of ``positions`` alone on the kept keys of the whole row."""
     chosen = torch.as_tensor(positions, dtype=torch.long)
-    reader = StateReader(range(len(chosen)), layers, stream)
-    visible = see(read.row, read.document_mask)[chosen]
+    # Of the positions before the first chosen one nobody asks what they see: of a long row that is most of the square.
+    first = min(positions, default=0)
+    visible = see(read.row, read.document_mask, first)[chosen - first]
+    # Each position sees its own kept key, so the pass needs none of its own.
     kept = KeptKeys(read.cache)
     kept.length = len(read)
-    vlm.decode(
-        read.embeds[None, chosen], read.row.position_ids[:, chosen], visible[None, None], kept, Tap(states=reader)
-    )
-    return reader.states
+    vlm.decode(read.embeds[None, chosen], read.row.position_ids[:, chosen], visible[None, None], kept, tap)
 
 
 def _read(
