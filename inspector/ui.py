@@ -89,10 +89,11 @@ def build_ui(
                 with gr.Tabs() as tabs:
                     with gr.Tab("Attention", id="Attention"):
                         attention = attention_view.build_attention()
-                        words = words_view.build_patch_words()
                     with gr.Tab("Which image?", id="Which image?"):
                         which = which_view.build_which_image()
                         battery = battery_view.build_battery()
+                    with gr.Tab("Patches", id="Patches"):
+                        words = words_view.build_patch_words()
                     # Of one model nothing can be compared, and on a phone a fifth tab would hide another in a menu.
                     with gr.Tab("Two models", visible=len(store.names) > 1):
                         comparing = comparing_view.build_comparing()

@@ -1,4 +1,4 @@
-"""Words on patches, below the attention: what image tokens say at a layer."""
+"""Words on patches: what image tokens say at a layer."""
 
 from __future__ import annotations
 
