@@ -12,6 +12,7 @@ from torch import Tensor
 from inspector.facts import write_json
 from inspector.row.ask import Inspection, describe, training_batch
 from inspector.row.attention import AttentionMap
+from inspector.which_image.looks_needs import is_quick
 from inspector.which_image.seen import measure_all_seen
 from model import Batch, InspectableVLM, Sample
 
@@ -31,7 +32,8 @@ def write_files(vlm: InspectableVLM, inspection: Inspection, arrangement: str, f
 
 def describe_all(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
     """:func:`inspector.row.ask.describe`, and which tokens of each answer were seen."""
-    seen = [answer.to_json() for answer in measure_all_seen(vlm, inspection)]
+    found = measure_all_seen(vlm, inspection, exchange=is_quick(vlm, inspection))
+    seen = [answer.to_json() for answer in found]
     return {**describe(vlm, inspection, attention), "seen": seen}
 
 

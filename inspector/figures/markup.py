@@ -16,8 +16,9 @@ END = '<small class="vi-note">end</small>'
 ABOUT_SEEN = (
     "The answer is read twice behind the same question, with the images and with all of them taken away, as “Which "
     "image?” takes them away; the number is log p with them minus log p without, in nats. Seen means that it is at "
-    "least 1. A token that the model would have bet on anyway counts as guessed even if it looked, and each is judged "
-    "behind the same tokens before it: once “blue” stands there, what follows may need no image."
+    "least 1. What the model would have bet on anyway can still be read off the images: it follows them if log p falls "
+    "by 1 with other pictures in their places, which is tried where that is quick, and by “Which image?”. Each token "
+    "is judged behind the same tokens before it: once “blue” stands there, what follows may need no image."
 )
 DEEPEST_GAIN = 6.0
 """Nats from which on the colour gets no deeper: a factor of 400 in the token's probability."""
@@ -163,9 +164,11 @@ def _seen_token(token: SeenToken) -> str:
         f"log p = {token.with_images:.2f} with the images, {token.without_images:.2f} without any; without them the "
         f"likeliest token here is “{visible(token.instead)}”"
     )
-    word = "seen" if token.seen else "guessed"
+    if token.replaced is not None:
+        title += f"; {token.replaced:.2f} with other pictures in their places"
+    word = token.word
     return (
-        f'<button type="button" class="vi-token vi-{word}" data-vlm-position="{token.position}" '
+        f'<button type="button" class="vi-token vi-{word.split()[0]}" data-vlm-position="{token.position}" '
         f'style="--share:{depth}%" title="{escape(title, quote=True)}"><code>{escape(visible(token.text))}</code> '
         f"<span data-copy>{token.gain:+.2f}</span> <small>{word}</small></button>"
     )
