@@ -24,7 +24,7 @@ from inspector.row.attention import AttentionMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
 from inspector.which_image.seen import SeenAnswer
-from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory
+from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory, read_kind
 from model.hub import HubCheckpoint, check_weights
 from model.memory import format_bytes, release_memory
 from model.training.fresh import new_vlm
@@ -52,8 +52,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model of the common list: ``weights`` counted (0 where it was never loaded), ``placement``:
-    numbers and where, ``need``: the memory that was planned for it."""
+    """What is known of a model of the common list: ``family`` (the kind that its files name, until it is loaded; a
+    sentence where they can't be read), ``weights`` counted (0 for one that isn't here yet), ``placement``: numbers and
+    where, once it was loaded, ``need``: the memory that was planned for it."""
 
     name: str
     family: str
@@ -161,9 +162,23 @@ class ModelStore:
             if vlm is not None and known is None:
                 known = (vlm.family, vlm.n_parameters, vlm.placement)
                 self._facts[name] = known
-            family, weights, placement = known or ("not loaded yet", 0, "")
-            found.append(ModelFacts(name, family, weights, placement, self.memory_of(name)))
+            need, kind = self._plan(name)
+            family, weights, placement = known or (kind, 0 if need is None else need.count, "")
+            found.append(ModelFacts(name, family, weights, placement, need))
         return tuple(found)
+
+    def _plan(self, name: str) -> tuple[MemoryNeed | None, str]:
+        """What a model was to take when it was loaded, or would take now, and its kind; nothing is fetched for it."""
+        if (need := self.memory_of(name)) is not None:
+            return need, ""
+        source = self._sources[name]
+        if source != "embedded" and not Path(source).is_dir():
+            return None, "fetched when it is asked first"
+        try:
+            kind = read_kind(source)
+            return plan_memory(source, device=self._device, dtype=self._dtype, quantize=self._quantize), kind
+        except InputError as error:
+            return None, f"can't be opened: {hide_paths(str(error))}"
 
     def memory_of(self, name: str) -> MemoryNeed | None:
         """What a model of the common list was to take when it was loaded; None for others."""

@@ -4,7 +4,7 @@ Names exported here keep their meaning; everything else may change.
 """
 
 from model.chat import Conversation, Message
-from model.checkpoint import load_vlm, plan_memory, save_vlm
+from model.checkpoint import load_vlm, plan_memory, read_kind, save_vlm
 from model.collator import Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
@@ -49,5 +49,6 @@ __all__ = [
     "plan_image",
     "plan_memory",
     "process_image",
+    "read_kind",
     "save_vlm",
 ]

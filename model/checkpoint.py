@@ -109,6 +109,13 @@ def plan_memory(
     return estimate_memory(folder, placement, positions)
 
 
+def read_kind(source: str | Path) -> str:
+    """“nanoVLM”, or the ``model_type`` of the checkpoint's config.json; a hub id is fetched for it. InputError where
+    there is none."""
+    folder, _ = _find_folder(source)
+    return str(read_object(folder / CONFIG).get("model_type") or "nanoVLM")[:60]
+
+
 def load_nanovlm(
     source: str | Path,
     *,
