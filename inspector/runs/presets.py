@@ -292,4 +292,5 @@ def describe_recipe(recipe: Recipe) -> list[str]:
             parts.append(f"packing {stage.packing}")
         names = (str(table.get("word") or name_table(table)) for table in stage.data)
         parts.append(f"data {', '.join(names)}")
-    return [*parts, f"from {name_base(recipe.base, None)}, seed {recipe.seed}"]
+    base = recipe.parts or name_base(recipe.base, None)
+    return [*parts, f"from {base}, seed {recipe.seed}"]

@@ -81,7 +81,7 @@ class ResultHandlers:
         try:
             recipe = self.jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
-            before = self.store.get_base(recipe.base, recipe.seed)
+            before = self.store.get_base(recipe)
             after = self.store.get_trainable(admit_run(self.store, self.jobs, job))
             yield show_comparison(None, None, "asking this page's prompt")
             for comparison in _compare_prompt(before, after, values, self.bounds):
