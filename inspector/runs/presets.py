@@ -227,6 +227,7 @@ def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None
         "batch_rows": form.batch_rows,
         "learning_rates": chosen,
         "betas": [0.9, 0.95],
+        "decay": "matrices",
         "lora_rank": form.lora_rank,
         "packing": "off" if contrastive else form.packing,
         "eval_every": form.eval_every,

@@ -23,6 +23,7 @@ KINDS: tuple[StageKind, ...] = ("contrastive", "alignment", "instruction")
 MODULES = ("vision_encoder", "MP", "decoder")
 """The model's parts, by nanoVLM's names."""
 PACKINGS = ("off", "leak", "document")
+DECAYS = ("all", "matrices")
 PRECISIONS = ("auto", "fp32", "bf16")
 HEADS = ("linear", "mlp")
 ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
@@ -66,8 +67,9 @@ class Stage:
     micro-batch, each as long as the longest, and the patches of their pictures, if the encoder trains, are more than
     that, it is computed in parts: the step is the same, and its memory bounded. The rate climbs for ``warmup_steps``
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
-    longer than that are shortened to it, 0 leaves them. ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures
-    at the end only.
+    longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight as nanoVLM's
+    optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases, embeddings and temperatures.
+    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -87,6 +89,7 @@ class Stage:
     final_rate: float = 0.1
     clip: float = 1.0
     weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
     lora_rank: int = 0
     lora_alpha: float = 0.0
@@ -139,6 +142,7 @@ class Stage:
         need(
             self.packing in PACKINGS, f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}"
         )
+        need(self.decay in DECAYS, f"decay is {name_value(self.decay)}; it must be one of {', '.join(DECAYS)}")
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
         need(
             not self.lora_rank or "decoder" in self.learning_rates,
