@@ -270,9 +270,9 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
         raise InputError("“stages” must be a list of [[stages]] tables.")
     _check_keys(values, Recipe, "The recipe", {"stages", "folder", "parts"})
     if isinstance(table := values.get("base"), dict):
-        _check_keys(table, Parts, "[base]", set())
+        _check_keys(table, Parts, "The recipe's [base]", set())
         if lacking := [key for key in ("vision", "language") if key not in table]:
-            raise InputError(f"[base] lacks {' and '.join(lacking)}; name both parts.")
+            raise InputError(f"The recipe's [base] lacks {' and '.join(lacking)}; name both parts.")
         values |= {"base": ASSEMBLED, "parts": Parts(**table)}
     stages = []
     for number, table in enumerate(tables, start=1):
