@@ -231,53 +231,72 @@ def _load_edit(case: Case, edit: ImageEdit) -> PixelEdit:
 # --- which tokens ---
 
 
+@dataclass(frozen=True)
+class PlacedToken:
+    """An image token at ``position`` and what its cell shows of the image, ``box`` in pixels as uploaded."""
+
+    position: int
+    box: Box
+    in_thumbnail: bool
+
+
+def place_tokens(row: Row, number: int) -> list[PlacedToken]:
+    """Those of image ``number`` (from 1) that show any of it: a cell may lie in what a family puts around an image."""
+    width, height = row.images[number - 1].original_size
+    found = []
+    for grid in row.grids:
+        if grid.image != number - 1:
+            continue
+        for at, col in ((at, col) for at in range(grid.rows) for col in range(grid.cols)):
+            whole = grid.cell_box(at, col)
+            box = Box(max(whole.left, 0), max(whole.top, 0), min(whole.right, width), min(whole.bottom, height))
+            if box.left < box.right and box.top < box.bottom:
+                found.append(PlacedToken(grid.position(at, col), box, grid.is_thumbnail))
+    return found
+
+
 def find_hidden(case: Case, edits: Sequence[ImageEdit]) -> tuple[int, ...]:
-    """The positions that ``edits`` are compared with: the image tokens that any of them covers. Where these are all of
-    an image, its marks and the tokens without a place go too, as where the image is taken away."""
-    row, found = case.prefix_cache.row, set()
+    """The positions that ``edits`` are compared with: the image tokens that any of them takes away. Where these are
+    all of an image, its marks and the tokens without a place go too, as where the image is taken away."""
+    found = set()
     for number in {edit.image for edit in edits}:
-        cells = {position for grid in row.grids if grid.image == number - 1 for position in grid.positions}
-        hidden = find_hidden_cells(row, edits, number)
-        found |= set(image_keys(case.find_reachable(number))) if hidden == cells else hidden
+        hidden, left = list_hidden(case.prefix_cache.row, edits, number)
+        found |= {one.position for one in hidden} if left else set(image_keys(case.find_reachable(number)))
     return tuple(sorted(found))
 
 
-def find_hidden_cells(row: Row, edits: Sequence[ImageEdit], number: int) -> set[int]:
-    """The positions of image ``number`` (from 1) that lie in a cell which any of ``edits`` takes away."""
-    cells = {position for grid in row.grids if grid.image == number - 1 for position in grid.positions}
-    found: set[int] = set()
+def list_hidden(row: Row, edits: Sequence[ImageEdit], number: int) -> tuple[list[PlacedToken], list[PlacedToken]]:
+    """(tokens of image ``number`` that any of ``edits`` takes away, those that are left)."""
+    placed = place_tokens(row, number)
+    hidden: set[int] = set()
     for edit in edits:
         if edit.image == number:
-            covered = find_covered(row, edit)
-            found |= cells - covered if edit.how == "keep" else covered
-    return found
+            covered = find_covered(placed, edit.rectangle)
+            hidden |= {one.position for one in placed} - covered if edit.how == "keep" else covered
+    return (
+        [one for one in placed if one.position in hidden],
+        [one for one in placed if one.position not in hidden],
+    )
 
 
-def find_covered(row: Row, edit: ImageEdit) -> set[int]:
-    """The image tokens whose cells have their centre in the rectangle; where that is none, those that it touches. The
-    thumbnail and the tiles are looked at each for itself, as both show the same place."""
-    found = set()
+def find_covered(placed: Sequence[PlacedToken], rectangle: Rectangle) -> set[int]:
+    """The positions of those whose cells have their centre in the rectangle; where that is none, of those that it
+    touches. The thumbnail and the tiles are looked at each for itself, as both show the same place."""
+    left, top, right, bottom = rectangle
+    found: set[int] = set()
     for thumbnail in (False, True):
-        grids = [grid for grid in row.grids if grid.image == edit.image - 1 and grid.is_thumbnail == thumbnail]
-        cells = [
-            (grid.position(at, col), grid.cell_box(at, col))
-            for grid in grids
-            for at in range(grid.rows)
-            for col in range(grid.cols)
-        ]
-        centred = {position for position, box in cells if _holds_centre(edit.rectangle, box)}
-        found |= centred or {position for position, box in cells if _touches(edit.rectangle, box)}
+        boxes = {one.position: one.box for one in placed if one.in_thumbnail == thumbnail}
+        centred = {
+            position
+            for position, box in boxes.items()
+            if left <= (box.left + box.right) / 2 < right and top <= (box.top + box.bottom) / 2 < bottom
+        }
+        found |= centred or {
+            position
+            for position, box in boxes.items()
+            if left < box.right and box.left < right and top < box.bottom and box.top < bottom
+        }
     return found
-
-
-def _holds_centre(rectangle: Rectangle, box: Box) -> bool:
-    left, top, right, bottom = rectangle
-    return left <= (box.left + box.right) / 2 < right and top <= (box.top + box.bottom) / 2 < bottom
-
-
-def _touches(rectangle: Rectangle, box: Box) -> bool:
-    left, top, right, bottom = rectangle
-    return left < box.right and box.left < right and top < box.bottom and box.top < bottom
 
 
 # --- the language of edits ---

@@ -8,14 +8,14 @@ from typing import Any
 
 from PIL import Image
 
-from inspector.experiments.image_edits import ChangedAnswer, EditStudy, ImageEdit, find_hidden_cells
+from inspector.experiments.image_edits import ChangedAnswer, EditStudy, list_hidden
 from inspector.figures.charts import copied, show_command
 from inspector.figures.colours import image_colour
 from inspector.figures.payload import data_uri, file_uri
 from inspector.images.full_size import read_preview
 from inspector.row.ask import Inspection
 from inspector.row.numbers import say_factor
-from model import Box, Row
+from model import Box
 
 ABOUT = (
     "Pixels: the image as uploaded is edited and goes through the image processor, the encoder and the language model "
@@ -48,7 +48,10 @@ def show_edits(study: EditStudy | None, inspection: Inspection, command: str = "
     image = inspection.prompt.images[number - 1]
     own = [edit for edit in study.edits if edit.image == number]
     before, after = (_shrink(picture, SHOWN_PX) for picture in (image.preview, read_preview(last.facts)))
-    cells = list_cells(inspection.row, own, number)
+    hidden, left = list_hidden(inspection.row, own, number)
+    # Cells of the tiles, and of the thumbnail where there is nothing else.
+    tiled = any(not one.in_thumbnail for one in (*hidden, *left))
+    cells = [one.box for one in hidden if not (tiled and one.in_thumbnail)]
     tokens = "token" if last.tokens == 1 else "tokens"
     cards = (
         _card(
@@ -127,18 +130,3 @@ def _rail_card(study: EditStudy, n: int) -> str:
         f"<span>pixels “{escape(step.pixels.answer)}” {copied(step.pixels.change, sign=True)}</span>"
         f"<span>tokens “{escape(step.cut.answer)}” {copied(step.cut.change, sign=True)}</span></div></li>"
     )
-
-
-def list_cells(row: Row, edits: Sequence[ImageEdit], number: int) -> list[Box]:
-    """Where the tokens of image ``number`` lie that are cut: cells of the tiles, and of the thumbnail where there is
-    nothing else."""
-    hidden = find_hidden_cells(row, edits, number)
-    grids = [grid for grid in row.grids if grid.image == number - 1]
-    tiles = [grid for grid in grids if not grid.is_thumbnail] or grids
-    return [
-        grid.cell_box(at, col)
-        for grid in tiles
-        for at in range(grid.rows)
-        for col in range(grid.cols)
-        if grid.position(at, col) in hidden
-    ]

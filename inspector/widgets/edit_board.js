@@ -33,13 +33,17 @@ root.append(empty, body, spoken);
 const image = () => state.images[state.index];
 const clamp = (v, low, high) => Math.min(high, Math.max(low, v));
 const tilesOf = (one) => { const cut = one.tiles.filter((tile) => tile.row !== null); return cut.length ? cut : one.tiles; };
-// Boxes of all cells of its tiles, in pixels of the image as uploaded.
+// Boxes of all cells of its tiles, in pixels of the image as uploaded, as far as they show any of it.
 function cellsOf(one) {
   if (one.cells) return one.cells;
+  const [wide, high] = one.original_size;
   one.cells = [];
   for (const tile of tilesOf(one)) {
     const [rows, cols] = tile.cells, [l, t, r, b] = tile.box, w = (r - l) / cols, h = (b - t) / rows;
-    for (let row = 0; row < rows; row++) for (let col = 0; col < cols; col++) one.cells.push([l + col * w, t + row * h, l + (col + 1) * w, t + (row + 1) * h]);
+    for (let row = 0; row < rows; row++) for (let col = 0; col < cols; col++) {
+      const cell = [Math.max(0, l + col * w), Math.max(0, t + row * h), Math.min(wide, l + (col + 1) * w), Math.min(high, t + (row + 1) * h)];
+      if (cell[0] < cell[2] && cell[1] < cell[3]) one.cells.push(cell);
+    }
   }
   return one.cells;
 }
