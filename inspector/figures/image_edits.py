@@ -77,7 +77,7 @@ def show_edits(study: EditStudy | None, inspection: Inspection, command: str = "
         f'<section class="wi-panel ed-result" style="--image:{image_colour(number - 1)}"><h3>Edited picture</h3>'
         f'<div class="ed-cards" aria-live="polite">{"".join(cards)}</div>'
         f'<p class="wi-lead">{escape(last.sentence)}</p>{note}'
-        f'<ol class="ed-rail" aria-label="edits, one on top of the other">{rail}</ol>'
+        f'<ol class="ed-rail" tabindex="0" aria-label="edits, one on top of the other">{rail}</ol>'
         f"{show_command(command, opened=True) if command else ''}</section>"
     )
 

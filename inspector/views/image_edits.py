@@ -82,7 +82,9 @@ class ImageEditsHandlers:
 
     store: ModelStore
 
-    def edit(self, page: Shown | None, study: EditStudy | None, edit: str, turn: int | None) -> Iterator[list[Any]]:
+    def edit(
+        self, page: Shown | None, study: EditStudy | None, edit: str, turn: int | None = None
+    ) -> Iterator[list[Any]]:
         yield from self._change(page, lambda shown: self._add(shown, study, edit, turn))
 
     def undo(self, page: Shown | None, study: EditStudy | None) -> Iterator[list[Any]]:

@@ -125,6 +125,31 @@ def test_the_command_that_the_lab_gives_repeats_it(app_url, pictures, capsys, mo
     assert again["change"] == pytest.approx(seen["change"], abs=1e-4)
 
 
+def test_the_command_that_an_edit_gives_repeats_it(app_url, pictures, capsys, monkeypatch):
+    client = ask(app_url, pictures, QUESTION)
+    client.predict("image 3: blur 0,0,48,48", api_name="/edit")
+    seen = client.predict("image 3: paste 16,16,64,64 from image 1", api_name="/edit")[-1]
+    assert len(seen["edits"]) == 2
+    words = shlex.split(seen.pop("command"))
+    assert words[:4] == ["python", "-m", "inspector", "edit"]
+    monkeypatch.chdir(Path(pictures[0]).parent)
+    assert main(words[3:]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for mine, theirs in zip(again["edits"], seen["edits"], strict=True):
+        for way in ("pixels", "cut"):
+            assert mine[way].pop("change") == pytest.approx(theirs[way].pop("change"), abs=1e-4)
+            assert mine[way].pop("logprob") == pytest.approx(theirs[way].pop("logprob"), abs=1e-4)
+        assert mine == theirs
+    with pytest.raises(AppError, match="no size"):
+        client.predict("image 3: blur 16,16,16,64", api_name="/edit")
+    back = client.predict(api_name="/edit_undo")[-1]
+    assert [one["edit"] for one in back["edits"]] == ["image 3: blur 0,0,48,48"]
+    gallery = [{"image": handle_file(path), "caption": None} for path in pictures]
+    client.predict(gallery=gallery, question_1="In image 1, what colour is the shape?", api_name="/ask")
+    anew = client.predict("image 3: blur 0,0,48,48", api_name="/edit")[-1]
+    assert (anew["answer"], len(anew["edits"])) == ("red", 1)
+
+
 def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     out = tmp_path / "report.html"
     images = [word for path in pictures for word in ("--image", path)]
