@@ -38,9 +38,9 @@ def board_payload(study: EditStudy | None) -> dict[str, Any]:
     }
 
 
-def show_edits(study: EditStudy | None, inspection: Inspection, command: str = "") -> str:
+def show_edits(study: EditStudy | None, inspection: Inspection, commands: Sequence[str] = ()) -> str:
     """The old answer, the one to the edited picture and the one with the tokens cut, and the edits one after another;
-    ``command`` repeats them from a shell."""
+    ``commands`` repeat the first edit, the first two, … from a shell."""
     if study is None or not study.steps:
         return WAITING
     last = study.steps[-1]
@@ -72,13 +72,13 @@ def show_edits(study: EditStudy | None, inspection: Inspection, command: str = "
             '<p class="vi-caption">The row\'s answer is not what the model itself says: to the unchanged row that is '
             f"“{escape(study.greedy_answer)}”, and whether the answer changes is told against it.</p>"
         )
-    rail = "".join(_rail_card(study, n) for n in range(len(study.steps)))
+    rail = "".join(_rail_card(study, n, commands[n] if commands else "") for n in range(len(study.steps)))
     return (
         f'<section class="wi-panel ed-result" style="--image:{image_colour(number - 1)}"><h3>Edited picture</h3>'
         f'<div class="ed-cards" aria-live="polite">{"".join(cards)}</div>'
         f'<p class="wi-lead">{escape(last.sentence)}</p>{note}'
         f'<ol class="ed-rail" tabindex="0" aria-label="edits, one on top of the other">{rail}</ol>'
-        f"{show_command(command, opened=True) if command else ''}</section>"
+        f"{show_command(commands[-1], opened=True) if commands else ''}</section>"
     )
 
 
@@ -121,12 +121,14 @@ def _picture(
     )
 
 
-def _rail_card(study: EditStudy, n: int) -> str:
+def _rail_card(study: EditStudy, n: int, command: str) -> str:
     step = study.steps[n]
+    title = "click to copy the command that repeats the edits up to here"
+    copy = f' data-copy="{escape(command, quote=True)}" tabindex="0" title="{title}"' if command else ""
     now = ' aria-current="step"' if n == len(study.steps) - 1 else ""
     return (
         f'<li{now}><img src="{_shrink(read_preview(step.facts), RAIL_PX)}" alt="">'
-        f"<div><code>{escape(step.edit.text)}</code>"
+        f"<div><code{copy}>{escape(step.edit.text)}</code>"
         f"<span>pixels “{escape(step.pixels.answer)}” {copied(step.pixels.change, sign=True)}</span>"
         f"<span>tokens “{escape(step.cut.answer)}” {copied(step.cut.change, sign=True)}</span></div></li>"
     )

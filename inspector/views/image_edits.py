@@ -106,16 +106,19 @@ class ImageEditsHandlers:
             if page is None:
                 raise InputError("There is no answer yet; press Ask first.")
             study = change(page)
-            command, facts = "", None
-            if study is not None:
-                model, prompt = self.store.argument_of(page.model), page.inspection.prompt
-                command = write_edit(prompt, model, page.names, page.settings, study.turn, study.texts)
-                facts = study.to_json() | {"command": command}
-            shown = show_edits(study, page.inspection, command)
+            commands = [] if study is None else self._repeat(page, study)
+            facts = None if study is None else study.to_json() | {"command": commands[-1]}
+            shown = show_edits(study, page.inspection, commands)
             yield ["", gr.update(data=encode(board_payload(study))), gr.update(value=shown), study, facts]
         except InputError as error:
             yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
             raise refuse(error, seen=False) from error
+
+    def _repeat(self, page: Shown, study: EditStudy) -> list[str]:
+        """The commands for the first edit, the first two, and so on."""
+        prompt, model = page.inspection.prompt, self.store.argument_of(page.model)
+        texts = [study.texts[:count] for count in range(1, len(study.texts) + 1)]
+        return [write_edit(prompt, model, page.names, page.settings, study.turn, some) for some in texts]
 
 
 def _without_last(study: EditStudy | None) -> EditStudy | None:

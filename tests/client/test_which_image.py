@@ -154,14 +154,15 @@ def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     out = tmp_path / "report.html"
     images = [word for path in pictures for word in ("--image", path)]
     question = "In image 3, what colour is the shape? <script>alert(1)</script>"
-    assert main(["report", *images, "--ask", question, "--out", str(out)]) == 0
+    edit = ["--edit", "image 3: black 0,0,64,64"]
+    assert main(["report", *images, "--ask", question, *edit, "--out", str(out)]) == 0
     told = json.loads(capsys.readouterr().out)
     text = out.read_text(encoding="utf-8")
     assert told["verdict"]["sentence"].split("“")[0] in text
     assert "<script" not in text
     assert re.findall(r'(?:src|href)="(?!data:image/)', text) == []
     assert re.findall(r"url\(|@import", text) == []
-    assert text.count('<section class="wi-panel') == 13
+    assert text.count('<section class="wi-panel') == 14
 
 
 def test_ten_images_are_sampled_and_say_so(app_url, tmp_path_factory):
