@@ -90,7 +90,7 @@ def _shrink(picture: Image.Image, size: int) -> str:
 def _card(title: str, picture: str, what: str, answer: str, number: str) -> str:
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>{picture}"
-        f"<p><small>{what}</small><b>{escape(answer) or '(empty)'}</b><span>{number}</span></p></figure>"
+        f"<p><small>{what}</small><b>{escape(answer.strip()) or '(empty)'}</b><span>{number}</span></p></figure>"
     )
 
 
