@@ -30,6 +30,7 @@ from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
+from inspector.views import image_edits as edits_view
 from inspector.views import lessons as lessons_view
 from inspector.views import models as models_view
 from inspector.views import patch_words as words_view
@@ -94,6 +95,7 @@ def build_ui(
                         battery = battery_view.build_battery()
                     with gr.Tab("Patches", id="Patches"):
                         words = words_view.build_patch_words()
+                        edits = edits_view.build_image_edits()
                     # Of one model nothing can be compared, and on a phone a fifth tab would hide another in a menu.
                     with gr.Tab("Two models", visible=len(store.names) > 1):
                         comparing = comparing_view.build_comparing()
@@ -104,14 +106,15 @@ def build_ui(
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         models_view.wire_models(models, prompt.model, results.former, shown, store, fetcher, demo)
-        page = asking_view.Page(header, prompt, results, attention, which, words, shown, gr.State(None))
+        page = asking_view.Page(header, prompt, results, attention, which, words, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         words_view.wire_patch_words(words, store, shown, demo)
+        edits_view.wire_image_edits(edits, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)
-        which_view.wire_which_image(which, store, shown, demo)
+        which_view.wire_which_image(which, store, shown, edits.study, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)

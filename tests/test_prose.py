@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from inspector.bounds import private_bounds, public_bounds
-from inspector.experiments import heads, image_order, pathways, prompt_layouts, reference_cues
+from inspector.experiments import heads, image_edits, image_order, pathways, prompt_layouts, reference_cues
 from inspector.experiments.binding_patching import tell_address
 from inspector.row.ask import GenerationSettings
 from inspector.row.layout import read_structure, structure_sentences
@@ -147,6 +147,11 @@ def agreement(badge: str, attended: int | None, causal: int | None, reachable: i
     return attention_agreement._say(case_of(*range(1, reachable + 1)), found, 1.0)
 
 
+def edited(pixels: float, cut: float, tokens: int = 4) -> str:
+    found = [image_edits.ChangedAnswer("red", False, change, change) for change in (pixels, cut)]
+    return image_edits.EditStep(image_edits.ImageEdit(1, "blur", (0, 0, 9, 9)), *found, tokens, None).sentence
+
+
 ORDERS = [
     image_order.Permuted((1, 2, 3), None, "", "red", 0.9, None),
     image_order.Permuted((2, 1, 3), "blue", "", "blue", 0.9, True),
@@ -174,6 +179,11 @@ RESULTS = {
     "Image 2 has a share of 0.97 in the effects of all images. Hiding the `<image: k>` texts from the question and its answer moved it to 0.90; changing the distance left it within 0.05: on this prompt no cue moved it by 0.20 or more, so the evidence favours none. Lower bounds: other paths may compensate.": lambda: reference_cues.compare_cues(ALL, CUES[2:4]),
     "No image stands out in the answer, so there is no share that a cue could move.": lambda: reference_cues.compare_cues(ALL, [replace(one, share_before=None) for one in CUES]),
     "The question can see no more than one image: the mask decides, and there is no share that a cue could move.": lambda: reference_cues.compare_cues(case_of(1), CUES),
+    "Each costs the old answer at least 1 nat: it needs what this edit took away, and it needs those tokens.": lambda: edited(-2.0, -3.0),
+    "Only the pixels cost the old answer at least 1 nat: it stands without those tokens, so others hold the same, or what was put in speaks for another answer.": lambda: edited(-2.0, 0.5),
+    "Only the tokens cost the old answer at least 1 nat: they hold something that this edit leaves, or that stands elsewhere in the picture.": lambda: edited(0.0, -1.0),
+    "Neither costs the old answer 1 nat: it stands without what this edit took away, and without those tokens.": lambda: edited(2.0, -0.9),
+    "There is no token to cut: what this edit takes away has none of its own in the row.": lambda: edited(0.0, 0.0, 0),
     "Other orders tried: 3. Predictions that were right: 1 of 2. The answer changed in 2 (predicted in 1): inconsistency rate 0.67.": lambda: image_order.summarise_orders(ORDERS).sentence,
     "Other orders tried: 1. Predictions that were right: none was made. The answer changed in 0: inconsistency rate 0.00.": lambda: image_order.summarise_orders([ORDERS[0], ORDERS[3]]).sentence,
     "Turn 1 is answered “red” in every row. Turn 2 is answered “blue” in per-turn; “red” in packed. Share of the effects that is of other turns' images: 0.00 in per-turn, 0.20 in packed.": lambda: " ".join(prompt_layouts.tell_layouts(LAYOUT_CELLS)),
@@ -418,6 +428,13 @@ The question does not name one image.
 The model itself says “{}” to this prompt, not “{}”; whether an answer changes is told against what it says itself.
 There is no answer yet; press Ask first.
 There is nothing to undo.
+There is no edit to undo; draw a rectangle and press Edit first.
+There is no edit; draw a rectangle on an image, or write one as “{}”.
+There are {} edits; at most {} are taken, undo some.
+The rectangle {} has no size; left must be below right and top below bottom, in whole pixels.
+The rectangle {} reaches outside image {}, which has {} × {} px; give one within 0,0,{},{}.
+“{}” is no way to edit an image; choose one of {}.
+Image {} can't be pasted into image {}; choose one of {}.
 “{}” names no single image that can be seen, so it is no contrast and is not counted.
 The run can't be written ({}); nothing was started.
 The run needs more {}; take fewer rows or shorter ones.

@@ -141,7 +141,7 @@ def thumbnail_uri(image: PromptImage) -> str:
 
 def preview_uri(image: PromptImage) -> str:
     """An image's preview for the browser."""
-    return _write_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
+    return file_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
 
 
 def _thumbnail_picture(image: ProcessedImage, tile: int) -> Image.Image:
@@ -153,10 +153,11 @@ def _thumbnail_picture(image: ProcessedImage, tile: int) -> Image.Image:
 
 def data_uri(picture: Image.Image) -> str:
     """Small pictures exactly, as PNG; large ones as JPEG."""
-    return _write_uri(encode_picture(picture))
+    return file_uri(encode_picture(picture))
 
 
-def _write_uri(data: bytes) -> str:
+def file_uri(data: bytes) -> str:
+    """Of a PNG's or JPEG's bytes."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

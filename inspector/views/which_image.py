@@ -11,9 +11,11 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
+from inspector.experiments.image_edits import EditStudy
 from inspector.export.command_line import write_which_image
 from inspector.export.experiments import EXPERIMENTS, Experiment
 from inspector.export.report import ShownStudy, report, study
+from inspector.figures.image_edits import show_edits
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
@@ -169,10 +171,9 @@ def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspe
     """Values for :attr:`WhichImageView.fresh` when something new was asked: the structure, which costs nothing, and
     nothing else that spoke of the answer before."""
     structure = read_structure(store, model, inspection)
-    answered = [question for question in structure.questions if is_answered(question)]
-    choices = [(f"{q.number}: {q.answer_text.strip() or '(empty)'}"[:40], q.number) for q in answered]
+    answered = list_answers(structure)
     updates: Updates = {
-        view.turn: gr.update(choices=choices, value=answered[-1].number if answered else None),
+        view.turn: gr.update(choices=answered, value=answered[-1][1] if answered else None),
         view.file: gr.update(value=None, visible=False),
         view.note: "",
         view.verdict: show_verdict(None, READY if answered else FIRST),
@@ -195,6 +196,12 @@ def _blank(key: str, sentence: str = "") -> Any:
 def read_structure(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
     apart = inspection.prompt.keeps_samples_apart
     return read_row(store.get(model), inspection, apart)
+
+
+def list_answers(structure: RowStructure) -> list[tuple[str, int]]:
+    """The choices of an answer to explain: its beginning, and its turn."""
+    answered = [question for question in structure.questions if is_answered(question)]
+    return [(f"{q.number}: {q.answer_text.strip() or '(empty)'}"[:40], q.number) for q in answered]
 
 
 def read_contrasts(typed: str) -> list[str]:
@@ -317,9 +324,13 @@ class WhichImageHandlers:
             updates[view.verdict] = show_verdict(None, STOPPED)
         return updates
 
-    def make_report(self, page: Shown | None, kept: ShownStudy | None, contrast: str, reference: str) -> Any:
+    def make_report(
+        self, page: Shown | None, kept: ShownStudy | None, edited: EditStudy | None, contrast: str, reference: str
+    ) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")
+        if edited is not None and edited.steps:
+            kept = kept.adding("edits", show_edits(edited, page.inspection), edited.to_json())
         try:
             command = self._repeat(page, kept.found.turn, contrast, reference)
             title = self.store.title_of(page.model)
@@ -343,8 +354,11 @@ class WhichImageHandlers:
         )
 
 
-def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, demo: GuardedBlocks) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`. A question of the same page ends what runs here."""
+def wire_which_image(
+    view: WhichImageView, store: ModelStore, shown: gr.State, edited: gr.State, demo: GuardedBlocks
+) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`, ``edited`` the page's edits of images, which the report tells
+    of. A question of the same page ends what runs here."""
     handlers = WhichImageHandlers(view, store, demo.bounds)
 
     def ranked(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
@@ -378,7 +392,6 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         concurrency_limit=None,
         show_progress="hidden",
     )
-    view.report.click(
-        handlers.make_report, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report"
-    )
+    told: list[Any] = [shown, view.study, edited, view.contrast, view.reference]
+    view.report.click(handlers.make_report, told, view.file, api_name="which_report")
     lab_view.wire_lab(view.lab, store, shown, view.turn, demo)

@@ -1,4 +1,4 @@
-"""Three ``gr.HTML`` subclasses that share one selection: the token strip, the image viewer and the readout.
+"""``gr.HTML`` subclasses that share one selection: the token strip, the image viewer, the readout and others.
 
 Use::
 
@@ -101,3 +101,13 @@ class Readout(_Widget):
     strip and viewer, so that nothing is sent twice."""
 
     _name = "readout"
+
+
+class EditBoard(_Widget):
+    """An image of the page's viewer with a rectangle on it, drawn, moved by keys or written into four fields, and what
+    is to be done there. Triggers ``draw``, without data, when any of that changes; ``window.vlmBus.edit`` is then the
+    edit in one line (see :mod:`inspector.experiments.image_edits`), "" without an image.
+
+    ``data``: ``{edited}``, sources of images to be shown instead of the viewer's, by index."""
+
+    _name = "edit_board"

@@ -13,6 +13,7 @@ from inspector.session import ModelStore, Shown
 from inspector.views.asking import Page
 from inspector.views.attention import build_attention
 from inspector.views.header import build_header
+from inspector.views.image_edits import build_image_edits
 from inspector.views.patch_words import build_patch_words
 from inspector.views.prompt import build_examples, build_prompt
 from inspector.views.results import build_results
@@ -31,7 +32,7 @@ def page(store):
     bounds = Bounds()
     with GuardedBlocks(bounds, False, analytics_enabled=False):
         header, prompt = build_header("A page"), build_prompt(store, build_examples(), bounds)
-        views = build_results(), build_attention(), build_which_image(), build_patch_words()
+        views = build_results(), build_attention(), build_which_image(), build_patch_words(), build_image_edits()
         return Page(header, prompt, *views, gr.State(None), gr.State(None))
 
 
