@@ -23,7 +23,6 @@ from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.image_exchange import ImageExchanges
 from inspector.interventions.target import image_keys, open_case
 from inspector.row.ask import inspect
-from inspector.row.numbers import say_factor
 from inspector.row.prompt import Prompt, Turn
 from inspector.row.token_table import locate_cell
 from inspector.server.state_size import count_bytes
@@ -261,13 +260,6 @@ def test_more_edits_than_are_taken_an_unseen_image_and_no_other_image(embedded, 
         run_edits(packed, ["image 2: blur 0,0,9,9"])
     with pytest.raises(InputError, match="no other image"):
         run_edits(example_case(embedded, "single"), ["image 1: paste 0,0,9,9 from image 2"])
-
-
-def test_the_factor_of_a_change():
-    assert say_factor(0.0) == "as likely as before"
-    assert say_factor(-np.log(2)) == "2.0 times less likely"
-    assert say_factor(np.log(1234)) == "1,230 times more likely"
-    assert say_factor(-5000.0) == "over a million times less likely"
 
 
 # --- files and the command ---
