@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from inspector.bounds import Bounds
-from inspector.row.attention import AttentionMap, read_attention
+from inspector.row.attention import AttentionMap, ReaderMap, read_attention, read_readers
 from inspector.row.embedded_row import EmbeddedRow, answer_row
 from inspector.row.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.row.row_store import ROWS
@@ -203,12 +203,26 @@ def check_same_model(vlm: InspectableVLM, inspection: Inspection) -> None:
         )
 
 
-def attend(vlm: InspectableVLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
+def attend(
+    vlm: InspectableVLM,
+    inspection: Inspection,
+    position: int,
+    *,
+    first: int | None = None,
+    exclude_sinks: bool = False,
+) -> AttentionMap:
     """See :func:`inspector.row.attention.read_attention`. InputError if ``vlm`` is no longer the model that was
     inspected."""
     check_same_model(vlm, inspection)
     read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
-    return read_attention(vlm, read, position, exclude_sinks=exclude_sinks)
+    return read_attention(vlm, read, position, first=first, exclude_sinks=exclude_sinks)
+
+
+def find_readers(vlm: InspectableVLM, inspection: Inspection, position: int, *, first: int | None = None) -> ReaderMap:
+    """See :func:`inspector.row.attention.read_readers`. InputError as for :func:`attend`."""
+    check_same_model(vlm, inspection)
+    read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
+    return read_readers(vlm, read, position, first=first)
 
 
 def training_batch(vlm: InspectableVLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:
