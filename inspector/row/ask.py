@@ -103,6 +103,14 @@ class Inspection:
         chosen = self.table.trained[position] and position > 0 and self.table.attended[position - 1]
         return position - 1 if chosen else position
 
+    def check_stretch(self, first: int, last: int) -> None:
+        """InputError for one that isn't in the row, or ends before it begins."""
+        if not 0 <= first <= last < len(self.row):
+            raise InputError(
+                f"The stretch goes from token {first} to token {last}; the row has the tokens 0 to "
+                f"{len(self.row) - 1}, give the earlier one first."
+            )
+
     @property
     def answer_positions(self) -> tuple[tuple[int, ...], ...]:
         """Per turn, where each generated token is in the row; empty for a turn whose answer the person gave."""
@@ -216,6 +224,17 @@ def attend(
     check_same_model(vlm, inspection)
     read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
     return read_attention(vlm, read, position, first=first, exclude_sinks=exclude_sinks)
+
+
+def attend_tokens(
+    vlm: InspectableVLM, inspection: Inspection, first: int, last: int, *, own_row: bool, exclude_sinks: bool = False
+) -> AttentionMap:
+    """:func:`attend` for the tokens from ``first`` to ``last``: for the positions whose outputs chose them, or for
+    their own (``own_row``). InputError for a stretch that isn't in the row."""
+    inspection.check_stretch(first, last)
+    if not own_row:
+        first, last = inspection.row_that_chose(first), inspection.row_that_chose(last)
+    return attend(vlm, inspection, last, first=min(first, last), exclude_sinks=exclude_sinks)
 
 
 def find_readers(vlm: InspectableVLM, inspection: Inspection, position: int, *, first: int | None = None) -> ReaderMap:

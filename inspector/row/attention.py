@@ -66,6 +66,15 @@ class AttentionMap:
         """``[pos]``: the pattern of one layer and head, or the mean over those left None."""
         return _choose(self.pattern, layer, head).mean(axis=(0, 1))
 
+    def share_images(self, sample: Sample, layer: int | None = None, head: int | None = None) -> tuple[float, ...]:
+        """What goes to each image of the row, in one layer and head or as the mean over those left None."""
+        heat = self.heat(layer, head)
+        shares = [0.0] * len(sample.images)
+        for span in sample.spans:
+            if span.kind == "image" and span.image is not None:
+                shares[span.image] += float(heat[span.start : span.stop].sum())
+        return tuple(shares)
+
     @property
     def hidden_from_scale(self) -> tuple[int, ...]:
         """Positions whose shares would hide all others': the sinks."""
@@ -136,6 +145,11 @@ class ReaderMap:
                 for layer in range(len(self.pattern))
             ],
         }
+
+
+def mean_of(values: np.ndarray, layer: int | None = None, head: int | None = None) -> float:
+    """Of ``values [layer head]``: those of one layer and head, or the mean over those left None."""
+    return float(_choose(values, layer, head).mean())
 
 
 def _choose(pattern: np.ndarray, layer: int | None, head: int | None) -> np.ndarray:

@@ -64,6 +64,7 @@ class Page:
             self.attention.head,
             *self.which.fresh,
             *self.words.fresh,
+            *self.attention.fresh,
             self.results.looks,
         ]
 
@@ -173,10 +174,11 @@ class AskingHandlers:
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings, seen),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
-            attention_view.summarise(inspection, found),
+            attention_view.summarise(inspection, found, layer, head),
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
             *words_view.begin(vlm.n_layers),
+            *attention_view.begin(selected),
             "",
         ]
 

@@ -1,6 +1,6 @@
 """Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
 
-from inspector.widgets.components import ImageViewer, Readout, TokenStrip, encode
+from inspector.widgets.components import HeadBoard, ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.file_inputs import FileInput, FilesButton
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
@@ -10,6 +10,7 @@ __all__ = [
     "ChoiceBoard",
     "FileInput",
     "FilesButton",
+    "HeadBoard",
     "ImageViewer",
     "LossChart",
     "Panel",
