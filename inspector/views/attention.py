@@ -11,9 +11,9 @@ from inspector.figures.attention import plot_images_by_layer, plot_kinds_by_laye
 from inspector.figures.head_board import board_payload
 from inspector.figures.markup import badge, describe_token, show_info, show_share
 from inspector.figures.payload import heat_payload
+from inspector.figures.readers import name_tokens, tell_readers
 from inspector.row.ask import Inspection
-from inspector.row.attention import TOP_READERS, AttentionMap, ReaderMap, mean_of
-from inspector.row.token_table import TokenTable
+from inspector.row.attention import AttentionMap, ReaderMap, mean_of
 from inspector.widgets import HeadBoard, Sight, answer_sight, encode
 
 MEAN = "mean"
@@ -87,20 +87,19 @@ def build_attention() -> AttentionView:
         # How long the row is is known with the first answer, so that is checked when it is read.
         first = gr.Number(None, label="From token", precision=0, minimum=0, min_width=90, elem_id="stretch-first")
         last = gr.Number(None, label="to token (mean)", precision=0, minimum=0, min_width=90, elem_id="stretch-last")
-        look = gr.Button("Look", size="sm", min_width=64, elem_id="stretch-look")
+        look = gr.Button("Look", size="sm", min_width=64, scale=0, elem_id="stretch-look")
+    sight = Sight("heat")
+    board = HeadBoard(elem_id="head-board")
     with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
-    with gr.Row():
         own_row = gr.Checkbox(
-            False, label="an answer token's own row, not the row that chose it", min_width=220, elem_id="own-row"
+            False, label="an answer token's own row, not the row that chose it", min_width=180, elem_id="own-row"
         )
         exclude_sinks = gr.Checkbox(
-            False, label="exclude sinks (rest scaled up to 1)", min_width=220, elem_id="exclude-sinks"
+            False, label="exclude sinks (rest scaled up to 1)", min_width=160, elem_id="exclude-sinks"
         )
-        own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=220, elem_id="own-scale")
-    sight = Sight("heat")
-    board = HeadBoard(elem_id="head-board")
+        own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=160, elem_id="own-scale")
     # Unseen until they are drawn: the label of an empty plot is one that screen readers may not be given.
     plot: dict[str, Any] = {"show_label": False, "min_width": 270, "visible": False}
     with gr.Row():
@@ -139,12 +138,12 @@ def summarise(inspection: Inspection, attention: AttentionMap | ReaderMap, layer
     """In words and numbers, of the layer and head that are shown."""
     layers, heads = attention.pattern.shape[:2]
     chosen = _picked(layer, layers), _picked(head, heads)
-    where = ", ".join(
-        f"{name} {one}" if one is not None else f"mean over {count} {name}s"
-        for name, one, count in zip(("layer", "head"), chosen, (layers, heads), strict=True)
-    )
+    where = f"mean over {layers} layers × {heads} heads"
+    if chosen != (None, None):
+        names = zip(("layer", "head"), chosen, (layers, heads), strict=True)
+        where = ", ".join(f"{name} {one}" if one is not None else f"mean over {n} {name}s" for name, one, n in names)
     if isinstance(attention, ReaderMap):
-        return _summarise_readers(inspection, attention, chosen, where)
+        return tell_readers(inspection.table, attention, *chosen, where)
     return _summarise_reads(inspection, attention, chosen, where)
 
 
@@ -156,7 +155,7 @@ def _summarise_reads(
     token, chose = attention.position, attention.position + 1
     stretch = attention.first < token
     by_output = not stretch and chose < len(table.ids) and table.trained[chose]
-    whose = _name_tokens(table, attention.first, token)
+    whose = name_tokens(table, attention.first, token)
     if by_output:
         whose += f", whose output chose {describe_token(table, chose)},"
     each = attention.share_images(inspection.row, *chosen)
@@ -185,32 +184,6 @@ def _summarise_reads(
     if not by_output and not stretch and chose < len(table.ids):
         parts.append(f'<p class="vi-caption">This position predicts {describe_token(table, chose)}.</p>')
     return "".join(parts)
-
-
-def _summarise_readers(
-    inspection: Inspection, readers: ReaderMap, chosen: tuple[int | None, int | None], where: str
-) -> str:
-    table = inspection.table
-    whose = _name_tokens(table, readers.first, readers.position)
-    if not readers.readers:
-        return f"<p>No later token can look at {whose}.</p>"
-    mean = mean_of(readers.received, *chosen)
-    top = ", ".join(
-        f"{describe_token(table, one.position)} <span data-copy>{show_share(one.share)}</span>"
-        for one in readers.find_top(TOP_READERS, *chosen)
-    )
-    return (
-        f"<p>Of {len(readers.readers):,} later tokens that can look at {whose}, each gives it "
-        f"<b data-copy>{show_share(mean)}</b> of its attention on average ({where}).</p>"
-        f'<p class="vi-caption">Most: {top}. What a token gives is mixed into it; whether the answer needs it, only '
-        "cutting edges can show.</p>"
-    )
-
-
-def _name_tokens(table: TokenTable, first: int, last: int) -> str:
-    if first == last:
-        return describe_token(table, last)
-    return f"tokens {first} to {last} (mean over {last - first + 1})"
 
 
 def draw(

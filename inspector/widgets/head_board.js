@@ -29,6 +29,7 @@ root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Layers × heads"), in
 // ---- numbers
 
 const nameOf = (layer, head) => `${layer === null ? "all layers" : `layer ${layer}`}, ${head === null ? "all heads" : `head ${head}`}`;
+const formatShort = (v) => (!v ? "0 %" : v < 0.001 ? "<0.1 %" : `${(100 * v).toFixed(v < 0.0995 ? 1 : 0)} %`);
 // One number for a cell of the map; its first line and column are means.
 function valueAt(layer, head) {
   const { layers, heads } = state.data;
@@ -45,8 +46,8 @@ const formatValue = (value) => (state.data.measures[state.measure].unit === "nat
 function drawMap() {
   const { layers, heads, measures: all } = state.data, measure = all[state.measure];
   state.values = readHalves(measure.values);
-  map.style.gridTemplateColumns = `24px repeat(${heads + 1}, minmax(8px, 24px))`;
-  map.style.setProperty("--high", `${layers <= 12 ? 20 : layers <= 32 ? 13 : 10}px`);
+  map.style.gridTemplateColumns = `24px repeat(${heads + 1}, ${heads <= 6 ? 48 : heads <= 12 ? 28 : heads <= 16 ? 20 : 10}px)`;
+  map.style.setProperty("--high", `${layers <= 8 ? 32 : layers <= 16 ? 20 : layers <= 32 ? 14 : 10}px`);
   const parts = document.createDocumentFragment();
   const every = (count) => (count <= 12 ? 1 : count <= 24 ? 2 : 5);
   const label = (text, css) => el("span", { class: css, "aria-hidden": "true" }, text);
@@ -106,63 +107,76 @@ map.addEventListener("keydown", (event) => {
 
 // ---- small maps
 
-const wideOf = (frames) => frames.reduce((sum, frame, k) => sum + frame.cols + (k ? GAP * (frame.thumbnail ? 1 : 2) : 0), 0);
-const highOf = (frames) => Math.max(...frames.map((frame) => frame.rows)) + 2;
+// Images stand side by side, each over its thumbnail; where every square of a small map is: [left, top] of each frame.
+function placeFrames(frames) {
+  const tall = Math.max(...frames.filter((frame) => !frame.thumbnail || frames.filter((other) => other.image === frame.image).length === 1).map((frame) => frame.rows));
+  const places = [], seen = new Map();
+  let right = 0, bottom = 0;
+  for (const frame of frames) {
+    const below = seen.has(frame.image), left = below ? seen.get(frame.image) : right + (right ? 2 * GAP : 0), top = below ? tall + GAP : 0;
+    if (!below) seen.set(frame.image, left);
+    right = Math.max(right, left + frame.cols);
+    bottom = Math.max(bottom, top + frame.rows);
+    places.push([left, top]);
+  }
+  return { places, wide: right, high: bottom + GAP + 1 };
+}
 function buildMinis() {
-  const { layers, heads, frames } = state.data, wide = wideOf(frames), high = highOf(frames);
+  const { layers, heads, frames } = state.data, { wide, high } = placeFrames(frames);
   const key = JSON.stringify([layers, heads, frames]);
   if (key === state.built) return;
   state.built = key;
   state.minis = [];
   if (frames.length) for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
     const canvas = el("canvas", { width: wide, height: high, "aria-hidden": "true" }), share = el("b", {});
-    const button = el("button", { type: "button", class: "vlm-mini-map", tabindex: "-1", "data-layer": l, "data-head": h }, canvas, el("span", {}, `${l}·${h} `, share));
+    const button = el("button", { type: "button", class: "vlm-mini-map", tabindex: "-1", "data-layer": l, "data-head": h }, canvas, el("span", {}, el("i", {}, `${l}·${h} `), share));
     state.minis.push({ canvas, share, button, layer: l, head: h });
   }
 }
 function paintMinis() {
   const { frames, tops } = state.data;
   if (!frames.length || !state.parts) return;
-  const wide = wideOf(frames), high = highOf(frames), each = frames.reduce((sum, frame) => sum + frame.rows * frame.cols, 0);
+  const { places, wide, high } = placeFrames(frames), each = frames.reduce((sum, frame) => sum + frame.rows * frame.cols, 0);
   const all = Math.max(...state.tops), shares = readHalves(state.data.measures[0].values);
   // An image's colour under its cells tells which it is.
   const lines = frames.map((frame) => hexRgb(imageColour(frame.image)));
   state.minis.forEach((mini, k) => {
     const pen = mini.canvas.getContext("2d"), pixels = pen.createImageData(wide, high);
     const strength = state.scale === "own" ? 1 : all > 0 ? state.tops[k] / all : 0;
-    let at = k * each, left = 0;
+    let at = k * each;
     frames.forEach((frame, n) => {
-      left += n ? GAP * (frame.thumbnail ? 1 : 2) : 0;
+      const [left, top] = places[n];
       for (let r = 0; r < frame.rows; r++) for (let c = 0; c < frame.cols; c++) {
-        const pixel = 4 * (r * wide + left + c);
+        const pixel = 4 * ((top + r) * wide + left + c);
         pixels.data.set(HUE, pixel);
         pixels.data[pixel + 3] = Math.round(state.parts[at++] * strength);
       }
       for (let c = 0; c < frame.cols; c++) { const pixel = 4 * ((high - 1) * wide + left + c); pixels.data.set(lines[n], pixel); pixels.data[pixel + 3] = 255; }
-      left += frame.cols;
     });
     pen.putImageData(pixels, 0, 0);
-    mini.share.textContent = formatPercent(shares[k]);
+    mini.share.textContent = formatShort(shares[k]);
     mini.button.setAttribute("aria-label", `layer ${mini.layer}, head ${mini.head}: ${formatPercent(shares[k])}`);
   });
-  const what = state.data.readers ? "what later tokens give it on average" : "its share of all images";
-  note.textContent = `layer·head and ${what}. Each up to ${state.scale === "own" ? "its own largest cell" : `the largest of all, ${formatPercent(all)}`}; images from left to right, thumbnails behind${state.data.side > 1 ? `; a square is the largest of ${state.data.side} × ${state.data.side} cells` : ""}.`;
+  const what = state.data.readers ? "what later tokens give it on average" : "the share of all images";
+  note.textContent = `The number is ${what}. Each map up to ${state.scale === "own" ? "its own largest cell" : `the largest of all, ${formatPercent(all)}`}; images from left to right, thumbnails below${state.data.side > 1 ? `; a square is the largest of ${state.data.side} × ${state.data.side} cells` : ""}.`;
 }
 function arrange() {
   const { frames, heads } = state.data;
   const shares = readHalves(state.data.measures[0].values);
   state.sorted = [...state.minis];
   if (state.order === "share") state.sorted.sort((one, other) => shares[other.layer * heads + other.head] - shares[one.layer * heads + one.head]);
+  const own = state.order === "layer", axis = (text) => el("span", { class: "vlm-axis vlm-axis-y", "aria-hidden": "true" }, text);
   if (frames.length) {
-    const room = right.clientWidth || 640, wanted = state.order === "layer" ? Math.floor(room / heads) - 8 : 112;
-    const wide = Math.min(160, Math.max(72, wanted)), ratio = highOf(frames) / wideOf(frames);
+    const { wide, high } = placeFrames(frames), room = Math.max(52, own ? Math.min(120, Math.floor(((right.clientWidth || 640) - 48) / heads) - 4) : 104);
     // Neither a band nor a tower: of one image the map is as narrow as it may be high.
-    minis.style.setProperty("--wide", `${Math.round(Math.min(wide, 56 / ratio))}px`);
-    minis.style.setProperty("--room", `${wide}px`);
-    minis.style.gridTemplateColumns = state.order === "layer" ? `repeat(${heads}, max-content)` : `repeat(auto-fill, ${wide}px)`;
-    minis.style.setProperty("--ratio", wideOf(frames) / highOf(frames));
+    minis.style.setProperty("--wide", `${Math.round(Math.min(room - 4, (64 * wide) / high))}px`);
+    minis.style.setProperty("--ratio", wide / high);
+    minis.style.gridTemplateColumns = own ? `20px repeat(${heads}, ${room}px)` : `repeat(auto-fill, ${room}px)`;
   }
-  minis.replaceChildren(...state.sorted.map((mini) => mini.button));
+  minis.dataset.order = state.order;
+  const lines = state.sorted.flatMap((mini) => (own && mini.head === 0 ? [axis(String(mini.layer)), mini.button] : [mini.button]));
+  if (own && lines.length) lines.unshift(axis(""), ...Array.from({ length: heads }, (_, h) => axis(String(h))));
+  minis.replaceChildren(...lines);
   markChosen();
 }
 minis.addEventListener("click", (event) => { const button = event.target.closest("button"); if (button) choose(...placeOf(button)); });
@@ -197,6 +211,7 @@ function drawLarge() {
   const shareAt = ({ tiles, cols, high, wide, step }, r, c) => heat.values[tiles[Math.floor(r / high) * cols + Math.floor(c / wide)].start + (r % high) * step + (c % wide)];
   let top = 0;
   for (const frame of frames) for (let r = 0; r < frame.rows * frame.high; r++) for (let c = 0; c < frame.cols * frame.wide; c++) top = Math.max(top, shareAt(frame, r, c) || 0);
+  large.style.setProperty("--tall", frames.length > 3 ? "120px" : "176px");
   large.replaceChildren(el("p", {}, `${whoseRow(heat)}: ${heat.label}`), ...frames.filter((frame) => frame.high && frame.wide).map((frame) => {
     const across = frame.cols * frame.wide, down = frame.rows * frame.high, canvas = el("canvas", { width: across, height: down }), pen = canvas.getContext("2d"), pixels = pen.createImageData(across, down);
     for (let r = 0; r < down; r++) for (let c = 0; c < across; c++) {
@@ -221,7 +236,8 @@ function drawMeasures() {
   const key = all.map((one) => one.name).join();
   if (key === state.named) return;
   state.named = key;
-  measures.replaceChildren(switcher("Colour the map by", "vlm-measure", all.map((one, k) => [String(k), one.name, one.about]), String(state.measure), (k) => { state.measure = Number(k); drawMap(); }).node);
+  if (all.length === 1) measures.replaceChildren(el("b", {}, all[0].name)); // nothing to switch
+  else measures.replaceChildren(switcher("Colour the map by", "vlm-measure", all.map((one, k) => [String(k), one.name, one.about]), String(state.measure), (k) => { state.measure = Number(k); drawMap(); }).node);
 }
 // The atlas comes as a picture, so that it is small; its grey is read back.
 function readAtlas(data) {
@@ -245,14 +261,15 @@ function take() {
     if (props.data && data !== state.coming) return;
     state.data = data;
     state.tops = data.tops ? readHalves(data.tops) : null;
-    tools.hidden = !data.frames.length;
     state.sorted = [];
     buildMinis();
     drawMeasures();
     state.values = readHalves(data.measures[state.measure].values);
     arrange();
     drawMap();
-    if (data.frames.length) paintMinis(); else note.textContent = "This prompt has no image, so there are no small maps.";
+    const none = !data.frames.length ? "This prompt has no image" : !state.tops.some((top) => top > 0) ? (data.readers ? "No image token looks at it" : "No image token is looked at") : null;
+    tools.hidden = minis.hidden = none !== null;
+    if (none) note.textContent = `${none}, so there are no small maps.`; else paintMinis();
     drawLarge();
     performance.mark("vlm:board");
   });
