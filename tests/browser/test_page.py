@@ -66,7 +66,10 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
 def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
     page = open_page()
     plots = "[...document.querySelectorAll('.js-plotly-plot')]"
-    numbers = f"{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.z || trace.y)))"
+    numbers = (
+        f"[...{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.y))), "
+        "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background).join()]"
+    )
     changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
 
     def look_until_changed(known):
@@ -97,10 +100,12 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     assert len(drawn) == 1
     with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
         page.locator("#own-scale").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2", timeout=60_000)
+    page.wait_for_selector("#head-board .vlm-cell", timeout=60_000)
     assert len(drawn) == 2
     # The first token sees nothing but itself: no layer and no head gives an image anything.
-    assert set(page.evaluate("atob(document.querySelector('.js-plotly-plot').data[0].z.bdata)")) == {"\0"}
+    colours = "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background)"
+    assert set(page.evaluate(colours)) == {"rgb(68, 1, 84)"}
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#batch-rows .vi-scroll", timeout=60_000)
     assert len(drawn) == 3
