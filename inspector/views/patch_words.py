@@ -50,7 +50,12 @@ class PatchWordsView:
 
 def begin(n_layers: int) -> list[Any]:
     """Values for :attr:`PatchWordsView.fresh` when something new was asked: what was read of another answer goes."""
-    return [gr.update(value=WAITING), gr.update(value=0, maximum=max(1, n_layers - 1)), None, gr.update(value=UNREAD)]
+    return [
+        gr.update(value=WAITING, busy=""),
+        gr.update(value=0, maximum=max(1, n_layers - 1)),
+        None,
+        gr.update(value=UNREAD, busy=""),
+    ]
 
 
 def build_patch_words() -> PatchWordsView:
@@ -91,7 +96,7 @@ class PatchWordsHandlers:
                 facts["found"] = describe_found(word, find_word(vlm, inspection, word, stream))
                 html = show_found(facts["found"], len(found.cells))
             html += show_patch_words(found, inspection.prompt.images, READINGS.get(reading, "nearest"))
-            return [gr.update(value=html), facts]
+            return [gr.update(value=html, busy=""), facts]
         except InputError as error:
             raise refuse(error) from error
 
@@ -102,7 +107,7 @@ class PatchWordsHandlers:
                 raise InputError("There is no answer yet; press Ask first.")
             first = page.selected if page.start is None else page.start
             found = find_readers(self.store.get(page.model), page.inspection, page.selected, first=first)
-            return gr.update(value=show_readers(page.inspection.table, found))
+            return gr.update(value=show_readers(page.inspection.table, found), busy="")
         except InputError as error:
             raise refuse(error) from error
 

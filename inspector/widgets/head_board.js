@@ -129,7 +129,7 @@ function buildMinis() {
   state.minis = [];
   if (frames.length) for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
     const canvas = el("canvas", { width: wide, height: high, "aria-hidden": "true" }), share = el("b", {});
-    const button = el("button", { type: "button", class: "vlm-mini-map", tabindex: "-1", "data-layer": l, "data-head": h }, canvas, el("span", {}, el("i", {}, `${l}·${h} `), share));
+    const button = el("button", { type: "button", class: "vlm-mini-map", tabindex: "-1", "data-layer": l, "data-head": h }, canvas, el("span", { class: "vlm-spoken" }, `layer ${l}, head ${h}: `), el("span", {}, el("i", { "aria-hidden": "true" }, `${l}·${h} `), share));
     state.minis.push({ canvas, share, button, layer: l, head: h });
   }
 }
@@ -155,7 +155,6 @@ function paintMinis() {
     });
     pen.putImageData(pixels, 0, 0);
     mini.share.textContent = formatShort(shares[k]);
-    mini.button.setAttribute("aria-label", `layer ${mini.layer}, head ${mini.head}: ${formatPercent(shares[k])}`);
   });
   const what = state.data.readers ? "what later tokens give it on average" : "the share of all images";
   note.textContent = `The number is ${what}. Each map up to ${state.scale === "own" ? "its own largest cell" : `the largest of all, ${formatPercent(all)}`}; images from left to right, thumbnails below${state.data.side > 1 ? `; a square is the largest of ${state.data.side} × ${state.data.side} cells` : ""}.`;

@@ -133,6 +133,6 @@ def test_the_other_side_shows_who_looks_at_a_cell_and_goes_with_the_next_answer(
 @pytest.mark.parametrize("width", [1440, 390])
 def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_board, dark, width):
     page = open_board(dark, width=width)
-    page.wait_for_timeout(800)
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2", timeout=WAIT_MS)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert_nothing_serious(page)
