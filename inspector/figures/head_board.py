@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from inspector.figures.colours import DEEPEST, HUE
+from inspector.figures.markup import show_share
 from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.token_table import find_grid
 from model import Row
@@ -87,6 +89,31 @@ def board_payload(
         ],
         **_draw_maps(row, shown.pattern.reshape(layers * heads, -1)),
     }
+
+
+def show_head_table(attention: AttentionMap) -> str:
+    """For a page without a script: every head's share of images, and the entropy of its pattern where it is pointed
+    at, as a table of layers × heads."""
+    heads = "".join(f"<th scope=col>{head}</th>" for head in range(attention.image_share.shape[1]))
+    lines = "".join(
+        f"<tr><th scope=row>{layer}</th>"
+        + "".join(
+            f'<td class="num" style="background:rgba({HUE},{DEEPEST * share:.3f})" title="layer {layer}, head {head}: '
+            f'entropy {entropy:.2f} nats, sinks {show_share(sinks)}">{show_share(share)}</td>'
+            for head, (share, entropy, sinks) in enumerate(
+                zip(attention.image_share[layer], attention.entropy[layer], attention.sink_share[layer], strict=True)
+            )
+        )
+        + "</tr>"
+        for layer in range(len(attention.image_share))
+    )
+    return (
+        '<section class="wi-panel"><h3>Layers × heads</h3><p>Share of its attention that each head gives to image '
+        f"tokens in the row that chose the answer; mean {show_share(attention.mean_image_share)}. Attention tells what was "
+        'mixed in, not what the answer needs.</p><div class="vi-scroll" tabindex="0" role="region" aria-label="image '
+        'share by layer and head"><table class="vi-table"><thead><tr><th scope=col>layer</th>'
+        f"{heads}</tr></thead><tbody>{lines}</tbody></table></div></section>"
+    )
 
 
 def _list_measures(shown: AttentionMap | ReaderMap) -> list[tuple[str, str, str, np.ndarray, float]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+from inspector.figures.colours import DEEPEST, HUE
 from inspector.figures.markup import badge, describe_token, show_share, visible
 from inspector.row.attention import TOP_READERS, ReaderMap, mean_of
 from inspector.row.token_table import TokenTable
 
-_HUE = "224,0,122"
-_DEEPEST = 0.6
-"""So opaque is the largest share of the table: the numbers on it stay readable in both themes."""
 NO_READER = "No later token can look at"
 
 
@@ -66,10 +64,8 @@ def _name_kind(kind: str) -> str:
 
 
 def _show_cell(share: float, top: float) -> str:
-    alpha = _DEEPEST * share / top
-    return (
-        f'<td class="num" style="background:rgba({_HUE},{alpha:.3f})"><span data-copy>{show_share(share)}</span></td>'
-    )
+    alpha = DEEPEST * share / top
+    return f'<td class="num" style="background:rgba({HUE},{alpha:.3f})"><span data-copy>{show_share(share)}</span></td>'
 
 
 def _show_top(table: TokenTable, readers: ReaderMap, layer: int) -> str:

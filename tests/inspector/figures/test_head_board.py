@@ -3,13 +3,14 @@
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from inspector.figures.head_board import MAP_PIXELS, board_payload, lay_out_cells, merge_cells
+from inspector.figures.head_board import MAP_PIXELS, board_payload, lay_out_cells, merge_cells, show_head_table
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, find_readers
 from inspector.row.prompt import Prompt, Turn
 from model import OpenedImage
@@ -48,6 +49,17 @@ def test_every_square_is_the_share_of_its_cell(embedded, tiles):
     assert measures["image share"] == pytest.approx(found.image_share.ravel(), abs=1e-3)
     assert measures["entropy"] == pytest.approx(found.entropy.ravel(), abs=3e-3)
     assert measures["sink share"] == pytest.approx(found.sink_share.ravel(), abs=1e-3)
+
+
+def test_the_report_has_every_head_s_share(embedded, tiles):
+    found = attend(embedded, tiles, len(tiles.row) - 1)
+    table = show_head_table(found)
+    shares = re.findall(r">([^>]+) %</td>", table)
+    assert len(shares) == found.image_share.size
+    assert all(
+        float(said.strip("< ")) == pytest.approx(100 * share, abs=0.05)
+        for said, share in zip(shares, found.image_share.ravel(), strict=True)
+    )
 
 
 def test_a_square_over_several_cells_is_the_largest_and_none_is_left_out(tiles):
