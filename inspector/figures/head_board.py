@@ -109,9 +109,9 @@ def show_head_table(attention: AttentionMap) -> str:
     )
     return (
         '<section class="wi-panel"><h3>Layers × heads</h3><p>Share of its attention that each head gives to image '
-        f"tokens in the row that chose the answer; mean {show_share(attention.mean_image_share)}. Attention tells what was "
-        'mixed in, not what the answer needs.</p><div class="vi-scroll" tabindex="0" role="region" aria-label="image '
-        'share by layer and head"><table class="vi-table"><thead><tr><th scope=col>layer</th>'
+        f"tokens in the row that chose the answer; mean {show_share(attention.mean_image_share)}. Attention tells what "
+        'was mixed in, not what the answer needs.</p><div class="vi-scroll" tabindex="0" role="region" '
+        'aria-label="image share by layer and head"><table class="vi-table"><thead><tr><th scope=col>layer</th>'
         f"{heads}</tr></thead><tbody>{lines}</tbody></table></div></section>"
     )
 
