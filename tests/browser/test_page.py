@@ -87,7 +87,7 @@ def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
 
 
 def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(open_page):
-    page = open_page()
+    page = open_page(height=640)  # the board stands below it
     page.wait_for_timeout(1500)
     drawn = []
     page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
@@ -426,7 +426,7 @@ def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page)
     page.wait_for_selector("#lint", timeout=60_000)
     named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
     panels = ["Lessons", "Prompt", "Answer", "Seen or guessed", "Images", "Selected token", "Tokens", "Attention"]
-    panels += ["Words on patches", "Batch"]
+    panels += ["Layers × heads", "Words on patches", "Who looks at it", "Batch"]
     assert sorted(name.split(":")[0] for name in named if name) == sorted(panels)
     note = page.locator("#strip details.vi-info")
     note.locator("summary").focus()
