@@ -422,6 +422,8 @@ def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_
 def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page):
     page = open_page()
     # What is in a tab is drawn when it is opened first.
+    page.get_by_role("tab", name="Patches").click()
+    page.wait_for_selector("#words-panel", timeout=60_000)
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#lint", timeout=60_000)
     named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
