@@ -125,7 +125,7 @@ def _list_measures(shown: AttentionMap | ReaderMap) -> list[tuple[str, str, str,
     return [
         ("image share", "share", "what goes to image tokens", shown.image_share, 1.0),
         ("entropy", "nats", "how spread the pattern is", shown.entropy, max(float(shown.entropy.max()), 1e-6)),
-        ("of max", "share", "of ln n, looking at all n alike", shown.entropy_of_max, 1.0),
+        ("entropy / max", "share", "of ln n, looking at all n alike", shown.entropy_of_max, 1.0),
         ("sink share", "share", sinks, shown.sink_share, 1.0),
     ]
 
