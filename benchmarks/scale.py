@@ -223,7 +223,7 @@ def _decode_long(length: int = 4096, tokens: int = 64) -> None:
     """An answer of an intervention behind a long row: positions computed, and memory taken beyond what is kept."""
     vlm = build()
     vlm.renderer.eos_token_id = -1
-    row = vlm.place(vlm.prepare(_long_conversation(vlm, length), True))
+    row = vlm.place(vlm.prepare(long_conversation(vlm, length), True))
     read = ROWS.read(vlm, row, False)
     cache = PrefixCache(vlm, read)
     open_ended = Continuation(len(row) - 8, cache.ids[-8:], (len(row), len(row)))
@@ -239,7 +239,7 @@ def _decode_long(length: int = 4096, tokens: int = 64) -> None:
     )
 
 
-def _long_conversation(vlm: VLM, length: int) -> Conversation:
+def long_conversation(vlm: VLM, length: int) -> Conversation:
     word = " red"
     text = word * length
     while len(vlm.prepare(Conversation((Message("user", text),)), True)) > length:

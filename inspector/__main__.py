@@ -15,7 +15,7 @@ from inspector.experiments import image_edits
 from inspector.experiments.patch_words import describe_found, find_word, measure_words
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
 from inspector.export.command_line import write_which_image
-from inspector.export.files import describe_all
+from inspector.export.files import describe_all, describe_sides
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
 from inspector.figures.image_edits import show_edits
@@ -54,6 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="row whose attention is read (default: the one whose output chose the answer's first token)",
     )
+    attention = commands.add_parser(
+        "attention", help="ask, and print what tokens look at and which later ones look at them"
+    )
+    _add_prompt(attention)
+    attention.add_argument("--first", type=int, help="token (default: the answer's first, or --last)")
+    attention.add_argument("--last", type=int, help="token; the mean over all from --first to it (default: --first)")
+    attention.add_argument(
+        "--own-row",
+        action="store_true",
+        help="what an answer's token looks at itself, not the one before that chose it",
+    )
     which = commands.add_parser("which-image", help="ask, and test which image the answer rests on")
     _add_prompt(which)
     _add_study(which)
@@ -87,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
-    for command in (inspect, which, cut, edit, report, layout, compare, words, battery):
+    for command in (inspect, attention, which, cut, edit, report, layout, compare, words, battery):
         add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
@@ -189,6 +200,17 @@ def run_inspect(options: argparse.Namespace) -> dict:
     if not 0 <= position < len(inspection.row):
         raise InputError(f"--position is {position}; the row has the positions 0 to {len(inspection.row) - 1}.")
     return describe_all(vlm, inspection, attend(vlm, inspection, position))
+
+
+def run_attention(options: argparse.Namespace) -> dict:
+    """Attention from both sides; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = open_model(options)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    given = [token for token in (options.first, options.last) if token is not None]
+    stretch = given or [inspection.first_answer_position]
+    return describe_sides(vlm, inspection, stretch[0], stretch[-1], options.own_row)
 
 
 def run_which_image(options: argparse.Namespace) -> dict:
@@ -335,6 +357,7 @@ def describe_kept() -> str:
 
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "inspect": run_inspect,
+    "attention": run_attention,
     "which-image": run_which_image,
     "cut": run_cut,
     "edit": run_edit,

@@ -20,7 +20,7 @@ import torch
 
 from inspector.bounds import Bounds
 from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
-from inspector.row.attention import AttentionMap
+from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
 from inspector.which_image.seen import SeenAnswer
@@ -40,7 +40,8 @@ UNNAMED = "a run's model"
 class Shown:
     """What one person's page shows; kept in that person's own state and replaced, never changed. ``names`` are the
     images' file names, in order; ``settings`` those that it was asked with; ``seen`` what the
-    images add to each token of its answers."""
+    images add to each token of its answers. ``start``: the first token of a stretch that ends at ``selected``;
+    ``readers``: which later tokens look at these, once that was asked for."""
 
     model: str
     inspection: Inspection
@@ -49,6 +50,13 @@ class Shown:
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     seen: tuple[SeenAnswer, ...] = ()
+    start: int | None = None
+    readers: ReaderMap | None = None
+
+    @property
+    def map(self) -> AttentionMap | ReaderMap:
+        """The side that is shown."""
+        return self.attention if self.readers is None else self.readers
 
 
 @dataclass(frozen=True)

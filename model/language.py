@@ -138,14 +138,15 @@ class CausalAttention(nn.Module):
         v = self.v_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2)
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)
-        mask = context.mask
+        mask, attend = context.mask, F.scaled_dot_product_attention
         if context.tap is not None:
+            attend = context.tap.attend
             mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query, q.dtype)
             if context.tap.reader is not None:
                 context.tap.reader.observe(q, k, v, mask, self.scale, self.out_proj.weight)
         dropout = self.dropout if self.training else 0.0
         causal = context.causal and mask is context.mask
-        z = F.scaled_dot_product_attention(
+        z = attend(
             q,
             k,
             v,

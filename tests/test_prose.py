@@ -439,6 +439,10 @@ Image {} can't be pasted into image {}; choose one of {}.
 The run can't be written ({}); nothing was started.
 The run needs more {}; take fewer rows or shorter ones.
 The run's time was over and it didn't end within {} s.
+The stretch goes from token {} to token {}; the row has the tokens 0 to {}, give the earlier one first.
+A stretch needs a first and a last token; fill in both numbers.
+There is no {} {}; the model has {}, counted from 0, and −1 is the mean.
+There is no attention to tell of yet; ask something first.
 The server was ended while this run trained.
 There is no run “{}” here; it was removed, or the link is cut off.
 This run has no weights yet; wait until it has ended, or stop it and keep what is there.

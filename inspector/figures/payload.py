@@ -12,7 +12,7 @@ from PIL import Image
 from inspector.images.full_size import encode_picture
 from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
-from inspector.row.attention import AttentionMap
+from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.token_table import find_grid, tile_name
 from model import Box, InspectableVLM, ProcessedImage
 
@@ -163,36 +163,45 @@ def file_uri(data: bytes) -> str:
 
 
 def heat_payload(
-    attention: AttentionMap,
+    attention: AttentionMap | ReaderMap,
     *,
     selected: int | None = None,
     layer: int | None = None,
     head: int | None = None,
     shared_scale: bool = True,
 ) -> dict[str, Any]:
-    """The heat of one row of attention over all positions; ``selected`` is the token that the page marks (the row's
+    """The heat of one row of attention (or the mean of several) over all positions, or of what each position gives to
+    one token; ``selected`` is the token that the page marks (the row's
     own unless given: for a token of an answer the row before it is read, whose output chose it).
 
-    The shared scale's top is the largest share of a position that is no sink in any map of the same sort (all layers
-    alike, all heads alike, or all single heads), so that picking another layer or head changes the picture and not
-    the scale; else the map's own largest. All images are on one scale in any case."""
+    The shared scale's top is the largest share of a position that is no sink (of readers: that isn't read itself) in
+    any map of the same sort (all layers alike, all heads alike, or all single heads), so that picking another layer or
+    head changes the picture and not the scale; else the map's own largest. All images are on one scale in any case."""
     values = attention.heat(layer, head)
     usual = np.ones(values.shape, dtype=bool)
-    usual[[sink.position for sink in attention.sinks]] = False
+    usual[list(attention.hidden_from_scale)] = False
     averaged = tuple(axis for axis, one in enumerate((layer, head)) if one is None)
     alike = attention.pattern.mean(axis=averaged) if shared_scale else values
     top = float(alike[..., usual].max()) if usual.any() else 1.0
-    names = (
-        "mean over layers" if layer is None else f"layer {layer}",
-        "mean over heads" if head is None else f"head {head}",
-    )
-    label = "mean over layers and heads" if layer is None and head is None else ", ".join(names)
     return {
         "from": attention.position,
+        "first": attention.first,
+        "readers": isinstance(attention, ReaderMap),
         "selected": attention.position if selected is None else selected,
-        "label": label,
+        "label": name_maps(layer, head),
         "max": max(top, 1e-6),
         # Both scales can come to the same number; what else follows the heat must still see that the choice was made.
         "shared": shared_scale,
         "values": base64.b64encode(values.astype("<f2").tobytes()).decode(),
     }
+
+
+def name_maps(layer: int | None, head: int | None) -> str:
+    """Which layers and heads are shown."""
+    if layer is None and head is None:
+        return "mean over layers and heads"
+    names = (
+        "mean over layers" if layer is None else f"layer {layer}",
+        "mean over heads" if head is None else f"head {head}",
+    )
+    return ", ".join(names)

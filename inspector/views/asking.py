@@ -67,6 +67,7 @@ class Page:
             *self.which.fresh,
             *self.words.fresh,
             *self.edits.fresh,
+            *self.attention.fresh,
             self.results.looks,
         ]
 
@@ -180,11 +181,12 @@ class AskingHandlers:
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings, seen),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
-            attention_view.summarise(inspection, found),
+            attention_view.summarise(inspection, found, layer, head),
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
             *words_view.begin(vlm.n_layers),
             *edits_view.begin(self.store, asked.model, inspection),
+            *attention_view.begin(selected),
             "",
         ]
 

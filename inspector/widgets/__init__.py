@@ -1,6 +1,6 @@
 """Parts of the page that Gradio has no component for. Data goes in as JSON, the drawing happens in the browser."""
 
-from inspector.widgets.components import EditBoard, ImageViewer, Readout, TokenStrip, encode
+from inspector.widgets.components import EditBoard, HeadBoard, ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.file_inputs import FileInput, FilesButton
 from inspector.widgets.loss_chart import LossChart
 from inspector.widgets.panel import ChoiceBoard, Panel
@@ -11,6 +11,7 @@ __all__ = [
     "EditBoard",
     "FileInput",
     "FilesButton",
+    "HeadBoard",
     "ImageViewer",
     "LossChart",
     "Panel",

@@ -96,6 +96,14 @@ class ImageViewer(_Widget):
     _name = "image_viewer"
 
 
+class HeadBoard(_Widget):
+    """All layers × heads: a map of one number of each that is the control, and a small map of each over the images.
+    ``data``: see :func:`inspector.figures.head_board.board_payload`. Triggers ``choose`` with ``{layer, head}``, −1 for
+    the mean, 120 ms after a person has chosen one."""
+
+    _name = "head_board"
+
+
 class Readout(_Widget):
     """All that is known of the selected token. Without ``data`` and ``heat`` of its own it reads those of the page's
     strip and viewer, so that nothing is sent twice."""

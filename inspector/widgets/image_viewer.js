@@ -130,7 +130,7 @@ function frame(image, source, tiles, rows, cols, size, what) {
   heat.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") move(at(event), false); });
   heat.addEventListener("pointerleave", () => move(null));
   heat.addEventListener("blur", () => move(null));
-  heat.addEventListener("click", (event) => select(positionOf(own, ...at(event))));
+  heat.addEventListener("click", (event) => select(positionOf(own, ...at(event)), event.shiftKey));
   heat.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const way = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], clamp = (v, top) => Math.min(top - 1, Math.max(0, v));
@@ -143,15 +143,16 @@ function frame(image, source, tiles, rows, cols, size, what) {
   return box;
 }
 let timer = null;
-function select(position) {
-  selectPosition(position, "viewer");
+function select(position, extend) {
+  const stretch = extend && bus.position !== null && bus.position !== position ? [Math.min(bus.position, position), Math.max(bus.position, position)] : null;
+  selectPosition(position, "viewer", stretch);
   clearTimeout(timer);
   timer = setTimeout(() => trigger("select", { position }), 120);
 }
 function heatText(p) {
   const heat = heatNow();
   if (!heat || p >= heat.values.length) return null;
-  return isUnseen(heat, p) ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`;
+  return shareText(heat, p);
 }
 const heatNow = () => state.heat || bus.heat;
 
@@ -229,14 +230,13 @@ function paintAll() {
   if (!fits) return;
   let total = 0;
   for (const image of state.images) {
-    let share = 0;
-    for (const tile of image.tiles) share += sumOf(heat.values, tile.start, endOf(tile));
+    const share = gather(heat, ...image.tiles.map((tile) => [tile.start, endOf(tile)]));
     total += share;
     const node = stage.querySelector(`[data-image="${image.index}"] .vlm-share`);
     if (node) node.textContent = formatPercent(share);
   }
   heatBar.replaceChildren(heatKey(hottest(heat)[0].share));
-  heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label} · ${formatPercent(total)} of it goes to images`;
+  heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label}` + (heat.readers ? " · on an image: the mean of its tokens" : ` · ${formatPercent(total)} of it goes to images`);
 }
 
 // ---- what comes in

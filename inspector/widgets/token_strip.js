@@ -17,7 +17,7 @@ const found = el("span", { class: "vlm-found", role: "status" });
 const unfold = el("button", { type: "button", class: "vlm-plain", onclick: toggleAll }, "unfold all");
 const legend = el("div", { class: "vlm-legend" });
 const map = el("canvas", { class: "vlm-map", "aria-hidden": "true", title: "the whole row; click to go there" });
-const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. Arrows move the selection, Enter opens or closes a run, Escape clears", "aria-orientation": "horizontal" });
+const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. Arrows move the selection, with Shift they select a stretch, Enter opens or closes a run, Escape clears", "aria-orientation": "horizontal" });
 const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
 const tip = tooltip();
 const tools = el("div", { class: "vlm-tools" }, modes.node, el("span", { class: "vlm-finder" }, find, found), unfold);
@@ -134,7 +134,7 @@ function paintAll() {
     const small = node.querySelector("canvas"), pen = small.getContext("2d"), pixels = pen.createImageData(small.width, small.height);
     for (let k = 0; k < span.stop - span.start; k++) { pixels.data.set(viridis(heat.values[span.start + k] / heat.max), 4 * k); pixels.data[4 * k + 3] = 255; }
     pen.putImageData(pixels, 0, 0);
-    node.querySelector(".vlm-sum").textContent = formatShare(sumOf(heat.values, span.start, span.stop));
+    node.querySelector(".vlm-sum").textContent = formatShare(gather(heat, [span.start, span.stop]));
   }
   drawLegend();
   drawMap();
@@ -151,7 +151,7 @@ function drawLegend() {
   } else if (mode === "label") items.push(key("trained", "trained on"), key("vlm-ignored", "label −100, ignored"), note("→ what the loss wants predicted there: the token after it"));
   else if (mode === "mask") items.push(key("seen", "1, attended to"), key("masked", "0, nothing attends to it"));
   else if (mode === "loss") items.push(row.topLoss ? colourBar(row.topLoss, "nats", false) : note("No token of this row has a loss."), note(row.topLoss ? "−ln p of each token given all before it; plain: nothing predicts it, or not worth scoring" : ""));
-  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of the attention of ${whoseRow(heat)}, ${heat.label}; on a folded run its sum${heat.clipped ? "; brightest: beyond the scale" : ""}`));
+  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of the attention of ${whoseRow(heat)}, ${heat.label}; on a folded run its ${heat.readers ? "mean" : "sum"}${heat.clipped ? "; brightest: beyond the scale" : ""}`));
   else items.push(note("Select a token to see where it looked."));
   legend.replaceChildren(...items);
 }
@@ -195,7 +195,7 @@ function drawMap() {
 
 let marked = [], entry = null;
 function mark() {
-  for (const node of marked) { node.classList.remove("vlm-sel", "vlm-nxt"); node.removeAttribute("aria-current"); }
+  for (const node of marked) { node.classList.remove("vlm-sel", "vlm-nxt", "vlm-also"); node.removeAttribute("aria-current"); }
   marked = [];
   const p = bus.position, node = p === null ? null : state.nodes.get(p);
   if (node) {
@@ -204,6 +204,10 @@ function mark() {
     marked.push(node);
     const next = state.nodes.get(p + 1);
     if (next && next !== node) { next.classList.add("vlm-nxt"); marked.push(next); }
+  }
+  for (let q = bus.stretch ? bus.stretch[0] : 1; q <= (bus.stretch ? bus.stretch[1] : 0); q++) {
+    const also = state.nodes.get(q);
+    if (also) { also.classList.add("vlm-also"); marked.push(also); }
   }
   enter(node || (entry && entry.isConnected ? entry : line.querySelector("button")));
   return node;
@@ -220,8 +224,10 @@ function reveal(node) {
   if (own.top < box.top + 8) line.scrollTop += own.top - box.top - 24;
   else if (own.bottom > box.bottom - 8) line.scrollTop += own.bottom - box.bottom + 24;
 }
-function go(node) {
-  selectPosition(Number(node.dataset.p), "strip");
+// With Shift all from where the selection began to this token are selected.
+function go(node, extend) {
+  const p = Number(node.dataset.p), from = bus.stretch ? (bus.stretch[0] === bus.position ? bus.stretch[1] : bus.stretch[0]) : bus.position;
+  selectPosition(p, "strip", extend && from !== null && from !== p ? [Math.min(from, p), Math.max(from, p)] : null);
   enter(node);
   node.focus({ preventScroll: true });
   reveal(node);
@@ -245,7 +251,7 @@ line.addEventListener("click", (event) => {
   const node = event.target.closest("button");
   if (!node) return;
   tip.hide();
-  if (node.classList.contains("chip")) toggle(Number(node.dataset.span)); else go(node);
+  if (node.classList.contains("chip")) toggle(Number(node.dataset.span)); else go(node, event.shiftKey);
 });
 line.addEventListener("keydown", (event) => {
   const node = event.target.closest("button");
@@ -260,7 +266,7 @@ line.addEventListener("keydown", (event) => {
   else if (event.key === "Escape") { selectPosition(null, "strip"); tip.hide(); }
   else return;
   event.preventDefault();
-  if (target) go(target);
+  if (target) go(target, event.shiftKey);
 });
 // The closest token on the line above or below; stops looking once that line has passed.
 function neighbour(all, i, way) {
@@ -287,7 +293,7 @@ line.addEventListener("pointerover", (event) => {
   tip.show(node.getBoundingClientRect(), [
     `${span.start} – ${span.stop - 1}   ${span.stop - span.start} tokens   id ${row.ids[p]}`, span.title,
     span.kind === "padding" ? WHY_PADDING : "one token per cell, row by row from the top left",
-    heat ? `${formatShare(sumOf(heat.values, span.start, span.stop))} of token ${heat.from}'s attention` : null,
+    heat ? `${formatShare(gather(heat, [span.start, span.stop]))} ${heat.readers ? `of the attention of each goes to ${whose(heat)}` : `of the attention of ${whose(heat)}`}` : null,
     `click ${state.open.has(Number(node.dataset.span)) ? "folds" : "opens"} the run`,
   ]);
 });
@@ -363,7 +369,8 @@ listen("vlm:select", ({ position, origin }) => {
     // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
     if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
     // Moving along with the arrows asks for the last token alone.
-    state.timer = setTimeout(() => trigger("select", { position }), 120);
+    const stretch = bus.stretch;
+    state.timer = setTimeout(() => trigger("select", stretch ? { position: stretch[1], first: stretch[0] } : { position }), 120);
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();

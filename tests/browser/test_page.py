@@ -66,7 +66,10 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
 def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
     page = open_page()
     plots = "[...document.querySelectorAll('.js-plotly-plot')]"
-    numbers = f"{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.z || trace.y)))"
+    numbers = (
+        f"[...{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.y))), "
+        "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background).join()]"
+    )
     changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
 
     def look_until_changed(known):
@@ -84,7 +87,7 @@ def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
 
 
 def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(open_page):
-    page = open_page()
+    page = open_page(height=640)  # the board stands below it
     page.wait_for_timeout(1500)
     drawn = []
     page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
@@ -97,10 +100,12 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     assert len(drawn) == 1
     with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
         page.locator("#own-scale").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2", timeout=60_000)
+    page.wait_for_selector("#head-board .vlm-cell", timeout=60_000)
     assert len(drawn) == 2
     # The first token sees nothing but itself: no layer and no head gives an image anything.
-    assert set(page.evaluate("atob(document.querySelector('.js-plotly-plot').data[0].z.bdata)")) == {"\0"}
+    colours = "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background)"
+    assert set(page.evaluate(colours)) == {"rgb(68, 1, 84)"}
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#batch-rows .vi-scroll", timeout=60_000)
     assert len(drawn) == 3
@@ -417,11 +422,13 @@ def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_
 def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page):
     page = open_page()
     # What is in a tab is drawn when it is opened first.
+    page.get_by_role("tab", name="Patches").click()
+    page.wait_for_selector("#words-panel", timeout=60_000)
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#lint", timeout=60_000)
     named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
     panels = ["Lessons", "Prompt", "Answer", "Seen or guessed", "Images", "Selected token", "Tokens", "Attention"]
-    panels += ["Words on patches", "Batch"]
+    panels += ["Layers × heads", "Words on patches", "Who looks at it", "Batch"]
     assert sorted(name.split(":")[0] for name in named if name) == sorted(panels)
     note = page.locator("#strip details.vi-info")
     note.locator("summary").focus()
