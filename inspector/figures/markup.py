@@ -137,7 +137,8 @@ def show_answer(
             f'<div class="vi-turn{" vi-last" if last else ""}"><div class="vi-question">{escape(question)}</div>'
             f'<div class="vi-answer">{body}</div></div>'
         )
-    return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+    state = " vi-running" if running else ""
+    return f'<div class="vi-answers{state}" aria-live="polite">{"".join(parts)}</div>'
 
 
 def show_seen(answers: Sequence[SeenAnswer]) -> str:

@@ -21,6 +21,7 @@ from inspector.widgets import Panel
 from model import InputError
 from model.checkpoint import EMBEDDED
 
+TITLE = "How far to trust this, on this checkpoint"
 SHIPPED = EMBEDDED / "battery.json"
 SIZES = {"quick (12 items a cell)": 12, f"full ({MIN_ITEMS} items a cell)": MIN_ITEMS}
 
@@ -35,9 +36,7 @@ class BatteryView:
 
 
 def build_battery() -> BatteryView:
-    gr.HTML(
-        f'<h3 class="vi-heading">How far to trust this, on this checkpoint</h3><p class="vi-caption">{INTRODUCTION}</p>'
-    )
+    gr.HTML(f'<p class="vi-caption">{INTRODUCTION}</p>')
     with gr.Row(elem_classes="wi-buttons"):
         size = gr.Radio(list(SIZES), value=next(iter(SIZES)), label="Items", min_width=220, elem_id="battery-size")
         start = gr.Button("Run the battery", min_width=140, elem_id="battery-start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +51,22 @@ class LabView:
 
 
 def build_lab() -> LabView:
-    switch = gr.Checkbox(False, label="Lab: cut edges by hand", elem_id="lab-switch")
+    with gr.Row(elem_classes="wi-scissors", equal_height=False):
+        board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
+        with gr.Column(min_width=280):
+            result = gr.HTML(show_lab(None), elem_id="lab-result")
+            note = gr.HTML(elem_id="lab-note", elem_classes="wi-note")
+            with gr.Row(elem_classes="wi-buttons"):
+                undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
+                clear = gr.Button("Clear", size="sm", min_width=70, scale=0, elem_id="lab-clear")
+    switch = gr.Checkbox(
+        False, label="cut single tiles and tokens, from whom, in which layers and heads", elem_id="lab-switch"
+    )
     with gr.Column(visible=False, elem_id="lab", elem_classes="wi-lab") as group:
         gr.HTML(
             '<p class="vi-caption">Click what is to be hidden or drag across it, say from whom, and press Cut. Cuts '
             "add up; Undo takes the last one back.</p>"
         )
-        board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
         with gr.Row(elem_classes="wi-controls"):
             rows = gr.Radio(
                 [(_ROW_NAMES[name], name) for name in ROWS],
@@ -80,10 +90,6 @@ def build_lab() -> LabView:
             )
             add = gr.Button("Add selected token", size="sm", min_width=120, scale=0, elem_id="lab-add")
             cut = gr.Button("Cut", variant="primary", size="sm", min_width=70, scale=0, elem_id="lab-cut")
-            undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
-            clear = gr.Button("Clear", size="sm", min_width=70, scale=0, elem_id="lab-clear")
-        note = gr.HTML(elem_id="lab-note", elem_classes="wi-note")
-        result = gr.HTML(show_lab(None), elem_id="lab-result")
         facts = gr.JSON(visible=False)
     things: gr.State = gr.State([])
     cuts: gr.State = gr.State([])
@@ -97,7 +103,7 @@ def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) 
     vlm = store.get(model)
     structure = _read(store, model, inspection)
     return {
-        view.board: show_board(inspection, structure),
+        view.board: gr.update(value=show_board(inspection, structure), cuts="[]"),
         view.layers: gr.update(choices=[str(n) for n in range(vlm.n_layers)], value=[]),
         view.heads: gr.update(choices=[str(n) for n in range(vlm.n_heads)], value=[]),
         view.line: "",
@@ -121,7 +127,8 @@ class LabHandlers:
 
     def choose(self, page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
         things = [thing for thing in read_event(event, "things", list) if isinstance(thing, str)][:200]
-        return things, self.compose(page, things, rows, layers, heads)
+        opened = [gr.update(value=True), gr.update(visible=True)] if things else [gr.skip(), gr.skip()]
+        return things, self.compose(page, things, rows, layers, heads), *opened
 
     def compose(self, page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
         if page is None or not things:
@@ -142,6 +149,14 @@ class LabHandlers:
     def cut(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
         yield from self._rerun(page, lambda: _with_cut(cuts, cut), turn)
 
+    def snip(
+        self, page: Shown | None, cuts: list[str], cut: str, turn: int | None, event: gr.EventData
+    ) -> Iterator[list[Any]]:
+        """Hides a whole thing from everything behind it, or shows it again if that is what hides it."""
+        line = f"{read_event(event, 'thing', str)} -> later"
+        others = [one for one in cuts if one != line]
+        yield from self._rerun(page, lambda: others if line in cuts else [*cuts, line], turn)
+
     # What is written in the line and not yet cut comes with every event of the lab; here it counts for nothing.
     def undo(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
         yield from self._rerun(page, lambda: _without_last(cuts), turn)
@@ -150,7 +165,7 @@ class LabHandlers:
         yield from self._rerun(page, list, turn)
 
     def _rerun(self, page: Shown | None, change: Callable[[], list[str]], turn: int | None) -> Iterator[list[Any]]:
-        """Note, result, cuts and facts with the cuts that ``change`` gives; it is asked once there is an answer."""
+        """Note, result, cuts, facts and board with the cuts that ``change`` gives; it is asked once there is an answer."""
         try:
             if page is None:
                 raise InputError("There is no answer yet; press Ask first.")
@@ -161,9 +176,11 @@ class LabHandlers:
             lab = run_lab(case, changed)
             model = self.store.argument_of(page.model)
             command = write_cut(page.inspection.prompt, model, page.names, page.settings, lab.turn, changed)
-            yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
+            lines = [one.text for one in lab.cuts]
+            board = gr.update(cuts=json.dumps(lines))
+            yield ["", show_lab(lab, command), lines, lab.to_json() | {"command": command}, board]
         except InputError as error:
-            yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
+            yield [show_notes([str(error)]), *[gr.skip()] * 4]
             raise refuse(error, seen=False) from error
 
 
@@ -189,7 +206,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     view.board.choose(
         handlers.choose,
         [shown, *limits],
-        chosen,
+        [*chosen, view.switch, view.group],
         api_name="lab_choose",
         concurrency_limit=1,
         show_progress="hidden",
@@ -212,11 +229,12 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         "show_progress_on": [view.result],
     }
     inputs: list[Any] = [shown, view.cuts, view.line, turn]
-    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
+    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts, view.board]
 
     def rerun(handler: Callable[..., Any]) -> Callable[..., Any]:
         return demo.turns.run(Rank.TEST, handler, demo.bounds.study_s)
 
+    view.board.snip(rerun(handlers.snip), inputs, outputs, api_name="lab_snip", trigger_mode="multiple", **place)
     gr.on([view.cut.click, view.line.submit], rerun(handlers.cut), inputs, outputs, api_name="lab_cut", **place)
     view.undo.click(rerun(handlers.undo), inputs, outputs, api_name="lab_undo", **place)
     view.clear.click(rerun(handlers.clear), inputs, outputs, api_name="lab_clear", **place)

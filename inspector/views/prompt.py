@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
-from inspector.figures.payload import thumbnail_uri
+from inspector.figures.payload import data_uri, thumbnail_uri
 from inspector.images.image_file import SHELF
 from inspector.row.ask import GenerationSettings
 from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
@@ -27,6 +28,8 @@ MAX_UPLOAD_MB = Bounds().file_bytes >> 20
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
 LONGEST, HOTTEST, WIDEST, NARROWEST = 128, 2, 100, 0.001
 """How far the form's sliders go: tokens, temperature, top-k, and top-p downwards."""
+THUMB_PX = 22
+"""Height of an example's pictures in its button."""
 MAX_REFUSED = 12
 """So many refused files are named; the rest is counted."""
 
@@ -117,10 +120,27 @@ class PromptView:
         ]
 
 
+def show_thumbnails(images: Sequence[Image.Image]) -> str:
+    """The images side by side, as one small picture that stands in a button: declarations for its style."""
+    small = [image.resize((max(1, round(image.width * THUMB_PX / image.height)), THUMB_PX)) for image in images]
+    wide = sum(image.width + 2 for image in small) - 2
+    sheet, left = Image.new("RGBA", (wide, THUMB_PX)), 0
+    for image in small:
+        sheet.paste(image, (left, 0))
+        left += image.width + 2
+    return f"--wide:{wide}px;--thumbs:url({data_uri(sheet)})"
+
+
 def build_examples() -> tuple[gr.Button, ...]:
     """A strip of prompts that are ready to be looked at; one click fills everything in and asks."""
     with gr.Row(elem_classes="vi-examples"):
-        gr.HTML('<h2 class="vi-heading">Examples</h2>', elem_classes="vi-examples-title")
+        rules = "".join(
+            f".gradio-container #example-{example.name}{{{show_thumbnails(example.draw_images())}}}"
+            for example in EXAMPLES
+        )
+        gr.HTML(
+            f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title"
+        )
         with gr.Row(elem_classes="vi-examples-line"):
             return tuple(
                 gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
@@ -128,11 +148,13 @@ def build_examples() -> tuple[gr.Button, ...]:
             )
 
 
-def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds) -> PromptView:
+def build_prompt(
+    store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds, model: gr.Dropdown
+) -> PromptView:
+    """``model``: the picker, which stands elsewhere."""
     # Above what scrolls, which would cut its note off.
     gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')
     with gr.Column(elem_classes="vi-prompt-body"):
-        model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
         # The list's script lets files in: it looks for their fields inside this column.
         with gr.Column(elem_classes="vi-images"):
             gallery = gr.Gallery(
