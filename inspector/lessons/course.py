@@ -64,9 +64,7 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("turns", "One image, many questions?", "questions", "See", "strip", row_parts.describe_turns),
     Lesson("marker", "What is <row_1_col_1>?", "tiles", "See", "viewer", image_parts.describe_marker),
     Lesson("regions", "Why 16 regions?", "tiles", "See", "viewer", image_parts.describe_regions),
-    Lesson(
-        "resizing", "How is an image resized and split?", "tiles", "See", "plans", image_parts.describe_resizing
-    ),
+    Lesson("resizing", "How is an image resized and split?", "tiles", "See", "plans", image_parts.describe_resizing),
     Lesson(
         "image-string",
         "What is the image string?",

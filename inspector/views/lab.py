@@ -165,7 +165,7 @@ class LabHandlers:
         yield from self._rerun(page, list, turn)
 
     def _rerun(self, page: Shown | None, change: Callable[[], list[str]], turn: int | None) -> Iterator[list[Any]]:
-        """Note, result, cuts, facts and board with the cuts that ``change`` gives; it is asked once there is an answer."""
+        """Note, result, cuts, facts and board with the cuts that ``change`` gives; asked once there is an answer."""
         try:
             if page is None:
                 raise InputError("There is no answer yet; press Ask first.")

@@ -138,9 +138,7 @@ def build_examples() -> tuple[gr.Button, ...]:
             f".gradio-container #example-{example.name}{{{show_thumbnails(example.draw_images())}}}"
             for example in EXAMPLES
         )
-        gr.HTML(
-            f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title"
-        )
+        gr.HTML(f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title")
         with gr.Row(elem_classes="vi-examples-line"):
             return tuple(
                 gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
@@ -148,9 +146,7 @@ def build_examples() -> tuple[gr.Button, ...]:
             )
 
 
-def build_prompt(
-    store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds, model: gr.Dropdown
-) -> PromptView:
+def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds, model: gr.Dropdown) -> PromptView:
     """``model``: the picker, which stands elsewhere."""
     # Above what scrolls, which would cut its note off.
     gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')

@@ -78,6 +78,7 @@ function readHeat(text) {
 }
 // A later token, unless the two see one another, as those of an image do in some models.
 const isUnseen = (heat, p) => p > heat.from && !heat.values[p];
+const isRunUnseen = (heat, span) => isUnseen(heat, span.start) && !sumOf(heat.values, span.start, span.stop);
 // Whose attention it is, in words: a token of the answer was chosen by the output of the row before it.
 const whoseRow = (heat) => `token ${heat.from}` + (heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");
 const sumOf = (values, start, stop) => { let sum = 0; for (let p = start; p < stop; p++) sum += values[p]; return sum; };

@@ -134,7 +134,7 @@ function paintAll() {
     const small = node.querySelector("canvas"), pen = small.getContext("2d"), pixels = pen.createImageData(small.width, small.height);
     for (let k = 0; k < span.stop - span.start; k++) { pixels.data.set(viridis(heat.values[span.start + k] / heat.max), 4 * k); pixels.data[4 * k + 3] = 255; }
     pen.putImageData(pixels, 0, 0);
-    node.querySelector(".vlm-sum").textContent = formatShare(sumOf(heat.values, span.start, span.stop));
+    node.querySelector(".vlm-sum").textContent = isRunUnseen(heat, span) ? "unseen" : formatShare(sumOf(heat.values, span.start, span.stop));
   }
   drawLegend();
   drawMap();
@@ -300,7 +300,7 @@ line.addEventListener("pointerover", (event) => {
   tip.show(node.getBoundingClientRect(), [
     `${span.start} – ${span.stop - 1}   ${span.stop - span.start} tokens   id ${row.ids[p]}`, span.title,
     span.kind === "padding" ? WHY_PADDING : "one token per cell, row by row from the top left",
-    heat ? `${formatShare(sumOf(heat.values, span.start, span.stop))} of token ${heat.from}'s attention` : null,
+    !heat ? null : isRunUnseen(heat, span) ? `after token ${heat.from}, which can't see it` : `${formatShare(sumOf(heat.values, span.start, span.stop))} of token ${heat.from}'s attention`,
     `click ${state.open.has(Number(node.dataset.span)) ? "folds" : "opens"} the run`,
   ]);
 });

@@ -4,7 +4,7 @@ of the open one, without a press; and that it stays where it is."""
 import pytest
 
 from model.training.synthetic.examples import EXAMPLES
-from tests.browser.steps import OPENED, WAIT_MS, load_example
+from tests.browser.steps import OPENED, QUESTION, WAIT_MS, load_example, open_tab
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -70,9 +70,11 @@ def test_selecting_a_token_moves_nothing(open_page):
         "() => { window.moved = 0; new PerformanceObserver(list => list.getEntries().forEach(one => { moved += one.value; }))"
         ".observe({ type: 'layout-shift' }); }"
     )
-    places = [0, 1, 20, 40, 88, 89]
+    # Unfolding is another thing than selecting.
+    tokens = page.eval_on_selector_all("#strip .tok", "all => all.map(one => Number(one.dataset.p))")
+    places = [*tokens[:3], *tokens[-4:]]
     for place in places:
-        page.evaluate("place => document.querySelector(`#strip [data-p='${place}']`).click()", place)
+        page.evaluate("place => document.querySelector(`#strip .tok[data-p='${place}']`).click()", place)
         page.wait_for_function("place => vlmBus.heat.selected === place", arg=place, timeout=WAIT_MS)
         page.wait_for_timeout(200)
     canvas = page.locator("#viewer canvas >> nth=1").bounding_box()
@@ -84,11 +86,11 @@ def test_selecting_a_token_moves_nothing(open_page):
 
 def test_every_tab_can_be_reached_on_a_phone(open_page):
     page = open_page(390, 844)
-    tabs = page.get_by_role("tab")
-    names = tabs.all_inner_texts()
+    bar = page.locator(".vi-results .tab-container[role=tablist]")
+    names = bar.get_by_role("tab").all_inner_texts()
     assert {"See", "Attention", "Which image?", "Patches", "Batch", "Train"} <= set(names)
     for name in names:
-        tab = page.get_by_role("tab", name=name, exact=True)
+        tab = bar.get_by_role("tab", name=name, exact=True)
         tab.click()
         assert tab.get_attribute("aria-selected") == "true"
         box = tab.bounding_box()
@@ -112,4 +114,59 @@ def test_the_selected_token_is_in_sight_in_every_tab(open_page):
             [chosen["x"] + chosen["width"] / 2, chosen["y"] + chosen["height"] / 2],
         ), tab
         page.evaluate("scrollTo(0, 0)")
+    assert page.errors == []
+
+
+def test_from_the_first_edit_on_what_is_drawn_is_said_to_be_of_the_earlier_prompt(open_page):
+    page = open_page(1440, 900)
+    earlier = "document.querySelector('.vi-results').hasAttribute('data-earlier')"
+    dimmed = "getComputedStyle(document.querySelector('#viewer')).opacity"
+    assert page.evaluate(earlier) is False
+    assert not page.locator("#earlier").is_visible()
+    before = page.input_value(QUESTION)
+    page.fill(QUESTION, f"{before} Say it in one word.")
+    page.wait_for_function(earlier, timeout=WAIT_MS)
+    assert page.evaluate(dimmed) == "0.45"
+    assert page.locator("#earlier").inner_text() == "for the earlier prompt · Ask again"
+    # Taken back, it is the prompt that was asked; and an image moved is another prompt.
+    page.fill(QUESTION, before)
+    page.wait_for_function(f"!{earlier}", timeout=WAIT_MS)
+    page.locator("#plans .vi-grip >> nth=2").focus()
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function(earlier, timeout=WAIT_MS)
+    for tab in ("Attention", "Which image?", "Batch"):
+        open_tab(page, tab)
+        assert look(page, "#earlier")
+        assert page.evaluate("getComputedStyle(document.querySelector('.tabitem')).opacity") == "0.45"
+    page.click("#earlier .vi-again")
+    page.wait_for_function(f"!{earlier}", timeout=WAIT_MS)
+    page.wait_for_function(f"{dimmed} === '1'", timeout=WAIT_MS)
+    assert page.errors == []
+
+
+def test_a_tile_and_its_marker_light_each_other(open_page):
+    page = open_page(1440, 900)
+    load_example(page, "tiles")
+    marker = "#strip .tok.k-region:has-text('row_2_col_3')"
+    page.locator(marker).click()
+    ring = "document.querySelector('#viewer .vlm-ring-in.vlm-chosen')"
+    sides = f"['x', 'y', 'width', 'height'].map(side => Number({ring}.getAttribute(side)).toFixed(3))"
+    assert page.evaluate(sides) == ["0.667", "0.500", "0.333", "0.500"]
+    assert page.locator("#strip .chip.vlm-kin").inner_text().endswith("r2c3 ×16")
+    # From the picture to the row, by pointing and by clicking.
+    box = page.locator("#viewer canvas >> nth=0").bounding_box()
+    page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
+    assert "row_1_col_1" in page.inner_text("#strip .tok.vlm-lit")
+    page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
+    assert "row_1_col_1" in page.inner_text("#strip .tok.vlm-kin")
+    # Apart, each tile has its name, and the cells are still those of the row.
+    page.check("#viewer input[value=apart]", force=True)
+    assert page.locator("#viewer .vlm-tile .vlm-facts").all_inner_texts() == [
+        f"r{row}c{col}" for row in (1, 2) for col in (1, 2, 3)
+    ]
+    page.locator(marker).click()
+    assert page.locator("#viewer .vlm-tile:has(.vlm-chosen:not([style*='none']))").inner_text() == "r2c3"
+    assert "192×128 → 192×128 px (to whole tiles of 64×64) → 2×3 tiles + thumbnail (at most 3×3 here)" in (
+        page.inner_text("#viewer figcaption")
+    )
     assert page.errors == []
