@@ -54,7 +54,7 @@ def build_lessons() -> LessonsView:
     with gr.Row(elem_classes="vi-lessons"):
         gr.HTML(show_info("Lessons", ABOUT), elem_classes="vi-lessons-title")
         chosen = gr.Dropdown(
-            [("Follow the post: choose a question", ""), *choices],
+            [("Follow the post", ""), *choices],
             value="",
             label="Question",
             show_label=False,

@@ -13,7 +13,7 @@ from PIL import Image
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
 from inspector.figures.payload import data_uri, thumbnail_uri
-from inspector.images.image_file import SHELF
+from inspector.images.image_file import SHELF, PromptImage
 from inspector.row.ask import GenerationSettings
 from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.session import ModelStore
@@ -28,6 +28,9 @@ MAX_UPLOAD_MB = Bounds().file_bytes >> 20
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
 LONGEST, HOTTEST, WIDEST, NARROWEST = 128, 2, 100, 0.001
 """How far the form's sliders go: tokens, temperature, top-k, and top-p downwards."""
+EMBEDDED_NAME = "embedded"
+PHOTO_COLOURS = 1024
+"""A picture of 96 px with more colours is a photograph."""
 THUMB_PX = 22
 """Height of an example's pictures in its button."""
 MAX_REFUSED = 12
@@ -325,11 +328,12 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
     notes: list[tuple[str, ...]] = []
     pictures: list[str] = []
     sentences: list[str] = []
-    beyond: list[str] = []
+    photographed = False
+    left_out: list[str] = []
     pixels = 0
     for path in paths_of(gallery):
         if len(kept) == MAX_IMAGES:
-            beyond.append(f"“{Path(path).name}”")
+            left_out.append(f"“{Path(path).name}”")
             continue
         try:
             image = SHELF.find(path)
@@ -345,12 +349,36 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
         plans.append(plan)
         notes.append((*image.notes, *plan.notes))
         pictures.append(thumbnail_uri(image))
-    if beyond:
-        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+        photographed = photographed or is_photograph(image)
+    if left_out:
+        named = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
         sentences.append(
-            f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} left out."
+            f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(left_out) == 1 else 'were'} left out."
         )
-    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes, pictures), show_notes(sentences)
+    beyond = say_beyond(store, model) if photographed and store.argument_of(model) == EMBEDDED_NAME else ""
+    names = [Path(path).name for path, _ in kept]
+    return kept, show_plans(names, plans, notes, pictures, beyond), show_notes(sentences)
+
+
+def is_photograph(image: PromptImage) -> bool:
+    """Whether a picture has more colours than drawn shapes and their soft edges have."""
+    picture = image.preview.convert("RGB")
+    picture.thumbnail((96, 96))
+    return picture.getcolors(PHOTO_COLOURS) is None
+
+
+def say_beyond(store: ModelStore, model: str) -> str:
+    """What the page can show of a photograph that its model can't name, and which model to pick."""
+    others = [name for name in store.names if name != model and store.argument_of(name) != EMBEDDED_NAME]
+    pick = (
+        f"pick {others[0]} under Models"
+        if others
+        else "start the app with --model HuggingFaceTB/SmolVLM-256M-Instruct (16 GB, no GPU)"
+    )
+    return (
+        "This model knows drawn shapes and nothing of photographs. The page still shows how a photograph is resized, "
+        f"cut and laid out in the row, and where attention goes; its answer will be a guess. To have it named, {pick}."
+    )
 
 
 def refuse_files(files: list[Any]) -> str:

@@ -45,6 +45,6 @@ element.addEventListener("click", (event) => {
 });
 // Which whole things are cut is the server's to say: a cut may be refused, or taken back elsewhere.
 watch(Object.keys({ value: 0, cuts: 0 }), () => {
-  const lines = JSON.parse(props.cuts);
+  const lines = JSON.parse(props.cuts || "[]");
   for (const one of element.querySelectorAll("[data-snip]")) turn(one, lines.includes(`${one.dataset.snip} -> later`));
 });

@@ -15,12 +15,11 @@ class Panel(gr.HTML):
     leaves the result as it is; ``note`` is said there for good."""
 
     def __init__(self, value: str = "", *, busy: str = "", note: str = "", **others: Any) -> None:
-        # An update of other properties can come without the note.
-        note_of = '${typeof note === "undefined" ? "" : note}'
+        # An update of other properties can come without these two.
+        said_busy, said_note = (f'${{typeof {name} === "undefined" ? "" : {name}}}' for name in ("busy", "note"))
         fixed = {
-            "html_template": '<p class="wi-busy" role="status">${busy}</p><p class="vi-caption">'
-            + note_of
-            + "</p>${value}",
+            "html_template": f'<p class="wi-busy" role="status">{said_busy}</p><p class="vi-caption">{said_note}</p>'
+            "${value}",
             "js_on_load": None,
             "apply_default_css": False,
         }

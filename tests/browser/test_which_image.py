@@ -66,6 +66,12 @@ def open_item(page, key):
     page.wait_for_selector(f"#which-panel-{key}", timeout=60_000)
 
 
+def open_lab(page):
+    """What cuts single things; the scissors are there without it."""
+    page.check("#lab-switch input")
+    page.wait_for_selector("#lab-line", timeout=60_000)
+
+
 def cancel(page):
     """At once: a click of Playwright's waits until the button has come to rest, and results push it about."""
     page.dispatch_event("#which-cancel", "click")
@@ -168,7 +174,7 @@ def test_any_turn_can_be_explained(open_study):
 
 def test_dragging_over_the_board_chooses_all_on_the_way(open_study):
     page = open_study()
-    page.check("#lab-switch input")
+    open_lab(page)
     pictures = [page.locator(f'#lab-board .wi-tile[data-thing="image {n}"]') for n in (1, 2, 3)]
     page.locator("#lab-board").scroll_into_view_if_needed()
     centres = [
@@ -197,7 +203,7 @@ def test_dragging_over_the_board_chooses_all_on_the_way(open_study):
 
 def test_cutting_by_hand_and_taking_it_back(open_study):
     page = open_study()
-    page.check("#lab-switch input")
+    open_lab(page)
     whole = page.locator('#lab-board [data-thing="image 3"]')
     whole.focus()
     page.keyboard.press("Enter")
@@ -227,6 +233,51 @@ def test_cutting_by_hand_and_taking_it_back(open_study):
     assert page.errors == []
 
 
+def test_scissors_cut_an_image_in_one_click_and_the_answer_flips_beside_it(open_study):
+    page = open_study(width=1280, height=720)
+    scissors = page.locator('#lab-board [data-snip="image 3"]')
+    board = page.locator("#lab-board").bounding_box()
+    assert board["y"] + board["height"] <= 720
+    scissors.click()
+    page.wait_for_selector("#lab-result .wi-lab-answers", timeout=60_000)
+    old, new = page.locator(".wi-lab-answers b").all_inner_texts()[:2]
+    assert old == "yellow"
+    assert new != "yellow"
+    # Said by the server, which may refuse a cut.
+    page.wait_for_selector('[data-snip="image 3"][aria-pressed=true]', timeout=60_000)
+    assert page.locator("[data-snip][aria-pressed=true]").count() == 1
+    page.click('#lab-board [data-snip="image 1"]')
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 3", timeout=60_000)
+    scissors.click()
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 2", timeout=60_000)
+    assert page.locator(".wi-lab-answers b").all_inner_texts()[1] == "yellow"
+    page.click("#lab-clear")
+    page.wait_for_function("!document.querySelector('[data-snip][aria-pressed=true]')", timeout=60_000)
+    assert page.errors == []
+
+
+def test_the_list_of_tests_has_one_open_and_the_verdict_stays_in_sight(open_study):
+    page = open_study(width=1440, height=900)
+    page.click("#which-all")
+    page.wait_for_selector("#which-panel-layouts table", state="attached", timeout=240_000)
+    still(page)
+    opened = "[...document.querySelectorAll('.wi-fold[aria-expanded=true]')].map(one => one.closest('.wi-item').id)"
+    assert page.evaluate(opened) == ["item-dependence"]
+    for key in ("matrix", "where", "cues"):
+        page.click(f"#item-{key} .wi-fold")
+        assert page.evaluate(opened) == [f"item-{key}"]
+        assert page.locator(f"#which-panel-{key}").is_visible()
+        assert page.locator(".wi-item [id^=which-panel]:visible").count() == 1
+    # Far down the list the verdict is still read.
+    page.locator("#item-battery .wi-fold").scroll_into_view_if_needed()
+    box = page.locator("#which-verdict .wi-headline").bounding_box()
+    assert 0 <= box["y"] <= 200
+    page.click("#item-cues .wi-fold")
+    assert page.evaluate(opened) == []
+    assert page.evaluate("document.documentElement.scrollHeight") <= 3 * 900
+    assert page.errors == []
+
+
 def test_of_quick_choices_none_is_dropped(open_study, monkeypatch):
     compose = lab.compose_cut
 
@@ -236,7 +287,7 @@ def test_of_quick_choices_none_is_dropped(open_study, monkeypatch):
 
     monkeypatch.setattr(lab, "compose_cut", slowly)
     page = open_study()
-    page.check("#lab-switch input")
+    open_lab(page)
     for number in (1, 2, 3):
         page.click(f'#lab-board .wi-tile[data-thing="image {number}"]')
     line = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
@@ -249,7 +300,7 @@ def test_of_quick_choices_none_is_dropped(open_study, monkeypatch):
 
 def test_tiles_and_the_selected_token_can_be_hidden(open_study):
     page = open_study("tiles")
-    page.check("#lab-switch input")
+    open_lab(page)
     page.click('#lab-board [data-thing="image 1 tile r1c2"]')
     page.click('#lab-board [data-thing="image 1 tile thumbnail"]')
     line = "#lab-line textarea, #lab-line input"
@@ -301,7 +352,7 @@ def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_study, dark
     still(page)
     # All of them open at once, as they never are for a person.
     page.evaluate("document.querySelectorAll('.wi-item').forEach(item => { item.dataset.fold = 'open'; })")
-    page.check("#lab-switch input")
+    open_lab(page)
     page.click('#lab-board [data-thing="image 2"]')
     page.wait_for_function("document.querySelector('#lab-line textarea, #lab-line input').value", timeout=60_000)
     page.click("#lab-cut")
