@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 from inspector.figures.charts import copied, show_command, table
@@ -107,6 +108,8 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
             "stands here beside the old.</p>"
         )
     last = lab.trials[-1]
+    # The board's scissors show which whole images are cut.
+    cuts = escape(json.dumps([cut.text for cut in lab.cuts]), quote=True)
     what = "changes" if lab.flipped else "stays"
     own = ""
     if lab.greedy_answer != lab.answer:
@@ -140,7 +143,7 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
         marked=[len(rows) - 1],
     )
     return (
-        f'<div class="wi-lab-answers" aria-live="polite"><p><small>answer of turn {lab.turn}</small>'
+        f'<div class="wi-lab-answers" aria-live="polite" data-cuts="{cuts}"><p><small>answer of turn {lab.turn}</small>'
         f'<b>{escape(lab.answer)}</b></p><span aria-hidden="true">→</span>'
         f"<p><small>without these edges it {what}</small>"
         f"<b>{escape(last.answer)}</b></p><p><small>log p of the old answer</small>"

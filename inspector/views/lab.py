@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +102,7 @@ def begin(view: LabView, store: ModelStore, model: str, inspection: Inspection) 
     vlm = store.get(model)
     structure = _read(store, model, inspection)
     return {
-        view.board: gr.update(value=show_board(inspection, structure), cuts="[]"),
+        view.board: show_board(inspection, structure),
         view.layers: gr.update(choices=[str(n) for n in range(vlm.n_layers)], value=[]),
         view.heads: gr.update(choices=[str(n) for n in range(vlm.n_heads)], value=[]),
         view.line: "",
@@ -127,8 +126,7 @@ class LabHandlers:
 
     def choose(self, page: Shown | None, rows: str, layers: list[str], heads: list[str], event: gr.EventData) -> tuple:
         things = [thing for thing in read_event(event, "things", list) if isinstance(thing, str)][:200]
-        opened = [gr.update(value=True), gr.update(visible=True)] if things else [gr.skip(), gr.skip()]
-        return things, self.compose(page, things, rows, layers, heads), *opened
+        return things, self.compose(page, things, rows, layers, heads)
 
     def compose(self, page: Shown | None, things: list[str], rows: str, layers: list[str], heads: list[str]) -> str:
         if page is None or not things:
@@ -165,7 +163,7 @@ class LabHandlers:
         yield from self._rerun(page, list, turn)
 
     def _rerun(self, page: Shown | None, change: Callable[[], list[str]], turn: int | None) -> Iterator[list[Any]]:
-        """Note, result, cuts, facts and board with the cuts that ``change`` gives; asked once there is an answer."""
+        """Note, result, cuts and facts with the cuts that ``change`` gives; it is asked once there is an answer."""
         try:
             if page is None:
                 raise InputError("There is no answer yet; press Ask first.")
@@ -176,11 +174,9 @@ class LabHandlers:
             lab = run_lab(case, changed)
             model = self.store.argument_of(page.model)
             command = write_cut(page.inspection.prompt, model, page.names, page.settings, lab.turn, changed)
-            lines = [one.text for one in lab.cuts]
-            board = gr.update(cuts=json.dumps(lines))
-            yield ["", show_lab(lab, command), lines, lab.to_json() | {"command": command}, board]
+            yield ["", show_lab(lab, command), [one.text for one in lab.cuts], lab.to_json() | {"command": command}]
         except InputError as error:
-            yield [show_notes([str(error)]), *[gr.skip()] * 4]
+            yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
             raise refuse(error, seen=False) from error
 
 
@@ -200,18 +196,21 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     handlers = LabHandlers(store)
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
+    opened: list[Any] = [view.switch, view.group]
     limits: list[Any] = [view.rows, view.layers, view.heads]
     chosen: list[Any] = [view.things, view.line]
     # None of several quick choices may be dropped, as gradio does while one is on its way.
     view.board.choose(
         handlers.choose,
         [shown, *limits],
-        [*chosen, view.switch, view.group],
+        chosen,
         api_name="lab_choose",
         concurrency_limit=1,
         show_progress="hidden",
         trigger_mode="multiple",
     )
+    # What says from whom and in which layers comes with the first choice.
+    view.board.choose(lambda: (True, gr.update(visible=True)), None, opened, api_visibility="private", **free)
     gr.on(
         [control.input for control in limits],
         handlers.compose,
@@ -229,7 +228,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         "show_progress_on": [view.result],
     }
     inputs: list[Any] = [shown, view.cuts, view.line, turn]
-    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts, view.board]
+    outputs: list[Any] = [view.note, view.result, view.cuts, view.facts]
 
     def rerun(handler: Callable[..., Any]) -> Callable[..., Any]:
         return demo.turns.run(Rank.TEST, handler, demo.bounds.study_s)

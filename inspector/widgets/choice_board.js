@@ -44,7 +44,9 @@ element.addEventListener("click", (event) => {
   tell();
 });
 // Which whole things are cut is the server's to say: a cut may be refused, or taken back elsewhere.
-watch(Object.keys({ value: 0, cuts: 0 }), () => {
-  const lines = JSON.parse(props.cuts || "[]");
+const mark = () => {
+  const result = beside.querySelector("[data-cuts]"), lines = result ? JSON.parse(result.dataset.cuts) : [];
   for (const one of element.querySelectorAll("[data-snip]")) turn(one, lines.includes(`${one.dataset.snip} -> later`));
-});
+};
+const beside = element.closest(".row") || element;
+new MutationObserver(mark).observe(beside, { childList: true, subtree: true });
