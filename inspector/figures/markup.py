@@ -55,10 +55,14 @@ def show_info(what: str, text: str) -> str:
 
 
 def show_plans(
-    names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence[Sequence[str]], pictures: Sequence[str] = ()
+    names: Sequence[str],
+    plans: Sequence[ImagePlan],
+    notes: Sequence[Sequence[str]],
+    pictures: Sequence[str] = (),
+    beyond: str = "",
 ) -> str:
     """What each image will be resized to, cut into and cost, beside its small picture (a data URI); an inviting line
-    if there is none."""
+    if there is none. ``beyond``: what the model can't make of them."""
     if not plans:
         return (
             '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
@@ -80,6 +84,7 @@ def show_plans(
     return (
         f'<ol class="vi-plans">{"".join(items)}</ol>'
         f'<p class="vi-caption">{total:,} tokens for all images. Drop more anywhere on the page.</p>'
+        + (f'<p class="vi-beyond" role="note">{escape(beyond)}</p>' if beyond else "")
     )
 
 
@@ -138,7 +143,8 @@ def show_answer(
             f'<div class="vi-turn{" vi-last" if last else ""}"><div class="vi-question">{escape(question)}</div>'
             f'<div class="vi-answer">{body}</div></div>'
         )
-    return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+    state = " vi-running" if running else ""
+    return f'<div class="vi-answers{state}" aria-live="polite">{"".join(parts)}</div>'
 
 
 def show_seen(answers: Sequence[SeenAnswer]) -> str:

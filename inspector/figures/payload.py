@@ -14,9 +14,11 @@ from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
 from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.token_table import find_grid, tile_name
-from model import Box, InspectableVLM, ProcessedImage
+from model import Box, InputError, InspectableVLM, ProcessedImage
 
 THUMBNAIL_PX = 96
+LARGE_PX = 1 << 14
+"""Sides of a picture that every model shrinks."""
 
 
 def strip_payload(inspection: Inspection, key: str) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
 
 def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
     """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
-    images = []
+    images, limit = [], say_limit(vlm)
     for index, (opened, processed) in enumerate(zip(inspection.prompt.images, inspection.row.images, strict=True)):
         rows, cols = processed.grid
         thumbnail = processed.thumbnail_tile
@@ -123,9 +125,21 @@ def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[
                 # What of the original the model gets at all, in its pixels; null for all of it.
                 "seen": None if processed.seen is None else _sides(processed.seen),
                 "tiles": tiles,
+                "limit": limit,
             }
         )
     return {"key": key, "images": images}
+
+
+def say_limit(vlm: InspectableVLM) -> str:
+    """Into how many tiles a picture can be cut at the most; nothing where the model has no tiles or no limit."""
+    try:
+        rows, cols = vlm.plan_image((LARGE_PX, LARGE_PX)).grid
+    except InputError:
+        return ""
+    if rows * cols == 1:
+        return ""
+    return f"at most {rows}×{cols} here"
 
 
 def _sides(box: Box) -> list[float]:

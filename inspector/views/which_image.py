@@ -33,6 +33,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
+from inspector.views.folding import build_item
 from inspector.which_image.study import STEPS
 from inspector.widgets import Panel
 from model import InputError
@@ -97,6 +98,7 @@ class WhichImageView:
 
 
 def build_which_image() -> WhichImageView:
+    lab = lab_view.build_lab()
     gr.HTML(f'<p class="vi-caption">{INTRODUCTION}</p>')
     with gr.Row(elem_classes="wi-controls", equal_height=False):
         turn = gr.Radio([], label="Answer to explain", min_width=220, elem_id="which-turn")
@@ -120,26 +122,21 @@ def build_which_image() -> WhichImageView:
         )
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Which image?", variant="primary", min_width=140, elem_id="which-start")
+        everything = gr.Button("Run all", min_width=90, elem_id="which-all")
         cancel = gr.Button("Cancel", min_width=80, elem_id="which-cancel")
+        make = gr.Button("Make report (HTML)", size="sm", min_width=140, elem_id="which-report")
+    file = gr.File(label="Report", interactive=False, visible=False, elem_id="which-report-file")
     note = gr.HTML(elem_id="which-note", elem_classes="wi-note")
     verdict = gr.HTML(show_verdict(None, FIRST), elem_id="which-verdict", apply_default_css=False)
     panels: dict[str, Panel] = {}
-    for keys in (("structure",), ("dependence", "matrix"), ("selection",), ("swaps",), ("attention",), ("checks",)):
-        with gr.Row(equal_height=False, elem_classes="wi-pair"):
-            for key in keys:
-                with gr.Column(min_width=320):
-                    panels[key] = _panel(key)
-    gr.HTML('<h3 class="vi-heading">More</h3>')
-    with gr.Row(elem_classes="wi-buttons"):
-        more = {
-            one.key: gr.Button(one.button, size="sm", min_width=90, elem_id=f"which-{one.key}") for one in EXPERIMENTS
-        }
-        everything = gr.Button("Run all", size="sm", min_width=90, elem_id="which-all")
-        make = gr.Button("Make report (HTML)", size="sm", min_width=140, elem_id="which-report")
-    file = gr.File(label="Report", interactive=False, visible=False, elem_id="which-report-file")
+    more: dict[str, gr.Button] = {}
+    for key in ("dependence", "matrix", "selection", "swaps", "attention", "structure", "checks"):
+        with build_item(key, PANELS[key].title, opened=key == "dependence"):
+            panels[key] = Panel(show_waiting(key, WAITING), elem_id=f"which-panel-{key}")
     for one in EXPERIMENTS:
-        panels[one.key] = Panel(show_waiting(one.key, one.waiting, one.text), elem_id=f"which-panel-{one.key}")
-    lab = lab_view.build_lab()
+        with build_item(one.key, one.text.title):
+            more[one.key] = gr.Button(one.button, size="sm", min_width=90, elem_id=f"which-{one.key}")
+            panels[one.key] = Panel(show_waiting(one.key, one.waiting, one.text), elem_id=f"which-panel-{one.key}")
     facts = gr.JSON(visible=False)
     study: gr.State = gr.State(None)
     running: gr.State = gr.State("")  # key of the experiment whose panel holds part of a result
@@ -161,10 +158,6 @@ def build_which_image() -> WhichImageView:
         running,
         lab,
     )
-
-
-def _panel(key: str) -> Panel:
-    return Panel(show_waiting(key, WAITING), elem_id=f"which-panel-{key}")
 
 
 def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspection) -> list[Any]:

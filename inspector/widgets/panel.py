@@ -28,7 +28,8 @@ class Panel(gr.HTML):
 
 class ChoiceBoard(gr.HTML):
     """HTML whose buttons with a ``data-thing`` can be switched on and off. Triggers ``choose`` with ``{things}``, the
-    list of all that are on, in the order of the page."""
+    list of all that are on, in the order of the page. A button with a ``data-snip`` triggers ``snip`` with ``{thing}``
+    and is pressed while the result beside it says in its ``data-cuts`` that this is cut from all behind it."""
 
     def __init__(self, value: str = "", **others: Any) -> None:
         super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), apply_default_css=False, **others)

@@ -87,6 +87,8 @@ const isUnseen = (heat, p) => (heat.readers ? p < heat.first : p > heat.from) &&
 const shareText = (heat, p) => (heat.readers
   ? isUnseen(heat, p) ? `before ${whose(heat)}, which it can't see` : `${formatShare(heat.values[p])} of its attention goes to ${whose(heat)}`
   : isUnseen(heat, p) ? `after ${whose(heat)}, which can't see it` : `${formatShare(heat.values[p])} of the attention of ${whose(heat)}`);
+// A folded run of which nothing is seen.
+const isRunUnseen = (heat, span) => isUnseen(heat, heat.readers ? span.stop - 1 : span.start) && !gather(heat, [span.start, span.stop]);
 // Whose attention it is, in words: a token of the answer was chosen by the output of the row before it.
 const whoseRow = (heat) => (heat.readers ? `all later tokens to ${whose(heat)}` : whose(heat)) + (!heat.readers && heat.first === heat.from && heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");
 // Of one run or several [start, stop]: shares of one token's attention add up, those of many readers have a mean.
