@@ -82,14 +82,14 @@ def build_attention() -> AttentionView:
         f"choosing it.</p>{show_info('Attention', EXPLAIN)}</div>"
     )
     summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
+    sight = Sight("heat")
+    board = HeadBoard(elem_id="head-board")
     with gr.Row():
         side = gr.Radio([READS, READERS], value=READS, label="Side", min_width=280, elem_id="attention-side")
         # How long the row is is known with the first answer, so that is checked when it is read.
         first = gr.Number(None, label="From token", precision=0, minimum=0, min_width=90, elem_id="stretch-first")
         last = gr.Number(None, label="to token (mean)", precision=0, minimum=0, min_width=90, elem_id="stretch-last")
         look = gr.Button("Look", size="sm", min_width=64, scale=0, elem_id="stretch-look")
-    sight = Sight("heat")
-    board = HeadBoard(elem_id="head-board")
     with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
