@@ -5,7 +5,7 @@ const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
 
-if (!document.getElementById("vlm-style")) {
+if (STYLE !== null && !document.getElementById("vlm-style")) {
   const sheet = document.createElement("style");
   sheet.id = "vlm-style";
   sheet.textContent = STYLE;
