@@ -32,9 +32,9 @@ RUN_MS = 240_000
 def open_example(page: Page, name: str) -> None:
     page.click(f"#example-{name}")
     page.wait_for_function(
-        "name => document.querySelector('#viewer').innerText.includes(name)", arg=f"{name}-1.png", timeout=120_000
+        "name => document.querySelector('#viewer').textContent.includes(name)", arg=f"{name}-1.png", timeout=120_000
     )
-    page.wait_for_selector("#attention-summary b", state="attached", timeout=120_000)
+    page.wait_for_selector("#answer .vi-seen", timeout=120_000)
     page.wait_for_timeout(1500)
 
 

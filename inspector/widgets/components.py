@@ -40,19 +40,21 @@ def encode(value: Any) -> str | None:
 
 
 @cache
-def _script(name: str) -> str:
+def _script(name: str, dressed: bool) -> str:
     # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
     # widget, at every change of a property.
     style, shared, own = ((_FOLDER / file).read_text("utf-8") for file in ("widgets.css", "selection.js", f"{name}.js"))
     sheet = _FOLDER / f"{name}.css"
     rules = f"const OWN_STYLE = {json.dumps(sheet.read_text('utf-8'))};\n" if sheet.exists() else ""
-    return f"const STYLE = {json.dumps(style)};\n{rules}{shared}\n{own}"
+    return f"const STYLE = {json.dumps(style) if dressed else 'null'};\n{rules}{shared}\n{own}"
 
 
 class _Widget(gr.HTML):
-    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns."""
+    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns. One that only ever stands on a page
+    with a token strip, which brings the style sheet, is not ``_dressed``: a sheet is half of what a widget weighs."""
 
     _name: str
+    _dressed = True
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class _Widget(gr.HTML):
     ) -> None:
         fixed = {
             "html_template": f'<div class="vlm vlm-{self._name}"></div>',
-            "js_on_load": _script(self._name),
+            "js_on_load": _script(self._name, self._dressed),
             "apply_default_css": False,
         }
         super().__init__("", elem_id=elem_id, elem_classes=elem_classes, data=data, heat=heat, **(others | fixed))

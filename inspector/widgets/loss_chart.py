@@ -15,3 +15,4 @@ class LossChart(_Widget):
     """
 
     _name = "loss_chart"
+    _dressed = False

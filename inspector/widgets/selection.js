@@ -6,7 +6,7 @@ const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
 bus.stretch = bus.stretch || null; // [first, last] where several tokens are selected
 
-if (!document.getElementById("vlm-style")) {
+if (STYLE !== null && !document.getElementById("vlm-style")) {
   const sheet = document.createElement("style");
   sheet.id = "vlm-style";
   sheet.textContent = STYLE;

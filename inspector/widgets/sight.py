@@ -17,6 +17,7 @@ class Sight(_Widget):
     :func:`answer_sight` to this component."""
 
     _name = "sight"
+    _dressed = False
 
     def __init__(self, follows: Literal["row", "heat"], **others: Any) -> None:
         super().__init__(follows=follows, **others)

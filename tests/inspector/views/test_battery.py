@@ -21,6 +21,12 @@ def test_a_run_fills_the_card_from_its_first_item_on_and_what_ships_is_shown(sto
     view.SHIPPED.write_text(json.dumps(found), "utf-8")
     card, facts = handlers.show("embedded")
     assert (card["busy"], facts) == ("", found)
+    # A run stands above what ships and takes nothing of it away.
+    run = handlers.run("embedded", "quick (12 items a cell)")
+    both = next(run)[0]["value"]
+    run.close()
+    assert both.endswith(card["value"])
+    assert both.count('class="wi-battery"') == 2
 
 
 def test_without_a_model_the_card_is_empty_and_a_run_is_refused(store):
