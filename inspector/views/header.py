@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
+from inspector.export.bundle import NAME, write_bundle
 from inspector.export.command_line import write_inspect
 from inspector.export.files import write_facts
 from inspector.figures.markup import show_notes
@@ -20,17 +21,20 @@ _NOTHING = show_notes(["There is nothing to take away yet; ask something first."
 
 @dataclass(frozen=True)
 class HeaderView:
-    """``file`` is never seen: Export fills it and the page's script downloads it. ``command`` is shown by Share."""
+    """``file`` and ``archive`` are never seen: Export and ``bundle`` fill them and the page's script downloads them.
+    ``command`` and ``bundle`` are shown by Share."""
 
     provenance: gr.HTML
     share: gr.Button
     export: gr.Button
     file: gr.DownloadButton
     command: gr.Textbox
+    bundle: gr.Button
+    archive: gr.DownloadButton
     note: gr.HTML
 
 
-DOWNLOAD = "() => { const link = document.querySelector('#export-file'); if (link) link.click(); }"
+DOWNLOAD = "() => {{ const link = document.querySelector('#{}'); if (link) link.click(); }}"
 """After Export: what a person would press next."""
 COPY = """(text) => {
     const field = document.querySelector('#share-command textarea, #share-command input');
@@ -73,7 +77,15 @@ def build_header(provenance: gr.HTML) -> HeaderView:
         visible=False,
         elem_id="share-command",
     )
-    return HeaderView(provenance, share, export, file, command, note)
+    bundle = gr.Button(
+        "The same with its images, as a zip: commands, a notebook, all facts",
+        size="sm",
+        min_width=200,
+        visible=False,
+        elem_id="bundle",
+    )
+    archive = gr.DownloadButton(NAME, visible="hidden", elem_id="bundle-file")
+    return HeaderView(provenance, share, export, file, command, bundle, archive, note)
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,23 @@ class HeaderHandlers:
         except InputError as error:
             return gr.skip(), show_notes([str(error)])
 
+    def make_bundle(self, page: Shown | None) -> tuple[Any, str]:
+        if page is None:
+            return gr.skip(), _NOTHING
+        try:
+            with handed_over(self.bounds) as folder:
+                return write_bundle(
+                    self.store.get(page.model),
+                    page.inspection,
+                    page.attention,
+                    model=self.store.argument_of(page.model),
+                    names=page.names,
+                    settings=page.settings,
+                    folder=folder,
+                ), ""
+        except InputError as error:
+            return gr.skip(), show_notes([str(error)])
+
     def share(self, page: Shown | None) -> tuple[Any, str]:
         if page is None:
             return gr.skip(), _NOTHING
@@ -104,8 +133,19 @@ def wire_header(view: HeaderView, store: ModelStore, shown: gr.State, bounds: Bo
     handlers = HeaderHandlers(store, bounds)
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.export.click(handlers.export, shown, [view.file, view.note], api_name="export", **free).success(
-        None, None, None, js=DOWNLOAD, api_visibility="private"
+        None, None, None, js=DOWNLOAD.format("export-file"), api_visibility="private"
     )
-    view.share.click(handlers.share, shown, [view.command, view.note], api_name="share", **free).success(
-        None, view.command, None, js=COPY, api_visibility="private"
+    # An archive holds whole images: few are written at a time.
+    view.bundle.click(
+        handlers.make_bundle,
+        shown,
+        [view.archive, view.note],
+        api_name="bundle",
+        concurrency_limit=2,
+        show_progress="minimal",
+    ).success(None, None, None, js=DOWNLOAD.format("bundle-file"), api_visibility="private")
+    shared = view.share.click(handlers.share, shown, [view.command, view.note], api_name="share", **free)
+    shared.success(None, view.command, None, js=COPY, api_visibility="private")
+    shared.success(
+        lambda page: gr.update(visible=page is not None), shown, view.bundle, api_visibility="private", **free
     )

@@ -2,6 +2,7 @@
 
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -467,6 +468,11 @@ def test_export_downloads_the_facts_and_share_gives_the_command_that_repeats_the
     page.wait_for_function(
         "line => navigator.clipboard.readText().then(text => text === line)", arg=line, timeout=60_000
     )
+    with page.expect_download(timeout=60_000) as download:
+        page.click("#bundle")
+    assert download.value.suggested_filename == "vlm-inspector.zip"
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert {"1-three-1.png", "study.ipynb", "commands.txt", "inspection.json"} <= set(archive.namelist())
     assert page.errors == []
 
 
