@@ -107,7 +107,7 @@ def build_ui(
                         words = words_view.build_patch_words()
                         edits = edits_view.build_image_edits()
                     # Of one model nothing can be compared.
-                    with gr.Tab("Two models", id="Two models", visible=len(store.names) > 1):
+                    with gr.Tab("Two models", id="Two models", visible=len(store.names) > 1) as comparing_tab:
                         comparing = comparing_view.build_comparing()
                     with gr.Tab("Batch", id="Batch"):
                         batch = batch_view.build_batch()
@@ -116,7 +116,8 @@ def build_ui(
                 results = build_results(*answer)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
-        models_view.wire_models(models, results.former, shown, store, fetcher, demo)
+        own = train.result.own_models
+        models_view.wire_models(models, results.former, shown, own, comparing_tab, store, fetcher, demo)
         page = asking_view.Page(header, prompt, results, attention, which, words, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)

@@ -37,6 +37,7 @@ class ModelsView:
     """``picker`` is part of the prompt: which model is asked."""
 
     picker: gr.Dropdown
+    folded: gr.Accordion
     card: gr.HTML
     source: gr.Dropdown
     open: gr.Button
@@ -50,7 +51,8 @@ def build_models(store: ModelStore, fetcher: Fetcher) -> ModelsView:
         choices = [(f"{name} ({need})", name) for name, need in SUGGESTIONS]
     else:
         choices = [(name, name) for name in sorted(allowed)]
-    with gr.Accordion("Models", open=False, visible=fetcher.offers or len(store.names) > 1, elem_id="models"):
+    shown = fetcher.offers or len(store.names) > 1
+    with gr.Accordion("Models", open=False, visible=shown, elem_id="models") as folded:
         picker = build_picker(store)
         card = gr.HTML(show_models(store), elem_id="models-card")
         source = gr.Dropdown(
@@ -65,7 +67,7 @@ def build_models(store: ModelStore, fetcher: Fetcher) -> ModelsView:
             opened = gr.Button("Open", size="sm", min_width=60, elem_id="model-open")
             stop = gr.Button("Stop", size="sm", min_width=60, elem_id="model-stop")
         note = gr.HTML("", elem_id="model-note")
-    return ModelsView(picker, card, source, opened, stop, note)
+    return ModelsView(picker, folded, card, source, opened, stop, note)
 
 
 def build_picker(store: ModelStore) -> gr.Dropdown:
@@ -92,27 +94,35 @@ def show_models(store: ModelStore) -> str:
 
 @dataclass(frozen=True)
 class ModelsHandlers:
-    """What the events call: note, the picker's choices, and the table."""
+    """What the events call: note, the picker's choices, and the table. ``own``: labels and names of the models that
+    this page's person trained, which stay in the picker."""
 
     store: ModelStore
     fetcher: Fetcher
 
-    def open(self, source: str | None) -> Iterator[list[Any]]:
+    def open(self, source: str | None, own: list[tuple[str, str]]) -> Iterator[list[Any]]:
         try:
             for progress in self.fetcher.open(self.store, source or ""):
                 note = f'<p class="vi-caption" role="status">{escape(str(progress))}</p>'
                 if not progress.model:
                     yield [note, gr.skip(), gr.skip()]
                     continue
-                picked = gr.update(choices=list(self.store.names), value=progress.model, visible=True)
+                picked = gr.update(choices=self._choose_from(own), value=progress.model, visible=True)
                 yield [note, picked, show_models(self.store)]
         except InputError as error:
             yield [show_notes([str(error)]), gr.skip(), gr.skip()]
             raise refuse(error, seen=False) from error
 
-    def list(self) -> list[Any]:
-        names = list(self.store.names)
-        return [gr.update(choices=names, visible=len(names) > 1), show_models(self.store)]
+    def refresh(self, own: list[tuple[str, str]]) -> list[Any]:
+        choices = self._choose_from(own)
+        return [gr.update(choices=choices, visible=len(choices) > 1), show_models(self.store)]
+
+    def _choose_from(self, own: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [*((name, name) for name in self.store.names), *own]
+
+    def show_comparing(self) -> Any:
+        """Of one model nothing can be compared."""
+        return gr.update(visible=len(self.store.names) > 1)
 
     def keep_answer(self, page: Shown | None) -> str:
         """What stays of the last answer beside the next one, when another model is picked."""
@@ -134,12 +144,14 @@ def wire_models(
     view: ModelsView,
     former: gr.HTML,
     shown: gr.State,
+    own: gr.State,
+    comparing: gr.Tab,
     store: ModelStore,
     fetcher: Fetcher,
     demo: GuardedBlocks,
 ) -> None:
-    """``former``: where the last answer stays; ``shown`` holds an
-    :class:`inspector.session.Shown`."""
+    """``former``: where the last answer stays; ``shown`` holds an :class:`inspector.session.Shown`, ``own`` the models
+    of this page's person; ``comparing``: the tab of two models."""
     handlers = ModelsHandlers(store, fetcher)
     model = view.picker
     model.change(
@@ -149,7 +161,7 @@ def wire_models(
         return
     opening = view.open.click(
         handlers.open,
-        view.source,
+        [view.source, own],
         [view.note, model, view.card],
         api_name="open_model",
         concurrency_id="fetch",
@@ -164,5 +176,15 @@ def wire_models(
         api_name="stop_opening",
         show_progress="hidden",
     )
-    # What others opened since the server began is everybody's.
-    demo.load(handlers.list, None, [model, view.card], api_name="list_models", show_progress="hidden")
+    # What others opened since the server began is everybody's, on this page too when it looks.
+    listed = gr.on(
+        [demo.load, view.folded.expand],
+        handlers.refresh,
+        own,
+        [model, view.card],
+        api_name="list_models",
+        show_progress="hidden",
+    )
+    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    for event in (listed, opening):
+        event.then(handlers.show_comparing, None, comparing, **private)

@@ -27,9 +27,12 @@ def open_source(page, source):
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_another_model_keeps_the_prompt_and_the_last_answer(new_page, url, tiny, width, dark):
+    other = new_page(width, 900, dark)  # somebody else's, opened before
     page = new_page(width, 900, dark)
-    page.goto(url)
-    page.wait_for_selector(OPENED, timeout=WAIT_MS)
+    for one in (other, page):
+        one.goto(url)
+        one.wait_for_selector(OPENED, timeout=WAIT_MS)
+    assert page.get_by_role("tab", name="Two models").count() == 0
     question = page.input_value("#question-1 textarea, #question-1 input")
     tokens = page.inner_text("#plans")
     folder = tiny("llava").folder
@@ -46,6 +49,12 @@ def test_another_model_keeps_the_prompt_and_the_last_answer(new_page, url, tiny,
     assert folder.name in page.inner_text("#provenance")
     assert "yellow" in page.inner_text("#former-answer")
     assert "LLaVA" in page.inner_text("#models-card")
+    page.get_by_role("tab", name="Two models").wait_for(timeout=WAIT_MS)
+    # The other page needs no reload: its list is read anew when it is unfolded.
+    other.click("#models > button, #models .label-wrap")
+    other.wait_for_selector("#models-card >> text=LLaVA", timeout=WAIT_MS)
+    other.get_by_role("tab", name="Two models").wait_for(timeout=WAIT_MS)
+    assert other.errors == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert_nothing_serious(page)
     assert page.errors == []
