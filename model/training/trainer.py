@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.checkpoint import load_nanovlm, save_vlm
+from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
@@ -29,7 +30,7 @@ from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, Save
 from model.training.fresh import new_vlm
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, WRITE_ERRORS, RunFolder, replacing
+from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
 from model.training.stage_data import open_stage_data, stage_seed
 from model.training.stages import (
     ContrastiveLoss,
@@ -307,13 +308,8 @@ class Trainer:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(self.vlm).items()}
                 save_file(state, staging / "adapter_model.safetensors")
         if self.is_main and isinstance(module, ContrastiveLoss):
-            with replacing(self.folder.path / "contrastive") as staging:
-                state = {
-                    name: tensor.detach().cpu().contiguous()
-                    for name, tensor in module.dual.state_dict().items()
-                    if not name.startswith("vision_encoder.")
-                }
-                save_file(state, staging / f"{stage.name}.safetensors")
+            with replacing(self.folder.path / TOWER) as staging:
+                save_tower(module.dual, staging)
         if stage.lora_rank:
             self.vlm = plain_vlm(self.vlm)
             self._changed |= {name for name, _ in self.vlm.decoder.named_parameters(prefix="decoder")}
@@ -333,6 +329,7 @@ class Trainer:
             raise InputError("The weights hold numbers that are not finite; they are not kept.")
         try:
             save_vlm(plain, self.folder.path / MODEL)
+            copy_tower(self.folder.path / TOWER, plain, self.folder.path / MODEL)
         except WRITE_ERRORS as error:
             raise InputError(f"The model can't be saved ({error}); the one before it is kept.") from error
 

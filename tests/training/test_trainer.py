@@ -55,7 +55,7 @@ def test_three_stages_train_exactly_what_they_name(make_recipe, tmp_path):
     assert [e.stage for e in events if isinstance(e, EvalEvent)] == ["part 0", "part 1", "part 2"]
     assert isinstance(events[-1], DoneEvent)
     assert events[-1].fingerprint == load_vlm(tmp_path / "run" / "model").fingerprint
-    assert (tmp_path / "run" / "contrastive" / "part 0.safetensors").is_file()
+    assert (tmp_path / "run" / "contrastive" / "text_tower.safetensors").is_file()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == [event.name for event in events]
     run = trainer.folder.read_run()
