@@ -83,7 +83,7 @@ def load_vlm(
     is missing, extra, of another shape or no finite number (nothing is ever left at random), for a family that isn't
     known or can't be inspected, and before anything is loaded if the weights don't fit the device.
     """
-    folder, local = _find_folder(source)
+    folder, local = find_folder(source)
     family = _find_family(folder)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     if family is None:
@@ -104,7 +104,7 @@ def plan_memory(
 ) -> MemoryNeed:
     """What :func:`load_vlm` will take and what is free, before anything is loaded; a hub id is fetched for it.
     ``positions``: how long a prompt is planned for. InputError as for :func:`load_vlm`."""
-    folder, _ = _find_folder(source)
+    folder, _ = find_folder(source)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     return estimate_memory(folder, placement, positions)
 
@@ -117,7 +117,7 @@ def load_nanovlm(
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
 ) -> VLM:
     """:func:`load_vlm` for what only nanoVLM's models can do, training above all. InputError for another family."""
-    folder, local = _find_folder(source)
+    folder, local = find_folder(source)
     if (family := _find_family(folder)) is not None:
         raise InputError(
             f"This is a {family.name} model; it can be asked and inspected here, but only nanoVLM's are trained."
@@ -218,7 +218,8 @@ def _tie(vlm: VLM) -> None:
         vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
 
 
-def _find_folder(source: str | Path) -> tuple[Path, bool]:
+def find_folder(source: str | Path) -> tuple[Path, bool]:
+    """Where a checkpoint lies, and whether it was a folder; a hub id is fetched. InputError where there is none."""
     if source == "embedded":
         return EMBEDDED, True
     path = Path(source).expanduser()

@@ -132,7 +132,7 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
