@@ -48,9 +48,7 @@ def build_encoder(name: str, folder: Path) -> TinyEncoder:
         config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
         kind, images = (
             transformers.CLIPModel,
-            transformers.CLIPImageProcessorPil(
-                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-            ),
+            transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         )
     elif name == "siglip":
         vision = {**_VISION, "image_size": 32, "patch_size": 8}
@@ -59,7 +57,10 @@ def build_encoder(name: str, folder: Path) -> TinyEncoder:
     else:
         vision = {**_VISION, "num_patches": 16, "patch_size": 8}
         config = transformers.Siglip2Config(text_config=text, vision_config=vision)
-        kind, images = transformers.Siglip2Model, transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+        kind, images = (
+            transformers.Siglip2Model,
+            transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config).eval()

@@ -47,7 +47,5 @@ def load_encoder(
 
     check_memory(estimate_memory(folder, placement))
     with refuse_shortage():
-        opened: ImageTextEncoder = getattr(transformers_encoder, KINDS[kind])(
-            folder, placement.device, placement.dtype
-        )
+        opened: ImageTextEncoder = getattr(transformers_encoder, KINDS[kind])(folder, placement.device, placement.dtype)
         return opened

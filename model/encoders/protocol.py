@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from model.image import ImagePlan, OpenedImage, ProcessedImage
@@ -27,7 +26,7 @@ class ImageReader(Protocol):
     @property
     def geometry(self) -> ImageGeometry: ...
     def plan_image(self, size: tuple[int, int]) -> ImagePlan: ...
-    def process_image(self, image: Image.Image | OpenedImage) -> ProcessedImage: ...
+    def process_image(self, image: OpenedImage) -> ProcessedImage: ...
     def cut_image(
         self, pictures: Sequence[np.ndarray], original_size: tuple[int, int], notes: tuple[str, ...] = ()
     ) -> ProcessedImage: ...

@@ -45,6 +45,7 @@ def save_tower(dual: DualEncoder, folder: Path) -> None:
         "n_layers": dual.text.n_layers,
         "n_heads": dual.text.n_heads,
         "max_tokens": dual.text.max_tokens,
+        "encoder_weights": _count(dual),
         "encoder": _digest(encoder),
         "vocabulary": _digest_vocabulary(dual.tokenizer),
     }
@@ -55,13 +56,17 @@ def save_tower(dual: DualEncoder, folder: Path) -> None:
 def find_tower(vlm: VLM) -> DualEncoder | None:
     """The tower that belongs to the model's image encoder: beside its checkpoint, or the embedded model's where the
     encoder is that one's. None if there is none. InputError if the one that belongs to it is damaged."""
-    folders = [folder for folder in (vlm.folder, EMBEDDED) if folder is not None and (folder / SHAPE).is_file()]
-    if not folders:
-        return None
-    encoder, vocabulary = _digest_encoder(vlm), _digest_vocabulary(vlm.tokenizer)
-    for folder in folders:
+    for folder in (vlm.folder, EMBEDDED):
+        if folder is None or not (folder / SHAPE).is_file():
+            continue
         values = read_object(folder / SHAPE)
-        if [values.get(key) for key in ("format", "encoder", "vocabulary")] == [FORMAT, encoder, vocabulary]:
+        # The count first: an encoder of another size needn't be read through.
+        if [values.get("format"), values.get("encoder_weights")] != [FORMAT, _count(vlm)]:
+            continue
+        if [values.get("encoder"), values.get("vocabulary")] == [
+            _digest_encoder(vlm),
+            _digest_vocabulary(vlm.tokenizer),
+        ]:
             return _load_tower(vlm, folder, values)
     return None
 
@@ -113,6 +118,10 @@ def copy_tower(source: Path, vlm: VLM, folder: Path) -> None:
 
 def _own_state(dual: DualEncoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in dual.state_dict().items() if not name.startswith(_ENCODER)}
+
+
+def _count(model: VLM | DualEncoder) -> int:
+    return sum(weight.numel() for weight in model.vision_encoder.parameters())
 
 
 def _digest_encoder(vlm: VLM) -> str:

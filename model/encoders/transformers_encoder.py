@@ -105,7 +105,7 @@ class TransformersEncoder:
         placement = place(device, dtype, {}, None)
         self._folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
-        self.model: Any = load_weights(self.model_class(), folder, placement)
+        self.model = cast(Any, load_weights(self.model_class(), folder, placement))
         self.vision = self.model.config.vision_config
         self.text = self.model.config.text_config
         self.tokenizer = load_chat_tokenizer(folder, int(self.text.vocab_size))

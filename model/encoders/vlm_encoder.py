@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from model.families.protocol import InspectableVLM
 from model.image import ProcessedImage
 from model.losses import unit
 from model.memory import guard_memory
+from model.vision import VisionBlock
 
 NO_TEXT = (
     "No text tower belongs to this image encoder, so captions and labels can't be compared with images; what is left: "
@@ -89,7 +91,7 @@ class NanoEncoder:
     def read_attention(self, image: ProcessedImage, patch: int) -> Tensor:
         encoder = self._vlm.vision_encoder
         x, found = encoder.patch_embedding(self._tile(image)), []
-        for block in encoder.blocks:
+        for block in cast("Iterable[VisionBlock]", encoder.blocks):
             found.append(block.attn.read_pattern(block.ln1(x), patch)[0])
             x = block(x)
         return torch.stack(found).float()
