@@ -21,7 +21,7 @@ from inspector.figures.markup import badge, show_share
 from inspector.figures.payload import data_uri
 from inspector.images.image_file import PromptImage
 from inspector.row.numbers import say
-from model.encoders.protocol import PatchGrid
+from model.encoders.protocol import ImageTextEncoder, PatchGrid
 
 HEAT = (224, 0, 122)
 """The house's hue: its alpha is the value over the view's largest."""
@@ -49,6 +49,12 @@ SHOWN_PX = 360
 """Longest side of a picture under heat."""
 
 
+def show_encoder(encoder: ImageTextEncoder) -> str:
+    """What is at work, and which parts it lacks."""
+    missing = f'<p class="vi-empty" role="status">{escape(encoder.missing)}</p>' if encoder.missing else ""
+    return f'<p class="vi-caption">Encoder: {escape(encoder.name)}.</p>{missing}'
+
+
 @dataclass(frozen=True)
 class MatrixHead:
     """How a row is called; HTML."""
@@ -70,13 +76,12 @@ def show_matrix(
 ) -> str:
     """``values [image][text]`` as viridis cells with their numbers (``shares``: from 0 to 1, else from the least to the
     largest), the right text of each row framed. ``side`` and ``foot``: a last column and row of their own."""
-    low = 0.0 if shares else min(map(min, values))
-    top = 1.0 if shares else max(map(max, values))
+    low, top = (0.0, 1.0) if shares else (min(map(min, values)), max(map(max, values)))
     rows = []
     for n, (name, row) in enumerate(zip(names.rows, values, strict=True)):
         cells = [name]
         for column, value in enumerate(row):
-            cell = heat_cell(value - low, top - low, shares=True).replace(copied(value - low, 2), copied(value, 2))
+            cell = heat_cell(value, top, shares=True, low=low)
             cells.append(cell.replace('"wi-cell ', '"wi-cell cl-own ') if own[n] == column else cell)
         rows.append([*cells, *([side[n]] if side else [])])
     if foot:
@@ -106,9 +111,9 @@ def name_texts(texts: Sequence[str]) -> tuple[str, ...]:
 def show_contrast(found: Contrast, images: Sequence[PromptImage]) -> str:
     """Matrix, both softmaxes with their losses, and how InfoNCE is made of them."""
     names = MatrixHead(name_images(images), name_texts(found.captions))
-    own, digits = found.text_of_image, 3
-    of_images = [copied(loss, digits) for loss in found.image_losses]
-    of_texts = ["−" if loss is None else copied(loss, digits) for loss in found.text_losses]
+    own = found.text_of_image
+    of_images = [_nats(loss) for loss in found.image_losses]
+    of_texts = ["−" if loss is None else _nats(loss) for loss in found.text_losses]
     tables = (
         show_matrix("Cosine of image and caption", found.cosines, names, own, shares=False),
         show_matrix(
@@ -139,16 +144,21 @@ def show_contrast(found: Contrast, images: Sequence[PromptImage]) -> str:
         f'<dl class="cl-sums">'
         f"<dt>temperature</dt><dd>{copied(found.temperature, 3)} <small>({learned}); cosines are divided by it: "
         f"× {say(1 / found.temperature, 1)}</small></dd>"
-        f"<dt>image → text</dt><dd>{copied(found.image_to_text, digits)} nats <small>mean of the {count} numbers at "
+        f"<dt>image → text</dt><dd>{_nats(found.image_to_text)} nats <small>mean of the {count} numbers at "
         "the right of the row softmax</small></dd>"
-        f"<dt>text → image</dt><dd>{copied(found.text_to_image, digits)} nats <small>mean of the {described} numbers "
+        f"<dt>text → image</dt><dd>{_nats(found.text_to_image)} nats <small>mean of the {described} numbers "
         "under the column softmax</small></dd>"
-        f"<dt>InfoNCE</dt><dd><b>{copied(found.loss, digits)} nats</b> <small>mean of both; who knows nothing has ln "
-        f"{count} = {say(found.guessing, digits)}, in a batch of 32,768 ln 32,768 = 10.397</small></dd>"
-        f"<dt>sigmoid loss</dt><dd>{copied(found.sigmoid_loss, digits)} nats <small>SigLIP's: every pair a yes or no "
+        f"<dt>InfoNCE</dt><dd><b>{_nats(found.loss)} nats</b> <small>mean of both; who knows nothing has ln "
+        f"{count} = {say(found.guessing, 3)}, in a batch of 32,768 ln 32,768 = 10.397</small></dd>"
+        f"<dt>sigmoid loss</dt><dd>{_nats(found.sigmoid_loss)} nats <small>SigLIP's: every pair a yes or no "
         f"by itself, bias {say(found.sigmoid_bias, 1)} ({bias})</small></dd></dl>"
         f'<p class="vi-caption">{right}</p>{notes}'
     )
+
+
+def _nats(loss: float) -> str:
+    """With so many digits that a loss of nearly nothing isn't written as none."""
+    return copied(loss, 3) if loss >= 0.0005 or loss <= 0 else f'<span data-copy="{loss:.6g}">{loss:.0e}</span>'
 
 
 def show_zero_shot(found: ZeroShot, images: Sequence[PromptImage]) -> str:
@@ -161,7 +171,7 @@ def show_zero_shot(found: ZeroShot, images: Sequence[PromptImage]) -> str:
             "The likeliest label's probability at other temperatures",
             tuple(tuple(at[n][label] for at in found.curve) for n, label in enumerate(best)),
             MatrixHead(
-                tuple(f"{row}{escape(found.labels[label])}" for row, label in zip(rows, best, strict=True)),
+                tuple(f"{row} {escape(found.labels[label])}" for row, label in zip(rows, best, strict=True)),
                 tuple(f"{temperature:g}" for temperature in CURVE),
             ),
             [-1] * len(rows),

@@ -6,12 +6,14 @@ import gradio as gr
 import pytest
 
 from inspector.bounds import Bounds
+from inspector.encoder.store import EncoderStore
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore, Shown
 from inspector.views.asking import Page
 from inspector.views.attention import build_attention
+from inspector.views.clip import build_clip
 from inspector.views.header import build_header
 from inspector.views.patch_words import build_patch_words
 from inspector.views.prompt import build_examples, build_prompt
@@ -31,7 +33,7 @@ def page(store):
     bounds = Bounds()
     with GuardedBlocks(bounds, False, analytics_enabled=False):
         header, prompt = build_header("A page"), build_prompt(store, build_examples(), bounds)
-        views = build_results(), build_attention(), build_which_image(), build_patch_words()
+        views = build_results(), build_attention(), build_which_image(), build_patch_words(), build_clip(EncoderStore())
         return Page(header, prompt, *views, gr.State(None), gr.State(None))
 
 
