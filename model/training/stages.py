@@ -69,6 +69,13 @@ class ContrastiveLoss(nn.Module):
             phrase_accuracy = retrieval_accuracy(places, phrases, batch.phrase_of_place)
         return loss, caption_accuracy, phrase_accuracy
 
+    @torch.no_grad()
+    def choose_captions(self, batch: PairBatch) -> Tensor:
+        """``[pair caption]``: the softmax over the batch's captions of each picture."""
+        dual = self.dual
+        images, captions = dual.embed_images(dual.vision_encoder(batch.tiles)), dual.embed_texts(batch.captions)
+        return (images @ captions.T / dual.bounded(dual.log_temperature).exp()).softmax(dim=1)
+
 
 def count_labels(batch: Batch) -> int:
     """How many positions of the batch are predicted from the one before them and trained on."""

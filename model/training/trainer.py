@@ -248,7 +248,9 @@ class Trainer:
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
                 found = held_out.measure(module)
                 loss = math.nan if found.loss is None else found.loss
-                yield self._say(EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers))
+                yield self._say(
+                    EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares)
+                )
                 if found.loss is not None and not math.isfinite(found.loss):
                     self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
             asked = self._request()
