@@ -18,6 +18,7 @@ LABELS, TEMPLATES, TEXTS, PHRASES = 48, 8, 64, 12
 """So many of each, at most."""
 TEMPLATE = "a {}"
 """Where a label has an article before it, as in a caption."""
+DEFAULT_LABELS = ("red", "yellow", "green", "blue")
 TEMPERATURES = Range(0.001, 100, whole=False)
 
 

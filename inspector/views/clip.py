@@ -11,7 +11,7 @@ import gradio as gr
 from inspector.bounds import Bounds
 from inspector.encoder.captions import write_captions
 from inspector.encoder.head_comparison import EVERY, STEPS, compare_heads
-from inspector.encoder.inputs import TEMPLATE, ReadImages, read_images, split_lines, suggest_phrases
+from inspector.encoder.inputs import DEFAULT_LABELS, TEMPLATE, ReadImages, read_images, split_lines, suggest_phrases
 from inspector.encoder.patches import AlikePatches, find_alike, read_encoder_attention
 from inspector.encoder.store import OWN, EncoderStore
 from inspector.encoder.study import TextQuestions, describe_encoder, study_texts
@@ -41,7 +41,6 @@ from model import InputError, InspectableVLM
 WAITING = '<p class="vi-empty">Press “Compare”: the images of the prompt meet their captions, in one matrix.</p>'
 NO_PATCHES = '<p class="vi-empty">Press “Compare” first; then click a patch, and its like in all images lights up.</p>'
 NO_ATTENTION = '<p class="vi-empty">Click a patch above: where each head of the encoder looks from it.</p>'
-LABELS = "red\nyellow\ngreen\nblue"
 QUICK = 50_000_000
 """Weights of a model up to which the tab fills itself when it is looked at."""
 
@@ -129,7 +128,7 @@ def build_clip(encoders: EncoderStore) -> ClipView:
         captions = _lines(
             "Captions, one a line, in the images' order", 3, "clip-captions", "empty: the model writes them"
         )
-        labels = _lines("Labels for zero-shot, one a line", 3, "clip-labels", value=LABELS)
+        labels = _lines("Labels for zero-shot, one a line", 3, "clip-labels", value="\n".join(DEFAULT_LABELS))
         templates = _lines("Templates, {} is the label; averaged", 3, "clip-templates", value=TEMPLATE)
         phrases = _lines("Phrases to look for in the patches", 3, "clip-phrases", "empty: what the captions name")
     with gr.Row(elem_classes="wi-buttons"):

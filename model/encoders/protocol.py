@@ -54,13 +54,15 @@ class EncodedImage:
 
 class ImageTextEncoder(Protocol):
     """``scale`` multiplies cosines, ``bias`` is added to that; the ``patch_…`` ones are for patches. ``about_patches``
-    says in a sentence what the vectors of patches are; ``missing`` which parts there aren't, empty if all are there.
+    says in a sentence what the vectors of patches are; ``width`` of the shared space, 0 without a text tower;
+    ``missing`` which parts there aren't, empty if all are there.
     ``n_layers`` and ``n_heads`` of the image encoder, 0 where its attention can't be read."""
 
     name: str
     loss_kind: LossKind
     about_patches: str
     missing: str
+    width: int
     n_layers: int
     n_heads: int
 

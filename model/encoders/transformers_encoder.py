@@ -114,6 +114,8 @@ class TransformersEncoder:
         AttentionInterface.register(ATTENTION, attend)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         self.model.vision_model.config._attn_implementation = ATTENTION
+        # SigLIP's has no name of its own: its heads keep the width of their towers.
+        self.width = int(getattr(self.model.config, "projection_dim", None) or self.vision.hidden_size)
         self.n_layers, self.n_heads = int(self.vision.num_hidden_layers), int(self.vision.num_attention_heads)
 
     # --- images ---

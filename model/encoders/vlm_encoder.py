@@ -34,6 +34,7 @@ class NanoEncoder:
     def __init__(self, vlm: VLM, dual: DualEncoder | None) -> None:
         self._vlm, self._dual = vlm, dual
         self.name = f"{vlm.family}, image encoder"
+        self.width = 0 if dual is None else dual.text.embedding.embedding_dim
         self.n_layers, self.n_heads = vlm.config.vit_n_blocks, vlm.config.vit_n_heads
         self.missing = "" if dual else f"{NO_TEXT}patches compared with patches, and the encoder's attention."
         self.about_patches = (
@@ -108,7 +109,7 @@ class TokenEncoder:
     scale = patch_scale = 1.0
     bias = 0.0
     has_text = False
-    n_layers = n_heads = 0
+    width = n_layers = n_heads = 0
     missing = f"{NO_TEXT}patches compared with patches."
     about_patches = "what an image token brings into the row: the encoder's states behind the projector"
 
