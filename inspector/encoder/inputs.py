@@ -75,7 +75,7 @@ def check_templates(templates: Sequence[str]) -> None:
     _check_texts(templates, "template", LABEL, TEMPLATES)
     for template in templates:
         if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
-            raise InputError(f"The template “{template}” needs exactly one {{}}, where the label goes.")
+            raise InputError(f"The template “{template}” has no one place for the label; write {{}} there, once.")
 
 
 def check_phrases(phrases: Sequence[str]) -> None:

@@ -26,10 +26,10 @@ from model.encoders.protocol import ImageTextEncoder, PatchGrid
 HEAT = (224, 0, 122)
 """The house's hue: its alpha is the value over the view's largest."""
 ABOUT = (
-    "Each image and each text becomes one vector; a cosine says how alike two are. The contrastive loss takes the "
-    "cosines of a batch, divides them by the temperature, and asks which caption of the batch belongs to an image and "
-    "which image to a caption: a softmax over each row, one over each column, and the mean of both cross-entropies is "
-    "InfoNCE. A high cosine says that the encoder finds them alike, not that the language model uses it."
+    "Each image and each text becomes one vector; their cosines, divided by the temperature, go through a softmax over "
+    "each row (which caption belongs to this image?) and one over each column (which image to this caption?), and the "
+    "mean of both cross-entropies is InfoNCE. A high cosine says that the encoder finds them alike, not that the "
+    "language model uses it."
 )
 ABOUT_PATCHES = (
     "The heat is the cosine of each patch's vector over the largest in view; what is below 0 is clear. Here the vector "

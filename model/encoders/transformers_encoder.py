@@ -293,7 +293,7 @@ class SiglipEncoder(TransformersEncoder):
     def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         super().__init__(folder, device, dtype)
         if not self.model.vision_model.use_head:
-            raise InputError(f"The image encoder in {folder} has no pooling head, so no image has a vector to compare.")
+            raise InputError(f"The image encoder in {folder} has no pooling head; use a checkpoint that has one.")
 
     @property
     def bias(self) -> float:
