@@ -193,59 +193,66 @@ def show_zero_shot(found: ZeroShot, images: Sequence[PromptImage]) -> str:
 
 def show_phrases(found: PhrasePatches, images: Sequence[PromptImage], about: str) -> str:
     """For each phrase, its heat over all images."""
-    pictures = _crop_all(found.maps[0], images)
     rows = []
     for phrase, maps in zip(found.phrases, found.maps, strict=True):
         top = max(max(one.cosines) for one in maps)
         best = max(maps, key=lambda one: max(one.cosines)).image
-        figures = "".join(_show_heat(one, pictures, top) for one in maps)
+        figures = "".join(_show_heat(one, top) for one in maps)
         where = f"most in {badge(best)} {copied(top, 2)}" if top > 0 else "nowhere: no cosine is above 0"
         rows.append(
             f'<div class="cl-phrase"><p><b>{escape(phrase)}</b> <small>{where}</small></p>'
             f'<div class="cl-maps">{figures}</div></div>'
         )
-    return f'<p class="vi-caption">{ABOUT_PATCHES.format(about=escape(about))}</p>{"".join(rows)}'
+    about = f'<p class="vi-caption">{ABOUT_PATCHES.format(about=escape(about))}</p>'
+    return f'{about}<div style="{_crop_all(found.maps[0], images)}">{"".join(rows)}</div>'
 
 
 def show_board(maps: Sequence[PatchMap], images: Sequence[PromptImage], found: AlikePatches | None = None) -> str:
     """The images, to click a patch in; with ``found``, under the heat of what is like it. ``maps``: any of each
     image, for their grids."""
-    pictures = _crop_all(maps, images)
     if found is None:
         said = "Click a patch, or move with the arrow keys: its like in all images lights up."
-        body = "".join(_show_pick(one, pictures, 0.0, None) for one in maps)
+        body = "".join(_show_pick(one, 0.0, None) for one in maps)
     else:
         others = [cosine for _, cosine in found.nearest]
         top = max([*others, 1e-9])
-        body = "".join(_show_pick(one, pictures, top, found) for one in found.maps)
+        body = "".join(_show_pick(one, top, found) for one in found.maps)
         place, cosine = found.nearest[0] if found.nearest else (found.chosen, 1.0)
         said = (
             f"Patch in row {found.chosen.row}, column {found.chosen.col} of {badge(found.chosen.image)}; most like it: "
             f"{badge(place.image)} row {place.row}, column {place.col}, cosine {copied(cosine, 3)}."
         )
-    return f'<p class="vi-caption">{said}</p><div class="cl-maps cl-board">{body}</div>'
+    return (
+        f'<p class="vi-caption">{said}</p><div class="cl-maps cl-board" style="{_crop_all(maps, images)}">{body}</div>'
+    )
 
 
 def show_attention(found: EncoderAttention, maps: Sequence[PatchMap], images: Sequence[PromptImage]) -> str:
     """A small map for each head of the layer."""
     image = found.chosen.image
-    pictures = _crop_all(maps, images)
+    pictures = _crop_all([one for one in maps if one.image == image], images)
     figures = []
     for head, shares in enumerate(found.heads):
         one = PatchMap(image, found.grids, shares)
         top = max(shares)
         caption = f"head {head} <small>at most {show_share(top)}</small>"
-        figures.append(_show_heat(one, pictures, top, caption))
+        figures.append(_show_heat(one, top, caption))
     return (
         f'<p class="vi-caption">Layer {found.layer} of 0 to {found.n_layers - 1}, from row {found.chosen.row}, column '
         f"{found.chosen.col} of {badge(image)}; alpha is the share over the head's largest.</p>"
-        f'<div class="cl-maps cl-small">{"".join(figures)}</div>'
+        f'<div class="cl-maps cl-small" style="{pictures}">{"".join(figures)}</div>'
     )
 
 
-def _crop_all(maps: Sequence[PatchMap], images: Sequence[PromptImage]) -> dict[tuple[int, int], str]:
-    """The part of its image that each grid covers, by image and the grid's first patch."""
-    return {(one.image, grid.start): _crop(images[one.image], grid) for one in maps for grid in one.grids}
+def _crop_all(maps: Sequence[PatchMap], images: Sequence[PromptImage]) -> str:
+    """Style of what stands around heat: the part of its image that each grid covers, once for any number of maps."""
+    return ";".join(
+        f"{_name_part(one.image, grid)}:url({_crop(images[one.image], grid)})" for one in maps for grid in one.grids
+    )
+
+
+def _name_part(image: int, grid: PatchGrid) -> str:
+    return f"--part-{image}-{grid.start}"
 
 
 def _crop(image: PromptImage, grid: PatchGrid) -> str:
@@ -258,16 +265,16 @@ def _crop(image: PromptImage, grid: PatchGrid) -> str:
     return data_uri(part)
 
 
-def _show_heat(one: PatchMap, pictures: dict[tuple[int, int], str], top: float, caption: str = "") -> str:
+def _show_heat(one: PatchMap, top: float, caption: str = "") -> str:
     body = "".join(
-        f'<div class="cl-map" style="aspect-ratio:{_ratio(grid)}"><img src="{pictures[one.image, grid.start]}" alt="">'
-        f'<img class="cl-heat" src="{_paint(one, grid, top)}" alt="heat on image {one.image + 1}"></div>'
+        f'<div class="cl-map" style="{_place(one, grid)}"><img class="cl-heat" src="{_paint(one, grid, top)}" '
+        f'alt="heat on image {one.image + 1}"></div>'
         for grid in one.grids
     )
     return f"<figure><figcaption>{caption or badge(one.image)}</figcaption>{body}</figure>"
 
 
-def _show_pick(one: PatchMap, pictures: dict[tuple[int, int], str], top: float, found: AlikePatches | None) -> str:
+def _show_pick(one: PatchMap, top: float, found: AlikePatches | None) -> str:
     parts = []
     for grid in one.grids:
         heat = "" if found is None else f'<img class="cl-heat" src="{_paint(one, grid, top)}" alt="">'
@@ -284,14 +291,16 @@ def _show_pick(one: PatchMap, pictures: dict[tuple[int, int], str], top: float, 
             f'aria-roledescription="grid of patches" data-image="{one.image}" data-start="{grid.start}" '
             f'data-rows="{grid.rows}" data-cols="{grid.cols}" data-row="{row}" data-col="{col}" '
             f'aria-label="image {one.image + 1}, {grid.rows} rows and {grid.cols} columns of patches; arrows choose" '
-            f'style="aspect-ratio:{_ratio(grid)};--row:{row};--col:{col};--rows:{grid.rows};--cols:{grid.cols}">'
-            f'<img src="{pictures[one.image, grid.start]}" alt="">{heat}<i></i></div>'
+            f'style="{_place(one, grid)};--row:{row};--col:{col};--rows:{grid.rows};--cols:{grid.cols}">'
+            f"{heat}<i></i></div>"
         )
     return f"<figure><figcaption>{badge(one.image)}</figcaption>{''.join(parts)}</figure>"
 
 
-def _ratio(grid: PatchGrid) -> str:
-    return f"{grid.box.right - grid.box.left:.0f}/{grid.box.bottom - grid.box.top:.0f}"
+def _place(one: PatchMap, grid: PatchGrid) -> str:
+    """Style of a grid: its picture, and the sides that it has."""
+    sides = f"{grid.box.right - grid.box.left:.0f}/{grid.box.bottom - grid.box.top:.0f}"
+    return f"aspect-ratio:{sides};background-image:var({_name_part(one.image, grid)})"
 
 
 def _paint(one: PatchMap, grid: PatchGrid, top: float) -> str:

@@ -65,7 +65,7 @@ class NanoEncoder:
 
     @staticmethod
     def _scale(log_temperature: Tensor) -> float:
-        return float((-DualEncoder.bounded(log_temperature)).exp())
+        return float((-DualEncoder.bounded(log_temperature.detach())).exp())
 
     @guard_memory
     @torch.no_grad()
