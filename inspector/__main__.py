@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inspector.bounds import format_bounds
+from inspector.encoder.head_comparison import compare_heads
 from inspector.encoder.inputs import TEMPLATE, read_images
 from inspector.encoder.patches import find_alike, find_patch, read_encoder_attention
 from inspector.encoder.study import TextQuestions, describe_encoder, read_place, study_texts
@@ -138,6 +139,9 @@ def _add_clip(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--phrase", action="append", default=[], metavar="TEXT", help="to look for in the patches")
     command.add_argument("--patch", metavar="IMAGE:ROW,COL", help="its like in all images, and where it looks")
+    command.add_argument(
+        "--heads", action="store_true", help="only: train a linear and an MLP head on drawn scenes, side by side"
+    )
     command.add_argument("--layer", type=int, help="of the encoder, from 0, for --patch (default: the last)")
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
@@ -294,6 +298,9 @@ def run_words(options: argparse.Namespace) -> dict:
 
 def run_clip(options: argparse.Namespace) -> dict:
     """What an encoder of images and texts makes of them; InputError for anything that can't be used."""
+    if options.heads:
+        *_, compared = compare_heads(open_model(options))
+        return {"heads": compared.to_json()}
     images = tuple(open_image(path) for path in options.image)
     if is_encoder(options.model):
         encoder = load_encoder(options.model, device=options.device, dtype=options.dtype)

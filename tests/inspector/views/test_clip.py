@@ -143,6 +143,22 @@ def test_heads_are_compared_and_the_model_stays_as_it_is(embedded):
     assert re.search(r"2 steps of 6 pairs", last.sentence)
 
 
+def test_the_panel_and_the_command_show_the_same_heads(handlers, shown, monkeypatch, capsys):
+    def short(vlm):
+        return compare_heads(vlm, steps=1, rows=6)
+
+    monkeypatch.setattr("inspector.views.clip.compare_heads", short)
+    monkeypatch.setattr("inspector.__main__.compare_heads", short)
+    *_, (panel, facts) = handlers.train_heads(shown)
+    assert main(["clip", "--heads"]) == 0
+    said = json.loads(capsys.readouterr().out)["heads"]
+    assert {**said, "seconds": 0, "sentence": ""} == json.loads(json.dumps({**facts, "seconds": 0, "sentence": ""}))
+    assert panel["busy"] == ""
+    assert panel["value"].count("cl-own") == 12  # six pictures under either head
+    with pytest.raises(gr.Error):
+        list(handlers.train_heads(None))
+
+
 def test_heads_need_an_encoder_for_drawn_scenes(tiny):
     with pytest.raises(InputError, match="64 px"):
         next(compare_heads(tiny("llava").vlm))
