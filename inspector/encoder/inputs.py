@@ -10,6 +10,7 @@ from inspector.images.image_file import PromptImage, process_prompt_image
 from model import InputError, ProcessedImage
 from model.encoders.protocol import EncodedImage, ImageTextEncoder
 from model.ranges import Range
+from model.training.synthetic.scenes import COLOUR_NAMES
 from model.values import name_value
 
 CAPTION, LABEL = 1_000, 200
@@ -18,7 +19,7 @@ LABELS, TEMPLATES, TEXTS, PHRASES = 48, 8, 64, 12
 """So many of each, at most."""
 TEMPLATE = "a {}"
 """Where a label has an article before it, as in a caption."""
-DEFAULT_LABELS = ("red", "yellow", "green", "blue")
+DEFAULT_LABELS = COLOUR_NAMES
 TEMPERATURES = Range(0.001, 100, whole=False)
 
 

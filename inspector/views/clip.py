@@ -342,7 +342,7 @@ def wire_clip(view: ClipView, store: ModelStore, encoders: EncoderStore, shown: 
     asked: list[Any] = [shown, view.shown, *view.asked]
     gr.on(
         [view.start.click, view.temperature.release, view.encoder.input],
-        demo.turns.run(Rank.TEST, handlers.compare),
+        demo.turns.run(Rank.TEST, handlers.compare, demo.bounds.study_s),
         asked,
         view.filled,
         api_name="clip",
@@ -351,7 +351,7 @@ def wire_clip(view: ClipView, store: ModelStore, encoders: EncoderStore, shown: 
         **test,
     )
     view.sight.seen(
-        demo.turns.run(Rank.TEST, handlers.look),
+        demo.turns.run(Rank.TEST, handlers.look, demo.bounds.study_s),
         asked,
         view.filled,
         api_name="clip_look",

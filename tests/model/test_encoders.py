@@ -106,6 +106,8 @@ def test_what_is_no_encoder_is_refused(encoders, tmp_path):
     assert not is_encoder("embedded")
     with pytest.raises(InputError, match="no encoder"):
         load_encoder("embedded")
+    with pytest.raises(InputError, match="--encoder"):
+        load_vlm(folder)
     pickled = tmp_path / "pickled"
     shutil.copytree(folder, pickled)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
