@@ -41,6 +41,9 @@ from model import InputError, InspectableVLM
 WAITING = '<p class="vi-empty">Press “Compare”: the images of the prompt meet their captions, in one matrix.</p>'
 NO_PATCHES = '<p class="vi-empty">Press “Compare” first; then click a patch, and its like in all images lights up.</p>'
 NO_ATTENTION = '<p class="vi-empty">Click a patch above: where each head of the encoder looks from it.</p>'
+NO_LABEL = '<p class="vi-empty">There is no label to choose from; type two or more above.</p>'
+MOST_PHRASES = 6
+"""Things named in captions that are looked for by themselves."""
 QUICK = 50_000_000
 """Weights of a model up to which the tab fills itself when it is looked at."""
 
@@ -200,9 +203,13 @@ class ClipHandlers:
 
     def look(self, page: Shown | None, shown: EncoderShown | None, *asked: Any) -> list[Any]:
         """The tab is looked at: it fills itself where that costs next to nothing."""
+        note: Any = gr.skip()
         if page is not None and page.inspection.prompt.images and self.store.get(page.model).n_parameters <= QUICK:
-            return self.compare(page, shown, *asked)
-        return [answer_sight(), *[gr.skip()] * 11]
+            try:
+                return self._compare(page, shown, *asked)
+            except InputError as error:  # nobody pressed anything, so nothing pops up
+                note = show_notes([str(error)])
+        return [answer_sight(), gr.skip(), gr.skip(), note, *[gr.skip()] * 8]
 
     def compare(
         self,
@@ -217,35 +224,48 @@ class ClipHandlers:
     ) -> list[Any]:
         """Values for :attr:`ClipView.filled`; the facts are those of ``python -m inspector clip``."""
         try:
-            if page is None:
-                raise InputError("There is no answer yet; press Ask first.")
-            for text, what in ((captions, "captions"), (labels, "labels"), (templates, "templates")):
-                check_length(text, f"The field of {what}", self.bounds)
-            vlm, images = self.store.get(page.model), page.inspection.prompt.images
-            used = self.encoders.get(encoder, vlm)
-            known = shown is not None and shown.images == images
-            read = shown.read if known and shown.encoder == encoder else read_images(used, images)  # type: ignore[union-attr]
-            if not used.has_text:
-                return self._without_text(used, encoder, images, read, captions)
-            suggested = shown.suggested if shown is not None else ""
-            # What the model wrote for other images goes; what a person typed stays theirs.
-            if not captions.strip() or (captions == suggested and not known):
-                written = write_captions(vlm, images)
-                fresh = phrases == "\n".join(suggest_phrases(split_lines(suggested)))
-                captions = suggested = "\n".join(written)
-                phrases = "" if fresh else phrases
-            lines = split_lines(captions)
-            phrases = phrases if phrases.strip() else "\n".join(suggest_phrases(lines)[:6])
-            asked = TextQuestions(
-                lines,
-                split_lines(labels),
-                split_lines(templates) or (TEMPLATE,),
-                split_lines(phrases),
-                temperature or None,
-            )
-            found = study_texts(used, read, asked)
+            return self._compare(page, shown, encoder, captions, labels, templates, phrases, temperature)
         except InputError as error:
             raise refuse(error) from error
+
+    def _compare(
+        self,
+        page: Shown | None,
+        shown: EncoderShown | None,
+        encoder: str,
+        captions: str,
+        labels: str,
+        templates: str,
+        phrases: str,
+        temperature: float,
+    ) -> list[Any]:
+        if page is None:
+            raise InputError("There is no answer yet; press Ask first.")
+        typed = ((captions, "captions"), (labels, "labels"), (templates, "templates"), (phrases, "phrases"))
+        for text, what in typed:
+            check_length(text, f"The field of {what}", self.bounds)
+        vlm, images = self.store.get(page.model), page.inspection.prompt.images
+        used = self.encoders.get(encoder, vlm)
+        known = shown is not None and shown.images == images
+        read = shown.read if known and shown.encoder == encoder else read_images(used, images)  # type: ignore[union-attr]
+        if not used.has_text:
+            return self._without_text(used, encoder, images, read, captions)
+        suggested = shown.suggested if shown is not None else ""
+        # What the model wrote for other images goes; what a person typed stays theirs.
+        if not captions.strip() or (captions == suggested and not known):
+            written = write_captions(vlm, images)
+            fresh = phrases == _name_things(suggested)
+            captions = suggested = "\n".join(written)
+            phrases = "" if fresh else phrases
+        phrases = phrases if phrases.strip() else _name_things(captions)
+        asked = TextQuestions(
+            split_lines(captions),
+            split_lines(labels),
+            split_lines(templates) or (TEMPLATE,),
+            split_lines(phrases),
+            temperature or None,
+        )
+        found = study_texts(used, read, asked)
         maps = found.phrases.maps[0] if found.phrases else find_alike(read, 0, 0).maps
         return [
             answer_sight(),
@@ -253,7 +273,7 @@ class ClipHandlers:
             phrases,
             show_encoder(used),
             _value(show_contrast(found.contrast, images)),
-            _value("" if found.zero_shot is None else show_zero_shot(found.zero_shot, images)),
+            _value(NO_LABEL if found.zero_shot is None else show_zero_shot(found.zero_shot, images)),
             _value("" if found.phrases is None else show_phrases(found.phrases, images, used.about_patches)),
             show_board(maps, images),
             gr.update(maximum=max(1, used.n_layers - 1), value=max(0, used.n_layers - 1)),
@@ -333,6 +353,11 @@ class ClipHandlers:
         except InputError as error:
             yield [gr.update(busy=""), gr.skip()]
             raise refuse(error) from error
+
+
+def _name_things(captions: str) -> str:
+    """What is looked for in the patches where nobody says."""
+    return "\n".join(suggest_phrases(split_lines(captions))[:MOST_PHRASES])
 
 
 def wire_clip(view: ClipView, store: ModelStore, encoders: EncoderStore, shown: gr.State, demo: GuardedBlocks) -> None:

@@ -108,6 +108,18 @@ def test_what_cannot_be_compared_is_refused(handlers, shown, captions, labels, t
         handlers.compare(shown, None, OWN, captions, labels, templates, "", 0)
 
 
+def test_what_nobody_pressed_is_said_on_the_page_and_keeps_what_is_there(handlers, compared, shown):
+    looked = handlers.look(shown, None, OWN, "", LABELS, "a {}", "", 0)
+    assert looked[-1] == compared[-1]
+    refused = handlers.look(shown, None, OWN, "", "red", "a {}", "", 0)
+    assert "red" in refused[3]
+    assert len(refused) == len(compared)
+    assert [part for part in refused[4:] if part != gr.skip()] == []
+    unasked = handlers.look(None, None, OWN, "", LABELS, "a {}", "", 0)
+    assert unasked[3] == gr.skip()
+    assert "vi-empty" in handlers.compare(shown, None, OWN, "", "", "a {}", "", 0)[5]["value"]
+
+
 def test_an_encoder_of_its_own_is_offered_and_used(store, shown, tmp_path):
     build_encoder("siglip", tmp_path / "tiny-siglip")
     encoders = EncoderStore([str(tmp_path / "tiny-siglip")])
