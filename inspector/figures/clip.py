@@ -329,7 +329,8 @@ def show_heads(found: HeadComparison) -> str:
     ]
     head = ["head", "weights that train", "image → its caption", "caption → its image", "InfoNCE, nats", "temperature"]
     figures = "".join(_show_head(one, found) for one in found.results)
-    said = f'<p class="vi-caption">{escape(found.sentence)}</p>'
+    listed = " · ".join(f"{n}: {escape(caption)}" for n, caption in enumerate(found.captions, start=1))
+    said = f'<p>{escape(found.sentence)}</p><p class="vi-caption">Held-out captions {listed}</p>'
     return f'{table(head, rows, "linear against MLP head")}{said}<div class="cl-matrices">{figures}</div>'
 
 
@@ -337,7 +338,10 @@ _HEADS = {"linear": "linear", "mlp": "MLP"}
 
 
 def _show_head(one: HeadResult, found: HeadComparison) -> str:
-    pictures = tuple(f'<img src="{data_uri(picture)}" alt="">' for picture in found.pictures)
-    names = MatrixHead(pictures, name_texts(found.captions))
+    pictures = tuple(f'{n} <img src="{data_uri(picture)}" alt="">' for n, picture in enumerate(found.pictures, start=1))
+    numbers = tuple(
+        f'<span title="{escape(caption, quote=True)}">{n}</span>' for n, caption in enumerate(found.captions, start=1)
+    )
+    names = MatrixHead(pictures, numbers)
     title = f"{_HEADS[one.head]}: softmax over each row"
     return show_matrix(title, one.shares, names, range(len(pictures)), shares=True)

@@ -128,11 +128,9 @@ def build_clip(encoders: EncoderStore) -> ClipView:
     names = list(encoders.names)
     encoder = gr.Dropdown(names, value=OWN, label="Encoder", visible=len(names) > 1, elem_id="clip-encoder")
     with gr.Row(elem_classes="wi-controls", equal_height=True):
-        captions = _lines(
-            "Captions, one a line, in the images' order", 3, "clip-captions", "empty: the model writes them"
-        )
+        captions = _lines("Captions, one for each image", 3, "clip-captions", "empty: the model writes them")
         labels = _lines("Labels for zero-shot, one a line", 3, "clip-labels", value="\n".join(DEFAULT_LABELS))
-        templates = _lines("Templates, {} is the label; averaged", 3, "clip-templates", value=TEMPLATE)
+        templates = _lines("Templates ({} is the label)", 3, "clip-templates", value=TEMPLATE)
         phrases = _lines("Phrases to look for in the patches", 3, "clip-phrases", "empty: what the captions name")
     with gr.Row(elem_classes="wi-buttons"):
         temperature = gr.Slider(
@@ -189,7 +187,7 @@ def build_clip(encoders: EncoderStore) -> ClipView:
 
 def _lines(label: str, lines: int, elem_id: str, placeholder: str = "", value: str = "") -> gr.Textbox:
     return gr.Textbox(
-        value, label=label, lines=lines, max_lines=8, placeholder=placeholder, min_width=200, elem_id=elem_id
+        value, label=label, lines=lines, max_lines=4, placeholder=placeholder, min_width=200, elem_id=elem_id
     )
 
 
