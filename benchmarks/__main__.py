@@ -1,6 +1,7 @@
 """``python -m benchmarks``: times and memory as ratios against a stated baseline of the same run.
 
 model        prefill and decode against transformers' modules; a read-out of attention against a plain forward
+sides        who reads a token, and a stretch of tokens, against the plain pass at 4,096 tokens
 which-image  the dependence of an answer against one whole hooked forward per intervention
 moved-images does the verdict follow a picture that is moved to another place, in 60 drawn prompts
 words        are a drawn shape's own colour and kind among the words on its patches, by layer
@@ -27,6 +28,7 @@ import torch
 PARTS = (
     "model",
     "scale",
+    "sides",
     "which-image",
     "moved-images",
     "words",

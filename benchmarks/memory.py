@@ -23,8 +23,10 @@ from PIL import Image
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, report
 from inspector.bounds import public_bounds
+from inspector.experiments.image_edits import run_edits
 from inspector.figures.payload import viewer_payload
 from inspector.images.image_file import SHELF, PromptImage
+from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn
@@ -218,6 +220,32 @@ def measure_plans(mode: str, in_process: bool, folder: Path) -> None:
     )
 
 
+def measure_edits(folder: Path) -> None:
+    """One edit after another of a 12-MP photo among three, as large as it is: the most that was held meanwhile, in the
+    server and in the processes that decode, and what stays of it on the page."""
+    torch.set_grad_enabled(False)
+    vlm = VLM(
+        VLMConfig(**SHAPE_TILES, lm_chat_template=load_vlm("embedded").config.lm_chat_template), embedded_tokenizer()
+    )
+    images = tuple(SHELF.find(path) for path in sorted(folder.glob("photo-*.jpg")))
+    inspection = ask_and_inspect(vlm.eval(), Prompt(images, (Turn("What color is it?"),)), GenerationSettings(2))
+    whole = "0,0,{},{}".format(*PHOTO)
+    study = None
+    for edit in (f"image 1: {how} {whole}" for how in ("blur", "mean", "keep", "paste")):
+        edit += " from image 2" if "paste" in edit else ""
+        case = open_case(vlm, inspection, max_new_tokens=2)
+        before, began = held_mb(family()), time.perf_counter()
+        with watching() as peak:
+            study = run_edits(case, [edit])
+            took = time.perf_counter() - began
+            highest = peak()
+        print(
+            f"a 12-MP photo edited, {edit:44} {took:5.2f} s, {highest - before:6.0f} MB above what was there, "
+            f"{count_bytes(study) / 1e6:.2f} MB kept on the page",
+            flush=True,
+        )
+
+
 def compare_times(folder: Path, repeats: int) -> None:
     """A question about three photos with the pictures for the viewer, as the page asks it."""
     torch.set_grad_enabled(False)
@@ -249,7 +277,7 @@ def main(repeats: int) -> None:
             *((measure_session, ("embedded", keep, folder, 4)) for keep in (False, True)),
             *((measure_session, ("222M", keep, folder, 2)) for keep in (False, True)),
         ]
-        parts.append((measure_person, (folder,)))
+        parts += [(measure_edits, (folder,)), (measure_person, (folder,))]
         for mode in KINDS:
             make_large(folder, mode)
             parts += [(measure_plans, (mode, in_process, folder)) for in_process in (False, True)]

@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from inspector.experiments.image_edits import MAX_EDITS
 from inspector.figures.payload import strip_payload
 from inspector.row.ask import inspect
 from inspector.row.prompt import Prompt, Turn
@@ -124,7 +125,27 @@ def measure_start(browser: Browser, repeats: int) -> None:
             f"at most {max(times):.2f} s",
             flush=True,
         )
+        measure_edits(page, repeats)
     page.close()
+
+
+def measure_edits(page: Page, repeats: int) -> None:
+    """From pressing Edit to the answer to the edited picture on the page, one edit on top of the other."""
+    page.get_by_role("tab", name="Patches").click()
+    page.wait_for_function("document.querySelector('#edit-line input, #edit-line textarea')?.value")
+    times = []
+    for count in range(1, min(repeats, MAX_EDITS) + 1):
+        start = time.perf_counter()
+        page.click("#edit-start")
+        page.wait_for_function(
+            "count => document.querySelectorAll('#edit-panel .ed-rail li').length === count", arg=count, timeout=WAIT_MS
+        )
+        times.append(time.perf_counter() - start)
+    print(
+        f"a picture edited, to its new answer on the page: {statistics.median(times):.2f} s, the median of "
+        f"{len(times)}, at most {max(times):.2f} s",
+        flush=True,
+    )
 
 
 def measure_beside_job(browser: Browser, repeats: int) -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, measure, peak_mib, reset_peak
+from inspector.experiments.image_edits import run_edits
 from inspector.export.experiments import EXPERIMENTS
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.prefix_cache import PrefixCache
@@ -157,6 +158,7 @@ def main(_: int) -> None:
         f"{seconds / (unit.vision + unit.prefill + TOKENS * unit.step):.2f}"
     )
     _click(vlm, inspection, unit)
+    _edit(vlm, inspection, unit)
     _study(vlm, inspection, unit)
     _run_experiments(vlm, inspection, unit)
     counts, rows = FEATURES.counts(), ROWS.counts()
@@ -178,6 +180,15 @@ def _click(vlm: VLM, inspection: Inspection, unit: Unit) -> None:
         f"{counted.parts:4} parts encoded",
         flush=True,
     )
+
+
+def _edit(vlm: VLM, inspection: Inspection, unit: Unit) -> None:
+    """Of the first image, behind which everything is read again, and of the last."""
+    for image in (1, 3):
+        watch = Stopwatch()
+        with counting() as counted:
+            run_edits(open_case(vlm, inspection, max_new_tokens=TOKENS), [f"image {image}: blur 112,112,336,336"])
+        _report(f"image {image} edited, and its tokens cut", watch.lap(), unit, counted)
 
 
 def _study(vlm: VLM, inspection: Inspection, unit: Unit) -> None:
@@ -212,7 +223,7 @@ def _decode_long(length: int = 4096, tokens: int = 64) -> None:
     """An answer of an intervention behind a long row: positions computed, and memory taken beyond what is kept."""
     vlm = build()
     vlm.renderer.eos_token_id = -1
-    row = vlm.place(vlm.prepare(_long_conversation(vlm, length), True))
+    row = vlm.place(vlm.prepare(long_conversation(vlm, length), True))
     read = ROWS.read(vlm, row, False)
     cache = PrefixCache(vlm, read)
     open_ended = Continuation(len(row) - 8, cache.ids[-8:], (len(row), len(row)))
@@ -228,7 +239,7 @@ def _decode_long(length: int = 4096, tokens: int = 64) -> None:
     )
 
 
-def _long_conversation(vlm: VLM, length: int) -> Conversation:
+def long_conversation(vlm: VLM, length: int) -> Conversation:
     word = " red"
     text = word * length
     while len(vlm.prepare(Conversation((Message("user", text),)), True)) > length:

@@ -15,12 +15,14 @@ from inspector.encoder.head_comparison import compare_heads
 from inspector.encoder.inputs import TEMPLATE, read_images
 from inspector.encoder.patches import find_alike, find_patch, read_encoder_attention
 from inspector.encoder.study import TextQuestions, describe_encoder, read_place, study_texts
+from inspector.experiments import image_edits
 from inspector.experiments.patch_words import describe_found, find_word, measure_words
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
 from inspector.export.command_line import write_which_image
-from inspector.export.files import describe_all
+from inspector.export.files import describe_all, describe_sides
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
+from inspector.figures.image_edits import show_edits
 from inspector.ground_truth.items import CELLS
 from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
@@ -57,6 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="row whose attention is read (default: the one whose output chose the answer's first token)",
     )
+    attention = commands.add_parser(
+        "attention", help="ask, and print what tokens look at and which later ones look at them"
+    )
+    _add_prompt(attention)
+    attention.add_argument("--first", type=int, help="token (default: the answer's first, or --last)")
+    attention.add_argument("--last", type=int, help="token; the mean over all from --first to it (default: --first)")
+    attention.add_argument(
+        "--own-row",
+        action="store_true",
+        help="what an answer's token looks at itself, not the one before that chose it",
+    )
     which = commands.add_parser("which-image", help="ask, and test which image the answer rests on")
     _add_prompt(which)
     _add_study(which)
@@ -66,10 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     cut.add_argument(
         "--cut", action="append", required=True, metavar="EDGES", help=f"such as “{EXAMPLE}”; repeat for several"
     )
+    edit = commands.add_parser("edit", help="ask, edit images, and answer again; beside it, the same tokens cut")
+    _add_prompt(edit)
+    edit.add_argument("--turn", type=int, help="whose answer, from 1 (default: the last)")
+    _add_edits(edit, required=True)
     report = commands.add_parser("report", help="ask, run every test, and write a page that stands for itself")
     _add_prompt(report)
     _add_study(report)
     report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
+    _add_edits(report)
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
     compare = commands.add_parser("compare", help="ask two models the same, and lay their answers side by side")
@@ -91,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
-    for command in (inspect, which, cut, report, layout, compare, words, clip, battery):
+    for command in (inspect, attention, which, cut, edit, report, layout, compare, words, clip, battery):
         add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
@@ -144,6 +162,17 @@ def _add_clip(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--layer", type=int, help="of the encoder, from 0, for --patch (default: the last)")
     command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
+
+
+def _add_edits(command: argparse.ArgumentParser, *, required: bool = False) -> None:
+    command.add_argument(
+        "--edit",
+        action="append",
+        default=[],
+        required=required,
+        metavar="EDIT",
+        help=f"such as “{image_edits.EXAMPLE}”, in pixels; repeat for several, one on top of the other",
+    )
 
 
 def _add_questions(command: argparse.ArgumentParser, *, models: bool = False) -> None:
@@ -206,6 +235,17 @@ def run_inspect(options: argparse.Namespace) -> dict:
     return describe_all(vlm, inspection, attend(vlm, inspection, position))
 
 
+def run_attention(options: argparse.Namespace) -> dict:
+    """Attention from both sides; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = open_model(options)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    given = [token for token in (options.first, options.last) if token is not None]
+    stretch = given or [inspection.first_answer_position]
+    return describe_sides(vlm, inspection, stretch[0], stretch[-1], options.own_row)
+
+
 def run_which_image(options: argparse.Namespace) -> dict:
     """What the answer of one turn rests on; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
@@ -234,12 +274,26 @@ def run_cut(options: argparse.Namespace) -> dict:
     return run_lab(case, options.cut).to_json()
 
 
+def run_edit(options: argparse.Namespace) -> dict:
+    """The answer to edited images; InputError for anything that can't be used."""
+    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
+    prompt = read_prompt(options)
+    vlm = open_model(options)
+    inspection = ask_and_inspect(vlm, prompt, settings)
+    case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    return image_edits.run_edits(case, options.edit).to_json()
+
+
 def run_report(options: argparse.Namespace) -> dict:
     """Every test of one answer, written as a page; InputError for anything that can't be used."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
     vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
+    edited = None
+    if options.edit:  # before what takes long, for one of them may be refused
+        case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
+        edited = image_edits.run_edits(case, options.edit)
     known = study_whole(
         vlm,
         inspection,
@@ -249,6 +303,8 @@ def run_report(options: argparse.Namespace) -> dict:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
     )
+    if edited is not None:
+        known = known.adding("edits", show_edits(edited, inspection), edited.to_json())
     names = [Path(image).name for image in options.image]
     command = write_which_image(
         inspection.prompt, options.model, options.image, settings, known.found.turn, options.reference, options.contrast
@@ -362,8 +418,10 @@ def describe_kept() -> str:
 
 RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "inspect": run_inspect,
+    "attention": run_attention,
     "which-image": run_which_image,
     "cut": run_cut,
+    "edit": run_edit,
     "report": run_report,
     "layout": run_layout,
     "compare": run_compare,

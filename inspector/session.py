@@ -20,14 +20,15 @@ import torch
 
 from inspector.bounds import Bounds
 from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
-from inspector.row.attention import AttentionMap
+from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
 from inspector.which_image.seen import SeenAnswer
-from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory
+from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory, read_kind
 from model.hub import HubCheckpoint, check_weights
 from model.memory import format_bytes, release_memory
-from model.training.fresh import new_vlm
+from model.training.assembly import open_base
+from model.training.recipe import ASSEMBLED, NEW, Recipe
 
 _log = logging.getLogger(__name__)
 SECRET = "run:"
@@ -39,7 +40,8 @@ UNNAMED = "a run's model"
 class Shown:
     """What one person's page shows; kept in that person's own state and replaced, never changed. ``names`` are the
     images' file names, in order; ``settings`` those that it was asked with; ``seen`` what the
-    images add to each token of its answers."""
+    images add to each token of its answers. ``start``: the first token of a stretch that ends at ``selected``;
+    ``readers``: which later tokens look at these, once that was asked for."""
 
     model: str
     inspection: Inspection
@@ -48,12 +50,20 @@ class Shown:
     names: tuple[str, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     seen: tuple[SeenAnswer, ...] = ()
+    start: int | None = None
+    readers: ReaderMap | None = None
+
+    @property
+    def map(self) -> AttentionMap | ReaderMap:
+        """The side that is shown."""
+        return self.attention if self.readers is None else self.readers
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model of the common list: ``weights`` counted (0 where it was never loaded), ``placement``:
-    numbers and where, ``need``: the memory that was planned for it."""
+    """What is known of a model of the common list: ``family`` (the kind that its files name, until it is loaded; a
+    sentence where they can't be read), ``weights`` counted (0 for one that isn't here yet), ``placement``: numbers and
+    where, once it was loaded, ``need``: the memory that was planned for it."""
 
     name: str
     family: str
@@ -161,9 +171,23 @@ class ModelStore:
             if vlm is not None and known is None:
                 known = (vlm.family, vlm.n_parameters, vlm.placement)
                 self._facts[name] = known
-            family, weights, placement = known or ("not loaded yet", 0, "")
-            found.append(ModelFacts(name, family, weights, placement, self.memory_of(name)))
+            need, kind = self._plan(name)
+            family, weights, placement = known or (kind, 0 if need is None else need.count, "")
+            found.append(ModelFacts(name, family, weights, placement, need))
         return tuple(found)
+
+    def _plan(self, name: str) -> tuple[MemoryNeed | None, str]:
+        """What a model was to take when it was loaded, or would take now, and its kind; nothing is fetched for it."""
+        if (need := self.memory_of(name)) is not None:
+            return need, ""
+        source = self._sources[name]
+        if source != "embedded" and not Path(source).is_dir():
+            return None, "fetched when it is asked first"
+        try:
+            kind = read_kind(source)
+            return plan_memory(source, device=self._device, dtype=self._dtype, quantize=self._quantize), kind
+        except InputError as error:
+            return None, f"can't be opened: {hide_paths(str(error))}"
 
     def memory_of(self, name: str) -> MemoryNeed | None:
         """What a model of the common list was to take when it was loaded; None for others."""
@@ -258,12 +282,12 @@ class ModelStore:
             raise self._unknown(name)
         return source
 
-    def get_base(self, source: str, seed: int) -> VLM:
-        """The model that a recipe began from: ``"new"`` is made again from ``seed``."""
-        if source == "new":
-            return new_vlm(seed)
-        name = next((name for name, own in self._sources.items() if own == source), None)
-        return _trainable(self.get(name) if name is not None else self._get_private(source))
+    def get_base(self, recipe: Recipe) -> VLM:
+        """The model that a recipe began from; one that is no checkpoint is made again."""
+        if recipe.base in (NEW, ASSEMBLED):
+            return open_base(recipe)
+        name = next((name for name, own in self._sources.items() if own == recipe.base), None)
+        return _trainable(self.get(name) if name is not None else self._get_private(recipe.base))
 
     def _get_private(self, source: str) -> InspectableVLM:
         weights = Path(source) / "model.safetensors"

@@ -32,21 +32,25 @@ from inspector.views import battery as battery_view
 from inspector.views import clip as clip_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
+from inspector.views import image_edits as edits_view
 from inspector.views import lessons as lessons_view
 from inspector.views import models as models_view
 from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
+from inspector.views.folding import build_item
 from inspector.views.looking import wire_looking
 from inspector.views.programs import wire_inspect, wire_tokens
 from inspector.views.prompting import wire_prompt
-from inspector.views.results import build_results
+from inspector.views.results import build_answer, build_results
 from model import InspectableVLM, open_image
 from model.training.synthetic.examples import EXAMPLES
 
 TITLE = "VLM Inspector"
-CSS = [Path(__file__).parent / "widgets" / name for name in ("page.css", "which_image.css")]
+SEE = "<p>Below: the images as the model gets them, the selected token, and the whole row of tokens.</p>"
+"""What the tab See says to whoever can't see that."""
+CSS = [Path(__file__).parent / "widgets" / name for name in ("page.css", "layout.css", "which_image.css")]
 JS = Path(__file__).parent / "widgets" / "page.js"
 
 
@@ -76,49 +80,59 @@ def build_ui(
         DECODER.bounds, DECODER.find_person = bounds, demo.turns.find_person
         FEATURES.kept.limit, ROWS.kept.limit = bounds.features_bytes, bounds.rows_bytes
         BANKS.kept.limit = bounds.words_bytes
-        header = header_view.build_header(TITLE)
-        lessons = lessons_view.build_lessons()
+        with gr.Row(elem_classes="vi-header", equal_height=False):
+            provenance = header_view.build_title(TITLE)
+            models = models_view.build_models(store, fetcher)
+            lessons = lessons_view.build_lessons()
+            header = header_view.build_header(provenance)
+        lesson = lessons_view.build_text()
         shown: gr.State = gr.State(None)
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
         # the browser's copy readable after a restart; what it holds is the person's own.
         person = gr.BrowserState(None, storage_key="vlm-inspector-runs", secret="vlm-inspector-01")
         timer = gr.Timer(train_view.PERIOD_S, active=False)
         examples = prompt_view.build_examples()
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=0, min_width=340, elem_classes="vi-prompt"):
-                models = models_view.build_models(store, fetcher)
-                prompt = prompt_view.build_prompt(store, examples, bounds)
+        with gr.Row(equal_height=False, elem_classes="vi-body"):
+            with gr.Column(scale=0, min_width=320, elem_classes="vi-prompt"):
+                prompt = prompt_view.build_prompt(store, examples, bounds, models.picker)
             with gr.Column(scale=1, min_width=340, elem_classes="vi-results"):
-                results = build_results()
-                with gr.Tabs() as tabs:
+                answer = build_answer()
+                # Titles that find no room are never put into a menu: the bar scrolls.
+                with gr.Tabs(overflow_behavior="wrap") as tabs:
+                    with gr.Tab("See", id="See"):
+                        gr.HTML(SEE, elem_classes="vi-see")
                     with gr.Tab("Attention", id="Attention"):
                         attention = attention_view.build_attention()
                     with gr.Tab("Which image?", id="Which image?"):
                         which = which_view.build_which_image()
-                        battery = battery_view.build_battery()
+                        with build_item("battery", battery_view.TITLE):
+                            battery = battery_view.build_battery()
                     with gr.Tab("Patches", id="Patches"):
                         words = words_view.build_patch_words()
+                        edits = edits_view.build_image_edits()
                     with gr.Tab("CLIP", id="CLIP"):
                         clip = clip_view.build_clip(encoders)
-                    # Of one model nothing can be compared, and on a phone a fifth tab would hide another in a menu.
-                    with gr.Tab("Two models", visible=len(store.names) > 1):
+                    # Of one model nothing can be compared.
+                    with gr.Tab("Two models", id="Two models", visible=len(store.names) > 1):
                         comparing = comparing_view.build_comparing()
                     with gr.Tab("Batch", id="Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train", id="Train"):
                         train = train_view.build_train(store, jobs)
+                results = build_results(*answer)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
-        models_view.wire_models(models, prompt.model, results.former, shown, store, fetcher, demo)
-        page = asking_view.Page(header, prompt, results, attention, which, words, clip, shown, gr.State(None))
+        models_view.wire_models(models, results.former, shown, store, fetcher, demo)
+        page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
-        lessons_view.wire_lessons(lessons, asking, tabs, batch, store, shown, demo)
+        lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         words_view.wire_patch_words(words, store, shown, demo)
         clip_view.wire_clip(clip, store, encoders, shown, demo)
+        edits_view.wire_image_edits(edits, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)
-        which_view.wire_which_image(which, store, shown, demo)
+        which_view.wire_which_image(which, store, shown, edits.study, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
@@ -154,4 +168,4 @@ def warm_up(vlm: InspectableVLM) -> None:
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
-    attention_view.draw(attend(vlm, inspection, row), own_scale=False)
+    attention_view.draw(inspection, attend(vlm, inspection, row), attention_view.MEAN, attention_view.MEAN, False)

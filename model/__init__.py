@@ -4,7 +4,7 @@ Names exported here keep their meaning; everything else may change.
 """
 
 from model.chat import Conversation, Message
-from model.checkpoint import load_vlm, plan_memory, save_vlm
+from model.checkpoint import load_vlm, plan_memory, read_kind, save_vlm
 from model.collator import Batch, collate
 from model.config import VLMConfig
 from model.errors import InputError
@@ -15,7 +15,17 @@ from model.image import Box, ImagePlan, OpenedImage, ProcessedImage, open_image,
 from model.memory import MemoryNeed
 from model.packing import pack_samples
 from model.sample import Row, Sample, Span, TokenGrid
-from model.tap import STREAMS, ActivationPatch, AttentionReader, AttentionReading, Cut, StateReader, Tap
+from model.tap import (
+    STREAMS,
+    ActivationPatch,
+    AttentionReader,
+    AttentionReading,
+    ColumnReader,
+    Cut,
+    StateReader,
+    StretchReader,
+    Tap,
+)
 
 __all__ = [
     "STREAMS",
@@ -25,6 +35,7 @@ __all__ = [
     "AttentionReading",
     "Batch",
     "Box",
+    "ColumnReader",
     "Conversation",
     "Cut",
     "ImagePlan",
@@ -39,6 +50,7 @@ __all__ = [
     "Span",
     "StateReader",
     "Step",
+    "StretchReader",
     "Tap",
     "TokenGrid",
     "VLMConfig",
@@ -49,5 +61,6 @@ __all__ = [
     "plan_image",
     "plan_memory",
     "process_image",
+    "read_kind",
     "save_vlm",
 ]

@@ -109,6 +109,13 @@ def plan_memory(
     return estimate_memory(folder, placement, positions)
 
 
+def read_kind(source: str | Path) -> str:
+    """“nanoVLM”, or the ``model_type`` of the checkpoint's config.json; a hub id is fetched for it. InputError where
+    there is none."""
+    folder, _ = find_folder(source)
+    return str(read_object(folder / CONFIG).get("model_type") or "nanoVLM")[:60]
+
+
 def load_nanovlm(
     source: str | Path,
     *,
@@ -219,7 +226,7 @@ def _tie(vlm: VLM) -> None:
 
 
 def find_folder(source: str | Path) -> tuple[Path, bool]:
-    """Where a checkpoint lies, and whether it was a folder; a hub id is fetched. InputError where there is none."""
+    """Where a checkpoint lies, and whether it lay there before: a hub id is fetched. InputError if it can't be."""
     if source == "embedded":
         return EMBEDDED, True
     path = Path(source).expanduser()

@@ -27,6 +27,9 @@ CHAT_TEMPLATE = (
 )
 
 Generation = Literal["v0.1", "v0.2", "2025-07", "2025-08"]
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
+ACTIVATIONS: tuple[Activation, ...] = ("gelu_tanh", "gelu", "quick_gelu")
+PROJECTORS = ("linear", "mlp")
 
 # Written by older versions and read by none of their code paths.
 _OBSOLETE_KEYS = frozenset({"lm_eos_token_id"})
@@ -68,6 +71,12 @@ class VLMConfig:
     ``vit_*`` is the image encoder, ``mp_*`` the projector ("modality projector"), ``lm_*`` the language model. Sizes in
     pixels: ``vit_img_size`` is the side of a tile, ``vit_patch_size`` of a patch, ``max_img_size`` the longest side
     that an image is resized to. Raises :class:`InputError` when the values contradict one another.
+
+    :data:`BEYOND` are keys that nanoVLM doesn't have, for parts of other families: an encoder that reads a class token
+    beside the patches (it is left out behind the last block), has a norm before the first block or none behind the last
+    one, and another activation; a language model whose heads have a width of their own, biases at queries, keys and
+    values, or norms over each head's queries and keys; a projector of two layers. They are written where they say
+    something else than nanoVLM does.
     """
 
     vit_hidden_dim: int = 768
@@ -79,6 +88,10 @@ class VLMConfig:
     vit_n_blocks: int = 12
     vit_ln_eps: float = 1e-6
     vit_cls_flag: bool = False
+    vit_class_token: bool = False
+    vit_pre_norm: bool = False
+    vit_post_norm: bool = True
+    vit_activation: Activation = "gelu_tanh"
     vit_model_type: str = "google/siglip2-base-patch16-512"
 
     lm_hidden_dim: int = 960
@@ -94,6 +107,9 @@ class VLMConfig:
     lm_dropout: float = 0.0
     lm_n_blocks: int = 32
     lm_attn_scaling: float = 1.0
+    lm_head_dim: int | None = None
+    lm_qkv_bias: bool = False
+    lm_qk_norm: bool = False
     lm_max_length: int = 8192
     lm_use_tokens: bool = False
     lm_tie_weights: bool = True
@@ -103,6 +119,7 @@ class VLMConfig:
 
     mp_pixel_shuffle_factor: int = 4
     mp_image_token_length: int = 64
+    mp_kind: Literal["linear", "mlp"] = "linear"
 
     max_img_size: int = 2048
     resize_to_max_side_len: bool = True
@@ -138,9 +155,25 @@ class VLMConfig:
         for name in ("vit_dropout", "lm_dropout"):
             value = getattr(self, name)
             need(is_number(value) and 0 <= value < 1, f"{name} is {name_value(value)} and must be from 0 to below 1")
-        for name in ("vit_cls_flag", "lm_tie_weights", "resize_to_max_side_len"):
+        for name in (
+            "vit_cls_flag",
+            "vit_class_token",
+            "vit_pre_norm",
+            "vit_post_norm",
+            "lm_qkv_bias",
+            "lm_qk_norm",
+            "lm_tie_weights",
+            "resize_to_max_side_len",
+        ):
             value = getattr(self, name)
             need(isinstance(value, bool), f"{name} is {name_value(value)} and must be true or false")
+        for name, choices in (("vit_activation", ACTIVATIONS), ("mp_kind", PROJECTORS)):
+            value = getattr(self, name)
+            need(value in choices, f"{name} is {name_value(value)} and must be one of {', '.join(choices)}")
+        need(
+            self.lm_head_dim is None or (is_whole(self.lm_head_dim) and 0 < self.lm_head_dim <= 65_536),
+            f"lm_head_dim is {name_value(self.lm_head_dim)} and must be a positive integer",
+        )
         need(isinstance(self.lm_tokenizer, str), f"lm_tokenizer is {name_value(self.lm_tokenizer)} and must be text")
         template = self.lm_chat_template
         need(
@@ -162,7 +195,7 @@ class VLMConfig:
             f"vit_hidden_dim {self.vit_hidden_dim} is not a multiple of vit_n_heads {self.vit_n_heads}",
         )
         need(
-            self.lm_hidden_dim % self.lm_n_heads == 0,
+            self.lm_head_dim is not None or self.lm_hidden_dim % self.lm_n_heads == 0,
             f"lm_hidden_dim {self.lm_hidden_dim} is not a multiple of lm_n_heads {self.lm_n_heads}",
         )
         need(
@@ -219,7 +252,13 @@ class VLMConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head of the language model."""
-        return self.lm_hidden_dim // self.lm_n_heads
+        return self.lm_hidden_dim // self.lm_n_heads if self.lm_head_dim is None else self.lm_head_dim
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """What nanoVLM can't read of this model: keys of :data:`BEYOND`, and what they say."""
+        own = {name: getattr(self, name) for name in BEYOND}
+        return tuple(f"{name} = {value}" for name, value in own.items() if value != BEYOND[name])
 
     @property
     def weights(self) -> int:
@@ -229,8 +268,8 @@ class VLMConfig:
         encoder = vit * (3 * self.vit_patch_size**2 + patches) + self.vit_n_blocks * vit * (
             4 * vit + 2 * self.vit_inter_dim
         )
-        projector = vit * self.mp_pixel_shuffle_factor**2 * lm
-        attention = lm * 2 * (lm + self.head_dim * self.lm_n_kv_heads)
+        projector = vit * self.mp_pixel_shuffle_factor**2 * lm + (lm * lm if self.mp_kind == "mlp" else 0)
+        attention = lm * 2 * self.head_dim * (self.lm_n_heads + self.lm_n_kv_heads)
         vocabularies = self.lm_vocab_size * (1 if self.lm_tie_weights else 2)
         return encoder + projector + lm * vocabularies + self.lm_n_blocks * (attention + 3 * lm * self.lm_inter_dim)
 
@@ -341,9 +380,9 @@ class VLMConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["generation"], values["extra"]
         values["vlm_extra_tokens"] = dict(self.vlm_extra_tokens)
-        dropped: tuple[str, ...] = ()
+        dropped = tuple(name for name, usual in BEYOND.items() if getattr(self, name) == usual)
         if self.generation == "v0.1":
-            dropped = (
+            dropped += (
                 "lm_base_vocab_size",
                 "extra_token_amount",
                 "lm_chat_template",
@@ -354,13 +393,29 @@ class VLMConfig:
                 "hf_repo_name",
             )
         elif self.generation == "v0.2":
-            dropped = ("max_img_size", "resize_to_max_side_len")
+            dropped += ("max_img_size", "resize_to_max_side_len")
             dropped += ("lm_chat_template",) if self.lm_chat_template is None else ()
         elif self.generation == "2025-07":
-            dropped = ("resize_to_max_side_len",)
+            dropped += ("resize_to_max_side_len",)
         for name in dropped:
             del values[name]
         return {**values, **self.extra}
+
+
+BEYOND = {
+    name: VLMConfig.__dataclass_fields__[name].default
+    for name in (
+        "vit_class_token",
+        "vit_pre_norm",
+        "vit_post_norm",
+        "vit_activation",
+        "lm_head_dim",
+        "lm_qkv_bias",
+        "lm_qk_norm",
+        "mp_kind",
+    )
+}
+"""Keys of parts that nanoVLM doesn't have, and what its own are like."""
 
 
 def _refuse_number(name: str) -> float:

@@ -1,4 +1,4 @@
-"""The causal decoder: Llama's architecture with nanoVLM's parameter names."""
+"""The causal decoder: Llama's architecture with nanoVLM's parameter names, and what Qwen2 and Qwen3 add to it."""
 
 from __future__ import annotations
 
@@ -117,27 +117,36 @@ class CausalAttention(nn.Module):
         self.n_heads, self.n_kv_heads = config.lm_n_heads, config.lm_n_kv_heads
         self.scale = config.head_dim**-0.5
         self.dropout = config.lm_dropout
-        width, kv_width = config.lm_hidden_dim, config.head_dim * config.lm_n_kv_heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        width, bias = config.lm_hidden_dim, config.lm_qkv_bias
+        q_width, kv_width = config.head_dim * config.lm_n_heads, config.head_dim * config.lm_n_kv_heads
+        self.q_proj = nn.Linear(width, q_width, bias=bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=bias)
+        self.out_proj = nn.Linear(q_width, width, bias=False)
+        if config.lm_qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.lm_rms_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.lm_rms_eps)
 
     def forward(self, x: Tensor, context: Pass) -> Tensor:
-        batch, pos, width = x.shape
-        q = rotate(self.q_proj(x).view(batch, pos, self.n_heads, -1).transpose(1, 2), context.cos, context.sin)
-        k = rotate(self.k_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2), context.cos, context.sin)
+        batch, pos, _ = x.shape
+        q = self.q_proj(x).view(batch, pos, self.n_heads, -1)
+        k = self.k_proj(x).view(batch, pos, self.n_kv_heads, -1)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rotate(q.transpose(1, 2), context.cos, context.sin)
+        k = rotate(k.transpose(1, 2), context.cos, context.sin)
         v = self.v_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2)
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)
-        mask = context.mask
+        mask, attend = context.mask, F.scaled_dot_product_attention
         if context.tap is not None:
+            attend = context.tap.attend
             mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query, q.dtype)
             if context.tap.reader is not None:
                 context.tap.reader.observe(q, k, v, mask, self.scale, self.out_proj.weight)
         dropout = self.dropout if self.training else 0.0
         causal = context.causal and mask is context.mask
-        z = F.scaled_dot_product_attention(
+        z = attend(
             q,
             k,
             v,
@@ -147,7 +156,7 @@ class CausalAttention(nn.Module):
             scale=self.scale,
             enable_gqa=True,
         )
-        z = self.out_proj(z.transpose(1, 2).reshape(batch, pos, width))
+        z = self.out_proj(z.transpose(1, 2).reshape(batch, pos, -1))
         return F.dropout(z, dropout, self.training)
 
 

@@ -51,7 +51,8 @@ class StoredWeights:
 class MemoryNeed:
     """In bytes, computed from the checkpoint's files. ``keys_values`` and ``features`` are those of one prompt of
     ``positions``, the latter as if every position were an image's; None where the configuration doesn't say.
-    ``free``: measured, on the device; None where that can't be known."""
+    ``free``: measured, on the device; None where that can't be known. ``count``: how many numbers the weights are, 0
+    where the files weren't read."""
 
     weights: int
     keys_values: int | None
@@ -60,6 +61,7 @@ class MemoryNeed:
     device: str
     dtype: str
     free: int | None
+    count: int = 0
 
     @property
     def fits(self) -> bool:
@@ -100,6 +102,7 @@ def estimate_memory(folder: Path, placement: Placement, positions: int | None = 
         device=placement.device_name,
         dtype=placement.dtype_name,
         free=measure_free(placement),
+        count=stored.count,
     )
 
 

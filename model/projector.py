@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VLMConfig
@@ -20,12 +21,17 @@ def shuffle_pixels(x: Tensor, factor: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """``[tile patch vit_hidden_dim]`` to ``[tile token lm_hidden_dim]``: pixel shuffle, then one linear map."""
+    """``[tile patch vit_hidden_dim]`` to ``[tile token lm_hidden_dim]``: pixel shuffle, then one linear map (nanoVLM;
+    LLaVA had it without the shuffle), or two with a GELU between them and biases (LLaVA-1.5, Liu et al. 2023)."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         self.factor = config.mp_pixel_shuffle_factor
-        self.proj = nn.Linear(config.vit_hidden_dim * self.factor**2, config.lm_hidden_dim, bias=False)
+        two = config.mp_kind == "mlp"
+        self.proj = nn.Linear(config.vit_hidden_dim * self.factor**2, config.lm_hidden_dim, bias=two)
+        if two:
+            self.out = nn.Linear(config.lm_hidden_dim, config.lm_hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(shuffle_pixels(x, self.factor))
+        x = self.proj(shuffle_pixels(x, self.factor))
+        return self.out(F.gelu(x)) if hasattr(self, "out") else x

@@ -2,18 +2,20 @@
 
 A :class:`Tap` is handed to a forward pass. Its ``reader`` computes softmax(q kᵀ) a second time, for the rows that
 were asked for alone, and reduces it on the spot; the pass itself never sees the reader, so its logits stay
-bit-identical. Its ``cuts`` take edges out of the mask before the softmax ("attention knockout", Geva et al. 2023,
-arXiv 2304.14767). Its ``patches`` put the states of some positions in the place of others' before a layer
-("activation patching", Meng et al. 2022, arXiv 2202.05262). The cost of reading is rows × keys per layer and head,
-never keys².
+bit-identical. Its ``column`` reads the other side: what all rows give to a few keys. Its ``cuts`` take edges out of the
+mask before the softmax ("attention knockout", Geva et al. 2023, arXiv 2304.14767). Its ``patches`` put the states of
+some positions in the place of others' before a layer ("activation patching", Meng et al. 2022, arXiv 2202.05262). The
+cost of reading rows is rows × keys per layer and head, never keys²; a column costs a pass and little more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.masks import make_additive
@@ -129,6 +131,87 @@ class AttentionReader:
         return AttentionReading(self.rows, torch.stack(self._shares), patterns, norms)
 
 
+_STRETCH_ROWS = 64
+"""Rows of a stretch that are looked at together: a few MiB at 4,096 keys, which the processor's caches nearly hold."""
+
+
+class StretchReader:
+    """Reads the query ``rows`` of a stretch (of the first row of the batch) and keeps their means alone, so that a
+    stretch of any length takes the memory of one row.
+
+    After the pass: ``pattern [layer head pos]``, the mean of the rows' patterns; ``entropy [layer head]``, the mean of
+    the rows' entropies −Σ p ln p in nats; ``entropy_of_max [layer head]``, the mean of each as a share of ln n, the
+    entropy of looking at all n keys that the row sees alike (0 where it sees one). Float32, on the CPU."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = torch.as_tensor(rows, dtype=torch.long)
+        self._means: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def observe(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, output: Tensor) -> None:
+        """As :meth:`AttentionReader.observe`."""
+        heads, kv_heads = q.shape[1], k.shape[1]
+        pattern = torch.zeros(heads, k.shape[2], device=q.device)
+        entropy, of_max = torch.zeros(heads, device=q.device), torch.zeros(heads, device=q.device)
+        for rows in self.rows.to(q.device).split(_STRETCH_ROWS):
+            queries = q[0][:, rows].float().unflatten(0, (kv_heads, -1))
+            unseen = make_additive(mask[0][:, rows], torch.float32).expand(heads, -1, -1)
+            # Of what is masked by the lowest finite number (padding) nothing is seen either.
+            largest = (unseen > torch.finfo(torch.float32).min / 2).sum(dim=-1).clamp(min=1).log()
+            for head in range(kv_heads):
+                own = slice(head * heads // kv_heads, (head + 1) * heads // kv_heads)
+                scores = queries[head] @ k[0, head].float().T
+                found = scores.mul_(scale).add_(unseen[own]).softmax(dim=-1)
+                pattern[own] += found.sum(dim=1)
+                own_entropy = torch.special.entr(found).sum(dim=-1)
+                entropy[own] += own_entropy.sum(dim=1)
+                of_max[own] += (own_entropy / largest[own].clamp(min=torch.finfo(torch.float32).tiny)).sum(dim=1)
+        count = len(self.rows)
+        self._means.append(((pattern / count).cpu(), (entropy / count).cpu(), (of_max / count).cpu()))
+
+    @property
+    def pattern(self) -> Tensor:
+        return torch.stack([pattern for pattern, _, _ in self._means])
+
+    @property
+    def entropy(self) -> Tensor:
+        return torch.stack([entropy for _, entropy, _ in self._means])
+
+    @property
+    def entropy_of_max(self) -> Tensor:
+        return torch.stack([of_max for _, _, of_max in self._means])
+
+
+class ColumnReader:
+    """Reads the pattern's other side: how much of each query row's attention goes to ``keys`` together.
+
+    That is what the pass's own kernel gives for a value that is 1 at these keys and 0 elsewhere: :meth:`attend` lets
+    it stand beside the values as one dimension more, so no row's softmax is worked out a second time, no kernel is
+    needed that tells its denominators, and nothing of the size keys² comes into being. After the pass
+    :attr:`shares` are ``[layer head query]``, float32 on the CPU, for the first row of the batch; they are as exact
+    as the numbers that the pass computes in."""
+
+    WIDTH = 8
+    """Dimensions more: kernels like multiples of eight."""
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self.keys = torch.as_tensor(keys, dtype=torch.long)
+        self._shares: list[Tensor] = []
+
+    @torch.no_grad()
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """:func:`torch.nn.functional.scaled_dot_product_attention` with the same arguments, ``scale`` among them."""
+        q, k, wide = (F.pad(part, (0, self.WIDTH)) for part in (q, k, v))
+        wide[:, :, self.keys.to(v.device), v.shape[-1]] = 1
+        found = F.scaled_dot_product_attention(q, k, wide, **options)
+        self._shares.append(found[0, ..., v.shape[-1]].float().cpu())
+        return found[..., : v.shape[-1]]
+
+    @property
+    def shares(self) -> Tensor:
+        return torch.stack(self._shares)
+
+
 STREAMS = ("residual", "attention", "mlp")
 """What can be read of a layer: the states that leave it, and what its attention and its MLP add to them."""
 
@@ -159,14 +242,20 @@ class StateReader:
 class Tap:
     """What a forward pass is to read and to change; one tap per pass."""
 
-    reader: AttentionReader | None = None
+    reader: AttentionReader | StretchReader | None = None
     cuts: tuple[Cut, ...] = ()
     patches: tuple[ActivationPatch, ...] = ()
     states: StateReader | None = None
+    column: ColumnReader | None = None
     # By the cuts that are active in a layer: the pass's own mask and what was made of it, of the last layer alone
     # (neighbours mostly share their cuts, and one mask of each kind would fill the memory). A new pass (each step of
     # generating is one) comes with a mask of its own, so nothing outlives the pass that it was made for.
     _masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def attend(self) -> Callable[..., Tensor]:
+        """The kernel of the pass: PyTorch's, or the column's, which is the same with something beside the values."""
+        return F.scaled_dot_product_attention if self.column is None else self.column.attend
 
     def replace(self, layer: int, x: Tensor, first_query: int = 0) -> Tensor:
         """The states ``x [batch query width]`` that enter ``layer``, patched. All sources are read before any target

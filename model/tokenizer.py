@@ -15,12 +15,15 @@ from model.errors import InputError
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    source: str | Path, extra_tokens: Mapping[str, str], *, lend_pad: bool = False
+) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder that holds ``tokenizer.json``, or of a hub id, with ``extra_tokens`` (name → token)
     appended in their order, as nanoVLM does; each is then an attribute, ``tokenizer.image_token_id``.
 
     ``PreTrainedTokenizerFast`` is used whatever class the folder names: under transformers 5 the class that SmolLM2's
-    names (GPT2Tokenizer) drops the rule that splits digits. InputError if there is none or it can't be read.
+    names (GPT2Tokenizer) drops the rule that splits digits. ``lend_pad``: one without a padding token pads with its end
+    token, as nanoVLM's does. InputError if there is none or it can't be read.
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
@@ -31,6 +34,8 @@ def load_tokenizer(source: str | Path, extra_tokens: Mapping[str, str]) -> PreTr
         raise InputError(
             f"No tokenizer could be read from “{source}” ({reason}); put its tokenizer.json there."
         ) from error
+    if lend_pad and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(
             f"The tokenizer of “{source}” has no end or padding token; name eos_token and pad_token in "

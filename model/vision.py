@@ -1,23 +1,46 @@
-"""The image encoder: a pre-norm ViT with SigLIP's numerics and nanoVLM's parameter names."""
+"""The image encoder: a pre-norm ViT with nanoVLM's parameter names; SigLIP's numerics, or CLIP's or DINOv2's where the
+configuration says so."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import VLMConfig
+from model.config import Activation, VLMConfig
 
 
 class PatchEmbedding(nn.Module):
+    """``[tile patch d]``, behind the class token where the encoder has one; its place is part of its embedding."""
+
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         side = config.vit_img_size // config.vit_patch_size
         self.conv = nn.Conv2d(3, config.vit_hidden_dim, config.vit_patch_size, stride=config.vit_patch_size)
         self.position_embedding = nn.Parameter(torch.zeros(1, side * side, config.vit_hidden_dim))
+        if config.vit_class_token:
+            self.class_embedding = nn.Parameter(torch.zeros(1, 1, config.vit_hidden_dim))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        return self.conv(tiles).flatten(2).transpose(1, 2) + self.position_embedding
+        patches = self.conv(tiles).flatten(2).transpose(1, 2) + self.position_embedding
+        if not hasattr(self, "class_embedding"):
+            return patches
+        return torch.cat((self.class_embedding.expand(len(patches), -1, -1), patches), dim=1)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), OpenAI CLIP's approximation of GELU (Hendrycks & Gimpel 2016)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+}
 
 
 class VisionAttention(nn.Module):
@@ -55,9 +78,10 @@ class VisionMLP(nn.Module):
         self.fc1 = nn.Linear(config.vit_hidden_dim, config.vit_inter_dim)
         self.fc2 = nn.Linear(config.vit_inter_dim, config.vit_hidden_dim)
         self.dropout = config.vit_dropout
+        self.activation = _ACTIVATIONS[config.vit_activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.fc2(F.gelu(self.fc1(x), approximate="tanh")), self.dropout, self.training)
+        return F.dropout(self.fc2(self.activation(self.fc1(x))), self.dropout, self.training)
 
 
 class VisionBlock(nn.Module):
@@ -74,18 +98,27 @@ class VisionBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """``tiles [tile 3 tile_px tile_px]`` with values in [0, 1], not normalised (released checkpoints expect exactly
-    that), to ``[tile patch vit_hidden_dim]``, patches row by row."""
+    """``tiles [tile 3 tile_px tile_px]`` with values in [0, 1], not normalised (nanoVLM's checkpoints expect exactly
+    that; what other encoders expect is part of their first layer here), to ``[tile patch vit_hidden_dim]``, patches row
+    by row."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
         self.dropout = config.vit_dropout
+        self.width = config.vit_hidden_dim
+        self.first_patch = int(config.vit_class_token)
+        if config.vit_pre_norm:
+            self.pre_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vit_n_blocks))
-        self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        if config.vit_post_norm:
+            self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
 
     def forward(self, tiles: Tensor) -> Tensor:
         x = F.dropout(self.patch_embedding(tiles), self.dropout, self.training)
+        if hasattr(self, "pre_norm"):
+            x = self.pre_norm(x)
         for block in self.blocks:
             x = block(x)
-        return self.layer_norm(x)
+        x = x[:, self.first_patch :]
+        return self.layer_norm(x) if hasattr(self, "layer_norm") else x

@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 from app import build_demo, open_models
 from inspector.ui import launch_options
 from scripts.chromium import launch_chromium
-from scripts.screens import open_example, see_plots
+from scripts.screens import open_example
 
 
 def main() -> None:
@@ -27,7 +27,6 @@ def main() -> None:
         page.goto(f"{url}?__theme={'dark' if options.dark else 'light'}")
         page.wait_for_selector("#strip button.tok")
         open_example(page, options.example)
-        see_plots(page)
         page.evaluate("window.scrollTo(0, 0)")
         page.wait_for_timeout(1500)
         page.screenshot(path=options.out, full_page=True)

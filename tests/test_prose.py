@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from inspector.bounds import private_bounds, public_bounds
-from inspector.experiments import heads, image_order, pathways, prompt_layouts, reference_cues
+from inspector.experiments import heads, image_edits, image_order, pathways, prompt_layouts, reference_cues
 from inspector.experiments.binding_patching import tell_address
 from inspector.row.ask import GenerationSettings
 from inspector.row.layout import read_structure, structure_sentences
@@ -147,6 +147,11 @@ def agreement(badge: str, attended: int | None, causal: int | None, reachable: i
     return attention_agreement._say(case_of(*range(1, reachable + 1)), found, 1.0)
 
 
+def edited(pixels: float, cut: float, tokens: int = 4) -> str:
+    found = [image_edits.ChangedAnswer("red", False, change, change) for change in (pixels, cut)]
+    return image_edits.EditStep(image_edits.ImageEdit(1, "blur", (0, 0, 9, 9)), *found, tokens, None).sentence
+
+
 ORDERS = [
     image_order.Permuted((1, 2, 3), None, "", "red", 0.9, None),
     image_order.Permuted((2, 1, 3), "blue", "", "blue", 0.9, True),
@@ -174,6 +179,11 @@ RESULTS = {
     "Image 2 has a share of 0.97 in the effects of all images. Hiding the `<image: k>` texts from the question and its answer moved it to 0.90; changing the distance left it within 0.05: on this prompt no cue moved it by 0.20 or more, so the evidence favours none. Lower bounds: other paths may compensate.": lambda: reference_cues.compare_cues(ALL, CUES[2:4]),
     "No image stands out in the answer, so there is no share that a cue could move.": lambda: reference_cues.compare_cues(ALL, [replace(one, share_before=None) for one in CUES]),
     "The question can see no more than one image: the mask decides, and there is no share that a cue could move.": lambda: reference_cues.compare_cues(case_of(1), CUES),
+    "Each costs the old answer at least 1 nat: it needs what this edit took away, and it needs those tokens.": lambda: edited(-2.0, -3.0),
+    "Only the pixels cost the old answer at least 1 nat: it stands without those tokens, so others hold the same, or what was put in speaks for another answer.": lambda: edited(-2.0, 0.5),
+    "Only the tokens cost the old answer at least 1 nat: they hold something that this edit leaves, or that stands elsewhere in the picture.": lambda: edited(0.0, -1.0),
+    "Neither costs the old answer 1 nat: it stands without what this edit took away, and without those tokens.": lambda: edited(2.0, -0.9),
+    "There is no token to cut: what this edit takes away has none of its own in the row.": lambda: edited(0.0, 0.0, 0),
     "Other orders tried: 3. Predictions that were right: 1 of 2. The answer changed in 2 (predicted in 1): inconsistency rate 0.67.": lambda: image_order.summarise_orders(ORDERS).sentence,
     "Other orders tried: 1. Predictions that were right: none was made. The answer changed in 0: inconsistency rate 0.00.": lambda: image_order.summarise_orders([ORDERS[0], ORDERS[3]]).sentence,
     "Turn 1 is answered “red” in every row. Turn 2 is answered “blue” in per-turn; “red” in packed. Share of the effects that is of other turns' images: 0.00 in per-turn, 0.20 in packed.": lambda: " ".join(prompt_layouts.tell_layouts(LAYOUT_CELLS)),
@@ -314,12 +324,12 @@ ERRORS = {
     "“both” has metadata.jsonl and metadata.csv; delete one, or name it as the path.": lambda here: read(here, "captions", "both"),
     "The folder “run” holds no picture (.bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp); choose another.": lambda here: read(here, "captions", "run"),
     "“d.parquet” is on this machine; “subset” is only for data from the hub.": lambda here: read(here, "rows", "d.parquet", subset="x"),
-    "The recipe “HERE/none.toml” can't be read (No such file or directory); name a file, or control, embedded, freezing, teach_word, text_tower.": lambda here: read_recipe(here / "none.toml"),
+    "The recipe “HERE/none.toml” can't be read (No such file or directory); name a file, or control, embedded, freezing, llava, nanovlm, teach_word, text_tower.": lambda here: read_recipe(here / "none.toml"),
     "The recipe HERE/bad.toml is no valid TOML (Invalid value (at end of document)); correct it.": lambda here: read_recipe(here / "bad.toml"),
     "Stage “one”: steps is 0; it must be a whole number from 1 to 10,000,000.": lambda here: stage(here, steps=0),
     "Stage “one”: learning_rates is empty, so nothing trains; name vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={}),
     "Stage “one”: learning_rates names “lm”; instruction trains vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={"lm": 1e-3}),
-    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, clip, data, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
+    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, clip, data, decay, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
     "Stage “one”: a step has batch_rows × accumulate = 262,144 rows; at most 65,536 are taken, lower one of them.": lambda here: stage(here, batch_rows=4096, accumulate=64),
     "The recipe has no stage; add a [[stages]] table.": lambda here: build_recipe({"stages": []}, here),
     "Steps is 601; it must be a whole number from 1 to 600.": lambda here: form(steps=601),
@@ -418,10 +428,21 @@ The question does not name one image.
 The model itself says “{}” to this prompt, not “{}”; whether an answer changes is told against what it says itself.
 There is no answer yet; press Ask first.
 There is nothing to undo.
+There is no edit to undo; draw a rectangle and press Edit first.
+There is no edit; draw a rectangle on an image, or write one as “{}”.
+There are {} edits; at most {} are taken, undo some.
+The rectangle {} has no size; left must be below right and top below bottom, in whole pixels.
+The rectangle {} reaches outside image {}, which has {} × {} px; give one within 0,0,{},{}.
+“{}” is no way to edit an image; choose one of {}.
+Image {} can't be pasted into image {}; choose one of {}.
 “{}” names no single image that can be seen, so it is no contrast and is not counted.
 The run can't be written ({}); nothing was started.
 The run needs more {}; take fewer rows or shorter ones.
 The run's time was over and it didn't end within {} s.
+The stretch goes from token {} to token {}; the row has the tokens 0 to {}, give the earlier one first.
+A stretch needs a first and a last token; fill in both numbers.
+There is no {} {}; the model has {}, counted from 0, and −1 is the mean.
+There is no attention to tell of yet; ask something first.
 The server was ended while this run trained.
 There is no run “{}” here; it was removed, or the link is cut off.
 This run has no weights yet; wait until it has ended, or stop it and keep what is there.

@@ -39,7 +39,7 @@ from inspector.row.layout import ImageBlock
 from inspector.row.numbers import say
 from inspector.row.token_table import locate_cell
 from inspector.which_image.image_effects import STRONG
-from model import Box, Cut, InputError
+from model import Box, Cut
 from model.picture import whole_box
 
 EXPLANATION = (
@@ -241,10 +241,7 @@ def measure_regions(case: Case, image: int, noise_floor: float) -> Iterator[Regi
     Cost, for r regions: 2r + 2 + 10 · 7 readings of what stands behind the image, twice; the map of pixels also encodes
     the tiles that the paint has changed. Where that is more than :data:`MOST_POSITIONS`, :data:`COARSE` says how many.
     """
-    block = next((block for block in case.reachable if block.number == image), None)
-    if block is None:
-        seen = ", ".join(str(number) for number in case.target.question.reachable) or "none"
-        raise InputError(f"Question {case.turn} can't see image {image}; images that it can see: {seen}.")
+    block = case.find_reachable(image)
     detail, positions = choose_detail(case, block)
     grid, parts = cut_regions(case, block, detail.regions)
     per_map = detail.count_readings(len(parts))

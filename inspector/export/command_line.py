@@ -46,6 +46,17 @@ def write_cut(
     return _line(words)
 
 
+def write_edit(
+    prompt: Prompt, model: str, files: Sequence[str], settings: GenerationSettings, turn: int, edits: Sequence[str]
+) -> str:
+    """Repeats edits of images; answers are written out as for :func:`write_which_image`."""
+    words = _words("edit", prompt, model, files, answers=True) + _turn(prompt, turn)
+    words += _settings(settings, ("max_new_tokens",))
+    for edit in edits:
+        words += ["--edit", edit]
+    return _line(words)
+
+
 def _words(command: str, prompt: Prompt, model: str, files: Sequence[str], *, answers: bool) -> list[str]:
     words = ["python", "-m", "inspector", command]
     words += ["--model", model] if model != "embedded" else []

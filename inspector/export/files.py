@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inspector.facts import write_json
-from inspector.row.ask import Inspection, describe, training_batch
+from inspector.row.ask import Inspection, attend_tokens, describe, find_readers, training_batch
 from inspector.row.attention import AttentionMap
+from inspector.which_image.looks_needs import is_quick
 from inspector.which_image.seen import measure_all_seen
 from model import Batch, InspectableVLM, Sample
 
@@ -31,8 +32,24 @@ def write_files(vlm: InspectableVLM, inspection: Inspection, arrangement: str, f
 
 def describe_all(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap) -> dict[str, Any]:
     """:func:`inspector.row.ask.describe`, and which tokens of each answer were seen."""
-    seen = [answer.to_json() for answer in measure_all_seen(vlm, inspection)]
+    found = measure_all_seen(vlm, inspection, exchange=is_quick(vlm, inspection))
+    seen = [answer.to_json() for answer in found]
     return {**describe(vlm, inspection, attention), "seen": seen}
+
+
+def describe_sides(vlm: InspectableVLM, inspection: Inspection, first: int, last: int, own_row: bool) -> dict[str, Any]:
+    """Attention of the tokens from ``first`` to ``last`` from both sides, as ``python -m inspector attention`` prints
+    it: what the rows that chose them read (``own_row``: their own), and which later tokens read them. InputError for a
+    stretch that isn't in the row."""
+    attention = attend_tokens(vlm, inspection, first, last, own_row=own_row)
+    readers = find_readers(vlm, inspection, last, first=first)
+    return {
+        "fingerprint": inspection.fingerprint,
+        "answer": inspection.prompt.turns[-1].assistant,
+        "tokens": [{"position": p, "text": inspection.table.text(p)} for p in range(first, last + 1)],
+        "attention": attention.to_json(),
+        "readers": readers.to_json(),
+    }
 
 
 def write_facts(vlm: InspectableVLM, inspection: Inspection, attention: AttentionMap, folder: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inspector.export.experiments import EXPERIMENTS, look_beside
+from inspector.figures.head_board import show_head_table
 from inspector.figures.report import write_report
 from inspector.figures.which_image import draw_panels, show_verdict
 from inspector.interventions.target import open_case
@@ -66,6 +67,7 @@ def report(
 ) -> str:
     """The page, with what is ``known``; ``command`` repeats the tests from a shell."""
     weights = vlm.n_parameters
+    attention = known.found.attention
     dtype = str(vlm.dtype).removeprefix("torch.")
     return write_report(
         inspection,
@@ -74,8 +76,8 @@ def report(
         turn=known.found.turn,
         seen=known.found.seen,
         verdict=show_verdict(known.found.verdict, command=command),
-        panels=list(known.drawn.values()),
-        facts=known.facts,
+        panels=[*known.drawn.values(), *([] if attention is None else [show_head_table(attention)])],
+        facts=known.facts if attention is None else {**known.facts, "attention_map": attention.to_json()},
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from inspector.figures.colours import IMAGE_COLOURS, KIND_COLOURS, KIND_PATTERNS, image_colour
-from inspector.row.attention import AttentionMap
+from inspector.row.attention import AttentionMap, ReaderMap
 
 HEIGHT_PX = 340
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
@@ -33,26 +33,6 @@ def _style(figure: go.Figure, title: str, height: int) -> go.Figure:
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
     return figure
-
-
-def plot_image_share(attention: AttentionMap, *, shared_scale: bool = True) -> go.Figure:
-    """Layer × head: how much of the head's attention goes to image tokens. The shared scale runs from 0 to 1."""
-    layers, heads = attention.image_share.shape
-    figure = go.Figure(
-        go.Heatmap(
-            z=attention.image_share,
-            x=[str(head) for head in range(heads)],
-            y=[str(layer) for layer in range(layers)],
-            zmin=0,
-            zmax=1 if shared_scale else None,
-            colorscale="Viridis",
-            colorbar={"title": {"text": "share"}, "thickness": 12},
-            hovertemplate="layer %{y}, head %{x}<br>share to images %{z:.4f}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="head", type="category")
-    figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return _style(figure, "Share that goes to image tokens", HEIGHT_PX)
 
 
 def plot_images_by_layer(attention: AttentionMap, *, shared_scale: bool = True) -> go.Figure:
@@ -102,3 +82,24 @@ def plot_kinds_by_layer(attention: AttentionMap) -> go.Figure:
     figure.update_xaxes(title="layer", dtick=1 if layers <= 16 else None)
     figure.update_yaxes(title="share", range=[0, 1])
     return _style(figure, "Share per kind of token", HEIGHT_PX)
+
+
+def plot_readers_by_layer(readers: ReaderMap, *, shared_scale: bool = True) -> go.Figure:
+    """One line per kind of reader and per image: what it gives to the selected token, mean over heads and readers."""
+    figure = go.Figure()
+    for index, kind in enumerate(readers.kinds):
+        image = int(kind.removeprefix("image ")) - 1 if kind.startswith("image ") else None
+        figure.add_scatter(
+            x=list(range(len(readers.pattern))),
+            y=readers.received_kinds[:, index],
+            name=kind,
+            mode="lines+markers",
+            marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
+            line={"color": KIND_COLOURS[kind] if image is None else image_colour(image)},
+            hovertemplate=f"{kind}, layer %{{x}}: %{{y:.5f}}<extra></extra>",
+        )
+    layers = len(readers.pattern)
+    figure.update_xaxes(title="layer", dtick=1 if layers <= 16 else None)
+    top = max(float(readers.received_kinds.max(initial=0)), 1e-6)
+    figure.update_yaxes(title="share", range=[0, 1.05 * top] if shared_scale else None, rangemode="tozero")
+    return _style(figure, "Share that later tokens give it", HEIGHT_PX)

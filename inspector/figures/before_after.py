@@ -15,14 +15,24 @@ LISTED = 10
 """So many changed answers are written out."""
 
 
-def show_comparison(comparison: Comparison | None, measured: HeldOutComparison | None, doing: str = "") -> str:
+NOTHING_HELD_OUT = (
+    "None of the run's data are held out as questions, so nothing can be asked here that the run never saw; what it "
+    "changed on this page's prompt stands above."
+)
+
+
+def show_comparison(
+    comparison: Comparison | None, measured: HeldOutComparison | None, doing: str = "", *, over: bool = False
+) -> str:
     """Answers side by side, differing words marked; what they rest on; attention; held-out accuracy. ``doing``: what
-    is still being computed."""
+    is still being computed; ``over``: nothing is, so what is missing is said."""
     parts = []
     if comparison is not None:
         parts.append(show_models(comparison, ("before", "after")))
     if measured is not None:
         parts.append(_show_measured(measured))
+    elif over:
+        parts.append(f'<p class="vi-caption">{NOTHING_HELD_OUT}</p>')
     if doing:
         parts.append(f'<p class="vi-caption" role="status">{escape(doing)} …</p>')
     return f'<div class="tr-result">{"".join(parts)}</div>'

@@ -16,6 +16,10 @@ KIND_COLOURS = {
 """Image tokens have the colour of their image."""
 KIND_PATTERNS = {"padding": ".", "separator": "-", "region": "x", "answer": "/"}
 """Beside the colour, so that no two kinds look alike."""
+HUE = "224,0,122"
+"""Of heat, as red, green and blue: more of it covers more, and nothing of it is clear."""
+DEEPEST = 0.6
+"""So opaque is the largest share in a table: the numbers on it stay readable in both themes."""
 
 
 def ink_on(colour: str) -> str:

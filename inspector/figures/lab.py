@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 from inspector.figures.charts import copied, show_command, table
@@ -61,7 +62,10 @@ def _picture(inspection: Inspection, image: ImageBlock) -> str:
         parts.append(_part(f"{whole} ordinal", image.ordinal_text.strip(), whole))
     return (
         f'<figure style="--image:{image_colour(image.number - 1)}">'
-        f"<figcaption>{badge(image.number - 1)} {whole}</figcaption>"
+        f"<figcaption>{badge(image.number - 1)} {whole}"
+        f'<button type="button" class="wi-choice wi-snip" data-snip="{whole}" aria-pressed="false" '
+        f'aria-label="cut, {whole}" title="hides {whole} from everything behind it; once more shows it again">'
+        '<span aria-hidden="true">✂</span> cut</button></figcaption>'
         f'<div class="wi-board-picture"><img src="{data_uri(small)}" alt="">{"".join(tiles)}</div>'
         f'<div class="wi-board-parts">{"".join(parts)}</div></figure>'
     )
@@ -100,10 +104,12 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
     """The old answer and the new one, every step between them, and the command that repeats it."""
     if lab is None or not lab.cuts:
         return (
-            '<p class="vi-empty">Click what is to be hidden, say from whom, and press Cut: the new answer appears '
-            "beside the old.</p>"
+            '<p class="vi-empty">Press ✂ at an image: everything behind it is read without it, and the new answer '
+            "stands here beside the old.</p>"
         )
     last = lab.trials[-1]
+    # The board's scissors show which whole images are cut.
+    cuts = escape(json.dumps([cut.text for cut in lab.cuts]), quote=True)
     what = "changes" if lab.flipped else "stays"
     own = ""
     if lab.greedy_answer != lab.answer:
@@ -137,7 +143,7 @@ def show_lab(lab: Lab | None, command: str = "") -> str:
         marked=[len(rows) - 1],
     )
     return (
-        f'<div class="wi-lab-answers" aria-live="polite"><p><small>answer of turn {lab.turn}</small>'
+        f'<div class="wi-lab-answers" aria-live="polite" data-cuts="{cuts}"><p><small>answer of turn {lab.turn}</small>'
         f'<b>{escape(lab.answer)}</b></p><span aria-hidden="true">→</span>'
         f"<p><small>without these edges it {what}</small>"
         f"<b>{escape(last.answer)}</b></p><p><small>log p of the old answer</small>"

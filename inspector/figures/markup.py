@@ -16,8 +16,9 @@ END = '<small class="vi-note">end</small>'
 ABOUT_SEEN = (
     "The answer is read twice behind the same question, with the images and with all of them taken away, as “Which "
     "image?” takes them away; the number is log p with them minus log p without, in nats. Seen means that it is at "
-    "least 1. A token that the model would have bet on anyway counts as guessed even if it looked, and each is judged "
-    "behind the same tokens before it: once “blue” stands there, what follows may need no image."
+    "least 1. What the model would have bet on anyway can still be read off the images: it follows them if log p falls "
+    "by 1 with other pictures in their places, which is tried where that is quick, and by “Which image?”. Each token "
+    "is judged behind the same tokens before it: once “blue” stands there, what follows may need no image."
 )
 DEEPEST_GAIN = 6.0
 """Nats from which on the colour gets no deeper: a factor of 400 in the token's probability."""
@@ -54,10 +55,14 @@ def show_info(what: str, text: str) -> str:
 
 
 def show_plans(
-    names: Sequence[str], plans: Sequence[ImagePlan], notes: Sequence[Sequence[str]], pictures: Sequence[str] = ()
+    names: Sequence[str],
+    plans: Sequence[ImagePlan],
+    notes: Sequence[Sequence[str]],
+    pictures: Sequence[str] = (),
+    beyond: str = "",
 ) -> str:
     """What each image will be resized to, cut into and cost, beside its small picture (a data URI); an inviting line
-    if there is none."""
+    if there is none. ``beyond``: what the model can't make of them."""
     if not plans:
         return (
             '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
@@ -79,6 +84,7 @@ def show_plans(
     return (
         f'<ol class="vi-plans">{"".join(items)}</ol>'
         f'<p class="vi-caption">{total:,} tokens for all images. Drop more anywhere on the page.</p>'
+        + (f'<p class="vi-beyond" role="note">{escape(beyond)}</p>' if beyond else "")
     )
 
 
@@ -137,7 +143,8 @@ def show_answer(
             f'<div class="vi-turn{" vi-last" if last else ""}"><div class="vi-question">{escape(question)}</div>'
             f'<div class="vi-answer">{body}</div></div>'
         )
-    return f'<div class="vi-answers" aria-live="polite">{"".join(parts)}</div>'
+    state = " vi-running" if running else ""
+    return f'<div class="vi-answers{state}" aria-live="polite">{"".join(parts)}</div>'
 
 
 def show_seen(answers: Sequence[SeenAnswer]) -> str:
@@ -163,9 +170,11 @@ def _seen_token(token: SeenToken) -> str:
         f"log p = {token.with_images:.2f} with the images, {token.without_images:.2f} without any; without them the "
         f"likeliest token here is “{visible(token.instead)}”"
     )
-    word = "seen" if token.seen else "guessed"
+    if token.replaced is not None:
+        title += f"; {token.replaced:.2f} with other pictures in their places"
+    word = token.word
     return (
-        f'<button type="button" class="vi-token vi-{word}" data-vlm-position="{token.position}" '
+        f'<button type="button" class="vi-token vi-{word.split()[0]}" data-vlm-position="{token.position}" '
         f'style="--share:{depth}%" title="{escape(title, quote=True)}"><code>{escape(visible(token.text))}</code> '
         f"<span data-copy>{token.gain:+.2f}</span> <small>{word}</small></button>"
     )

@@ -12,11 +12,13 @@ from PIL import Image
 from inspector.images.full_size import encode_picture
 from inspector.images.image_file import ImageFile, PromptImage
 from inspector.row.ask import Inspection
-from inspector.row.attention import AttentionMap
+from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.token_table import find_grid, tile_name
-from model import Box, InspectableVLM, ProcessedImage
+from model import Box, InputError, InspectableVLM, ProcessedImage
 
 THUMBNAIL_PX = 96
+LARGE_PX = 1 << 14
+"""Sides of a picture that every model shrinks."""
 
 
 def strip_payload(inspection: Inspection, key: str) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _sparse(values: Iterable[float | None]) -> list[list[Any]]:
 
 def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[str], key: str) -> dict[str, Any]:
     """The image viewer's data; ``names`` are the files' names in the order of the prompt's images."""
-    images = []
+    images, limit = [], say_limit(vlm)
     for index, (opened, processed) in enumerate(zip(inspection.prompt.images, inspection.row.images, strict=True)):
         rows, cols = processed.grid
         thumbnail = processed.thumbnail_tile
@@ -123,9 +125,21 @@ def viewer_payload(vlm: InspectableVLM, inspection: Inspection, names: Sequence[
                 # What of the original the model gets at all, in its pixels; null for all of it.
                 "seen": None if processed.seen is None else _sides(processed.seen),
                 "tiles": tiles,
+                "limit": limit,
             }
         )
     return {"key": key, "images": images}
+
+
+def say_limit(vlm: InspectableVLM) -> str:
+    """Into how many tiles a picture can be cut at the most; nothing where the model has no tiles or no limit."""
+    try:
+        rows, cols = vlm.plan_image((LARGE_PX, LARGE_PX)).grid
+    except InputError:
+        return ""
+    if rows * cols == 1:
+        return ""
+    return f"at most {rows}×{cols} here"
 
 
 def _sides(box: Box) -> list[float]:
@@ -141,7 +155,7 @@ def thumbnail_uri(image: PromptImage) -> str:
 
 def preview_uri(image: PromptImage) -> str:
     """An image's preview for the browser."""
-    return _write_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
+    return file_uri(image.facts.preview) if isinstance(image, ImageFile) else data_uri(image.preview)
 
 
 def _thumbnail_picture(image: ProcessedImage, tile: int) -> Image.Image:
@@ -153,45 +167,55 @@ def _thumbnail_picture(image: ProcessedImage, tile: int) -> Image.Image:
 
 def data_uri(picture: Image.Image) -> str:
     """Small pictures exactly, as PNG; large ones as JPEG."""
-    return _write_uri(encode_picture(picture))
+    return file_uri(encode_picture(picture))
 
 
-def _write_uri(data: bytes) -> str:
+def file_uri(data: bytes) -> str:
+    """Of a PNG's or JPEG's bytes."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def heat_payload(
-    attention: AttentionMap,
+    attention: AttentionMap | ReaderMap,
     *,
     selected: int | None = None,
     layer: int | None = None,
     head: int | None = None,
     shared_scale: bool = True,
 ) -> dict[str, Any]:
-    """The heat of one row of attention over all positions; ``selected`` is the token that the page marks (the row's
+    """The heat of one row of attention (or the mean of several) over all positions, or of what each position gives to
+    one token; ``selected`` is the token that the page marks (the row's
     own unless given: for a token of an answer the row before it is read, whose output chose it).
 
-    The shared scale's top is the largest share of a position that is no sink in any map of the same sort (all layers
-    alike, all heads alike, or all single heads), so that picking another layer or head changes the picture and not
-    the scale; else the map's own largest. All images are on one scale in any case."""
+    The shared scale's top is the largest share of a position that is no sink (of readers: that isn't read itself) in
+    any map of the same sort (all layers alike, all heads alike, or all single heads), so that picking another layer or
+    head changes the picture and not the scale; else the map's own largest. All images are on one scale in any case."""
     values = attention.heat(layer, head)
     usual = np.ones(values.shape, dtype=bool)
-    usual[[sink.position for sink in attention.sinks]] = False
+    usual[list(attention.hidden_from_scale)] = False
     averaged = tuple(axis for axis, one in enumerate((layer, head)) if one is None)
     alike = attention.pattern.mean(axis=averaged) if shared_scale else values
     top = float(alike[..., usual].max()) if usual.any() else 1.0
-    names = (
-        "mean over layers" if layer is None else f"layer {layer}",
-        "mean over heads" if head is None else f"head {head}",
-    )
-    label = "mean over layers and heads" if layer is None and head is None else ", ".join(names)
     return {
         "from": attention.position,
+        "first": attention.first,
+        "readers": isinstance(attention, ReaderMap),
         "selected": attention.position if selected is None else selected,
-        "label": label,
+        "label": name_maps(layer, head),
         "max": max(top, 1e-6),
         # Both scales can come to the same number; what else follows the heat must still see that the choice was made.
         "shared": shared_scale,
         "values": base64.b64encode(values.astype("<f2").tobytes()).decode(),
     }
+
+
+def name_maps(layer: int | None, head: int | None) -> str:
+    """Which layers and heads are shown."""
+    if layer is None and head is None:
+        return "mean over layers and heads"
+    names = (
+        "mean over layers" if layer is None else f"layer {layer}",
+        "mean over heads" if head is None else f"head {head}",
+    )
+    return ", ".join(names)

@@ -208,6 +208,11 @@ def show_evaluation(progress: Progress) -> str:
     if not progress.evaluations:
         return '<p class="vi-empty">At every evaluation the model\'s answers to held-out questions appear here.</p>'
     last = progress.evaluations[-1]
+    if not last["accuracy"]:
+        return (
+            f'<p class="vi-caption">Step {last["at"]:,}: none of this data is held out, so there is no question that '
+            "the run never saw.</p>"
+        )
     before = progress.evaluations[-2]["accuracy"] if len(progress.evaluations) > 1 else {}
     shares, moved = [], False
     for family in sorted(last["accuracy"], key=lambda family: (family != "all", family)):

@@ -269,6 +269,7 @@ class _Study:
     inspection: Inspection
     case: Case
     ablations: ImageAblations
+    exchanges: ImageExchanges
     dependence: Dependence
     selection: Selection
     swaps: tuple[Counterfactual, ...]
@@ -287,7 +288,7 @@ def _study(vlm: InspectableVLM, item: Item, prompt: Prompt) -> _Study | None:
     twins = {item.image: (item.twin, item.twin_answer or "")} if item.image and item.twin else None
     swaps = measure_counterfactuals(case, selection, exchanges, twins=twins)
     verdict = judge(case, dependence, selection, swaps)
-    return _Study(inspection, case, ablations, dependence, selection, swaps, verdict)
+    return _Study(inspection, case, ablations, exchanges, dependence, selection, swaps, verdict)
 
 
 def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
@@ -327,7 +328,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         orders = summary.right, summary.predicted
     chooser = study.case.target.question.chooser
     assert chooser is not None
-    words = measure_seen(study.case, study.ablations)
+    words = measure_seen(study.case, study.ablations, study.exchanges)
     followed = [cue.name for cue in item.cues if item.answers_by_image[cue.image - 1] == colour]
     return ItemResult(
         cell=item.cell,
@@ -352,7 +353,7 @@ def try_item(vlm: InspectableVLM, item: Item) -> ItemResult:
         orders_predicted=orders[1],
         seen=len(words.tokens) - words.guessed,
         tokens=len(words.tokens),
-        said_anyway=all(token.said_anyway for token in words.tokens),
+        following=words.following,
         exchange_named=0 if study.dependence.exchange is None else _largest(study.dependence.exchange.shapley),
     )
 

@@ -65,6 +65,11 @@ class ImageFile:
         """All of them, read anew each time and kept by whoever asks."""
         return self.run(full_size.hand_over)
 
+    def read_bytes(self) -> bytes:
+        """The file as it was uploaded."""
+        self._check_identity()
+        return read_file(self.path)
+
     @property
     def kept_bytes(self) -> int:
         """Of the preview, and what else there is of a file that wasn't opened yet."""

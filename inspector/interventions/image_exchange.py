@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inspector.images.full_size import read_preview, stretch_image
+from inspector.images.full_size import Facts, PixelEdit, edit_image, read_preview, stretch_image
 from inspector.images.image_file import PromptImage, run_at_full_size
 from inspector.interventions.continuations import Continuation
 from inspector.interventions.stretches import Stretch, cut_stretches
 from inspector.interventions.target import Case, Target
 from inspector.row.feature_store import FEATURES
 from inspector.row.layout import ImageBlock
-from model import OpenedImage, ProcessedImage
+from model import OpenedImage
 from model.training.synthetic.scenes import COLOUR_NAMES, SINGLE_TILE, Scene, draw, random_scene
 
 _SCENES = 48
@@ -114,13 +114,18 @@ class ImageExchanges:
 
     def fit(self, image: ImageBlock, picture: PromptImage, name: str, number: int | None = None) -> Partner:
         """Any picture, stretched to the size of ``image`` and encoded."""
-        vlm = self.case.vlm
         size = self.case.prompt.images[image.number - 1].size
-        facts, pictures = run_at_full_size(picture, stretch_image, size, vlm.geometry)
-        processed = vlm.cut_image(pictures, size)
-        return Partner(name, number, self._encode(processed, image), read_preview(facts))
+        facts, pictures = run_at_full_size(picture, stretch_image, size, self.case.vlm.geometry)
+        return Partner(name, number, self._encode(pictures, image), read_preview(facts))
 
-    def _encode(self, processed: ProcessedImage, image: ImageBlock) -> Tensor:
+    def edit(self, image: ImageBlock, edits: Sequence[PixelEdit]) -> tuple[Tensor, Facts]:
+        """The image itself with its pixels changed at full size: its features, and what is kept of it."""
+        own = self.case.prompt.images[image.number - 1]
+        facts, pictures = run_at_full_size(own, edit_image, edits, self.case.vlm.geometry)
+        return self._encode(pictures, image), facts
+
+    def _encode(self, pictures: Sequence[np.ndarray], image: ImageBlock) -> Tensor:
+        processed = self.case.vlm.cut_image(pictures, self.case.prompt.images[image.number - 1].size)
         (features,) = FEATURES.encode(self.case.vlm, [processed])
         if len(features) != len(image.tokens):
             raise ValueError("A picture of the same size must leave every token in its place.")

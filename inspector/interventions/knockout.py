@@ -162,6 +162,11 @@ def read_cut(case: Case, text: str) -> HandCut:
     return HandCut(_write(things, right, layers, heads), tuple(keys), tuple(rows), layers, heads)
 
 
+def cut_from_later(case: Case, keys: Sequence[int]) -> Cut:
+    """What hides the positions ``keys``, in order, from everything that comes after them, as “… -> later” does."""
+    return Cut(_rows(case, "later", keys, ""), keys)
+
+
 def compose_cut(
     things: Sequence[str], rows: str, layers: Sequence[int], heads: Sequence[int], vlm: InspectableVLM
 ) -> str:

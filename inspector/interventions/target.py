@@ -81,6 +81,14 @@ class Case:
         """The images that the question can see."""
         return tuple(image for image in self.structure.images if image.number in self.target.question.reachable)
 
+    def find_reachable(self, number: int) -> ImageBlock:
+        """The image ``number``. InputError if the question can't see it."""
+        for image in self.reachable:
+            if image.number == number:
+                return image
+        seen = ", ".join(str(image.number) for image in self.reachable) or "none"
+        raise InputError(f"Question {self.turn} can't see image {number}; images that it can see: {seen}.")
+
     @property
     def base(self) -> Continuation:
         """The question and its answer, unchanged."""

@@ -28,8 +28,8 @@ class Lesson:
 _PRESET = "train-preset"
 
 LESSONS: tuple[Lesson, ...] = (
-    Lesson("parts", "What is a VLM made of?", "three", "Attention", "viewer", model_parts.describe_pipeline),
-    Lesson("projector", "What does the projector do?", "three", "Attention", "viewer", model_parts.describe_projector),
+    Lesson("parts", "What is a VLM made of?", "three", "See", "viewer", model_parts.describe_pipeline),
+    Lesson("projector", "What does the projector do?", "three", "See", "viewer", model_parts.describe_projector),
     Lesson(
         "stage-1",
         "Stage 1: what is trained first?",
@@ -41,7 +41,7 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("stage-2", "Stage 2: and then?", "single", "Train", _PRESET, model_parts.describe_second_stage),
     Lesson("frozen", "Why is the encoder frozen?", "single", "Train", _PRESET, model_parts.describe_frozen_encoder),
     Lesson("tensors", "What is in a batch?", "three", "Batch", "tensors", row_parts.describe_tensors),
-    Lesson("input-ids", "What do input_ids hold?", "three", "Attention", "strip", row_parts.describe_input_ids),
+    Lesson("input-ids", "What do input_ids hold?", "three", "See", "strip", row_parts.describe_input_ids),
     Lesson(
         "padding",
         "Why so many <|im_end|> in front?",
@@ -60,18 +60,16 @@ LESSONS: tuple[Lesson, ...] = (
         row_parts.describe_padding_side,
         "padded",
     ),
-    Lesson("roles", "What are user and assistant?", "three", "Attention", "strip", row_parts.describe_roles),
-    Lesson("turns", "One image, many questions?", "questions", "Attention", "strip", row_parts.describe_turns),
-    Lesson("marker", "What is <row_1_col_1>?", "tiles", "Attention", "viewer", image_parts.describe_marker),
-    Lesson("regions", "Why 16 regions?", "tiles", "Attention", "viewer", image_parts.describe_regions),
-    Lesson(
-        "resizing", "How is an image resized and split?", "tiles", "Attention", "plans", image_parts.describe_resizing
-    ),
+    Lesson("roles", "What are user and assistant?", "three", "See", "strip", row_parts.describe_roles),
+    Lesson("turns", "One image, many questions?", "questions", "See", "strip", row_parts.describe_turns),
+    Lesson("marker", "What is <row_1_col_1>?", "tiles", "See", "viewer", image_parts.describe_marker),
+    Lesson("regions", "Why 16 regions?", "tiles", "See", "viewer", image_parts.describe_regions),
+    Lesson("resizing", "How is an image resized and split?", "tiles", "See", "plans", image_parts.describe_resizing),
     Lesson(
         "image-string",
         "What is the image string?",
         "tiles",
-        "Attention",
+        "See",
         "strip",
         image_parts.describe_image_string,
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from inspector.bounds import Bounds
-from inspector.row.attention import AttentionMap, read_attention
+from inspector.row.attention import AttentionMap, ReaderMap, read_attention, read_readers
 from inspector.row.embedded_row import EmbeddedRow, answer_row
 from inspector.row.prompt import Prompt, first_turns, prepare_row, prepare_samples
 from inspector.row.row_store import ROWS
@@ -102,6 +102,14 @@ class Inspection:
         (its end token too). Any other token was given and not chosen: for it, the position itself."""
         chosen = self.table.trained[position] and position > 0 and self.table.attended[position - 1]
         return position - 1 if chosen else position
+
+    def check_stretch(self, first: int, last: int) -> None:
+        """InputError for one that isn't in the row, or ends before it begins."""
+        if not 0 <= first <= last < len(self.row):
+            raise InputError(
+                f"The stretch goes from token {first} to token {last}; the row has the tokens 0 to "
+                f"{len(self.row) - 1}, give the earlier one first."
+            )
 
     @property
     def answer_positions(self) -> tuple[tuple[int, ...], ...]:
@@ -203,12 +211,37 @@ def check_same_model(vlm: InspectableVLM, inspection: Inspection) -> None:
         )
 
 
-def attend(vlm: InspectableVLM, inspection: Inspection, position: int, *, exclude_sinks: bool = False) -> AttentionMap:
+def attend(
+    vlm: InspectableVLM,
+    inspection: Inspection,
+    position: int,
+    *,
+    first: int | None = None,
+    exclude_sinks: bool = False,
+) -> AttentionMap:
     """See :func:`inspector.row.attention.read_attention`. InputError if ``vlm`` is no longer the model that was
     inspected."""
     check_same_model(vlm, inspection)
     read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
-    return read_attention(vlm, read, position, exclude_sinks=exclude_sinks)
+    return read_attention(vlm, read, position, first=first, exclude_sinks=exclude_sinks)
+
+
+def attend_tokens(
+    vlm: InspectableVLM, inspection: Inspection, first: int, last: int, *, own_row: bool, exclude_sinks: bool = False
+) -> AttentionMap:
+    """:func:`attend` for the tokens from ``first`` to ``last``: for the positions whose outputs chose them, or for
+    their own (``own_row``). InputError for a stretch that isn't in the row."""
+    inspection.check_stretch(first, last)
+    if not own_row:
+        first, last = inspection.row_that_chose(first), inspection.row_that_chose(last)
+    return attend(vlm, inspection, last, first=min(first, last), exclude_sinks=exclude_sinks)
+
+
+def find_readers(vlm: InspectableVLM, inspection: Inspection, position: int, *, first: int | None = None) -> ReaderMap:
+    """See :func:`inspector.row.attention.read_readers`. InputError as for :func:`attend`."""
+    check_same_model(vlm, inspection)
+    read = ROWS.read(vlm, inspection.row, inspection.prompt.keeps_samples_apart)
+    return read_readers(vlm, read, position, first=first)
 
 
 def training_batch(vlm: InspectableVLM, inspection: Inspection, arrangement: str) -> tuple[Batch, tuple[Sample, ...]]:

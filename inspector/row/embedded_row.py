@@ -4,6 +4,8 @@
     grow_row       on from what is kept of a row that begins alike
     answer_row     the answer, token by token, each read once
     read_positions attention of positions of the row: a pass of these positions on the kept keys
+    read_stretch   the mean of it over a stretch
+    read_column    the other side: what later positions give to some
 
 Whatever comes later (a click on a token, an intervention, another turn) goes on from here and reads nothing twice.
 """
@@ -17,7 +19,17 @@ import torch
 from torch import Tensor
 
 from inspector.row.token_table import token_losses
-from model import AttentionReader, AttentionReading, Cut, InspectableVLM, Row, StateReader, Tap
+from model import (
+    AttentionReader,
+    AttentionReading,
+    ColumnReader,
+    Cut,
+    InspectableVLM,
+    Row,
+    StateReader,
+    StretchReader,
+    Tap,
+)
 from model.generate import Step, check_room, continue_row
 from model.language import KeptKeys, KVCache
 from model.sample import see as see
@@ -191,14 +203,39 @@ def read_positions(
 ) -> AttentionReading:
     """Attention of ``positions`` over groups of the row's positions (``groups [pos]``, −1 for none), by one pass of
     these positions alone. See :class:`model.AttentionReader`. IndexError for one outside the row."""
-    for position in positions:
-        if not 0 <= position < len(read):
-            raise IndexError(f"Position {position} is outside the {len(read)} positions of the row.")
+    _check_positions(read, positions)
     reader = AttentionReader(
         range(len(positions)), groups, n_groups, keep_patterns=keep_patterns, weigh_values=weigh_values
     )
     _pass_again(vlm, read, positions, Tap(reader))
     return replace(reader.reading, rows=torch.as_tensor(positions, dtype=torch.long))
+
+
+@torch.no_grad()
+def read_stretch(vlm: InspectableVLM, read: EmbeddedRow, positions: Sequence[int]) -> StretchReader:
+    """What the positions of a stretch look at on average, by one pass of these positions alone. IndexError for one
+    outside the row."""
+    _check_positions(read, positions)
+    reader = StretchReader(range(len(positions)))
+    _pass_again(vlm, read, positions, Tap(reader))
+    return reader
+
+
+@torch.no_grad()
+def read_column(vlm: InspectableVLM, read: EmbeddedRow, keys: Sequence[int]) -> Tensor:
+    """``[layer head pos]`` float32: how much of each position's attention goes to ``keys`` together; 0 where it can't
+    look at them. One pass of the positions that see any of them on the kept keys. IndexError for a key outside the
+    row."""
+    _check_positions(read, keys)
+    begin = min(read.row.first_to_see(key) for key in keys)
+    # A part of the row has no plain causal mask, without which the kernel computes what nobody sees, too.
+    if 3 * begin < len(read):
+        begin = 0
+    column = ColumnReader(keys)
+    _pass_again(vlm, read, range(begin, len(read)), Tap(column=column))
+    shares = torch.zeros(*column.shares.shape[:2], len(read))
+    shares[..., begin:] = column.shares
+    return shares
 
 
 @torch.no_grad()
@@ -210,6 +247,12 @@ def read_states(
     reader = StateReader(range(len(positions)), layers, stream)
     _pass_again(vlm, read, positions, Tap(states=reader))
     return reader.states
+
+
+def _check_positions(read: EmbeddedRow, positions: Sequence[int]) -> None:
+    for position in positions:
+        if not 0 <= position < len(read):
+            raise IndexError(f"Position {position} is outside the {len(read)} positions of the row.")
 
 
 def _pass_again(vlm: InspectableVLM, read: EmbeddedRow, positions: Sequence[int], tap: Tap) -> None:

@@ -19,6 +19,7 @@ from inspector.runs.discretion import (
     UPLOADS,
     has_uploads,
     hide_paths,
+    is_path,
     name_base,
     share_config,
     share_metrics,
@@ -63,6 +64,9 @@ def pack_run(folder: Path, run: dict[str, Any]) -> Path:
 
 def write_command(recipe: Recipe) -> str:
     """How the run is run again, beside its recipe and its data; a base that is no name of the hub has to be named."""
+    if recipe.parts is not None:
+        local = (name for name in ("vision", "language") if is_path(getattr(recipe.parts, name)))
+        return "".join((COMMAND, *(f" --set base.{name}=FOLDER" for name in local)))
     return COMMAND if name_base(recipe.base, None) == recipe.base else f"{COMMAND} --set base=FOLDER"
 
 

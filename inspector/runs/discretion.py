@@ -91,8 +91,13 @@ def share_recipe(recipe: Recipe, uploads: Path, base: str) -> str:
     stages = tuple(
         dataclasses.replace(stage, data=shared(stage.data), held_out=shared(stage.held_out)) for stage in recipe.stages
     )
+    parts = recipe.parts
+    if parts is not None:
+        named = {name: getattr(parts, name) for name in ("vision", "language")}
+        named = {name: name_data(source, NOWHERE) if is_path(source) else source for name, source in named.items()}
+        parts = dataclasses.replace(parts, **named)
     # From no folder: what is named now lies beside the recipe, wherever that will be.
-    return dataclasses.replace(recipe, base=base, stages=stages, folder=NOWHERE).to_toml()
+    return dataclasses.replace(recipe, base=base, parts=parts, stages=stages, folder=NOWHERE).to_toml()
 
 
 def name_data(path: str, uploads: Path) -> str:

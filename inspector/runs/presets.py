@@ -227,6 +227,7 @@ def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None
         "batch_rows": form.batch_rows,
         "learning_rates": chosen,
         "betas": [0.9, 0.95],
+        "decay": "matrices",
         "lora_rank": form.lora_rank,
         "packing": "off" if contrastive else form.packing,
         "eval_every": form.eval_every,
@@ -292,4 +293,5 @@ def describe_recipe(recipe: Recipe) -> list[str]:
             parts.append(f"packing {stage.packing}")
         names = (str(table.get("word") or name_table(table)) for table in stage.data)
         parts.append(f"data {', '.join(names)}")
-    return [*parts, f"from {name_base(recipe.base, None)}, seed {recipe.seed}"]
+    base = recipe.parts or name_base(recipe.base, None)
+    return [*parts, f"from {base}, seed {recipe.seed}"]

@@ -20,6 +20,7 @@ from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import attention as attention_view
 from inspector.views import clip as clip_view
+from inspector.views import image_edits as edits_view
 from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
@@ -47,6 +48,7 @@ class Page:
     which: which_view.WhichImageView
     words: words_view.PatchWordsView
     clip: clip_view.ClipView
+    edits: edits_view.ImageEditsView
     shown: gr.State
     answering: gr.State
 
@@ -67,6 +69,8 @@ class Page:
             *self.which.fresh,
             *self.words.fresh,
             *self.clip.fresh,
+            *self.edits.fresh,
+            *self.attention.fresh,
             self.results.looks,
         ]
 
@@ -130,10 +134,10 @@ class AskingHandlers:
                 if isinstance(event, Inspection):
                     filled = self._finish(on_its_way, event, options, note)
                     yield filled
-                    if (line := self._compare(vlm, event)) is not None:
+                    if event.row.images and is_quick(vlm, event):
                         # The same once more, of which gradio sends the difference: a panel that is skipped behind an
                         # update loses what the update said.
-                        yield [*filled[:-1], line]
+                        yield self._look_closer(vlm, event, filled)
                     return
                 turn, token = event
                 if token is not None:
@@ -147,15 +151,19 @@ class AskingHandlers:
                 yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
 
-    def _compare(self, vlm: InspectableVLM, inspection: Inspection) -> str | None:
-        """The line on looking and needing, where it costs next to nothing."""
-        if not inspection.row.images or not is_quick(vlm, inspection):
-            return None
-        if not inspection.prompt.turns[-1].is_answered or inspection.first_answer_position == len(inspection.row) - 1:
-            return None
-        chooser = inspection.row_that_chose(inspection.first_answer_position)
-        found = measure_looks_needs(vlm, inspection, attend(vlm, inspection, chooser))
-        return None if found is None else show_looks_needs(found.sentence)
+    def _look_closer(self, vlm: InspectableVLM, inspection: Inspection, filled: list[Any]) -> list[Any]:
+        """What :meth:`_finish` ``filled``, with what other pictures change in what was seen, and the line on looking
+        and needing: where both cost next to nothing, and nobody waits for the answer meanwhile."""
+        values = dict(zip(map(id, self.page.answered), filled, strict=True))
+        values[id(self.page.results.answer)] = show_turns(inspection, measure_all_seen(vlm, inspection, exchange=True))
+        # A token may have been selected meanwhile.
+        values[id(self.page.shown)] = gr.skip()
+        if inspection.prompt.turns[-1].is_answered and inspection.first_answer_position < len(inspection.row) - 1:
+            chooser = inspection.row_that_chose(inspection.first_answer_position)
+            found = measure_looks_needs(vlm, inspection, attend(vlm, inspection, chooser))
+            if found is not None:
+                values[id(self.page.results.looks)] = show_looks_needs(found.sentence)
+        return list(values.values())
 
     def _finish(self, asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
         vlm = self.store.get(asked.model)
@@ -163,7 +171,7 @@ class AskingHandlers:
         selected = inspection.first_answer_position
         row = selected if own_row else inspection.row_that_chose(selected)
         found = attend(vlm, inspection, row, exclude_sinks=exclude_sinks)
-        seen = measure_all_seen(vlm, inspection)
+        seen = measure_all_seen(vlm, inspection, exchange=False)
         key = f"{inspection.fingerprint[:8]}-{id(inspection)}"
         strip = strip_payload(inspection, key)
         viewer = viewer_payload(vlm, inspection, asked.names, key)
@@ -176,11 +184,13 @@ class AskingHandlers:
             Shown(asked.model, inspection, selected, found, asked.names, asked.settings, seen),
             gr.update(data=encode(viewer)),
             gr.update(data=encode(strip), heat=encode(heat)),
-            attention_view.summarise(inspection, found),
+            attention_view.summarise(inspection, found, layer, head),
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
             *words_view.begin(vlm.n_layers),
             *clip_view.begin(),
+            *edits_view.begin(self.store, asked.model, inspection),
+            *attention_view.begin(selected),
             "",
         ]
 

@@ -21,7 +21,9 @@ from inspector.widgets import Panel
 from model import InputError
 from model.checkpoint import EMBEDDED
 
+TITLE = "How far to trust this, on this checkpoint"
 SHIPPED = EMBEDDED / "battery.json"
+SHIPPED_BELOW = '<h4 class="vi-heading">As it ships</h4>'
 SIZES = {"quick (12 items a cell)": 12, f"full ({MIN_ITEMS} items a cell)": MIN_ITEMS}
 
 
@@ -35,9 +37,7 @@ class BatteryView:
 
 
 def build_battery() -> BatteryView:
-    gr.HTML(
-        f'<h3 class="vi-heading">How far to trust this, on this checkpoint</h3><p class="vi-caption">{INTRODUCTION}</p>'
-    )
+    gr.HTML(f'<p class="vi-caption">{INTRODUCTION}</p>')
     with gr.Row(elem_classes="wi-buttons"):
         size = gr.Radio(list(SIZES), value=next(iter(SIZES)), label="Items", min_width=220, elem_id="battery-size")
         start = gr.Button("Run the battery", min_width=140, elem_id="battery-start")
@@ -68,9 +68,12 @@ class BatteryHandlers:
 
     def run(self, model: str, size: str) -> Iterator[list[Any]]:
         try:
-            steps = run_battery(self.store.get(model), n_each=SIZES.get(size, MIN_ITEMS))
-            for progress in steps:
-                card = show_battery(progress.battery, self.store.title_of(model))
+            vlm, title = self.store.get(model), self.store.title_of(model)
+            shipped = read_shipped(vlm.fingerprint)
+            # What ships was run on more items and stays, below what is run now.
+            below = "" if shipped is None else SHIPPED_BELOW + show_battery(shipped, title)
+            for progress in run_battery(vlm, n_each=SIZES.get(size, MIN_ITEMS)):
+                card = show_battery(progress.battery, title) + below
                 yield [gr.update(value=card, busy=show_progress(progress)), progress.battery.to_json()]
         except InputError as error:
             raise refuse(error) from error

@@ -49,16 +49,20 @@ def show_line(line: str) -> Any:
     return gr.update(value=line, label=f"{LINE}; {RUN}" if RUN_MODEL in line else LINE, visible=True)
 
 
-def build_header(title: str) -> HeaderView:
-    with gr.Row(elem_classes="vi-header", equal_height=False):
-        gr.HTML(
-            f"<h1>{title}</h1><p>what a vision-language model saw, token by token, and where it looked</p>",
-            elem_classes="vi-title",
-        )
-        provenance = gr.HTML("", elem_id="provenance")
-        share = gr.Button("Share", size="sm", min_width=64, elem_id="share")
-        export = gr.Button("Export", size="sm", min_width=64, elem_id="export")
-        file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
+def build_title(title: str) -> gr.HTML:
+    """The name of the page, and the chip of the model that answered, which an answer fills."""
+    gr.HTML(
+        f'<h1 title="what a vision-language model saw, token by token, and where it looked">{title}</h1>',
+        elem_classes="vi-title",
+    )
+    return gr.HTML("", elem_id="provenance")
+
+
+def build_header(provenance: gr.HTML) -> HeaderView:
+    """The end of the row that begins with :func:`build_title`."""
+    share = gr.Button("Share", size="sm", min_width=64, elem_id="share")
+    export = gr.Button("Export", size="sm", min_width=64, elem_id="export")
+    file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
     note = gr.HTML(elem_id="header-note")
     command = gr.Textbox(
         label=LINE,

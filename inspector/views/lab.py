@@ -50,13 +50,22 @@ class LabView:
 
 
 def build_lab() -> LabView:
-    switch = gr.Checkbox(False, label="Lab: cut edges by hand", elem_id="lab-switch")
+    with gr.Row(elem_classes="wi-scissors", equal_height=False):
+        board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
+        with gr.Column(min_width=280):
+            result = gr.HTML(show_lab(None), elem_id="lab-result")
+            note = gr.HTML(elem_id="lab-note", elem_classes="wi-note")
+            with gr.Row(elem_classes="wi-buttons"):
+                undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
+                clear = gr.Button("Clear", size="sm", min_width=70, scale=0, elem_id="lab-clear")
+    switch = gr.Checkbox(
+        False, label="cut single tiles and tokens, from whom, in which layers and heads", elem_id="lab-switch"
+    )
     with gr.Column(visible=False, elem_id="lab", elem_classes="wi-lab") as group:
         gr.HTML(
             '<p class="vi-caption">Click what is to be hidden or drag across it, say from whom, and press Cut. Cuts '
             "add up; Undo takes the last one back.</p>"
         )
-        board = ChoiceBoard(f'<p class="vi-empty">{_EMPTY}</p>', elem_id="lab-board")
         with gr.Row(elem_classes="wi-controls"):
             rows = gr.Radio(
                 [(_ROW_NAMES[name], name) for name in ROWS],
@@ -80,10 +89,6 @@ def build_lab() -> LabView:
             )
             add = gr.Button("Add selected token", size="sm", min_width=120, scale=0, elem_id="lab-add")
             cut = gr.Button("Cut", variant="primary", size="sm", min_width=70, scale=0, elem_id="lab-cut")
-            undo = gr.Button("Undo", size="sm", min_width=70, scale=0, elem_id="lab-undo")
-            clear = gr.Button("Clear", size="sm", min_width=70, scale=0, elem_id="lab-clear")
-        note = gr.HTML(elem_id="lab-note", elem_classes="wi-note")
-        result = gr.HTML(show_lab(None), elem_id="lab-result")
         facts = gr.JSON(visible=False)
     things: gr.State = gr.State([])
     cuts: gr.State = gr.State([])
@@ -142,6 +147,14 @@ class LabHandlers:
     def cut(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
         yield from self._rerun(page, lambda: _with_cut(cuts, cut), turn)
 
+    def snip(
+        self, page: Shown | None, cuts: list[str], cut: str, turn: int | None, event: gr.EventData
+    ) -> Iterator[list[Any]]:
+        """Hides a whole thing from everything behind it, or shows it again if that is what hides it."""
+        line = f"{read_event(event, 'thing', str)} -> later"
+        others = [one for one in cuts if one != line]
+        yield from self._rerun(page, lambda: others if line in cuts else [*cuts, line], turn)
+
     # What is written in the line and not yet cut comes with every event of the lab; here it counts for nothing.
     def undo(self, page: Shown | None, cuts: list[str], cut: str = "", turn: int | None = None) -> Iterator[list[Any]]:
         yield from self._rerun(page, lambda: _without_last(cuts), turn)
@@ -183,6 +196,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     handlers = LabHandlers(store)
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     view.switch.change(lambda on: gr.update(visible=on), view.switch, view.group, api_name="lab_switch", **free)
+    opened: list[Any] = [view.switch, view.group]
     limits: list[Any] = [view.rows, view.layers, view.heads]
     chosen: list[Any] = [view.things, view.line]
     # None of several quick choices may be dropped, as gradio does while one is on its way.
@@ -195,6 +209,8 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
         show_progress="hidden",
         trigger_mode="multiple",
     )
+    # What says from whom and in which layers comes with the first choice.
+    view.board.choose(lambda: (True, gr.update(visible=True)), None, opened, api_visibility="private", **free)
     gr.on(
         [control.input for control in limits],
         handlers.compose,
@@ -217,6 +233,7 @@ def wire_lab(view: LabView, store: ModelStore, shown: gr.State, turn: gr.Radio, 
     def rerun(handler: Callable[..., Any]) -> Callable[..., Any]:
         return demo.turns.run(Rank.TEST, handler, demo.bounds.study_s)
 
+    view.board.snip(rerun(handlers.snip), inputs, outputs, api_name="lab_snip", trigger_mode="multiple", **place)
     gr.on([view.cut.click, view.line.submit], rerun(handlers.cut), inputs, outputs, api_name="lab_cut", **place)
     view.undo.click(rerun(handlers.undo), inputs, outputs, api_name="lab_undo", **place)
     view.clear.click(rerun(handlers.clear), inputs, outputs, api_name="lab_clear", **place)

@@ -47,32 +47,30 @@ class LessonsView:
     back: gr.Button
     onward: gr.Button
     mine: gr.Button
-    text: gr.HTML
 
 
 def build_lessons() -> LessonsView:
     choices = [(f"{number}. {lesson.question}", lesson.key) for number, lesson in enumerate(LESSONS, start=1)]
-    with gr.Column(elem_classes="vi-follow"):
-        with gr.Row(elem_classes="vi-lessons"):
-            gr.HTML(
-                '<div class="vi-panel-head"><h2 class="vi-heading">Follow the post</h2>'
-                f"{show_info('Lessons', ABOUT)}</div>",
-                elem_classes="vi-lessons-title",
-            )
-            chosen = gr.Dropdown(
-                [("choose a question", ""), *choices],
-                value="",
-                label="Question",
-                show_label=False,
-                container=False,
-                filterable=False,
-                elem_id="lesson",
-            )
-            back = gr.Button("‹ Back", size="sm", min_width=60, scale=0, elem_id="lesson-back")
-            onward = gr.Button("Next ›", size="sm", min_width=60, scale=0, elem_id="lesson-next")
-            mine = gr.Button("On my prompt", size="sm", min_width=110, scale=0, elem_id="lesson-mine")
-        text = gr.HTML("", elem_id="lesson-text")
-    return LessonsView(chosen, back, onward, mine, text)
+    with gr.Row(elem_classes="vi-lessons"):
+        gr.HTML(show_info("Lessons", ABOUT), elem_classes="vi-lessons-title")
+        chosen = gr.Dropdown(
+            [("Follow the post", ""), *choices],
+            value="",
+            label="Question",
+            show_label=False,
+            container=False,
+            filterable=False,
+            elem_id="lesson",
+        )
+        back = gr.Button("‹ Back", size="sm", min_width=60, scale=0, elem_id="lesson-back")
+        onward = gr.Button("Next ›", size="sm", min_width=60, scale=0, elem_id="lesson-next")
+        mine = gr.Button("On my prompt", size="sm", min_width=110, scale=0, elem_id="lesson-mine")
+    return LessonsView(chosen, back, onward, mine)
+
+
+def build_text() -> gr.HTML:
+    """Where the answer to a question is said, in sight however far the page is scrolled."""
+    return gr.HTML("", elem_id="lesson-text")
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,7 @@ def _find(key: str) -> Lesson:
 
 def wire_lessons(
     view: LessonsView,
+    text: gr.HTML,
     asking: Asking,
     tabs: gr.Tabs,
     batch: batch_view.BatchView,
@@ -135,9 +134,9 @@ def wire_lessons(
     shown: gr.State,
     demo: GuardedBlocks,
 ) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`."""
+    """``text``: as :func:`build_text` makes it. ``shown`` holds a :class:`inspector.session.Shown`."""
     handlers = LessonHandlers(asking, batch, store)
-    told: list[Any] = [view.text, tabs, batch.arrangement, *batch.outputs]
+    told: list[Any] = [text, tabs, batch.arrangement, *batch.outputs]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
     look: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, **quiet}
     tell = demo.turns.run(Rank.LOOK, handlers.tell)

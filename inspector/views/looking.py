@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
-from inspector.export.files import write_files
+from inspector.export.files import describe_sides, write_files
 from inspector.files import handed_over
-from inspector.row.ask import attend
+from inspector.row.ask import attend_tokens, find_readers
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.inputs import read_event
 from inspector.server.toasts import refuse
@@ -33,10 +33,10 @@ class LookingHandlers:
     store: ModelStore
     bounds: Bounds
 
-    def draw_plots(self, page: Shown | None, own_scale: bool) -> list[Any]:
+    def draw_plots(self, page: Shown | None, layer: str, head: str, own_scale: bool) -> list[Any]:
         if page is None:
             return [gr.skip()] * len(self.attention.plots)
-        return attention_view.draw(page.attention, own_scale)
+        return attention_view.draw(page.inspection, page.map, layer, head, own_scale)
 
     def draw_batch(self, page: Shown | None, arrangement: str) -> list[Any]:
         if page is None:
@@ -54,28 +54,75 @@ class LookingHandlers:
         own_row: bool,
         exclude_sinks: bool,
         own_scale: bool,
+        side: str,
         event: gr.EventData,
     ) -> list[Any]:
-        return self._look(page, read_event(event, "position", int), layer, head, own_row, exclude_sinks, own_scale)
+        last = read_event(event, "position", int)
+        first = read_event(event, "first", int) if "first" in event._data else None
+        return self._look(page, first, last, layer, head, own_row, exclude_sinks, own_scale, side)
 
     def look_again(self, page: Shown | None, *options: Any) -> list[Any]:
-        return self._look(page, 0 if page is None else page.selected, *options)
+        return self._look(page, None if page is None else page.start, 0 if page is None else page.selected, *options)
 
-    def _look(self, page: Shown | None, position: int, *options: Any) -> list[Any]:
-        """What is shown, the strip and the summary, for the attention of ``position``."""
-        layer, head, own_row, exclude_sinks, own_scale = options
+    def look_at_stretch(self, page: Shown | None, *values: Any) -> list[Any]:
+        """``values``: those of :attr:`AttentionView.looking`, then the first and the last token."""
+        *options, first, last = values
+        if first is None or last is None:
+            raise refuse("A stretch needs a first and a last token; fill in both numbers.")
+        return self._look(page, first, last, *options)
+
+    def choose_head(
+        self,
+        page: Shown | None,
+        own_scale: bool,
+        event: gr.EventData,
+    ) -> list[Any]:
+        """The layer and head that were clicked, in the pickers too; nothing is read again."""
         if page is None:
-            return [gr.skip()] * 3
-        if not 0 <= position < len(page.inspection.row):
-            raise refuse(f"The row has no position {position}.")
-        row = position if own_row else page.inspection.row_that_chose(position)
-        found = attend(self.store.get(page.model), page.inspection, row, exclude_sinks=exclude_sinks)
-        heat = attention_view.heat_of(found, position, layer, head, own_scale)
+            return [gr.skip()] * 4
+        layer, head = (
+            _pick(event, name, count) for name, count in zip(("layer", "head"), page.map.pattern.shape, strict=False)
+        )
+        heat = attention_view.heat_of(page.map, page.selected, layer, head, own_scale)
+        return [
+            layer,
+            head,
+            gr.update(heat=encode(heat)),
+            attention_view.summarise(page.inspection, page.map, layer, head),
+        ]
+
+    def describe(self, page: Shown | None, own_row: bool) -> dict[str, Any]:
+        """Attention of what is selected from both sides, as ``python -m inspector attention`` prints it."""
+        if page is None:
+            raise refuse("There is no attention to tell of yet; ask something first.")
+        first = page.selected if page.start is None else page.start
+        try:
+            return describe_sides(self.store.get(page.model), page.inspection, first, page.selected, own_row)
+        except InputError as error:
+            raise refuse(error) from error
+
+    def _look(self, page: Shown | None, first: int | None, last: int, *options: Any) -> list[Any]:
+        """What is shown, strip, summary and the numbers of the stretch, for the attention of the tokens from ``first``
+        (None: only one) to ``last``."""
+        layer, head, own_row, exclude_sinks, own_scale, side = options
+        if page is None:
+            return [gr.skip()] * 5
+        start, inspection = last if first is None else first, page.inspection
+        try:
+            vlm = self.store.get(page.model)
+            found = attend_tokens(vlm, inspection, start, last, own_row=own_row, exclude_sinks=exclude_sinks)
+            readers = find_readers(vlm, inspection, last, first=start) if side == attention_view.READERS else None
+        except InputError as error:
+            raise refuse(error) from error
+        looked = replace(page, selected=last, start=start, attention=found, readers=readers)
+        heat = attention_view.heat_of(looked.map, last, layer, head, own_scale)
         # Viewer and readout take row and heat from the strip, in the browser.
         return [
-            replace(page, selected=position, attention=found),
+            looked,
             gr.update(heat=encode(heat)),
-            attention_view.summarise(page.inspection, found),
+            attention_view.summarise(inspection, looked.map, layer, head),
+            start,
+            last,
         ]
 
     def make_files(self, page: Shown | None, arrangement: str) -> Any:
@@ -102,13 +149,13 @@ def wire_looking(
     # A program asks for what it wants; what describes the API is sent with every page.
     unseen: dict[str, Any] = {**late, "api_visibility": "undocumented"}
     arranged: list[Any] = [shown, batch.arrangement]
-    scaled: list[Any] = [shown, attention.own_scale]
+    scaled: list[Any] = [shown, attention.layer, attention.head, attention.own_scale]
     draw_batch = handlers.draw_batch
     attention.sight.seen(handlers.draw_plots, scaled, attention.plots, api_name="draw_plots", **unseen)
     batch.sight.seen(draw_batch, arranged, batch.outputs, api_name="draw_batch", **unseen)
     batch.arrangement.input(draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
-    inputs: list[Any] = [shown, *attention.controls]
-    looked: list[Any] = [shown, results.strip, attention.summary]
+    inputs: list[Any] = [shown, *attention.looking]
+    looked: list[Any] = [shown, results.strip, attention.summary, *attention.stretch]
     # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.
     place: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, "show_progress": "hidden"}
     results.strip.select(
@@ -120,7 +167,7 @@ def wire_looking(
         **place,
     )
     gr.on(
-        [control.input for control in attention.controls],
+        [control.input for control in attention.looking],
         demo.turns.run(Rank.LOOK, handlers.look_again),
         inputs,
         looked,
@@ -128,4 +175,37 @@ def wire_looking(
         trigger_mode="always_last",
         **place,
     )
+    gr.on(
+        [attention.look.click, attention.first.submit, attention.last.submit],
+        demo.turns.run(Rank.LOOK, handlers.look_at_stretch),
+        [*inputs, *attention.stretch],
+        looked,
+        api_name="attention_stretch",
+        trigger_mode="always_last",
+        **place,
+    )
+    attention.board.choose(
+        demo.turns.run(Rank.LOOK, handlers.choose_head),
+        [shown, attention.own_scale],
+        [attention.layer, attention.head, results.strip, attention.summary],
+        api_name="attention_head",
+        trigger_mode="always_last",
+        **place,
+    )
+    reader = gr.Button(visible=False)
+    reader.click(
+        demo.turns.run(Rank.LOOK, handlers.describe),
+        [shown, attention.own_row],
+        gr.JSON(visible=False),
+        api_name="attention",
+        concurrency_id=Rank.LOOK.place,
+    )
     batch.make.click(handlers.make_files, arranged, batch.files, api_name="batch_files")
+
+
+def _pick(event: gr.EventData, name: str, count: int) -> str:
+    """A layer or head that was clicked, as its picker has it. gr.Error for one that the model doesn't have."""
+    number = read_event(event, name, int)
+    if not -1 <= number < count:
+        raise refuse(f"There is no {name} {number}; the model has {count}, counted from 0, and −1 is the mean.")
+    return attention_view.MEAN if number < 0 else str(number)

@@ -34,6 +34,9 @@ SUGGESTIONS = (
 
 @dataclass(frozen=True)
 class ModelsView:
+    """``picker`` is part of the prompt: which model is asked."""
+
+    picker: gr.Dropdown
     card: gr.HTML
     source: gr.Dropdown
     open: gr.Button
@@ -48,6 +51,7 @@ def build_models(store: ModelStore, fetcher: Fetcher) -> ModelsView:
     else:
         choices = [(name, name) for name in sorted(allowed)]
     with gr.Accordion("Models", open=False, visible=fetcher.offers or len(store.names) > 1, elem_id="models"):
+        picker = build_picker(store)
         card = gr.HTML(show_models(store), elem_id="models-card")
         source = gr.Dropdown(
             choices,
@@ -61,7 +65,13 @@ def build_models(store: ModelStore, fetcher: Fetcher) -> ModelsView:
             opened = gr.Button("Open", size="sm", min_width=60, elem_id="model-open")
             stop = gr.Button("Stop", size="sm", min_width=60, elem_id="model-stop")
         note = gr.HTML("", elem_id="model-note")
-    return ModelsView(card, source, opened, stop, note)
+    return ModelsView(picker, card, source, opened, stop, note)
+
+
+def build_picker(store: ModelStore) -> gr.Dropdown:
+    """Which of the server's models is asked."""
+    names = list(store.names)
+    return gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
 
 
 def show_models(store: ModelStore) -> str:
@@ -122,16 +132,16 @@ def show_former(model: str, question: str, answer: str) -> str:
 
 def wire_models(
     view: ModelsView,
-    model: gr.Dropdown,
     former: gr.HTML,
     shown: gr.State,
     store: ModelStore,
     fetcher: Fetcher,
     demo: GuardedBlocks,
 ) -> None:
-    """``model``: the picker; ``former``: where the last answer stays; ``shown`` holds an
+    """``former``: where the last answer stays; ``shown`` holds an
     :class:`inspector.session.Shown`."""
     handlers = ModelsHandlers(store, fetcher)
+    model = view.picker
     model.change(
         handlers.keep_answer, shown, former, api_visibility="private", concurrency_limit=None, show_progress="hidden"
     )

@@ -11,6 +11,8 @@ from inspector.bounds import Bounds
 from inspector.experiments.patch_words import describe_found, find_word, measure_words
 from inspector.figures.markup import show_info
 from inspector.figures.patch_words import ABOUT, READINGS, show_found, show_patch_words
+from inspector.figures.readers import show_readers
+from inspector.row.ask import find_readers
 from inspector.row.prompt import check_length
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.toasts import refuse
@@ -20,6 +22,12 @@ from inspector.widgets import Panel
 from model import STREAMS, InputError
 
 WAITING = '<p class="vi-empty">Press “Read patches”: a word comes on each cell of the images.</p>'
+UNREAD = '<p class="vi-empty">Select a cell, and see which later tokens look at it, layer by layer.</p>'
+ABOUT_READERS = (
+    "One pass over the row that was kept: how much of each later token's attention goes to the selected one, mean over "
+    "heads and over the tokens of a kind. The tab Attention shows each head. A share says what was mixed into the "
+    "reader, not that the answer needs it; only cutting edges can show that."
+)
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,23 @@ class PatchWordsView:
     start: gr.Button
     panel: Panel
     facts: gr.JSON
+    who: gr.Button
+    readers: Panel
 
     @property
     def fresh(self) -> list[Any]:
         """What :func:`begin` fills."""
-        return [self.panel, self.layer, self.facts]
+        return [self.panel, self.layer, self.facts, self.readers]
 
 
 def begin(n_layers: int) -> list[Any]:
     """Values for :attr:`PatchWordsView.fresh` when something new was asked: what was read of another answer goes."""
-    return [gr.update(value=WAITING), gr.update(value=0, maximum=max(1, n_layers - 1)), None]
+    return [
+        gr.update(value=WAITING, busy=""),
+        gr.update(value=0, maximum=max(1, n_layers - 1)),
+        None,
+        gr.update(value=UNREAD, busy=""),
+    ]
 
 
 def build_patch_words() -> PatchWordsView:
@@ -55,7 +70,12 @@ def build_patch_words() -> PatchWordsView:
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Read patches", size="sm", min_width=140, elem_id="words-start")
     panel = Panel(WAITING, elem_id="words-panel")
-    return PatchWordsView(layer, reading, stream, word, start, panel, gr.JSON(visible=False))
+    about = show_info("Who looks at it", ABOUT_READERS)
+    gr.HTML(f'<div class="vi-panel-head"><h3 class="vi-heading">Who looks at it</h3>{about}</div>')
+    with gr.Row(elem_classes="wi-buttons"):
+        who = gr.Button("Who looks at the selected token?", size="sm", min_width=240, elem_id="readers-start")
+    readers = Panel(UNREAD, elem_id="readers-panel")
+    return PatchWordsView(layer, reading, stream, word, start, panel, gr.JSON(visible=False), who, readers)
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,18 @@ class PatchWordsHandlers:
                 facts["found"] = describe_found(word, find_word(vlm, inspection, word, stream))
                 html = show_found(facts["found"], len(found.cells))
             html += show_patch_words(found, inspection.prompt.images, READINGS.get(reading, "nearest"))
-            return [gr.update(value=html), facts]
+            return [gr.update(value=html, busy=""), facts]
+        except InputError as error:
+            raise refuse(error) from error
+
+    def find_readers(self, page: Shown | None) -> Any:
+        """Which later tokens look at what is selected, as ``python -m inspector attention`` prints it."""
+        try:
+            if page is None:
+                raise InputError("There is no answer yet; press Ask first.")
+            first = page.selected if page.start is None else page.start
+            found = find_readers(self.store.get(page.model), page.inspection, page.selected, first=first)
+            return gr.update(value=show_readers(page.inspection.table, found), busy="")
         except InputError as error:
             raise refuse(error) from error
 
@@ -92,5 +123,13 @@ def wire_patch_words(view: PatchWordsView, store: ModelStore, shown: gr.State, d
         api_name="words",
         concurrency_id=Rank.TEST.place,
         concurrency_limit=1,
+        show_progress="minimal",
+    )
+    view.who.click(
+        demo.turns.run(Rank.TEST, handlers.find_readers),
+        shown,
+        view.readers,
+        api_name="readers",
+        concurrency_id=Rank.TEST.place,
         show_progress="minimal",
     )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
-from inspector.figures.payload import thumbnail_uri
-from inspector.images.image_file import SHELF
+from inspector.figures.payload import data_uri, thumbnail_uri
+from inspector.images.image_file import SHELF, PromptImage
 from inspector.row.ask import GenerationSettings
 from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.session import ModelStore
@@ -27,6 +28,11 @@ MAX_UPLOAD_MB = Bounds().file_bytes >> 20
 """Largest file that the server takes, in MiB; the page refuses larger ones before they are sent."""
 LONGEST, HOTTEST, WIDEST, NARROWEST = 128, 2, 100, 0.001
 """How far the form's sliders go: tokens, temperature, top-k, and top-p downwards."""
+EMBEDDED_NAME = "embedded"
+PHOTO_COLOURS = 1024
+"""A picture of 96 px with more colours is a photograph."""
+THUMB_PX = 22
+"""Height of an example's pictures in its button."""
 MAX_REFUSED = 12
 """So many refused files are named; the rest is counted."""
 
@@ -117,10 +123,25 @@ class PromptView:
         ]
 
 
+def show_thumbnails(images: Sequence[Image.Image]) -> str:
+    """The images side by side, as one small picture that stands in a button: declarations for its style."""
+    small = [image.resize((max(1, round(image.width * THUMB_PX / image.height)), THUMB_PX)) for image in images]
+    wide = sum(image.width + 2 for image in small) - 2
+    sheet, left = Image.new("RGBA", (wide, THUMB_PX)), 0
+    for image in small:
+        sheet.paste(image, (left, 0))
+        left += image.width + 2
+    return f"--wide:{wide}px;--thumbs:url({data_uri(sheet)})"
+
+
 def build_examples() -> tuple[gr.Button, ...]:
     """A strip of prompts that are ready to be looked at; one click fills everything in and asks."""
     with gr.Row(elem_classes="vi-examples"):
-        gr.HTML('<h2 class="vi-heading">Examples</h2>', elem_classes="vi-examples-title")
+        rules = "".join(
+            f".gradio-container #example-{example.name}{{{show_thumbnails(example.draw_images())}}}"
+            for example in EXAMPLES
+        )
+        gr.HTML(f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title")
         with gr.Row(elem_classes="vi-examples-line"):
             return tuple(
                 gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
@@ -128,11 +149,11 @@ def build_examples() -> tuple[gr.Button, ...]:
             )
 
 
-def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds) -> PromptView:
+def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bounds, model: gr.Dropdown) -> PromptView:
+    """``model``: the picker, which stands elsewhere."""
     # Above what scrolls, which would cut its note off.
     gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Prompt</h2>{show_info("Prompt", ABOUT)}</div>')
     with gr.Column(elem_classes="vi-prompt-body"):
-        model = gr.Dropdown(list(store.names), value=store.names[0], label="Model", visible=len(store.names) > 1)
         # The list's script lets files in: it looks for their fields inside this column.
         with gr.Column(elem_classes="vi-images"):
             gallery = gr.Gallery(
@@ -307,11 +328,12 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
     notes: list[tuple[str, ...]] = []
     pictures: list[str] = []
     sentences: list[str] = []
-    beyond: list[str] = []
+    photographed = False
+    left_out: list[str] = []
     pixels = 0
     for path in paths_of(gallery):
         if len(kept) == MAX_IMAGES:
-            beyond.append(f"“{Path(path).name}”")
+            left_out.append(f"“{Path(path).name}”")
             continue
         try:
             image = SHELF.find(path)
@@ -327,12 +349,36 @@ def plan_images(store: ModelStore, model: str, gallery: GalleryValue, bounds: Bo
         plans.append(plan)
         notes.append((*image.notes, *plan.notes))
         pictures.append(thumbnail_uri(image))
-    if beyond:
-        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+        photographed = photographed or is_photograph(image)
+    if left_out:
+        named = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
         sentences.append(
-            f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(beyond) == 1 else 'were'} left out."
+            f"At most {MAX_IMAGES} images fit one prompt; {named} {'was' if len(left_out) == 1 else 'were'} left out."
         )
-    return kept, show_plans([Path(path).name for path, _ in kept], plans, notes, pictures), show_notes(sentences)
+    beyond = say_beyond(store, model) if photographed and store.argument_of(model) == EMBEDDED_NAME else ""
+    names = [Path(path).name for path, _ in kept]
+    return kept, show_plans(names, plans, notes, pictures, beyond), show_notes(sentences)
+
+
+def is_photograph(image: PromptImage) -> bool:
+    """Whether a picture has more colours than drawn shapes and their soft edges have."""
+    picture = image.preview.convert("RGB")
+    picture.thumbnail((96, 96))
+    return picture.getcolors(PHOTO_COLOURS) is None
+
+
+def say_beyond(store: ModelStore, model: str) -> str:
+    """What the page can show of a photograph that its model can't name, and which model to pick."""
+    others = [name for name in store.names if name != model and store.argument_of(name) != EMBEDDED_NAME]
+    pick = (
+        f"pick {others[0]} under Models"
+        if others
+        else "start the app with --model HuggingFaceTB/SmolVLM-256M-Instruct (16 GB, no GPU)"
+    )
+    return (
+        "This model knows drawn shapes and nothing of photographs. The page still shows how a photograph is resized, "
+        f"cut and laid out in the row, and where attention goes; its answer will be a guess. To have it named, {pick}."
+    )
 
 
 def refuse_files(files: list[Any]) -> str:

@@ -1,4 +1,5 @@
-"""The right column above the tabs: answer, image viewer, readout, token strip."""
+"""What belongs to every tab: the answer above them, and the images, the selected token and the row of tokens, which the
+page's style sheet lays out as the open tab needs them (``widgets/layout.css``)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ ABOUT_ANSWER = (
     "right and not what it relied on."
 )
 
+EARLIER = (
+    '<p role="status"><b>for the earlier prompt</b> · <button type="button" class="vi-again">Ask again</button></p>'
+)
+"""Stands over what was drawn for a prompt that has been changed since."""
+
 
 @dataclass(frozen=True)
 class ResultsView:
@@ -26,17 +32,22 @@ class ResultsView:
     strip: TokenStrip
 
 
-def build_results() -> ResultsView:
+def build_answer() -> tuple[gr.HTML, gr.HTML, gr.HTML]:
+    """Answer, the line of what it looks at and needs, and what is left of the last one."""
     with gr.Column(elem_classes="vi-answer-panel"):
         about = show_info("Answer", ABOUT_ANSWER)
         gr.HTML(f'<div class="vi-panel-head"><h2 class="vi-heading">Answer</h2>{about}</div>')
         answer = gr.HTML(show_answer([]), elem_id="answer")
         looks = gr.HTML("", elem_id="looks-needs")
         former = gr.HTML("", elem_id="former-answer")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
-            viewer = ImageViewer(elem_id="viewer")
-        with gr.Column(scale=3, min_width=280):
-            readout = Readout(elem_id="readout")
+    # Shown by the page's script; the button presses Ask.
+    gr.HTML(EARLIER, elem_id="earlier")
+    return answer, looks, former
+
+
+def build_results(answer: gr.HTML, looks: gr.HTML, former: gr.HTML) -> ResultsView:
+    """Behind the tabs, whose titles come before what they show for whoever goes through the page by key."""
     strip = TokenStrip(elem_id="strip")
+    viewer = ImageViewer(elem_id="viewer")
+    readout = Readout(elem_id="readout")
     return ResultsView(answer, looks, former, viewer, readout, strip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds, format_bound, private_bounds, public_bounds
+from inspector.figures.markup import show_notes
 from inspector.figures.training import show_modules
 from inspector.persons import identify
 from inspector.runs.delivery import COMMAND
@@ -99,15 +101,17 @@ class TrainHandlers:
     reader: RecipeReader
     jobs: JobTable
 
-    def start(self, request: gr.Request, preset: str, upload: Upload | None, known: Any, *values: Any) -> list[Any]:
+    def start(self, request: gr.Request, preset: str, upload: Upload | None, known: Any, *values: Any) -> Iterator[Any]:
         known = read_person(known)
         try:
             found, recipe = self.reader.read(preset, upload, values)
             mine = upload.folder if upload is not None and found.data == UPLOAD else None
             shown = show_modules(self.reader.sizes(found, recipe))
-            return [shown, *self._follow_new(known, self.jobs.start(identify(request), recipe, mine))]
+            yield [shown, *self._follow_new(known, self.jobs.start(identify(request), recipe, mine)), ""]
         except InputError as error:
-            raise refuse(error, stays=True) from error
+            # Beside the button, one sentence however often it is pressed; a program gets it as an error.
+            yield {self.reader.form.note: show_notes([str(error)])}
+            raise refuse(error, seen=False) from error
 
     def teach(self, word: str, rgb: str, known: Any, request: gr.Request) -> list[Any]:
         known = read_person(known)
@@ -177,13 +181,14 @@ def wire_train(
     wire_run(run, jobs, timer, seen)
     wire_history(view.history, run, jobs, person)
     wire_result(result, store, jobs, prompt, run.job, form.fields["base"], demo)
-    handlers = TrainHandlers(reader, jobs)
     started: list[Any] = [run.job, person, view.history.history, view.history.overlay, *seen]
+    asked: list[Any] = [form.modules, *started, form.note]
+    handlers = TrainHandlers(reader, jobs)
     starting: dict[str, Any] = {"concurrency_limit": 1, "show_progress": "hidden"}
     form.start.click(
         handlers.start,
         [form.preset, form.upload, person, *form.fields.values()],
-        [form.modules, *started],
+        asked,
         api_name="train_start",
         **starting,
     )

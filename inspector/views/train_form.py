@@ -70,6 +70,7 @@ class TrainForm:
     check: gr.Button
     halt: gr.Button
     start: gr.Button
+    note: gr.HTML
     modules: gr.HTML
     reports: gr.HTML
 
@@ -150,9 +151,11 @@ def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
         check = gr.Button("Check: what trains, on what", size="sm", elem_id="train-check")
         halt = gr.Button("Stop checking", size="sm", visible=False, elem_id="train-halt")
         start = gr.Button("Start", size="sm", variant="primary", elem_id="train-start")
+    note = gr.HTML(elem_id="train-note")
     modules = gr.HTML(elem_id="train-modules")
     reports = gr.HTML(elem_id="train-reports")
-    return TrainForm(teach, word, rgb, preset, why, fields, file, gr.State(None), check, halt, start, modules, reports)
+    upload: gr.State = gr.State(None)
+    return TrainForm(teach, word, rgb, preset, why, fields, file, upload, check, halt, start, note, modules, reports)
 
 
 def _why(preset: str) -> str:

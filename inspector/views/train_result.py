@@ -49,13 +49,14 @@ def build_result() -> ResultView:
         compare = gr.Button("Compare before and after", size="sm", interactive=False, elem_id="train-compare")
         use = gr.Button("Use this model", size="sm", interactive=False, elem_id="train-use")
         export = gr.Button("Export", size="sm", min_width=80, interactive=False, elem_id="train-export")
-    result = gr.HTML(EMPTY, elem_id="train-result")
+    # Beside the button that makes it, above what may be long.
     files = gr.File(
         label="Checkpoint in nanoVLM's format, adapter, recipe, command",
         interactive=False,
         visible=False,
         elem_id="train-files",
     )
+    result = gr.HTML(EMPTY, elem_id="train-result")
     with gr.Accordion("Push to the hub", open=False, elem_id="train-hub-push"):
         with gr.Row():
             repository = gr.Textbox("", label="Repository, owner/name (made private)", min_width=180)
@@ -81,7 +82,7 @@ class ResultHandlers:
         try:
             recipe = self.jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
-            before = self.store.get_base(recipe.base, recipe.seed)
+            before = self.store.get_base(recipe)
             after = self.store.get_trainable(admit_run(self.store, self.jobs, job))
             yield show_comparison(None, None, "asking this page's prompt")
             for comparison in _compare_prompt(before, after, values, self.bounds):
@@ -91,7 +92,7 @@ class ResultHandlers:
                     measured = found
                 else:
                     yield show_comparison(comparison, None, found)
-            yield show_comparison(comparison, measured)
+            yield show_comparison(comparison, measured, over=True)
         except InputError as error:
             raise refuse(error, stays=True) from error
 

@@ -232,6 +232,8 @@ def wire_run(view: RunView, jobs: JobTable, timer: gr.Timer, seen: list[Any]) ->
     free: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     timer.tick(handlers.tick, [view.job, view.followed], seen, api_name="train_tick", **free)
     view.job.submit(handlers.follow, view.job, seen, api_name="train_open", **free)
+    # A chart that is drawn late, in a tab opened after a reload, has only got what is new since.
+    view.chart.missed(handlers.follow, view.job, seen, api_visibility="private", **free)
     view.pause.click(handlers.pause, view.job, seen, api_name="train_pause", **free)
     view.resume.click(handlers.resume, view.job, seen, api_name="train_resume", **free)
     view.stop.click(handlers.stop, view.job, seen, api_name="train_stop", **free)

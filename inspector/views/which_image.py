@@ -11,9 +11,11 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
+from inspector.experiments.image_edits import EditStudy
 from inspector.export.command_line import write_which_image
 from inspector.export.experiments import EXPERIMENTS, Experiment
 from inspector.export.report import ShownStudy, report, study
+from inspector.figures.image_edits import show_edits
 from inspector.figures.markup import show_notes
 from inspector.figures.which_image import (
     PANELS,
@@ -31,6 +33,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
+from inspector.views.folding import build_item
 from inspector.which_image.study import STEPS
 from inspector.widgets import Panel
 from model import InputError
@@ -95,6 +98,7 @@ class WhichImageView:
 
 
 def build_which_image() -> WhichImageView:
+    lab = lab_view.build_lab()
     gr.HTML(f'<p class="vi-caption">{INTRODUCTION}</p>')
     with gr.Row(elem_classes="wi-controls", equal_height=False):
         turn = gr.Radio([], label="Answer to explain", min_width=220, elem_id="which-turn")
@@ -118,26 +122,21 @@ def build_which_image() -> WhichImageView:
         )
     with gr.Row(elem_classes="wi-buttons"):
         start = gr.Button("Which image?", variant="primary", min_width=140, elem_id="which-start")
+        everything = gr.Button("Run all", min_width=90, elem_id="which-all")
         cancel = gr.Button("Cancel", min_width=80, elem_id="which-cancel")
+        make = gr.Button("Make report (HTML)", size="sm", min_width=140, elem_id="which-report")
+    file = gr.File(label="Report", interactive=False, visible=False, elem_id="which-report-file")
     note = gr.HTML(elem_id="which-note", elem_classes="wi-note")
     verdict = gr.HTML(show_verdict(None, FIRST), elem_id="which-verdict", apply_default_css=False)
     panels: dict[str, Panel] = {}
-    for keys in (("structure",), ("dependence", "matrix"), ("selection",), ("swaps",), ("attention",), ("checks",)):
-        with gr.Row(equal_height=False, elem_classes="wi-pair"):
-            for key in keys:
-                with gr.Column(min_width=320):
-                    panels[key] = _panel(key)
-    gr.HTML('<h3 class="vi-heading">More</h3>')
-    with gr.Row(elem_classes="wi-buttons"):
-        more = {
-            one.key: gr.Button(one.button, size="sm", min_width=90, elem_id=f"which-{one.key}") for one in EXPERIMENTS
-        }
-        everything = gr.Button("Run all", size="sm", min_width=90, elem_id="which-all")
-        make = gr.Button("Make report (HTML)", size="sm", min_width=140, elem_id="which-report")
-    file = gr.File(label="Report", interactive=False, visible=False, elem_id="which-report-file")
+    more: dict[str, gr.Button] = {}
+    for key in ("dependence", "matrix", "selection", "swaps", "attention", "structure", "checks"):
+        with build_item(key, PANELS[key].title, opened=key == "dependence"):
+            panels[key] = Panel(show_waiting(key, WAITING), elem_id=f"which-panel-{key}")
     for one in EXPERIMENTS:
-        panels[one.key] = Panel(show_waiting(one.key, one.waiting, one.text), elem_id=f"which-panel-{one.key}")
-    lab = lab_view.build_lab()
+        with build_item(one.key, one.text.title):
+            more[one.key] = gr.Button(one.button, size="sm", min_width=90, elem_id=f"which-{one.key}")
+            panels[one.key] = Panel(show_waiting(one.key, one.waiting, one.text), elem_id=f"which-panel-{one.key}")
     facts = gr.JSON(visible=False)
     study: gr.State = gr.State(None)
     running: gr.State = gr.State("")  # key of the experiment whose panel holds part of a result
@@ -161,18 +160,13 @@ def build_which_image() -> WhichImageView:
     )
 
 
-def _panel(key: str) -> Panel:
-    return Panel(show_waiting(key, WAITING), elem_id=f"which-panel-{key}")
-
-
 def begin(view: WhichImageView, store: ModelStore, model: str, inspection: Inspection) -> list[Any]:
     """Values for :attr:`WhichImageView.fresh` when something new was asked: the structure, which costs nothing, and
     nothing else that spoke of the answer before."""
     structure = read_structure(store, model, inspection)
-    answered = [question for question in structure.questions if is_answered(question)]
-    choices = [(f"{q.number}: {q.answer_text.strip() or '(empty)'}"[:40], q.number) for q in answered]
+    answered = list_answers(structure)
     updates: Updates = {
-        view.turn: gr.update(choices=choices, value=answered[-1].number if answered else None),
+        view.turn: gr.update(choices=answered, value=answered[-1][1] if answered else None),
         view.file: gr.update(value=None, visible=False),
         view.note: "",
         view.verdict: show_verdict(None, READY if answered else FIRST),
@@ -195,6 +189,12 @@ def _blank(key: str, sentence: str = "") -> Any:
 def read_structure(store: ModelStore, model: str, inspection: Inspection) -> RowStructure:
     apart = inspection.prompt.keeps_samples_apart
     return read_row(store.get(model), inspection, apart)
+
+
+def list_answers(structure: RowStructure) -> list[tuple[str, int]]:
+    """The choices of an answer to explain: its beginning, and its turn."""
+    answered = [question for question in structure.questions if is_answered(question)]
+    return [(f"{q.number}: {q.answer_text.strip() or '(empty)'}"[:40], q.number) for q in answered]
 
 
 def read_contrasts(typed: str) -> list[str]:
@@ -317,9 +317,13 @@ class WhichImageHandlers:
             updates[view.verdict] = show_verdict(None, STOPPED)
         return updates
 
-    def make_report(self, page: Shown | None, kept: ShownStudy | None, contrast: str, reference: str) -> Any:
+    def make_report(
+        self, page: Shown | None, kept: ShownStudy | None, edited: EditStudy | None, contrast: str, reference: str
+    ) -> Any:
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")
+        if edited is not None and edited.steps:
+            kept = kept.adding("edits", show_edits(edited, page.inspection), edited.to_json())
         try:
             command = self._repeat(page, kept.found.turn, contrast, reference)
             title = self.store.title_of(page.model)
@@ -343,8 +347,11 @@ class WhichImageHandlers:
         )
 
 
-def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, demo: GuardedBlocks) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`. A question of the same page ends what runs here."""
+def wire_which_image(
+    view: WhichImageView, store: ModelStore, shown: gr.State, edited: gr.State, demo: GuardedBlocks
+) -> None:
+    """``shown`` holds a :class:`inspector.session.Shown`, ``edited`` the page's edits of images, which the report tells
+    of. A question of the same page ends what runs here."""
     handlers = WhichImageHandlers(view, store, demo.bounds)
 
     def ranked(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
@@ -378,7 +385,6 @@ def wire_which_image(view: WhichImageView, store: ModelStore, shown: gr.State, d
         concurrency_limit=None,
         show_progress="hidden",
     )
-    view.report.click(
-        handlers.make_report, [shown, view.study, view.contrast, view.reference], view.file, api_name="which_report"
-    )
+    told: list[Any] = [shown, view.study, edited, view.contrast, view.reference]
+    view.report.click(handlers.make_report, told, view.file, api_name="which_report")
     lab_view.wire_lab(view.lab, store, shown, view.turn, demo)

@@ -130,6 +130,21 @@ def measure_exchange(case: Case, exchanges: ImageExchanges) -> ExchangeEffects |
     )
 
 
+def replace_all(case: Case, exchanges: ImageExchanges) -> tuple[float, ...]:
+    """Log p of each token of the answer with every image replaced, mean over the partners; these sum up to
+    :attr:`ExchangeEffects.replaced`."""
+    games, _ = plan_games(case)
+    target = case.target
+    ids = case.prefix_cache.ids[target.start : target.scored[1]]
+    partners = [exchanges.partners(image, games) for image in case.reachable]
+    numbers = [image.number for image in case.reachable]
+    replaced = (
+        {number: some[game].features for number, some in zip(numbers, partners, strict=True)} for game in range(games)
+    )
+    outcomes = case.prefix_cache.run([exchanges.of_ending(one, target, ids, target.scored) for one in replaced])
+    return tuple(np.mean([outcome.logprobs for outcome in outcomes], axis=0).tolist())
+
+
 def plan_games(case: Case) -> tuple[int, bool]:
     """(how many partners each image gets, whether every set of images is run)."""
     n = len(case.reachable)

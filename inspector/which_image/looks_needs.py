@@ -6,13 +6,12 @@ verdict's leave-one-out). The two need not be one image, and the line decides no
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from inspector.interventions.target import open_case
 from inspector.row.ask import Inspection
 from inspector.row.attention import AttentionMap
-from inspector.row.numbers import say
+from inspector.row.numbers import say, say_factor
 from inspector.which_image.image_effects import STRONG, measure_dependence
 from model import InspectableVLM
 
@@ -40,20 +39,9 @@ class LooksNeeds:
                 "“Which image?” tries other pictures in their places."
             )
         return (
-            f"{looked}; needs image {self.needs}: without it the answer is {name_factor(self.fall)} less likely "
+            f"{looked}; needs image {self.needs}: without it the answer is {say_factor(-self.fall)} "
             f"({say(self.fall)} nats)."
         )
-
-
-def name_factor(nats: float) -> str:
-    """“12 times”, “150,000 times”, as few digits as the number is good for."""
-    factor = math.exp(min(nats, 60.0))
-    digits = max(0, math.floor(math.log10(factor)) - 1)
-    return (
-        f"{round(factor, -digits):,.0f} times"
-        if factor < 1e9
-        else f"over {10 ** math.floor(math.log10(factor)):,} times"
-    )
 
 
 def is_quick(vlm: InspectableVLM, inspection: Inspection) -> bool:

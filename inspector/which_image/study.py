@@ -110,7 +110,7 @@ def study_answer(
         beside,
         verdict=judge(case, dependence),
         greedy_answer=case.text(case.greedy_ids),
-        seen=measure_seen(case, ablations),
+        seen=measure_seen(case, ablations, exchanges),
     )
     yield found
     matrix = measure_matrix(case, ablations, exchanges)

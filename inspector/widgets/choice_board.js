@@ -35,9 +35,18 @@ document.addEventListener("pointerup", () => {
 document.addEventListener("pointercancel", () => { sweep = null; });
 element.addEventListener("dragstart", (event) => event.preventDefault());
 element.addEventListener("click", (event) => {
+  const scissors = event.target.closest("[data-snip]");
+  if (scissors) trigger("snip", { thing: scissors.dataset.snip });
   const button = buttonOf(event);
   // After a drag that ended where it began there is a click too.
   if (!button || swept) return;
   turn(button, !isOn(button));
   tell();
 });
+// Which whole things are cut is the server's to say: a cut may be refused, or taken back elsewhere.
+const mark = () => {
+  const result = beside.querySelector("[data-cuts]"), lines = result ? JSON.parse(result.dataset.cuts) : [];
+  for (const one of element.querySelectorAll("[data-snip]")) turn(one, lines.includes(`${one.dataset.snip} -> later`));
+};
+const beside = element.closest(".row") || element;
+new MutationObserver(mark).observe(beside, { childList: true, subtree: true });

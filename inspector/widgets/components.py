@@ -1,4 +1,4 @@
-"""Three ``gr.HTML`` subclasses that share one selection: the token strip, the image viewer and the readout.
+"""``gr.HTML`` subclasses that share one selection: the token strip, the image viewer, the readout and others.
 
 Use::
 
@@ -96,8 +96,26 @@ class ImageViewer(_Widget):
     _name = "image_viewer"
 
 
+class HeadBoard(_Widget):
+    """All layers × heads: a map of one number of each that is the control, and a small map of each over the images.
+    ``data``: see :func:`inspector.figures.head_board.board_payload`. Triggers ``choose`` with ``{layer, head}``, −1 for
+    the mean, 120 ms after a person has chosen one."""
+
+    _name = "head_board"
+
+
 class Readout(_Widget):
     """All that is known of the selected token. Without ``data`` and ``heat`` of its own it reads those of the page's
     strip and viewer, so that nothing is sent twice."""
 
     _name = "readout"
+
+
+class EditBoard(_Widget):
+    """An image of the page's viewer with a rectangle on it, drawn, moved by keys or written into four fields, and what
+    is to be done there. Triggers ``draw``, without data, when any of that changes; ``window.vlmBus.edit`` is then the
+    edit in one line (see :mod:`inspector.experiments.image_edits`), "" without an image.
+
+    ``data``: ``{edited}``, sources of images to be shown instead of the viewer's, by index."""
+
+    _name = "edit_board"

@@ -3,7 +3,7 @@ const state = { images: [], heat: null, view: "resized", shown: null, grids: { t
 const ABOUT = "Each picture is resized and cut by the model's own rules; a cell is the square whose patches are put together into one image token, and its heat is the share of attention that token got. The encoder mixes all patches of a tile, so a token may carry what lies elsewhere in its tile, and heat doesn't say that the answer depends on it.";
 const GRIDS = [["tile", "tiles", "crops of the resized image that the encoder sees one by one"], ["token", "image tokens", "what one position of the row covers"], ["patch", "patches", "what the encoder cuts a tile into; several make one image token"]];
 
-const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"]], state.view, (view) => { state.view = view; draw(); });
+const views = switcher("Show the images", "vlm-view", [["resized", "as the model sees it", "resized and stretched to whole tiles"], ["original", "as uploaded", "in its own proportions; the grids are laid over it"], ["apart", "apart", "tile by tile, as the encoder gets them"]], state.view, (view) => { state.view = view; draw(); });
 const tabs = el("div", { class: "vlm-tabs", role: "tablist", "aria-label": "Images" });
 const grids = el("div", { class: "vlm-checks", role: "group", "aria-label": "Grids" }, ...GRIDS.map(([grid, name, gloss]) => {
   const input = el("input", { type: "checkbox", onchange: () => { state.grids[grid] = input.checked; paintAll(); } });
@@ -12,14 +12,14 @@ const grids = el("div", { class: "vlm-checks", role: "group", "aria-label": "Gri
 }));
 const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity, "aria-label": "Opacity of the heat", oninput: () => { state.opacity = Number(slider.value); stage.style.setProperty("--opacity", state.opacity); } });
 const heatTools = el("div", { class: "vlm-legend" });
-const heatBar = el("span", { class: "vlm-key" }), heatNote = el("span", { class: "vlm-key" });
+const heatBar = el("span", { class: "vlm-key" }), heatNote = el("span", { class: "vlm-note-line" });
 heatTools.append(heatBar, el("label", { class: "vlm-key" }, "heat over the image", slider), heatNote);
 const stage = el("div", { class: "vlm-stage", id: `vlm-stage-${Math.random().toString(36).slice(2, 8)}` });
 stage.style.setProperty("--opacity", state.opacity);
 const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
 const tip = tooltip();
 const tools = el("div", { class: "vlm-tools" }, grids);
-root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Images"), info("Images", ABOUT), tabs, views.node), tools, heatTools, stage, spoken, tip.box);
+root.append(el("div", { class: "vlm-head" }, el("h3", {}, "Images"), info("Images", ABOUT), tabs, views.node, tools), stage, heatTools, spoken, tip.box);
 
 // ---- drawing
 
@@ -33,7 +33,7 @@ function draw() {
     return;
   }
   const shown = state.shown === null ? state.images : state.images.filter((image) => image.index === state.shown);
-  stage.className = `vlm-stage vlm-n${Math.min(shown.length, 3)}`;
+  stage.className = `vlm-stage vlm-n${Math.min(shown.length, 4)}`;
   stage.replaceChildren(...shown.map(card));
   paintAll();
 }
@@ -62,14 +62,26 @@ tabs.addEventListener("keydown", (event) => {
 function card(image) {
   const [w, h] = image.original_size, [rw, rh] = image.resized_size, [rows, cols] = image.grid, [l, t, r, b] = image.seen || [0, 0, w, h], stretch = rw / (r - l) / (rh / (b - t));
   const cut = image.tiles.filter((tile) => tile.row !== null), thumb = image.tiles.find((tile) => tile.row === null);
-  const facts = [`${w}×${h} → ${rw}×${rh} px`, rows * cols === 1 ? "1 tile" : `${rows}×${cols} tiles${thumb ? " + thumbnail" : ""}`, `${grouped(image.tiles.reduce((sum, tile) => sum + tile.cells[0] * tile.cells[1], 0))} image tokens`];
-  if (Math.abs(stretch - 1) > 0.005) facts.push(`stretched ×${(stretch > 1 ? stretch : 1 / stretch).toFixed(2)} ${stretch > 1 ? "in width" : "in height"}`);
+  const tokens = grouped(image.tiles.reduce((sum, tile) => sum + tile.cells[0] * tile.cells[1], 0)), grid = rows * cols === 1 ? "1 tile" : `${rows}×${cols} tiles${thumb ? " + thumbnail" : ""}`;
+  // From the file to the row: by which rule it was resized, and how many tiles the model would take at the most.
+  const rule = Math.abs(stretch - 1) > 0.005 ? `stretched ×${(stretch > 1 ? stretch : 1 / stretch).toFixed(2)} ${stretch > 1 ? "in width" : "in height"} to` : "to";
+  const facts = [`${w}×${h}`, `${rw}×${rh} px (${rule} whole tiles of ${image.tile_px.join("×")})`, image.limit ? `${grid} (${image.limit})` : grid, `${tokens} image tokens`];
   const share = el("span", { class: "vlm-share" });
-  const caption = el("figcaption", {}, badge(image.index), el("span", { class: "vlm-name" }, image.name), share, el("div", { class: "vlm-facts" }, facts.join(" · ")));
+  const caption = el("figcaption", {}, badge(image.index), el("span", { class: "vlm-name" }, image.name), share, el("div", { class: "vlm-facts" }, facts.join(" → ")));
   for (const note of image.notes || []) caption.append(el("div", { class: "vlm-facts" }, note));
   const pictures = el("div", { class: "vlm-pictures" });
-  const seen = state.view === "resized", size = seen ? [rw, rh] : [w, h];
-  pictures.append(frame(image, seen ? image.resized : image.original, cut.length ? cut : image.tiles, cut.length ? rows : 1, cut.length ? cols : 1, size, seen ? "as the model sees it" : "as uploaded"));
+  const seen = state.view !== "original", size = seen ? [rw, rh] : [w, h];
+  if (state.view === "apart" && cut.length > 1) {
+    const apart = el("div", { class: "vlm-apart" });
+    apart.style.cssText = `--cols:${cols};--ratio:${rw / rh}`;
+    for (const tile of cut) {
+      const one = frame(image, image.resized, [tile], 1, 1, image.tile_px, `tile ${tile.name}`);
+      // The whole picture, moved so that this tile lies in the frame.
+      one.querySelector("img").style.cssText = `width:${100 * cols}%;height:${100 * rows}%;max-width:none;left:${-100 * tile.col}%;top:${-100 * tile.row}%;right:auto;bottom:auto`;
+      apart.append(el("div", { class: "vlm-tile" }, one, el("div", { class: "vlm-facts" }, tile.name)));
+    }
+    pictures.append(apart);
+  } else pictures.append(frame(image, seen ? image.resized : image.original, cut.length ? cut : image.tiles, cut.length ? rows : 1, cut.length ? cols : 1, size, seen ? "as the model sees it" : "as uploaded"));
   if (thumb) pictures.append(el("div", { class: "vlm-side" }, frame(image, image.thumbnail || image.resized, [thumb], 1, 1, [1, 1], "thumbnail"), el("div", { class: "vlm-facts" }, "thumbnail")));
   const figure = el("figure", { class: "vlm-card" + (image.index >= IMAGE_COLOURS.length ? " vlm-again" : "") }, caption, pictures);
   figure.style.setProperty("--image", imageColour(image.index));
@@ -95,7 +107,7 @@ function frame(image, source, tiles, rows, cols, size, what) {
     const d = gridPath(nx, ny);
     svg.append(el("svg:path", { class: `vlm-halo g-${grid}`, d }), el("svg:path", { class: `vlm-grid g-${grid}`, d }));
   }
-  const ring = (css) => ["vlm-ring-out", "vlm-ring-in"].map((part) => svg.appendChild(el("svg:rect", { class: `${part} ${css}`, width: 1 / across, height: 1 / down })));
+  const ring = (css) => ["vlm-ring-out", "vlm-ring-in"].map((part) => svg.appendChild(el("svg:rect", { class: `${part} ${css}` })));
   if (what === "as uploaded" && image.seen) {
     // The model gets a part of the picture only: grids and heat lie over that part, and the rest is darkened.
     const [l, t, r, b] = image.seen, place = `inset:auto;left:${(100 * l) / size[0]}%;top:${(100 * t) / size[1]}%;width:${(100 * (r - l)) / size[0]}%;height:${(100 * (b - t)) / size[1]}%`;
@@ -130,7 +142,7 @@ function frame(image, source, tiles, rows, cols, size, what) {
   heat.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") move(at(event), false); });
   heat.addEventListener("pointerleave", () => move(null));
   heat.addEventListener("blur", () => move(null));
-  heat.addEventListener("click", (event) => select(positionOf(own, ...at(event))));
+  heat.addEventListener("click", (event) => select(positionOf(own, ...at(event)), event.shiftKey));
   heat.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const way = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], clamp = (v, top) => Math.min(top - 1, Math.max(0, v));
@@ -143,15 +155,16 @@ function frame(image, source, tiles, rows, cols, size, what) {
   return box;
 }
 let timer = null;
-function select(position) {
-  selectPosition(position, "viewer");
+function select(position, extend) {
+  const stretch = extend && bus.position !== null && bus.position !== position ? [Math.min(bus.position, position), Math.max(bus.position, position)] : null;
+  selectPosition(position, "viewer", stretch);
   clearTimeout(timer);
   timer = setTimeout(() => trigger("select", { position }), 120);
 }
 function heatText(p) {
   const heat = heatNow();
   if (!heat || p >= heat.values.length) return null;
-  return isUnseen(heat, p) ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`;
+  return shareText(heat, p);
 }
 const heatNow = () => state.heat || bus.heat;
 
@@ -162,12 +175,22 @@ function positionOf(own, row, col) {
 }
 function cellOf(own, position) {
   const cell = findCell([own.image], position), index = cell ? own.tiles.indexOf(cell.tile) : -1, [high, wide] = own.tiles[0].cells;
-  return index < 0 ? null : [Math.floor(index / own.cols) * high + cell.row, (index % own.cols) * wide + cell.col];
+  if (index >= 0) return [Math.floor(index / own.cols) * high + cell.row, (index % own.cols) * wide + cell.col];
+  const tile = own.tiles.indexOf(tileOf(position, own.image));
+  return tile < 0 ? null : [Math.floor(tile / own.cols) * high, (tile % own.cols) * wide, high, wide];
 }
+// The tile that a marker in the row speaks of, or null.
+function tileOf(position, image) {
+  const span = position === null || !bus.row || position >= bus.row.n ? null : bus.row.spanOf(position);
+  return span && span.kind === "region" && span.image === image.index && span.tile !== null ? image.tiles[span.tile] : null;
+}
+// ``cell`` is row and column, and how many of each where it is more than one.
 function place(own, rings, cell) {
   for (const rect of rings) {
     rect.style.display = cell ? "" : "none";
-    if (cell) { rect.setAttribute("x", cell[1] / own.across); rect.setAttribute("y", cell[0] / own.down); }
+    if (!cell) continue;
+    const [row, col, high = 1, wide = 1] = cell, sides = { x: col / own.across, y: row / own.down, width: wide / own.across, height: high / own.down };
+    for (const [name, value] of Object.entries(sides)) rect.setAttribute(name, value);
   }
 }
 
@@ -229,22 +252,21 @@ function paintAll() {
   if (!fits) return;
   let total = 0;
   for (const image of state.images) {
-    let share = 0;
-    for (const tile of image.tiles) share += sumOf(heat.values, tile.start, endOf(tile));
+    const share = gather(heat, ...image.tiles.map((tile) => [tile.start, endOf(tile)]));
     total += share;
     const node = stage.querySelector(`[data-image="${image.index}"] .vlm-share`);
     if (node) node.textContent = formatPercent(share);
   }
   heatBar.replaceChildren(heatKey(hottest(heat)[0].share));
-  heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label} · ${formatPercent(total)} of it goes to images`;
+  heatNote.title = heatNote.textContent = `attention of ${whoseRow(heat)}; ${heat.label}` + (heat.readers ? " · on an image: the mean of its tokens" : ` · ${formatPercent(total)} of it goes to images`);
 }
 
 // ---- what comes in
 
 listen("vlm:select", ({ position, origin }) => {
-  const cell = findCell(state.images, position);
+  const cell = findCell(state.images, position), image = cell ? cell.image : state.images.find((one) => tileOf(position, one));
   // A cell of an image that isn't shown brings that image up; "all" shows every one already.
-  if (cell && state.shown !== null && state.shown !== cell.image.index && origin !== "server") { state.shown = cell.image.index; draw(); return; }
+  if (image && state.shown !== null && state.shown !== image.index && origin !== "server") { state.shown = image.index; draw(); return; }
   for (const own of state.frames) place(own, own.sel, cellOf(own, position));
 });
 listen("vlm:hover", ({ position, origin }) => {

@@ -28,7 +28,9 @@ function take(text) {
   if (!text || text === last) return;
   last = text;
   const message = decode(text);
-  if (message.fresh || message.key !== shown.key) { shown = blank(); cursor = null; }
+  // What came before this chart was on the page went by unseen: the whole is asked for.
+  if (!message.fresh && message.key !== shown.key) { trigger("missed", {}); return; }
+  if (message.fresh) { shown = blank(); cursor = null; }
   shown.key = message.key;
   if (message.runs) {
     shown.curves = message.runs.map((run, i) => ({ name: run.name, colour: IMAGE_COLOURS[i % IMAGE_COLOURS.length], train: run.train, held: run.held }));
@@ -68,9 +70,10 @@ function draw() {
   const values = shown.curves.flatMap((c) => [...c.train.map((p) => p[what]), ...(what === 1 ? c.held.map((p) => p[1]) : [])]).filter((v) => v !== null && v !== undefined && (!logarithmic || v > 0));
   if (!values.length) return;
   const map = (v) => (logarithmic ? Math.log10(Math.max(v, 1e-9)) : v);
-  const sorted = [...values].sort((a, b) => a - b);
-  // A spike at the very top must not flatten the rest: the scale ends above 99 % of the points.
-  let high = map(Math.max(sorted[Math.ceil(0.99 * (sorted.length - 1))] * 1.05, 1e-9)), low = logarithmic ? map(sorted[0]) : 0;
+  // A spike at the very top must not flatten the rest: the scale ends above 99 % of each curve's points.
+  const sorted = (points) => points.filter((v) => v !== null && v !== undefined).sort((a, b) => a - b);
+  const tops = shown.curves.flatMap((c) => [sorted(c.train.map((p) => p[what])), what === 1 ? sorted(c.held.map((p) => p[1])) : []]).filter((all) => all.length).map((all) => all[Math.ceil(0.99 * (all.length - 1))]);
+  let high = map(Math.max(Math.max(...tops) * 1.05, 1e-9)), low = logarithmic ? map(Math.min(...values)) : 0;
   if (high <= low) high = low + 1e-6;
   const first = 0, span = Math.max(1, shown.total), x = (s) => left + ((s - first) / span) * (right - left), y = (v) => Math.max(top, bottom - ((map(v) - low) / (high - low)) * (bottom - top));
   pen.lineWidth = 1; pen.strokeStyle = rule; pen.fillStyle = sub; pen.textAlign = "right"; pen.textBaseline = "middle";

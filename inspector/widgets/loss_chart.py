@@ -11,6 +11,7 @@ class LossChart(_Widget):
     ``data`` is one message (see :func:`inspector.figures.training.chart_payload`): ``key`` names the run, ``fresh``
     begins anew, ``train`` are [step, loss, learning rate, gradient norm] and ``held`` [step, loss] to append, ``total``
     the steps of the whole; or ``runs``, each with ``name``, ``train`` and ``held``. Keys: arrows read the curve.
+    Triggers ``missed``, without data, where a message goes on from points that never came here.
     """
 
     _name = "loss_chart"

@@ -28,6 +28,54 @@
       setTimeout(() => number.classList.remove("vi-copied"), 1200);
     }, () => {});
   });
+  // A list of contents has one item open. What was pressed stays where it is when one above it closes.
+  const fold = (item, open) => {
+    item.dataset.fold = open ? "open" : "closed";
+    item.querySelector(".wi-fold").setAttribute("aria-expanded", String(open));
+  };
+  document.addEventListener("click", (event) => {
+    const title = event.target.closest(".wi-fold"), item = event.target.closest(".wi-item");
+    if (!item || !(title || event.target.closest(".wi-item > button"))) return;
+    const open = !title || title.getAttribute("aria-expanded") !== "true", before = item.getBoundingClientRect().top;
+    for (const other of document.querySelectorAll(".wi-item")) if (other !== item) fold(other, false);
+    fold(item, open);
+    scrollBy(0, item.getBoundingClientRect().top - before);
+  });
+  // What is drawn belongs to the prompt that was asked. From the first edit on it steps back and says so, and when the
+  // edit is undone it comes forward again. What an example brings is asked as it comes.
+  const typed = (selector) => [...document.querySelectorAll(selector)].map((one) => (one.type === "radio" || one.type === "checkbox" ? one.checked : one.value));
+  const written = () => JSON.stringify([
+    [...document.querySelectorAll("#plans li")].map((row) => row.querySelector("b").textContent + row.querySelector("img").src),
+    typed(".vi-prompt [id^=question-] :is(textarea, input)"), typed(".vi-prompt [id^=answer-] :is(textarea, input)"),
+    typed("#layout input"), typed("#document-mask input"), typed("#model input"),
+  ]);
+  let pressed = null, asked = null, row = null;
+  const compare = () => {
+    const results = document.querySelector(".vi-results");
+    if (!results || asked === null) return;
+    const earlier = written() !== asked;
+    if (results.hasAttribute("data-earlier") !== earlier) results.toggleAttribute("data-earlier", earlier);
+  };
+  let due = 0;
+  const later = () => { cancelAnimationFrame(due); due = requestAnimationFrame(compare); };
+  document.addEventListener("vlm:data", () => {
+    const shown = window.vlmBus.row && window.vlmBus.row.key;
+    if (!shown || shown === row) return;
+    row = shown;
+    asked = pressed || written();
+    pressed = null;
+    later();
+  });
+  for (const name of ["input", "change"]) document.addEventListener(name, later);
+  new MutationObserver(later).observe(document.body, { childList: true, subtree: true });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#ask")) pressed = written();
+    else if (event.target.closest(".vi-examples button") || event.target.closest(".vi-lessons")) pressed = null;
+    else if (event.target.closest(".vi-again")) document.querySelector("#ask").click();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && event.target.closest("[id^=question-]")) pressed = written();
+  });
   // The column ends at the window's foot, however much of the header and the examples still stands above it.
   const fit = () => {
     const column = document.querySelector(".vi-prompt");
@@ -35,7 +83,12 @@
     const above = `${Math.max(8, Math.ceil(column.parentElement.getBoundingClientRect().top))}px`;
     if (column.style.getPropertyValue("--vi-above") !== above) column.style.setProperty("--vi-above", above);
   };
-  new ResizeObserver(fit).observe(document.body);
+  // What sticks to the window's top stands below the text of a lesson.
+  const lower = () => {
+    const said = document.querySelector("#lesson-text:has(.vi-lesson)");
+    document.documentElement.style.setProperty("--vi-top", `${said ? said.offsetHeight : 0}px`);
+  };
+  new ResizeObserver(() => { fit(); lower(); }).observe(document.body);
   addEventListener("resize", fit);
   addEventListener("scroll", fit, { passive: true });
 }

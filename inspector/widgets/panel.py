@@ -15,12 +15,11 @@ class Panel(gr.HTML):
     leaves the result as it is; ``note`` is said there for good."""
 
     def __init__(self, value: str = "", *, busy: str = "", note: str = "", **others: Any) -> None:
-        # An update of other properties can come without the note.
-        note_of = '${typeof note === "undefined" ? "" : note}'
+        # An update of other properties can come without these, as to a panel in a tab that wasn't open yet.
+        busy_of, note_of = (f'${{typeof {name} === "undefined" ? "" : {name}}}' for name in ("busy", "note"))
         fixed = {
-            "html_template": '<p class="wi-busy" role="status">${busy}</p><p class="vi-caption">'
-            + note_of
-            + "</p>${value}",
+            "html_template": f'<p class="wi-busy" role="status">{busy_of}</p><p class="vi-caption">{note_of}</p>'
+            "${value}",
             "js_on_load": None,
             "apply_default_css": False,
         }
@@ -29,7 +28,8 @@ class Panel(gr.HTML):
 
 class ChoiceBoard(gr.HTML):
     """HTML whose buttons with a ``data-thing`` can be switched on and off. Triggers ``choose`` with ``{things}``, the
-    list of all that are on, in the order of the page."""
+    list of all that are on, in the order of the page. A button with a ``data-snip`` triggers ``snip`` with ``{thing}``
+    and is pressed while the result beside it says in its ``data-cuts`` that this is cut from all behind it."""
 
     def __init__(self, value: str = "", **others: Any) -> None:
         super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), apply_default_css=False, **others)

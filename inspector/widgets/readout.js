@@ -55,7 +55,7 @@ function draw() {
   if (!Number.isNaN(loss)) add(...line("loss", "−ln p of this token, given all before it", copyable(loss.toFixed(3), "loss"), note(`nats, p = ${Math.exp(-loss).toPrecision(3)}`)));
   if (heat && heat.values.length === row.n) {
     const shares = sharesByImage(row, heat);
-    add(...line("attention", heat.label, isUnseen(heat, p) ? note(`none: token ${heat.from} comes before it`) : copyable(formatShare(heat.values[p]), "attention"), isUnseen(heat, p) ? null : note(`of token ${heat.from}'s, ${formatPercent(heat.values[p])}`)));
+    add(...line("attention", heat.label, isUnseen(heat, p) ? note(`none: ${shareText(heat, p)}`) : copyable(formatShare(heat.values[p]), "attention"), isUnseen(heat, p) ? null : note(heat.readers ? `of its own goes to ${whose(heat)}, ${formatPercent(heat.values[p])}` : `of the attention of ${whose(heat)}, ${formatPercent(heat.values[p])}`)));
     parts.push(list);
     if (shares.size) {
       let total = 0;
@@ -67,7 +67,7 @@ function draw() {
         fill.style.cssText = `width:${(100 * share) / Math.max(top, 0.0001)}%;--image:${imageColour(image)}`;
         bars.append(badge(image), el("span", { class: "vlm-track" }, fill), copyable(formatShare(share), `image ${image + 1}`));
       }
-      parts.push(el("div", { class: "vlm-cap" }, `attention of ${whoseRow(heat)}; ${heat.label}: ${formatPercent(total)} goes to images, ${formatPercent(Math.max(0, 1 - total))} to text and markers`), bars);
+      parts.push(el("div", { class: "vlm-cap" }, `attention of ${whoseRow(heat)}; ${heat.label}` + (heat.readers ? ": mean over each image's tokens" : `: ${formatPercent(total)} goes to images, ${formatPercent(Math.max(0, 1 - total))} to text and markers`)), bars);
     }
   } else parts.push(list);
   body.replaceChildren(...parts);

@@ -4,6 +4,7 @@
 const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#A23E8C"];
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
+bus.stretch = bus.stretch || null; // [first, last] where several tokens are selected
 
 if (!document.getElementById("vlm-style")) {
   const sheet = document.createElement("style");
@@ -16,8 +17,9 @@ if (!document.getElementById("vlm-style")) {
   });
 }
 
-function selectPosition(position, origin) {
+function selectPosition(position, origin, stretch = null) {
   bus.position = position;
+  bus.stretch = stretch;
   document.dispatchEvent(new CustomEvent("vlm:select", { detail: { position, origin } }));
 }
 const hoverPosition = (position, origin) => document.dispatchEvent(new CustomEvent("vlm:hover", { detail: { position, origin } }));
@@ -63,29 +65,43 @@ function readRow(data) {
 }
 
 // Shares arrive as half-precision numbers: two bytes each, exact to three digits.
-function readHeat(text) {
-  const heat = decode(text);
-  if (!heat) return null;
-  const bytes = atob(heat.values), values = new Float32Array(bytes.length >> 1);
-  let top = 0;
+function readHalves(text) {
+  const bytes = atob(text), values = new Float32Array(bytes.length >> 1);
   for (let i = 0; i < values.length; i++) {
     const half = bytes.charCodeAt(2 * i) | (bytes.charCodeAt(2 * i + 1) << 8), exponent = (half >> 10) & 31, fraction = half & 1023;
     values[i] = (half & 0x8000 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
-    top = Math.max(top, values[i]);
   }
-  // Half precision may round the largest share up; only a real excess counts as beyond the scale.
-  return { values, max: heat.max, shared: heat.shared, label: heat.label, from: heat.from, selected: heat.selected === undefined ? heat.from : heat.selected, clipped: top > heat.max * 1.002 };
+  return values;
 }
-// A later token, unless the two see one another, as those of an image do in some models.
-const isUnseen = (heat, p) => p > heat.from && !heat.values[p];
+function readHeat(text) {
+  const heat = decode(text);
+  if (!heat) return null;
+  const values = readHalves(heat.values), top = values.reduce((most, one) => Math.max(most, one), 0);
+  // Half precision may round the largest share up; only a real excess counts as beyond the scale.
+  return { values, max: heat.max, shared: heat.shared, label: heat.label, readers: !!heat.readers, from: heat.from, first: heat.first === undefined ? heat.from : heat.first, selected: heat.selected === undefined ? heat.from : heat.selected, clipped: top > heat.max * 1.002 };
+}
+// Heat is what a token, or a stretch of them on average, gives to each position; of readers, what each position gives to it.
+const whose = (heat) => (heat.first < heat.from ? `tokens ${heat.first}–${heat.from}` : `token ${heat.from}`);
+// A later token (of readers: an earlier one), unless the two see one another, as those of an image do in some models.
+const isUnseen = (heat, p) => (heat.readers ? p < heat.first : p > heat.from) && !heat.values[p];
+const shareText = (heat, p) => (heat.readers
+  ? isUnseen(heat, p) ? `before ${whose(heat)}, which it can't see` : `${formatShare(heat.values[p])} of its attention goes to ${whose(heat)}`
+  : isUnseen(heat, p) ? `after ${whose(heat)}, which can't see it` : `${formatShare(heat.values[p])} of the attention of ${whose(heat)}`);
+// A folded run of which nothing is seen.
+const isRunUnseen = (heat, span) => isUnseen(heat, heat.readers ? span.stop - 1 : span.start) && !gather(heat, [span.start, span.stop]);
 // Whose attention it is, in words: a token of the answer was chosen by the output of the row before it.
-const whoseRow = (heat) => `token ${heat.from}` + (heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");
-const sumOf = (values, start, stop) => { let sum = 0; for (let p = start; p < stop; p++) sum += values[p]; return sum; };
-// Sum of shares that goes to each image, by its index.
+const whoseRow = (heat) => (heat.readers ? `all later tokens to ${whose(heat)}` : whose(heat)) + (!heat.readers && heat.first === heat.from && heat.selected === heat.from + 1 ? `, whose output chose token ${heat.selected}` : "");
+// Of one run or several [start, stop]: shares of one token's attention add up, those of many readers have a mean.
+function gather(heat, ...runs) {
+  let sum = 0, count = 0;
+  for (const [start, stop] of runs) { count += stop - start; for (let p = start; p < stop; p++) sum += heat.values[p]; }
+  return heat.readers ? sum / Math.max(count, 1) : sum;
+}
+// What goes to (of readers: comes from) each image, by its index.
 function sharesByImage(row, heat) {
-  const shares = new Map();
-  for (const span of row.spans) if (span.kind === "image") shares.set(span.image, (shares.get(span.image) || 0) + sumOf(heat.values, span.start, span.stop));
-  return shares;
+  const runs = new Map();
+  for (const span of row.spans) if (span.kind === "image") runs.set(span.image, [...(runs.get(span.image) || []), [span.start, span.stop]]);
+  return new Map([...runs].map(([image, own]) => [image, gather(heat, ...own)]));
 }
 
 // Viridis at nine points (Smith & van der Walt 2015), linear in between; 256 steps are told apart by nobody.
@@ -179,7 +195,7 @@ function summarise(row, heat, images, p) {
     cell ? `covers ${boxText(cell.box)} of the original` : null,
     `label ${row.trained[p] ? row.ids[p] : "−100, ignored"} · attention mask ${row.masked[p] ? 0 : 1}` + (Number.isNaN(row.loss[p]) ? "" : ` · loss ${row.loss[p].toFixed(3)} nats`),
     next === null ? null : row.trained[next] ? `must predict ${visibleText(row.text(next))} at ${next}` : `followed by ${row.spanOf(next).kind === "image" ? "an image token" : visibleText(row.text(next))}; not trained on it`,
-    heat && heat.values.length === row.n ? (isUnseen(heat, p) ? `after token ${heat.from}, which can't see it` : `${formatShare(heat.values[p])} of token ${heat.from}'s attention`) : null,
+    heat && heat.values.length === row.n ? shareText(heat, p) : null,
   ];
 }
 const DARK = () => document.body.classList.contains("dark");

@@ -11,6 +11,7 @@ function ask() {
 }
 // Far above still counts: what stands below may be tall.
 new IntersectionObserver((entries) => { near = entries[entries.length - 1].isIntersecting; ask(); }, { rootMargin: "1000px 0px 200px" }).observe(element);
-// What is new grows for a moment, until its pictures have come, and may push this line out of sight.
-listen("vlm:data", () => { dim(); clearTimeout(timer); timer = setTimeout(ask, 200); });
+// A new row grows for a moment, until its pictures have come, and may push this line out of sight; new heat doesn't.
+let row = null;
+listen("vlm:data", () => { dim(); clearTimeout(timer); timer = setTimeout(ask, row === bus.row ? 0 : 200); row = bus.row; });
 watch(Object.keys({ data: 0 }), () => { drawn = asked; dim(); });

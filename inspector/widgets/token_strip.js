@@ -17,7 +17,7 @@ const found = el("span", { class: "vlm-found", role: "status" });
 const unfold = el("button", { type: "button", class: "vlm-plain", onclick: toggleAll }, "unfold all");
 const legend = el("div", { class: "vlm-legend" });
 const map = el("canvas", { class: "vlm-map", "aria-hidden": "true", title: "the whole row; click to go there" });
-const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. Arrows move the selection, Enter opens or closes a run, Escape clears", "aria-orientation": "horizontal" });
+const line = el("div", { class: "line", role: "toolbar", "aria-label": "Tokens. Arrows move the selection, with Shift they select a stretch, Enter opens or closes a run, Escape clears", "aria-orientation": "horizontal" });
 const spoken = el("div", { class: "vlm-spoken", "aria-live": "polite" });
 const tip = tooltip();
 const tools = el("div", { class: "vlm-tools" }, modes.node, el("span", { class: "vlm-finder" }, find, found), unfold);
@@ -134,7 +134,7 @@ function paintAll() {
     const small = node.querySelector("canvas"), pen = small.getContext("2d"), pixels = pen.createImageData(small.width, small.height);
     for (let k = 0; k < span.stop - span.start; k++) { pixels.data.set(viridis(heat.values[span.start + k] / heat.max), 4 * k); pixels.data[4 * k + 3] = 255; }
     pen.putImageData(pixels, 0, 0);
-    node.querySelector(".vlm-sum").textContent = formatShare(sumOf(heat.values, span.start, span.stop));
+    node.querySelector(".vlm-sum").textContent = isRunUnseen(heat, span) ? "unseen" : formatShare(gather(heat, [span.start, span.stop]));
   }
   drawLegend();
   drawMap();
@@ -144,14 +144,14 @@ function paintAll() {
 function drawLegend() {
   const { row, mode, heat } = state, items = [];
   const key = (css, text) => el("span", { class: "vlm-key" }, el("i", { class: css }, css === "k-image" || css === "k-region" ? "" : null), text);
-  const note = (text) => el("span", { class: "vlm-key" }, text);
+  const note = (text, css) => el("span", { class: css || "vlm-key" }, text);
   if (mode === "kind") {
     for (const [kind, name] of Object.entries(KINDS)) if (row.spans.some((span) => span.kind === kind)) items.push(key(`k-${kind}`, name));
     if (row.spans.some((span) => span.kind === "image")) items.push(note("tiles and their markers in the image's colour"));
   } else if (mode === "label") items.push(key("trained", "trained on"), key("vlm-ignored", "label −100, ignored"), note("→ what the loss wants predicted there: the token after it"));
   else if (mode === "mask") items.push(key("seen", "1, attended to"), key("masked", "0, nothing attends to it"));
   else if (mode === "loss") items.push(row.topLoss ? colourBar(row.topLoss, "nats", false) : note("No token of this row has a loss."), note(row.topLoss ? "−ln p of each token given all before it; plain: nothing predicts it, or not worth scoring" : ""));
-  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of the attention of ${whoseRow(heat)}, ${heat.label}; on a folded run its sum${heat.clipped ? "; brightest: beyond the scale" : ""}`));
+  else if (heat) items.push(colourBar(heat.max, "of 1", heat.clipped), note(`share of the attention of ${whoseRow(heat)}, ${heat.label}; on a folded run its ${heat.readers ? "mean" : "sum"}${heat.clipped ? "; brightest: beyond the scale" : ""}`, "vlm-note-line"));
   else items.push(note("Select a token to see where it looked."));
   legend.replaceChildren(...items);
 }
@@ -195,7 +195,7 @@ function drawMap() {
 
 let marked = [], entry = null;
 function mark() {
-  for (const node of marked) { node.classList.remove("vlm-sel", "vlm-nxt"); node.removeAttribute("aria-current"); }
+  for (const node of marked) { node.classList.remove("vlm-sel", "vlm-nxt", "vlm-also", "vlm-kin"); node.removeAttribute("aria-current"); }
   marked = [];
   const p = bus.position, node = p === null ? null : state.nodes.get(p);
   if (node) {
@@ -204,9 +204,24 @@ function mark() {
     marked.push(node);
     const next = state.nodes.get(p + 1);
     if (next && next !== node) { next.classList.add("vlm-nxt"); marked.push(next); }
+    for (const kin of kinOf(p)) { kin.classList.add("vlm-kin"); marked.push(kin); }
+  }
+  for (let q = bus.stretch ? bus.stretch[0] : 1; q <= (bus.stretch ? bus.stretch[1] : 0); q++) {
+    const also = state.nodes.get(q);
+    if (also) { also.classList.add("vlm-also"); marked.push(also); }
   }
   enter(node || (entry && entry.isConnected ? entry : line.querySelector("button")));
   return node;
+}
+// A tile's marker and its image tokens belong together: of one, the other's buttons.
+function kinOf(p) {
+  const span = state.row.spanOf(p), pair = { image: "region", region: "image" }[span.kind], nodes = new Set();
+  if (!pair || span.tile === null) return nodes;
+  for (const other of state.row.spans) {
+    if (other.kind !== pair || other.image !== span.image || other.tile !== span.tile) continue;
+    for (let q = other.start; q < other.stop; q++) nodes.add(state.nodes.get(q));
+  }
+  return nodes;
 }
 // Roving tabindex: Tab reaches one token, the arrows reach the others.
 function enter(node) {
@@ -219,9 +234,13 @@ function reveal(node) {
   const box = line.getBoundingClientRect(), own = node.getBoundingClientRect();
   if (own.top < box.top + 8) line.scrollTop += own.top - box.top - 24;
   else if (own.bottom > box.bottom - 8) line.scrollTop += own.bottom - box.bottom + 24;
+  // Where the strip is one line it scrolls sideways, and what comes next is in sight too.
+  if (own.left < box.left + 8 || own.right > box.right - 8) line.scrollLeft += own.left - box.left - box.width / 2;
 }
-function go(node) {
-  selectPosition(Number(node.dataset.p), "strip");
+// With Shift all from where the selection began to this token are selected.
+function go(node, extend) {
+  const p = Number(node.dataset.p), from = bus.stretch ? (bus.stretch[0] === bus.position ? bus.stretch[1] : bus.stretch[0]) : bus.position;
+  selectPosition(p, "strip", extend && from !== null && from !== p ? [Math.min(from, p), Math.max(from, p)] : null);
   enter(node);
   node.focus({ preventScroll: true });
   reveal(node);
@@ -245,7 +264,7 @@ line.addEventListener("click", (event) => {
   const node = event.target.closest("button");
   if (!node) return;
   tip.hide();
-  if (node.classList.contains("chip")) toggle(Number(node.dataset.span)); else go(node);
+  if (node.classList.contains("chip")) toggle(Number(node.dataset.span)); else go(node, event.shiftKey);
 });
 line.addEventListener("keydown", (event) => {
   const node = event.target.closest("button");
@@ -260,7 +279,7 @@ line.addEventListener("keydown", (event) => {
   else if (event.key === "Escape") { selectPosition(null, "strip"); tip.hide(); }
   else return;
   event.preventDefault();
-  if (target) go(target);
+  if (target) go(target, event.shiftKey);
 });
 // The closest token on the line above or below; stops looking once that line has passed.
 function neighbour(all, i, way) {
@@ -287,7 +306,7 @@ line.addEventListener("pointerover", (event) => {
   tip.show(node.getBoundingClientRect(), [
     `${span.start} – ${span.stop - 1}   ${span.stop - span.start} tokens   id ${row.ids[p]}`, span.title,
     span.kind === "padding" ? WHY_PADDING : "one token per cell, row by row from the top left",
-    heat ? `${formatShare(sumOf(heat.values, span.start, span.stop))} of token ${heat.from}'s attention` : null,
+    !heat ? null : isRunUnseen(heat, span) ? shareText(heat, p) : `${formatShare(gather(heat, [span.start, span.stop]))} ${heat.readers ? `of the attention of each goes to ${whose(heat)}` : `of the attention of ${whose(heat)}`}`,
     `click ${state.open.has(Number(node.dataset.span)) ? "folds" : "opens"} the run`,
   ]);
 });
@@ -363,7 +382,8 @@ listen("vlm:select", ({ position, origin }) => {
     // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
     if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
     // Moving along with the arrows asks for the last token alone.
-    state.timer = setTimeout(() => trigger("select", { position }), 120);
+    const stretch = bus.stretch;
+    state.timer = setTimeout(() => trigger("select", stretch ? { position: stretch[1], first: stretch[0] } : { position }), 120);
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();
@@ -372,10 +392,12 @@ listen("vlm:select", ({ position, origin }) => {
 });
 listen("vlm:hover", ({ position, origin }) => {
   line.querySelectorAll(".vlm-lit").forEach((node) => node.classList.remove("vlm-lit"));
-  const node = origin !== "strip" && position !== null ? state.nodes.get(position) : null;
-  if (node) node.classList.add("vlm-lit");
+  if (position === null || !state.row || position >= state.row.n) return;
+  if (origin !== "strip") state.nodes.get(position).classList.add("vlm-lit");
+  for (const kin of kinOf(position)) kin.classList.add("vlm-lit");
 });
-new ResizeObserver(drawMap).observe(map);
+// Another tab lays the strip out anew.
+new ResizeObserver(() => { drawMap(); const node = state.nodes.get(bus.position); if (node && line.clientWidth) reveal(node); }).observe(map);
 new MutationObserver(drawMap).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
 let key, heatText;

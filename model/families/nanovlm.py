@@ -72,6 +72,8 @@ class VLM(nn.Module, OpenedVLM):
 
     @property
     def notes(self) -> tuple[str, ...]:
+        if beyond := self.config.beyond:
+            return (f"nanoVLM's own code can't read this checkpoint, which has {', '.join(beyond)}.",)
         if self.config.generation != "v0.1":
             return ()
         return ("v0.1: the image is no part of the token sequence; it is shown where the model sees it.",)

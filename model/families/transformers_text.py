@@ -54,14 +54,15 @@ def attend(
     assert inspected is not None
     layer = int(cast(int, module.layer_idx))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask, tap = attention_mask, inspected.tap
+    mask, tap, kernel = attention_mask, inspected.tap, F.scaled_dot_product_attention
     if tap is not None:
+        kernel = tap.attend
         mask = tap.edit(layer, mask, query.shape[1], inspected.first_query, query.dtype)
         if tap.reader is not None:
             output = cast(nn.Linear, module.o_proj).weight
             tap.reader.observe(query, key, value, mask, scale, output)
     causal = mask.dtype == torch.bool  # only the plain causal one is not made additive
-    found = F.scaled_dot_product_attention(
+    found = kernel(
         query,
         key,
         value,

@@ -18,13 +18,13 @@ from model.devices import add_placement
 from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
+from model.training.assembly import open_base
 from model.training.data.data_report import report_data
 from model.training.data.datasets import open_captioned, open_examples
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
-from model.training.fresh import new_vlm
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, TOWER, RunFolder, write_text
 from model.training.synthetic.teaching import teach_word
@@ -141,7 +141,7 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 def check(options: argparse.Namespace) -> None:
     """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
-    vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_nanovlm(recipe.base)
+    vlm = open_base(recipe)
     found: dict[str, list[Any]] = {}
     for stage in recipe.stages:
         for table in stage.data:

@@ -14,13 +14,17 @@ import tomlkit
 from model.clip import HEADS, HeadKind
 from model.errors import InputError
 from model.ranges import SEEDS, Range, is_finite
+from model.training.parts import Parts
 from model.values import name_value
 
+NEW, ASSEMBLED = "new", "parts"
+"""Bases that are no checkpoint: the model from nothing, and one put together from parts."""
 StageKind = Literal["contrastive", "alignment", "instruction"]
 KINDS: tuple[StageKind, ...] = ("contrastive", "alignment", "instruction")
 MODULES = ("vision_encoder", "MP", "decoder")
 """The model's parts, by nanoVLM's names."""
 PACKINGS = ("off", "leak", "document")
+DECAYS = ("all", "matrices")
 PRECISIONS = ("auto", "fp32", "bf16")
 ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
 """What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
@@ -63,8 +67,9 @@ class Stage:
     micro-batch, each as long as the longest, and the patches of their pictures, if the encoder trains, are more than
     that, it is computed in parts: the step is the same, and its memory bounded. The rate climbs for ``warmup_steps``
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
-    longer than that are shortened to it, 0 leaves them. ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures
-    at the end only.
+    longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight as nanoVLM's
+    optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases, embeddings and temperatures.
+    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -84,6 +89,7 @@ class Stage:
     final_rate: float = 0.1
     clip: float = 1.0
     weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
     lora_rank: int = 0
     lora_alpha: float = 0.0
@@ -136,6 +142,7 @@ class Stage:
         need(
             self.packing in PACKINGS, f"packing is {name_value(self.packing)}; it must be one of {', '.join(PACKINGS)}"
         )
+        need(self.decay in DECAYS, f"decay is {name_value(self.decay)}; it must be one of {', '.join(DECAYS)}")
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
         need(
             not self.lora_rank or "decoder" in self.learning_rates,
@@ -163,7 +170,8 @@ def _is_plain(name: object) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``base``: "new" (nothing), "embedded", a checkpoint folder or a hub id. ``precision``: "auto" is bfloat16
+    """``base``: "new" (nothing), "embedded", a checkpoint folder or a hub id; in TOML it may be a table of ``parts``
+    instead, and is called "parts" then. ``precision``: "auto" is bfloat16
     autocast where the processor or GPU computes in it faster, else float32. ``threads`` 0: PyTorch's default.
     ``cache_mib``: memory for what a frozen encoder made of pictures. ``tracker``: "" or "tensorboard" (written through
     accelerate into the run's folder)."""
@@ -176,6 +184,7 @@ class Recipe:
     threads: int = 0
     cache_mib: int = 4_096
     tracker: str = ""
+    parts: Parts | None = None
     folder: Path = field(default=Path(), compare=False)
     """Where the file lay; relative paths of its data start there."""
 
@@ -184,6 +193,8 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, str) or "\0" in value:
                 raise InputError(f"{name} is {name_value(value)}; it must be a text.")
+        if (self.parts is None) == (self.base == ASSEMBLED):
+            raise InputError(f"base is {name_value(self.base)}; what is put together from parts is a [base] table.")
         if len(self.title) > TITLE:
             raise InputError(f"title has {len(self.title):,} letters; at most {TITLE} are allowed.")
         for name, allowed in MACHINE.items():
@@ -201,7 +212,13 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe with every default written out; :func:`read_recipe` gives it back."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("stages", "folder")}
+        apart = ("stages", "folder", "parts")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in apart}
+        if self.parts is not None:
+            values["base"] = {
+                key: _absolute_part(value, self.folder) if key in ("vision", "language") else value
+                for key, value in self.parts.to_dict().items()
+            }
         stages = []
         for stage in self.stages:
             table = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
@@ -215,6 +232,10 @@ class Recipe:
         return tomlkit.dumps({**values, "stages": stages})
 
 
+def _absolute_part(source: str, folder: Path) -> str:
+    return str((folder / source).resolve()) if (folder / Path(source).expanduser()).is_dir() else source
+
+
 def _absolute(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(table)
     if isinstance(found.get("path"), str) and (folder / found["path"]).exists():
@@ -224,8 +245,8 @@ def _absolute(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """From a TOML file, or the name of one in ``model/training/recipes``. ``overrides`` are ``key=value`` with dotted
-    keys: ``stages.0.steps=20``, ``stages.instruction.learning_rates.MP=1e-3``, ``base=embedded``. InputError names
-    the key that is wrong and what is allowed."""
+    keys: ``stages.0.steps=20``, ``stages.instruction.learning_rates.MP=1e-3``, ``base=embedded``,
+    ``base.language=FOLDER``. InputError names the key that is wrong and what is allowed."""
     path = Path(path)
     if not path.is_file() and (RECIPES / f"{path}.toml").is_file():
         path = RECIPES / f"{path}.toml"
@@ -247,7 +268,12 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
     tables = values.pop("stages", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise InputError("“stages” must be a list of [[stages]] tables.")
-    _check_keys(values, Recipe, "The recipe", {"stages", "folder"})
+    _check_keys(values, Recipe, "The recipe", {"stages", "folder", "parts"})
+    if isinstance(table := values.get("base"), dict):
+        _check_keys(table, Parts, "The recipe's [base]", set())
+        if lacking := [key for key in ("vision", "language") if key not in table]:
+            raise InputError(f"The recipe's [base] lacks {' and '.join(lacking)}; name both parts.")
+        values |= {"base": ASSEMBLED, "parts": Parts(**table)}
     stages = []
     for number, table in enumerate(tables, start=1):
         name = table.get("name", f"stage {number}")

@@ -125,15 +125,22 @@ def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenize
 
 
 def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
-    """AdamW with one group per part, its decay on every weight as upstream does."""
-    groups: dict[str, list[nn.Parameter]] = {}
+    """AdamW with a group for each part, and one more for what doesn't decay; see ``decay`` of
+    :class:`model.training.recipe.Stage`."""
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(part_of(name), []).append(parameter)
+            # Places of patches and tokens are tables, too, and have a leading axis of one or stand alone.
+            table = id(parameter) in embeddings or name.endswith(("position_embedding", "class_embedding", "positions"))
+            spared = stage.decay == "matrices" and (table or parameter.ndim < 2)
+            groups.setdefault((part_of(name), 0.0 if spared else stage.weight_decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": stage.learning_rates[part], "name": part} for part, parameters in groups.items()],
+        [
+            {"params": parameters, "lr": stage.learning_rates[part], "weight_decay": decay, "name": part}
+            for (part, decay), parameters in groups.items()
+        ],
         betas=stage.betas,
-        weight_decay=stage.weight_decay,
         fused=True,  # one walk over the weights instead of a dozen
     )
     # The fused kernel doesn't say that it wrote into the weights, and a fingerprint is taken anew only where they did.

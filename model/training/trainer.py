@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import load_nanovlm, save_vlm
+from model.checkpoint import save_vlm
 from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
+from model.training.assembly import open_base
 from model.training.batches import FeatureCache
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
-from model.training.fresh import new_vlm
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
@@ -74,7 +74,7 @@ class Trainer:
         if resume:
             self._resumed = self.folder.load_state()
             self._check_state()
-        self.vlm = vlm or (new_vlm(recipe.seed) if recipe.base == "new" else load_nanovlm(recipe.base))
+        self.vlm = vlm or open_base(recipe)
         self.vlm.to(self.accelerator.device)
         if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
             raise InputError(

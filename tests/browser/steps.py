@@ -23,6 +23,16 @@ def ask(page: Page) -> None:
     )
 
 
+def open_tab(page: Page, title: str) -> None:
+    """What is in a tab is drawn when it is opened first."""
+    page.get_by_role("tab", name=title, exact=True).click()
+    page.wait_for_function(
+        "title => document.querySelector('[role=tab][aria-selected=true]').dataset.tabId === title",
+        arg=title,
+        timeout=WAIT_MS,
+    )
+
+
 def wait_for_images(page: Page, count: int) -> None:
     """Until so many are in the prompt's list."""
     page.wait_for_function(
@@ -41,3 +51,13 @@ def assert_nothing_serious(page: Page) -> None:
         for node in item["nodes"]
     ]
     assert not serious, "\n".join(serious)
+
+
+def load_example(page: Page, name: str) -> None:
+    """Presses an example's button and waits until its answer is shown."""
+    page.click(f"#example-{name}")
+    page.wait_for_function(
+        "name => document.querySelector('#viewer').textContent.includes(name)", arg=f"{name}-1.png", timeout=WAIT_MS
+    )
+    page.wait_for_selector("#answer .vi-seen", timeout=WAIT_MS)
+    page.wait_for_timeout(400)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from inspector import ui
 from inspector.row import ask as ask_module
-from tests.browser.steps import OPENED, QUESTION, ask, assert_nothing_serious, wait_for_images
+from tests.browser.steps import OPENED, QUESTION, ask, assert_nothing_serious, open_tab, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -39,7 +39,9 @@ def test_something_real_is_there_when_the_page_opens(open_page):
     page = open_page()
     assert "In image 3, what colour is the shape?" in page.inner_text("#answer")
     assert page.locator("#viewer figure").count() == 3
-    assert "attention of token" in page.inner_text("#attention-summary")
+    assert "attention of token" in page.inner_text("#viewer")
+    open_tab(page, "Attention")
+    page.wait_for_selector("#attention-summary >> text=attention of token", timeout=60_000)
     assert page.errors == []
     assert page.requests_out == []
 
@@ -57,6 +59,8 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
     readout = page.inner_text("#readout")
     assert "image 3" in readout
     assert "row 1, column 4" in readout
+    open_tab(page, "Attention")
+    page.wait_for_selector("#attention-summary", timeout=60_000)
     page.wait_for_function(
         "document.querySelector('#attention-summary').innerText.includes(`token ${vlmBus.position} `)", timeout=60_000
     )
@@ -65,8 +69,12 @@ def test_a_token_lights_its_cell_and_a_cell_its_token(open_page):
 
 def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
     page = open_page()
+    open_tab(page, "Attention")
     plots = "[...document.querySelectorAll('.js-plotly-plot')]"
-    numbers = f"{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.z || trace.y)))"
+    numbers = (
+        f"[...{plots}.map(plot => JSON.stringify(plot.data.map(trace => trace.y))), "
+        "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background).join()]"
+    )
     changed = f"known => {numbers}.length === 3 && {numbers}.every((one, n) => one !== known[n])"
 
     def look_until_changed(known):
@@ -84,23 +92,22 @@ def test_the_plots_follow_the_selection_and_the_next_answer(open_page):
 
 
 def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(open_page):
-    page = open_page()
+    page = open_page(height=640)  # the board stands below it
     page.wait_for_timeout(1500)
     drawn = []
     page.on("request", lambda request: drawn.append(request) if "/queue/join" in request.url else None)
-    # Without scrolling there, which could bring the plots near.
     page.evaluate("document.querySelector('#strip .tok').click()")
-    page.wait_for_function(
-        "document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000
-    )
+    page.wait_for_function("vlmBus.heat.selected === 0", timeout=60_000)
     page.wait_for_timeout(500)
     assert len(drawn) == 1
     with page.expect_request(lambda request: "/queue/join" in request.url, timeout=60_000):
-        page.locator("#own-scale").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 3", timeout=60_000)
+        open_tab(page, "Attention")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 2", timeout=60_000)
+    page.wait_for_selector("#head-board .vlm-cell", timeout=60_000)
     assert len(drawn) == 2
     # The first token sees nothing but itself: no layer and no head gives an image anything.
-    assert set(page.evaluate("atob(document.querySelector('.js-plotly-plot').data[0].z.bdata)")) == {"\0"}
+    colours = "[...document.querySelectorAll('#head-board .vlm-cell')].map(cell => cell.style.background)"
+    assert set(page.evaluate(colours)) == {"rgb(68, 1, 84)"}
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector("#batch-rows .vi-scroll", timeout=60_000)
     assert len(drawn) == 3
@@ -111,11 +118,10 @@ def test_what_is_slow_to_draw_waits_until_somebody_looks_and_is_the_newest_then(
     # What is older than the selection steps back until it is looked at again.
     look = "getComputedStyle(document.querySelector('.js-plotly-plot').closest('.row')).opacity"
     assert page.evaluate(look) == "1"
-    page.evaluate("window.scrollTo(0, 0)")
-    page.wait_for_timeout(500)
+    open_tab(page, "Batch")
     page.evaluate("document.querySelectorAll('#strip .tok')[1].click()")
     page.wait_for_function(f"{look} === '0.35'", timeout=60_000)
-    page.locator("#own-scale").scroll_into_view_if_needed()
+    open_tab(page, "Attention")
     page.wait_for_function(f"{look} === '1'", timeout=60_000)
     assert len(drawn) == 5
     # Another scale is drawn though it may come to the same numbers for the heat.
@@ -140,6 +146,7 @@ def slow_attend(monkeypatch):
 
 def test_the_last_of_several_quick_selections_and_choices_is_the_one_that_is_shown(open_page, slow_attend):
     page = open_page()
+    open_tab(page, "Attention")
     for token in ("#strip .tok >> nth=0", "#strip .tok >> nth=1", "#strip .tok.trained >> nth=1"):
         page.locator(token).click()
         # Longer than the strip waits for the next one.
@@ -393,6 +400,7 @@ def test_images_are_reordered_by_dragging_and_by_key(open_page):
 
 def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_is_named(open_page):
     page = open_page()
+    open_tab(page, "Attention")
     page.locator("#strip .tok >> nth=0").click()
     page.evaluate("document.querySelector('#answer .vi-answers').dataset.stale = 'yes'")
     page.keyboard.press("a")
@@ -416,12 +424,14 @@ def test_a_asks_and_an_answer_token_selects_its_place_and_the_row_that_chose_it_
 
 def test_every_panel_says_how_it_was_computed_and_what_it_cannot_show(open_page):
     page = open_page()
-    # What is in a tab is drawn when it is opened first.
-    page.get_by_role("tab", name="Batch").click()
-    page.wait_for_selector("#lint", timeout=60_000)
+    tabs = {"Attention": "#own-scale", "Patches": "#words-start", "Batch": "#lint"}
+    for tab, drawn in tabs.items():
+        open_tab(page, tab)
+        page.wait_for_selector(drawn, timeout=60_000)
+    open_tab(page, "See")
     named = page.eval_on_selector_all("details.vi-info summary", "nodes => nodes.map(node => node.ariaLabel)")
     panels = ["Lessons", "Prompt", "Answer", "Seen or guessed", "Images", "Selected token", "Tokens", "Attention"]
-    panels += ["Words on patches", "Batch"]
+    panels += ["Layers × heads", "Words on patches", "Who looks at it", "Edit the picture", "Batch"]
     assert sorted(name.split(":")[0] for name in named if name) == sorted(panels)
     note = page.locator("#strip details.vi-info")
     note.locator("summary").focus()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from inspector.experiments import pathways
 from inspector.views import lab
-from tests.browser.steps import OPENED, QUESTION, assert_nothing_serious, wait_for_images
+from tests.browser.steps import OPENED, QUESTION, assert_nothing_serious, open_tab, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -18,7 +18,7 @@ MORE = ("where", "cues", "heads", "regions", "permutations", "layouts")
 
 
 @pytest.fixture
-def open_tab(new_page, app_url):
+def open_study(new_page, app_url):
     """The page with an example answered and the tab open."""
 
     def open_it(example="three", dark=False, **options):
@@ -33,10 +33,7 @@ def open_tab(new_page, app_url):
                 timeout=60_000,
             )
         page.wait_for_timeout(500)
-        tab = page.get_by_role("tab", name="Which image?")
-        if not tab.first.is_visible():
-            page.click(".overflow-menu > button")
-        tab.first.click()
+        open_tab(page, "Which image?")
         page.wait_for_selector("#which-start", timeout=60_000)
         return page
 
@@ -63,6 +60,18 @@ def still(page):
     )
 
 
+def open_item(page, key):
+    """In the list of tests."""
+    page.click(f"#item-{key} .wi-fold")
+    page.wait_for_selector(f"#which-panel-{key}", timeout=60_000)
+
+
+def open_lab(page):
+    """What cuts single things; the scissors are there without it."""
+    page.check("#lab-switch input")
+    page.wait_for_selector("#lab-line", timeout=60_000)
+
+
 def cancel(page):
     """At once: a click of Playwright's waits until the button has come to rest, and results push it about."""
     page.dispatch_event("#which-cancel", "click")
@@ -72,8 +81,8 @@ def widths(page, selector):
     return page.eval_on_selector_all(selector, "bars => bars.map(bar => bar.getBoundingClientRect().width)")
 
 
-def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
-    page = open_tab()
+def test_the_verdict_in_words_then_bars_then_the_rest(open_study):
+    page = open_study()
     assert "Press “Which image?”" in page.inner_text("#which-verdict")
     assert "This row has 3 images" in page.inner_text("#which-panel-structure")
     study(page)
@@ -89,6 +98,7 @@ def test_the_verdict_in_words_then_bars_then_the_rest(open_tab):
         assert page.locator(f"#which-panel-{key} .vi-empty").count() == 0, key
     assert page.locator("#which-panel-selection tbody tr").count() == 6
     assert page.locator("#which-panel-swaps .wi-cards img").count() == 6
+    open_item(page, "checks")
     page.click("#which-panel-checks summary")
     assert "must hold on this very prompt" in page.inner_text("#which-panel-checks")
     assert page.errors == []
@@ -108,14 +118,15 @@ def slow_routes(monkeypatch):
     monkeypatch.setattr(pathways, "measure_routes", slowly)
 
 
-def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab, slow_routes):
-    page = open_tab()
+def test_cancel_stops_what_runs_and_keeps_what_is_there(open_study, slow_routes):
+    page = open_study()
     study(page)
     page.click("#which-all")
     # The first thing drawn, while more is to come.
-    page.wait_for_selector("#which-panel-where table", timeout=60_000)
+    page.wait_for_selector("#which-panel-where table", state="attached", timeout=60_000)
     assert page.inner_text("#which-panel-where .wi-busy")
     cancel(page)
+    open_item(page, "where")
     page.wait_for_selector("#which-panel-where >> text=Stopped: this is what had been found by then.", timeout=60_000)
     still(page)
     assert "Image 3" in page.inner_text("#which-verdict")
@@ -132,8 +143,8 @@ def test_cancel_stops_what_runs_and_keeps_what_is_there(open_tab, slow_routes):
     assert page.errors == []
 
 
-def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_old(open_tab):
-    page = open_tab()
+def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_old(open_study):
+    page = open_study()
     study(page)
     page.click("#which-all")
     page.wait_for_function("document.querySelector('#which-panel-where .wi-busy').textContent.trim()", timeout=60_000)
@@ -148,8 +159,8 @@ def test_a_new_question_takes_its_turn_at_once_and_clears_what_was_said_of_the_o
     assert "“red” depends on image 1" in page.inner_text("#which-verdict")
 
 
-def test_any_turn_can_be_explained(open_tab):
-    page = open_tab("per-turn")
+def test_any_turn_can_be_explained(open_study):
+    page = open_study("per-turn")
     page.get_by_label("1: green").check()
     study(page)
     assert "the mask alone decides" in page.inner_text("#which-verdict").lower()
@@ -161,9 +172,9 @@ def test_any_turn_can_be_explained(open_tab):
     assert "depends on image 3" in page.inner_text("#which-verdict")
 
 
-def test_dragging_over_the_board_chooses_all_on_the_way(open_tab):
-    page = open_tab()
-    page.check("#lab-switch input")
+def test_dragging_over_the_board_chooses_all_on_the_way(open_study):
+    page = open_study()
+    open_lab(page)
     pictures = [page.locator(f'#lab-board .wi-tile[data-thing="image {n}"]') for n in (1, 2, 3)]
     page.locator("#lab-board").scroll_into_view_if_needed()
     centres = [
@@ -190,9 +201,9 @@ def test_dragging_over_the_board_chooses_all_on_the_way(open_tab):
     assert page.errors == []
 
 
-def test_cutting_by_hand_and_taking_it_back(open_tab):
-    page = open_tab()
-    page.check("#lab-switch input")
+def test_cutting_by_hand_and_taking_it_back(open_study):
+    page = open_study()
+    open_lab(page)
     whole = page.locator('#lab-board [data-thing="image 3"]')
     whole.focus()
     page.keyboard.press("Enter")
@@ -222,7 +233,52 @@ def test_cutting_by_hand_and_taking_it_back(open_tab):
     assert page.errors == []
 
 
-def test_of_quick_choices_none_is_dropped(open_tab, monkeypatch):
+def test_scissors_cut_an_image_in_one_click_and_the_answer_flips_beside_it(open_study):
+    page = open_study(width=1280, height=720)
+    scissors = page.locator('#lab-board [data-snip="image 3"]')
+    board = page.locator("#lab-board").bounding_box()
+    assert board["y"] + board["height"] <= 720
+    scissors.click()
+    page.wait_for_selector("#lab-result .wi-lab-answers", timeout=60_000)
+    old, new = page.locator(".wi-lab-answers b").all_inner_texts()[:2]
+    assert old == "yellow"
+    assert new != "yellow"
+    # Said by the server, which may refuse a cut.
+    page.wait_for_selector('[data-snip="image 3"][aria-pressed=true]', timeout=60_000)
+    assert page.locator("[data-snip][aria-pressed=true]").count() == 1
+    page.click('#lab-board [data-snip="image 1"]')
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 3", timeout=60_000)
+    scissors.click()
+    page.wait_for_function("document.querySelectorAll('#lab-result tbody tr').length === 2", timeout=60_000)
+    assert page.locator(".wi-lab-answers b").all_inner_texts()[1] == "yellow"
+    page.click("#lab-clear")
+    page.wait_for_function("!document.querySelector('[data-snip][aria-pressed=true]')", timeout=60_000)
+    assert page.errors == []
+
+
+def test_the_list_of_tests_has_one_open_and_the_verdict_stays_in_sight(open_study):
+    page = open_study(width=1440, height=900)
+    page.click("#which-all")
+    page.wait_for_selector("#which-panel-layouts table", state="attached", timeout=240_000)
+    still(page)
+    opened = "[...document.querySelectorAll('.wi-fold[aria-expanded=true]')].map(one => one.closest('.wi-item').id)"
+    assert page.evaluate(opened) == ["item-dependence"]
+    for key in ("matrix", "where", "cues"):
+        page.click(f"#item-{key} .wi-fold")
+        assert page.evaluate(opened) == [f"item-{key}"]
+        assert page.locator(f"#which-panel-{key}").is_visible()
+        assert page.locator(".wi-item [id^=which-panel]:visible").count() == 1
+    # Far down the list the verdict is still read.
+    page.locator("#item-battery .wi-fold").scroll_into_view_if_needed()
+    box = page.locator("#which-verdict .wi-headline").bounding_box()
+    assert 0 <= box["y"] <= 200
+    page.click("#item-cues .wi-fold")
+    assert page.evaluate(opened) == []
+    assert page.evaluate("document.documentElement.scrollHeight") <= 3 * 900
+    assert page.errors == []
+
+
+def test_of_quick_choices_none_is_dropped(open_study, monkeypatch):
     compose = lab.compose_cut
 
     def slowly(*arguments):
@@ -230,8 +286,8 @@ def test_of_quick_choices_none_is_dropped(open_tab, monkeypatch):
         return compose(*arguments)
 
     monkeypatch.setattr(lab, "compose_cut", slowly)
-    page = open_tab()
-    page.check("#lab-switch input")
+    page = open_study()
+    open_lab(page)
     for number in (1, 2, 3):
         page.click(f'#lab-board .wi-tile[data-thing="image {number}"]')
     line = "text => document.querySelector('#lab-line textarea, #lab-line input').value === text"
@@ -242,26 +298,24 @@ def test_of_quick_choices_none_is_dropped(open_tab, monkeypatch):
     assert page.errors == []
 
 
-def test_tiles_and_the_selected_token_can_be_hidden(open_tab):
-    page = open_tab("tiles")
-    page.check("#lab-switch input")
+def test_tiles_and_the_selected_token_can_be_hidden(open_study):
+    page = open_study("tiles")
+    open_lab(page)
     page.click('#lab-board [data-thing="image 1 tile r1c2"]')
     page.click('#lab-board [data-thing="image 1 tile thumbnail"]')
     line = "#lab-line textarea, #lab-line input"
     wait = "([where, text]) => document.querySelector(where).value === text"
     page.wait_for_function(wait, arg=[line, "image 1 tile r1c2, image 1 tile thumbnail -> question"], timeout=60_000)
     page.locator("#strip .tok >> nth=0").click()
-    page.wait_for_function(
-        "document.querySelector('#attention-summary').innerText.includes('token 0 ')", timeout=60_000
-    )
+    page.wait_for_function("vlmBus.heat.selected === 0", timeout=60_000)
     page.click("#lab-add")
     page.wait_for_function(
         "where => document.querySelector(where).value.includes('tokens 0 ->')", arg=line, timeout=60_000
     )
 
 
-def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
-    page = open_tab()
+def test_no_image_and_one_image_say_what_can_be_said(open_study, tmp_path):
+    page = open_study()
     page.click("#clear-images")
     wait_for_images(page, 0)
     page.click("#ask")
@@ -290,13 +344,15 @@ def test_no_image_and_one_image_say_what_can_be_said(open_tab, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)], ids=["390-light", "1280-dark"])
-def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_tab, dark, width):
-    page = open_tab(dark=dark, width=width)
+def test_nothing_scrolls_sideways_and_axe_finds_nothing_serious(open_study, dark, width):
+    page = open_study(dark=dark, width=width)
     study(page)
     page.click("#which-all")
-    page.wait_for_selector("#which-panel-layouts table", timeout=120_000)
+    page.wait_for_selector("#which-panel-layouts table", state="attached", timeout=240_000)
     still(page)
-    page.check("#lab-switch input")
+    # All of them open at once, as they never are for a person.
+    page.evaluate("document.querySelectorAll('.wi-item').forEach(item => { item.dataset.fold = 'open'; })")
+    open_lab(page)
     page.click('#lab-board [data-thing="image 2"]')
     page.wait_for_function("document.querySelector('#lab-line textarea, #lab-line input').value", timeout=60_000)
     page.click("#lab-cut")

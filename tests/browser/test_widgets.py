@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inspector.widgets import ImageViewer, Readout, TokenStrip, encode
+from inspector.widgets import HeadBoard, ImageViewer, Readout, TokenStrip, encode
 
 # Gradio leaves its port probe to the garbage collector and sets a pandas option that pandas has deprecated.
 pytestmark = [
@@ -236,7 +236,8 @@ def test_data_lies_in_the_page_as_text():
 
 def test_property_names_are_no_events():
     # Gradio takes a quoted word in the script for an event, and would send a function for the property's value.
-    for widget in (TokenStrip(render=False), ImageViewer(render=False), Readout(render=False)):
+    for kind in (TokenStrip, ImageViewer, Readout, HeadBoard):
+        widget = kind(render=False)
         assert not any(hasattr(widget, name) for name in ("data", "heat"))
         assert widget.api_info()["type"] == "object"
 

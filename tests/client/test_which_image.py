@@ -125,18 +125,44 @@ def test_the_command_that_the_lab_gives_repeats_it(app_url, pictures, capsys, mo
     assert again["change"] == pytest.approx(seen["change"], abs=1e-4)
 
 
+def test_the_command_that_an_edit_gives_repeats_it(app_url, pictures, capsys, monkeypatch):
+    client = ask(app_url, pictures, QUESTION)
+    client.predict("image 3: blur 0,0,48,48", api_name="/edit")
+    seen = client.predict("image 3: paste 16,16,64,64 from image 1", api_name="/edit")[-1]
+    assert len(seen["edits"]) == 2
+    words = shlex.split(seen.pop("command"))
+    assert words[:4] == ["python", "-m", "inspector", "edit"]
+    monkeypatch.chdir(Path(pictures[0]).parent)
+    assert main(words[3:]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for mine, theirs in zip(again["edits"], seen["edits"], strict=True):
+        for way in ("pixels", "cut"):
+            assert mine[way].pop("change") == pytest.approx(theirs[way].pop("change"), abs=1e-4)
+            assert mine[way].pop("logprob") == pytest.approx(theirs[way].pop("logprob"), abs=1e-4)
+        assert mine == theirs
+    with pytest.raises(AppError, match="no size"):
+        client.predict("image 3: blur 16,16,16,64", api_name="/edit")
+    back = client.predict(api_name="/edit_undo")[-1]
+    assert [one["edit"] for one in back["edits"]] == ["image 3: blur 0,0,48,48"]
+    gallery = [{"image": handle_file(path), "caption": None} for path in pictures]
+    client.predict(gallery=gallery, question_1="In image 1, what colour is the shape?", api_name="/ask")
+    anew = client.predict("image 3: blur 0,0,48,48", api_name="/edit")[-1]
+    assert (anew["answer"], len(anew["edits"])) == ("red", 1)
+
+
 def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     out = tmp_path / "report.html"
     images = [word for path in pictures for word in ("--image", path)]
     question = "In image 3, what colour is the shape? <script>alert(1)</script>"
-    assert main(["report", *images, "--ask", question, "--out", str(out)]) == 0
+    edit = ["--edit", "image 3: black 0,0,64,64"]
+    assert main(["report", *images, "--ask", question, *edit, "--out", str(out)]) == 0
     told = json.loads(capsys.readouterr().out)
     text = out.read_text(encoding="utf-8")
     assert told["verdict"]["sentence"].split("“")[0] in text
     assert "<script" not in text
     assert re.findall(r'(?:src|href)="(?!data:image/)', text) == []
     assert re.findall(r"url\(|@import", text) == []
-    assert text.count('<section class="wi-panel') == 13
+    assert text.count('<section class="wi-panel') == 14
 
 
 def test_ten_images_are_sampled_and_say_so(app_url, tmp_path_factory):

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from inspector.experiments.image_edits import run_edits
 from inspector.experiments.occlusion import cut_regions, measure_regions
 from inspector.export.report import study_whole
 from inspector.figures.payload import viewer_payload
 from inspector.ground_truth.run import choose_size, run_battery
+from inspector.interventions.image_ablation import ImageAblations
 from inspector.interventions.target import open_case
-from inspector.row.ask import GenerationSettings, ask_and_inspect
+from inspector.row.ask import GenerationSettings, ask_and_inspect, inspect
 from inspector.row.prompt import Prompt, Turn
 from inspector.which_image.self_checks import PIXELS_CHECK
 from inspector.which_image.study import study_answer
@@ -105,6 +107,29 @@ def test_regions_tile_what_the_model_sees(vlm):
         assert sorted(held) == sorted(placed & set(block.tokens))
     *_, found = measure_regions(case, 1, 0.1)
     assert found.tokens is not None
+
+
+@pytest.mark.parametrize("layout", ["images-first", "packed"])
+def test_an_edit_is_the_edited_prompt_read_anew(vlm, layout):
+    """To keep all of an image hides nothing more, and all of an image cut is the image taken away."""
+    case = open_case(vlm, ask(vlm, layout), max_new_tokens=4)
+    number = case.reachable[-1].number
+    picture = IMAGES[number - 1].pixels.copy()
+    width, height = picture.size
+    part, whole = (f"{sides[0]},0,{sides[1]},{height}" for sides in ((width // 3, width), (0, width)))
+    study = run_edits(case, [f"image {number}: black {part}", f"image {number}: keep {whole}"])
+    picture.paste((0, 0, 0), (width // 3, 0, width, height))
+    images = (*IMAGES[: number - 1], OpenedImage(picture), *IMAGES[number:])
+    anew = open_case(vlm, inspect(vlm, replace(case.prompt, images=images)), max_new_tokens=4)
+    (expected,) = anew.prefix_cache.run([anew.base])
+    for step in study.steps:
+        assert step.pixels.logprob == pytest.approx(expected.logprob, abs=1e-3)
+        assert step.pixels.answer == anew.text(anew.greedy_ids)
+        assert 0 < step.tokens < len(case.find_reachable(number).tokens)
+    assert study.steps[0].tokens == study.steps[1].tokens
+    (ablated,) = case.prefix_cache.run([ImageAblations(case).of_answer(frozenset({number}))])
+    (black,) = run_edits(case, [f"image {number}: black {whole}"]).steps
+    assert black.cut.logprob == pytest.approx(ablated.logprob, abs=1e-3)
 
 
 def test_the_page_s_viewer_knows_every_cell(vlm):

@@ -1,6 +1,7 @@
 """Names of models: each stands for one set of weights, also where a run went on in the same folder."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.session import SECRET, ModelStore
 from model import InputError, load_vlm
 from model.checkpoint import save_vlm
+from model.training.recipe import read_recipe
 from tests.example_cases import example_prompt
 
 
@@ -79,4 +81,4 @@ def test_a_model_of_another_family_is_asked_and_not_trained(tiny):
     with pytest.raises(InputError, match="only nanoVLM's are trained"):
         store.get_trainable("llava")
     with pytest.raises(InputError, match="only nanoVLM's are trained"):
-        store.get_base(str(folder), 0)
+        store.get_base(replace(read_recipe("freezing"), base=str(folder)))

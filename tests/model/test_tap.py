@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model import AttentionReader, Batch, Conversation, Cut, Message, Tap, collate, load_vlm, pack_samples
+from model import AttentionReader, Batch, ColumnReader, Conversation, Cut, Message, Tap, collate, load_vlm, pack_samples
 from model.generate import generate_batch
 
 
@@ -125,6 +125,24 @@ def test_shares_are_sums_over_groups_and_ungrouped_keys_are_left_out(vlm, batch)
         dim=-1,
     )
     torch.testing.assert_close(reading.shares, expected, atol=1e-6, rtol=0)
+
+
+def test_a_column_is_the_patterns_other_side_and_leaves_the_pass_as_it_was(vlm, samples):
+    batch = vlm.collate(samples[::-1])  # the first row has padding on its left
+    padding, length = int((~batch.attention_mask[0]).sum()), batch.input_ids.shape[1]
+    assert padding > 0
+    keys = [padding + 3, padding + 4, length - 6]
+    with torch.no_grad():
+        plain = vlm(batch)
+        logits = vlm(batch, tap=Tap(column=(column := ColumnReader(keys))))
+        cut = Tap(column=(fewer := ColumnReader(keys)), cuts=(Cut((length - 1,), keys[:1]),))
+        vlm(batch, tap=cut)
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=0)
+    expected = full_patterns(vlm, batch)[:, 0][..., keys].sum(dim=-1).float()
+    rows = list(range(padding, length))
+    torch.testing.assert_close(column.shares[..., rows], expected[..., rows], atol=1e-5, rtol=0)
+    assert (column.shares[..., padding : padding + 3] == 0).all()
+    assert (fewer.shares[0, :, -1] < column.shares[0, :, -1]).all()
 
 
 def test_patterns_are_kept_only_when_asked_for(vlm, batch):

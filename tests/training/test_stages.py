@@ -51,6 +51,33 @@ def test_exactly_what_has_a_learning_rate_trains(golden, kind, trained):
     )
 
 
+def test_decay_spares_norms_biases_tables_and_temperatures(golden):
+    vlm = load_vlm(golden / "tiny_vlm")
+    everything = {"vision_encoder": 1e-3, "text": 1e-3}
+    stage = make_stage("contrastive", learning_rates=everything, decay="matrices", weight_decay=0.3)
+    module = build_stage(stage, vlm, 0, vlm.tokenizer)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = {
+        names[id(p)]: group["weight_decay"]
+        for group in build_optimizer(stage, module).param_groups
+        for p in group["params"]
+    }
+    spared = {name.removeprefix("dual.") for name, decay in found.items() if decay == 0}
+    assert {
+        "log_temperature",
+        "patch_log_temperature",
+        "text.embedding.weight",
+        "text.positions",
+        "vision_encoder.patch_embedding.position_embedding",
+        "vision_encoder.patch_embedding.conv.bias",
+        "vision_encoder.blocks.0.ln1.weight",
+    } <= spared
+    assert all(found[f"dual.{name}"] == 0.3 for name in ("image_head.weight", "vision_encoder.blocks.0.mlp.fc1.weight"))
+    assert {found[name] for name in found} == {0.0, 0.3}
+    plain = build_optimizer(make_stage("contrastive", learning_rates=everything, weight_decay=0.3), module)
+    assert {group["weight_decay"] for group in plain.param_groups} == {0.3}
+
+
 def test_the_golden_training_case(golden):
     """Five steps of upstream's, with its own schedule, through our loss and optimizer."""
     vlm = load_vlm(golden / "tiny_vlm")

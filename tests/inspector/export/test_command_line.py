@@ -79,3 +79,28 @@ def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
     error = capsys.readouterr().err
     assert re.search(words, error)
     assert error.count("\n") == 1
+
+
+def test_attention_from_both_sides_has_the_numbers_of_inspect_and_of_its_own_passes(picture, capsys):
+    prompt = ["--image", picture, "--ask", "What is it?", "--answer", "red", "--json", "-"]
+    assert main(["inspect", *prompt]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert main(["attention", *prompt]) == 0
+    sides = json.loads(capsys.readouterr().out)
+    assert sides["attention"] == inspected["attention"]
+    token = sides["tokens"][0]["position"]
+    assert (sides["readers"]["first"], sides["readers"]["position"]) == (token, token)
+    layers = sides["readers"]["received_layer_head"]
+    mean = sum(map(sum, layers)) / sum(map(len, layers))
+    assert sides["readers"]["received"] == pytest.approx(mean, abs=1e-5)
+    last = inspected["sequence"]["spans"][-1]["stop"] - 1
+    assert main(["attention", "--first", "3", "--last", str(last - 1), *prompt]) == 0
+    readers = json.loads(capsys.readouterr().out)["readers"]
+    assert readers["readers"] == 1
+    assert [top["position"] for top in readers["top"]] == [last]
+
+
+@pytest.mark.parametrize("stretch", [["--first", "9", "--last", "3"], ["--first", "-1"], ["--last", "99999"]])
+def test_a_stretch_that_isn_t_there_is_one_line(picture, capsys, stretch):
+    assert main(["attention", "--image", picture, "--ask", "What is it?", *stretch]) == 2
+    assert "the row has the tokens 0 to" in capsys.readouterr().err

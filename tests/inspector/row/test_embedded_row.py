@@ -3,6 +3,7 @@
 from dataclasses import replace
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from inspector.export.experiments import EXPERIMENTS
 from inspector.interventions.prefix_cache import PrefixCache
 from inspector.interventions.target import open_case
 from inspector.row.ask import GenerationSettings, ask, ask_and_inspect, attend, inspect
-from inspector.row.attention import read_attention
+from inspector.row.attention import read_attention, read_readers, summarise_pattern
 from inspector.row.embedded_row import answer_row, grow_row, read_positions, read_row
 from inspector.row.feature_store import FEATURES, FeatureStore
 from inspector.row.prompt import Prompt, Turn, prepare_row
@@ -133,6 +134,54 @@ def test_attention_of_a_position_is_that_of_the_whole_pass(embedded, prompt):
     assert torch.allclose(found.norms, reader.reading.norms, atol=1e-4)
     with pytest.raises(IndexError):
         read_attention(embedded, read, len(row))
+
+
+def test_readers_of_a_token_are_a_column_of_the_whole_pass(embedded, prompt):
+    row = prepare_row(embedded, prompt)
+    apart, length = prompt.keeps_samples_apart, len(row)
+    read = read_row(embedded, row, features_of(embedded, row), document_mask=apart)
+    rows = [p for p in range(length) if row.attention_mask[p]]
+    reader = AttentionReader(rows, torch.zeros(length).long(), 1, keep_patterns=True)
+    with torch.no_grad():
+        embedded.hidden(embedded.collate([row], document_mask=apart), Tap(reader))
+    whole = reader.reading.patterns
+    for first, last in ((0, 0), (length // 4, length // 4 + 3), (2 * length // 3, 2 * length // 3), (length - 1,) * 2):
+        found = read_readers(embedded, read, last, first=first)
+        expected = whole[..., first : last + 1].sum(dim=-1)
+        assert torch.allclose(torch.from_numpy(found.pattern)[..., rows], expected, atol=1e-6)
+        keys = [key for key in range(first, last + 1) if row.attention_mask[key]]  # nobody looks at a separator
+        own = set(row.segment_ids[keys].tolist())
+        seen = [p for p in rows if p > last and keys and (not apart or int(row.segment_ids[p]) in own)]
+        assert list(found.readers) == seen
+        if seen:
+            assert found.received == pytest.approx(found.pattern[..., seen].mean(axis=-1))
+            top = found.find_top(3, 0, 1)
+            assert [one.share for one in top] == sorted(found.pattern[0, 1, seen], reverse=True)[:3]
+
+
+def test_a_stretch_is_the_mean_of_its_tokens(embedded, prompt):
+    row = prepare_row(embedded, prompt)
+    read = read_row(embedded, row, features_of(embedded, row), document_mask=prompt.keeps_samples_apart)
+    last = max(p for p in range(len(row)) if row.attention_mask[p])
+    positions = range(last - 70, last + 1)  # more than are looked at together
+    each = [read_attention(embedded, read, p) for p in positions]
+    found = read_attention(embedded, read, last, first=positions[0])
+    for name, atol in (("pattern", 1e-6), ("image_share", 1e-6), ("entropy", 1e-5), ("entropy_of_max", 1e-5)):
+        mean = np.mean([getattr(one, name) for one in each], axis=0)
+        assert getattr(found, name) == pytest.approx(mean, abs=atol), name
+    assert (found.first, found.position) == (positions[0], last)
+    with pytest.raises(ValueError, match="before it begins"):
+        read_attention(embedded, read, 3, first=5)
+
+
+def test_entropy_is_that_of_a_share_for_each_key(embedded):
+    """Of four keys: all on one is 0 nats, all alike is ln 4, and half and half is ln 2, half of the most."""
+    sample = prepare_row(embedded, prompt_of("two"))
+    pattern = np.zeros((1, 3, len(sample)), np.float32)
+    pattern[0, 0, 3], pattern[0, 1, :4], pattern[0, 2, :2] = 1, 0.25, 0.5
+    found = summarise_pattern(pattern, sample, 3)
+    assert found.entropy[0] == pytest.approx([0, np.log(4), np.log(2)])
+    assert found.entropy_of_max[0] == pytest.approx([0, 1, 0.5])
 
 
 def test_what_was_said_stays_in_the_row_token_for_token(embedded):

@@ -4,7 +4,7 @@ import pytest
 
 from inspector.server.fetching import Fetcher, read_allowed
 from inspector.session import ModelStore
-from model import InputError
+from model import InputError, load_vlm
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def test_a_checkpoint_is_fetched_loaded_and_named(store, fetcher, tiny):
     embedded, llava = store.list_models()
     assert (llava.family, llava.weights) == ("LLaVA", tiny("llava").vlm.n_parameters)
     assert llava.need is not None
-    assert embedded.family == "not loaded yet"
+    # Not loaded: counted in its file, which has 24 rotary angles besides the weights.
+    assert (embedded.family, embedded.weights) == ("nanoVLM", load_vlm("embedded").n_parameters + 24)
+    assert embedded.need.weights == 4 * embedded.weights
     again = list(fetcher.open(store, "owner/llava"))[-1]
     assert again.model == "owner/llava"
     assert len(store.names) == 2
@@ -83,3 +85,12 @@ def test_what_the_option_says():
     assert read_allowed("a/b, c/d", True) == {"a/b", "c/d"}
     with pytest.raises(InputError, match="owner/name"):
         read_allowed("*", True)
+
+
+def test_a_model_that_cannot_be_counted_says_why(tmp_path):
+    (tmp_path / "broken").mkdir()
+    store = ModelStore({"broken": str(tmp_path / "broken"), "owner/name": "owner/name"})
+    broken, far = store.list_models()
+    assert "has no config.json" in broken.family
+    assert str(tmp_path) not in broken.family
+    assert (broken.need, far.need, far.weights) == (None, None, 0)

@@ -14,10 +14,12 @@ from inspector.session import ModelStore, Shown
 from inspector.views.asking import Page
 from inspector.views.attention import build_attention
 from inspector.views.clip import build_clip
-from inspector.views.header import build_header
+from inspector.views.header import build_header, build_title
+from inspector.views.image_edits import build_image_edits
+from inspector.views.models import build_picker
 from inspector.views.patch_words import build_patch_words
 from inspector.views.prompt import build_examples, build_prompt
-from inspector.views.results import build_results
+from inspector.views.results import build_answer, build_results
 from inspector.views.which_image import build_which_image
 from tests.example_cases import example_prompt
 
@@ -32,8 +34,11 @@ def page(store):
     """The views that an answer fills."""
     bounds = Bounds()
     with GuardedBlocks(bounds, False, analytics_enabled=False):
-        header, prompt = build_header("A page"), build_prompt(store, build_examples(), bounds)
-        views = build_results(), build_attention(), build_which_image(), build_patch_words(), build_clip(EncoderStore())
+        header = build_header(build_title("A page"))
+        prompt = build_prompt(store, build_examples(), bounds, build_picker(store))
+        answer = build_results(*build_answer())
+        views = answer, build_attention(), build_which_image(), build_patch_words()
+        views = *views, build_clip(EncoderStore()), build_image_edits()
         return Page(header, prompt, *views, gr.State(None), gr.State(None))
 
 

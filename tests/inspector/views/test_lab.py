@@ -1,5 +1,8 @@
 """Cuts by hand: they add up, the last is taken back, and what is no cut changes nothing."""
 
+import json
+from html import escape
+
 import gradio as gr
 import pytest
 
@@ -23,6 +26,18 @@ def test_cuts_add_up_and_the_last_is_taken_back(handlers, shown):
     assert back[3]["change"] == pytest.approx(one[3]["change"], abs=1e-6)
     [cleared] = handlers.clear(shown, two[2])
     assert (cleared[2], cleared[3]["change"]) == ([], 0)
+
+
+def test_scissors_hide_a_whole_image_from_all_behind_it_and_show_it_again(handlers, shown, event):
+    [one] = handlers.snip(shown, ["image 1 -> question"], "", 1, event(thing="image 3"))
+    assert one[2] == ["image 1 -> question", "image 3 -> later"]
+    assert escape(json.dumps(one[2]), quote=True) in one[1]
+    [by_hand] = handlers.cut(shown, ["image 1 -> question"], "image 3 -> later", 1)
+    assert one[3] == by_hand[3]
+    [back] = handlers.snip(shown, one[2], "", 1, event(thing="image 3"))
+    assert back[2] == ["image 1 -> question"]
+    with pytest.raises(gr.Error, match="image 9"):
+        list(handlers.snip(shown, [], "", 1, event(thing="image 9")))
 
 
 @pytest.mark.parametrize(

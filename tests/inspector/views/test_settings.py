@@ -12,6 +12,7 @@ from inspector.bounds import Bounds
 from inspector.row.ask import GenerationSettings
 from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore
+from inspector.views.models import build_picker
 from inspector.views.prompt import build_examples, build_prompt, read_settings
 from inspector.views.prompting import PromptHandlers
 from model import load_vlm
@@ -38,7 +39,7 @@ def store(warm):
 
 def build(store, bounds):
     with GuardedBlocks(bounds, False, analytics_enabled=False):
-        return build_prompt(store, build_examples(), bounds)
+        return build_prompt(store, build_examples(), bounds, build_picker(store))
 
 
 def test_the_form_begins_as_the_first_model_asks(store):

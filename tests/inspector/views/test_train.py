@@ -97,7 +97,7 @@ def test_the_run_in_the_address_comes_first_and_one_that_is_gone_is_left_out(rea
 def test_what_cannot_be_trained_starts_nothing(reader, table, request_of):
     handlers = TrainHandlers(reader, table)
     with pytest.raises(gr.Error, match="teps"):
-        handlers.start(request_of(), "instruction tuning", None, None, *values(reader, steps=-1))
+        list(handlers.start(request_of(), "instruction tuning", None, None, *values(reader, steps=-1)))
     with pytest.raises(gr.Error):
         handlers.teach("no word that anybody knows", "", None, request_of())
     assert list(table.root.glob("*/job.json")) == []

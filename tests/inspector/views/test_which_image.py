@@ -6,7 +6,9 @@ import gradio as gr
 import pytest
 
 from inspector.bounds import Bounds
+from inspector.experiments.image_edits import run_edits
 from inspector.export.experiments import EXPERIMENTS
+from inspector.interventions.target import open_case
 from inspector.views.which_image import STOPPED, STOPPED_WITHIN, WhichImageHandlers
 from inspector.which_image.study import STEPS
 
@@ -58,9 +60,16 @@ def test_without_an_answer_there_is_nothing_to_study_or_to_report(handlers, show
         next(run)
     for known in (None, steps[0][handlers.view.study]):
         with pytest.raises(gr.Error, match="verdict"):
-            handlers.make_report(shown, known, "", "")
-    made = handlers.make_report(shown, steps[-1][handlers.view.study], "", "")
+            handlers.make_report(shown, known, None, "", "")
+    made = handlers.make_report(shown, steps[-1][handlers.view.study], None, "", "")
     assert "three-3.png" in Path(made["value"]).read_text("utf-8")
+
+
+def test_the_report_tells_of_edits(handlers, store, shown, steps):
+    edited = run_edits(open_case(store.get("embedded"), shown.inspection), ["image 3: black 0,0,64,64"])
+    made = handlers.make_report(shown, steps[-1][handlers.view.study], edited, "", "")
+    text = Path(made["value"]).read_text("utf-8")
+    assert text.count("<code>image 3: black 0,0,64,64</code>") == 1
 
 
 def test_what_was_stopped_is_told_from_what_was_run(handlers, steps):

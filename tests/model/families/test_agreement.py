@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
+from inspector.row.ask import GenerationSettings, ask_and_inspect, attend, find_readers
 from inspector.row.prompt import Prompt, Turn
 from model import OpenedImage
 from model.families.table import FAMILIES
@@ -105,3 +105,33 @@ def test_attention_is_that_of_the_eager_model(any_tiny: made.Tiny, sizes):
     torch.testing.assert_close(torch.from_numpy(found.pattern[..., : found.position + 1]), expected, rtol=0, atol=1e-5)
     images = [p for p in range(found.position) if inspection.row.input_ids[p] == any_tiny.vlm.image_token_id]
     torch.testing.assert_close(torch.from_numpy(found.image_share), expected[..., images].sum(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SIZES[:2])
+def test_the_other_side_and_a_stretch_are_columns_and_means_of_the_eager_model(any_tiny: made.Tiny, sizes):
+    """Of every kind of layer: grouped heads, windows, images whose tokens see one another."""
+    inspection = asked(any_tiny, sizes)
+    any_tiny.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            layers = any_tiny.model(**any_tiny.inputs(pictures(sizes)), output_attentions=True).attentions
+    finally:
+        any_tiny.model.set_attn_implementation("sdpa")
+    theirs = torch.stack([layer[0] for layer in layers])
+    length, grid = theirs.shape[-1], inspection.row.grids[-1]
+    # The first cell of the last image, which a part of the row can read; some of its cells; the row's beginning.
+    for first, last in ((grid.start, grid.start), (grid.start, grid.start + grid.cols), (0, 3)):
+        found = find_readers(any_tiny.vlm, inspection, last, first=first)
+        expected = theirs[..., first : last + 1].sum(dim=-1)
+        torch.testing.assert_close(torch.from_numpy(found.pattern[..., :length]), expected, rtol=0, atol=1e-6)
+        behind = [reader for reader in found.readers if reader < length]
+        assert behind == list(range(last + 1, length))
+    first, last = grid.start, length - 1
+    stretch = attend(any_tiny.vlm, inspection, last, first=first)
+    rows = theirs[:, :, first : last + 1]
+    pattern = torch.from_numpy(stretch.pattern[..., :length])
+    torch.testing.assert_close(pattern, rows.mean(dim=2), rtol=0, atol=1e-6)
+    entropy = -(rows * rows.clamp(min=1e-30).log()).sum(dim=-1)
+    torch.testing.assert_close(torch.from_numpy(stretch.entropy), entropy.mean(dim=-1), rtol=0, atol=1e-5)
+    of_max = (entropy / (rows > 0).sum(dim=-1).log()).mean(dim=-1)
+    torch.testing.assert_close(torch.from_numpy(stretch.entropy_of_max), of_max, rtol=0, atol=1e-5)

@@ -1,0 +1,153 @@
+"""What a run begins from; above all a model put together from an image encoder and a language model that exist, and a
+fresh projector between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from model.backbones import LANGUAGE, VisionOptions, import_language, import_vision, read_part
+from model.chat import Message
+from model.checkpoint import empty_vlm, find_folder, load_nanovlm
+from model.config import CHAT_TEMPLATE, VLMConfig, region_tokens
+from model.errors import InputError
+from model.families.checkpoint_files import read_template
+from model.families.nanovlm import VLM
+from model.families.nanovlm_chat import NanoVLMChat
+from model.projector import Projector
+from model.tokenizer import load_tokenizer
+from model.training.fresh import new_vlm
+from model.training.parts import MOST_TOKENS, Parts
+from model.training.recipe import NEW, Recipe
+from model.values import is_whole
+
+TURN = {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
+"""What ChatML needs of a vocabulary."""
+REGIONS = 8
+"""Tiles along a side that the markers reach to, as nanoVLM's do."""
+
+
+def open_base(recipe: Recipe) -> VLM:
+    """The model that a recipe begins from. InputError where there is none."""
+    if recipe.parts is not None:
+        return assemble(recipe.parts, recipe.seed, recipe.folder)
+    return new_vlm(recipe.seed) if recipe.base == NEW else load_nanovlm(recipe.base)
+
+
+def assemble(parts: Parts, seed: int, folder: Path = Path()) -> VLM:
+    """The model, its projector and the rows of new tokens drawn with ``seed``. Relative folders start at ``folder``.
+    InputError where a part can't be had or read, or the two don't go together."""
+    options = VisionOptions(parts.feature_layer, parts.tile_px, parts.normalise)
+    vision_settings, encoder = import_vision(_find_part(parts.vision, folder), options)
+    sizes = _image_sizes(parts, vision_settings)
+    language_folder = _find_part(parts.language, folder)
+    known = read_part(language_folder, LANGUAGE, "language model")[0].get("vocab_size")
+    tokenizer, template, extra = _prepare_tokenizer(language_folder)
+    # Some vocabularies have spare rows.
+    missing = max(0, len(tokenizer) - int(known or 0)) if is_whole(known) else 0
+    language_settings, decoder = import_language(language_folder, extra_tokens=missing, seed=seed)
+    config = VLMConfig(
+        **vision_settings,
+        **language_settings,
+        **sizes,
+        mp_kind=parts.projector,
+        vlm_extra_tokens=extra,
+        lm_chat_template=template,
+        lm_max_length=language_settings["lm_max_position_embeddings"],
+        vit_model_type=Path(parts.vision).name,
+        lm_model_type=Path(parts.language).name,
+        lm_tokenizer=Path(parts.language).name,
+        vlm_load_backbone_weights=False,
+    )
+    vlm = empty_vlm(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vlm.vision_encoder, vlm.MP, vlm.decoder = encoder, Projector(config), decoder
+        _draw(vlm, tokenizer, extra)
+    return vlm.eval()
+
+
+def _draw(vlm: VLM, tokenizer: PreTrainedTokenizerFast, extra: dict[str, str]) -> None:
+    """What no part brings: the projector, as nanoVLM draws it, and new tokens that a vocabulary had spare rows for."""
+    with torch.no_grad():
+        for layer in vlm.MP.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+        table = vlm.decoder.token_embedding.weight
+        ids = tokenizer.get_vocab()
+        old = sorted(ids[token] for token in extra.values() if ids[token] < vlm.config.lm_base_vocab_size)
+        table[old] = torch.randn(len(old), table.shape[1]) * 0.02
+
+
+def _find_part(source: str, folder: Path) -> Path:
+    local = folder / Path(source).expanduser()
+    return local if local.is_dir() else find_folder(source)[0]
+
+
+def _image_sizes(parts: Parts, vision: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the configuration that tell how a picture becomes tokens."""
+    side = vision["vit_img_size"] // vision["vit_patch_size"]
+    factor = parts.pixel_shuffle
+    if factor is None:
+        fitting = [n for n in range(1, side + 1) if side % n == 0]
+        factor = next(n for n in fitting if (side // n) ** 2 <= MOST_TOKENS)
+    if side % factor:
+        fitting = [n for n in range(1, side + 1) if side % n == 0]
+        raise InputError(
+            f"A tile has {side} × {side} patches, which base.pixel_shuffle {factor} doesn't divide; use one of "
+            f"{', '.join(map(str, fitting))}, or another base.tile_px."
+        )
+    largest = parts.max_img_size or vision["vit_img_size"]
+    if largest % vision["vit_img_size"]:
+        raise InputError(
+            f"base.max_img_size is {largest} and a tile has {vision['vit_img_size']} px; it must be a multiple."
+        )
+    return {
+        "mp_pixel_shuffle_factor": factor,
+        "mp_image_token_length": (side // factor) ** 2,
+        "max_img_size": largest,
+        "resize_to_max_side_len": parts.resize_to_max_side_len,
+    }
+
+
+def _prepare_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str, dict[str, str]]:
+    """The language model's tokenizer with the tokens that images need, its chat template, and these tokens by name.
+    Where it has ChatML's tokens, ChatML is used as nanoVLM does; else its own template; else ChatML's tokens are added.
+    InputError where it has image tokens already."""
+    images = {"image_token": "<|image|>", "global_image_token": "<|global_image|>", **region_tokens(REGIONS, REGIONS)}
+    plain = load_tokenizer(folder, {}, lend_pad=True)
+    vocabulary = plain.get_vocab()
+    if taken := [token for token in images.values() if token in vocabulary]:
+        raise InputError(
+            f"The tokenizer of {folder} has the token {taken[0]} already, as one of a model that sees images; use a "
+            "language model that sees none."
+        )
+    chatml = all(token in plain.get_added_vocab() for token in TURN.values())
+    template = CHAT_TEMPLATE if chatml else read_template(folder, plain)
+    extra = dict(images)
+    if template is None or not _writes(template, load_tokenizer(folder, images, lend_pad=True), images):
+        template, chatml, extra = CHAT_TEMPLATE, True, {**images, **TURN}
+    tokenizer = load_tokenizer(folder, extra, lend_pad=True)
+    if chatml:
+        # An answer ends where ChatML ends it, whatever token a base model ends a text with.
+        tokenizer.eos_token = TURN["turn_end_token"]
+    return tokenizer, template, extra
+
+
+def _writes(template: str, tokenizer: PreTrainedTokenizerFast, images: dict[str, str]) -> bool:
+    """Whether a template can be used: it writes a question and an answer in this order, and ends the answer."""
+    config = VLMConfig(lm_chat_template=template, vlm_extra_tokens=images)
+    messages = (Message("user", "?"), Message("assistant", "!"))
+    try:
+        text = NanoVLMChat(config, tokenizer).write(messages, ("\ue0000\ue001", "\ue0001\ue001"), False)
+    except InputError:
+        return False
+    _, asked, behind = text.partition("\ue0000\ue001")
+    _, answered, end = behind.partition("\ue0001\ue001")
+    return bool(asked and answered and end.lstrip().startswith(str(tokenizer.eos_token)))
