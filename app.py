@@ -24,6 +24,7 @@ write_no_stubs()  # before anything below imports gradio
 import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
+from inspector.encoder.store import EncoderStore  # noqa: E402
 from inspector.runs.jobs import JobTable  # noqa: E402
 from inspector.server.fetching import ANY, read_allowed, read_environment  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
@@ -70,19 +71,23 @@ def build_demo(
     public: bool = False,
     jobs: JobTable | None = None,
     allowed: frozenset[str] | None = frozenset(),
+    encoders: EncoderStore | None = None,
 ) -> gr.Blocks:
     """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`; ``allowed``: checkpoints
-    that a person may open."""
+    that a person may open; ``encoders``: of the CLIP tab, beside the models' own."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
-    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public, allowed=allowed)
+    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public, allowed=allowed, encoders=encoders)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
+    parser.add_argument(
+        "--encoder", action="append", default=[], metavar="E", help="CLIP or SigLIP for the tab “CLIP”; repeat"
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
         "--public",
@@ -107,7 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
         allowed = read_allowed(options.allow_hub, options.public)
         store = open_models(read_sources(options.model), options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
-        demo = build_demo(store, options.public, jobs, allowed)
+        encoders = EncoderStore(options.encoder, device=options.device, dtype=options.dtype)
+        demo = build_demo(store, options.public, jobs, allowed, encoders)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from inspector.bounds import format_bounds
+from inspector.encoder.head_comparison import compare_heads
+from inspector.encoder.inputs import TEMPLATE, read_images
+from inspector.encoder.patches import find_alike, find_patch, read_encoder_attention
+from inspector.encoder.study import TextQuestions, describe_encoder, read_place, study_texts
 from inspector.experiments import image_edits
 from inspector.experiments.patch_words import describe_found, find_word, measure_words
 from inspector.experiments.prompt_layouts import compare_layouts, tell_layouts
@@ -32,6 +36,7 @@ from inspector.which_image.model_comparison import compare_answers
 from inspector.which_image.study import study_answer
 from model import STREAMS, InputError, InspectableVLM, load_vlm, open_image, plan_memory
 from model.devices import add_placement
+from model.encoders.opening import encoder_of, is_encoder, load_encoder
 from model.memory import refuse_shortage
 
 
@@ -92,13 +97,19 @@ def build_parser() -> argparse.ArgumentParser:
     words.add_argument("--layer", type=int, help="from 0 (default: the last)")
     words.add_argument("--stream", choices=STREAMS, default="residual", help="what of the layer is read")
     words.add_argument("--word", default="", metavar="TEXT", help="also: in how many cells of each layer it stands")
+    clip = commands.add_parser(
+        "clip",
+        aliases=["encoder"],
+        help="images and captions in one space: similarity matrix, losses, zero-shot labels, patches",
+    )
+    _add_clip(clip)
     battery = commands.add_parser("battery", help="try the instrument on drawn prompts whose truth is known")
     battery.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
     battery.add_argument("--cell", action="append", choices=CELLS, help="repeat for several (default: all)")
     battery.add_argument("--each", type=int, default=MIN_ITEMS, metavar="N", help="items of every cell")
     battery.add_argument("--seed", type=int, default=1)
     battery.add_argument("--json", metavar="FILE", help="the facts as JSON, - for standard output (default: a table)")
-    for command in (inspect, attention, which, cut, edit, report, layout, compare, words, battery):
+    for command in (inspect, attention, which, cut, edit, report, layout, compare, words, clip, battery):
         add_placement(command)
         command.add_argument("--verbose", action="store_true", help="tell on standard error what was computed and kept")
     commands.add_parser("bounds", help="print what a server gives, public and private, as the README shows it")
@@ -129,6 +140,28 @@ def _add_study(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a question about another image to compare with; repeat for several",
     )
+
+
+def _add_clip(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="embedded", help="“embedded”, or a folder or hub id of a VLM, of CLIP or of SigLIP"
+    )
+    command.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
+    command.add_argument(
+        "--text", action="append", default=[], metavar="CAPTION", help="of each image in order; more describe none"
+    )
+    command.add_argument("--temperature", type=float, metavar="T", help="divides cosines (default: as it was learned)")
+    command.add_argument("--label", action="append", default=[], metavar="TEXT", help="zero-shot; repeat, two or more")
+    command.add_argument(
+        "--template", action="append", default=[], metavar="TEXT", help=f"where labels go, averaged ({TEMPLATE})"
+    )
+    command.add_argument("--phrase", action="append", default=[], metavar="TEXT", help="to look for in the patches")
+    command.add_argument("--patch", metavar="IMAGE:ROW,COL", help="its like in all images, and where it looks")
+    command.add_argument(
+        "--heads", action="store_true", help="only: train a linear and an MLP head on drawn scenes, side by side"
+    )
+    command.add_argument("--layer", type=int, help="of the encoder, from 0, for --patch (default: the last)")
+    command.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output")
 
 
 def _add_edits(command: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -319,6 +352,34 @@ def run_words(options: argparse.Namespace) -> dict:
     return facts
 
 
+def run_clip(options: argparse.Namespace) -> dict:
+    """What an encoder of images and texts makes of them; InputError for anything that can't be used."""
+    if options.heads:
+        *_, compared = compare_heads(open_model(options))
+        return {"heads": compared.to_json()}
+    images = tuple(open_image(path) for path in options.image)
+    if is_encoder(options.model):
+        encoder = load_encoder(options.model, device=options.device, dtype=options.dtype)
+    else:
+        encoder = encoder_of(open_model(options))
+    read = read_images(encoder, images)
+    facts = describe_encoder(encoder)
+    # Without any text there is still what can be said of patches alone.
+    if options.text or options.label or options.phrase or not options.patch:
+        templates = tuple(options.template) or (TEMPLATE,)
+        texts, labels, phrases = map(tuple, (options.text, options.label, options.phrase))
+        facts |= study_texts(
+            encoder, read, TextQuestions(texts, labels, templates, phrases, options.temperature)
+        ).to_json()
+    if options.patch:
+        image, row, col = read_place(options.patch)
+        patch = find_patch(read, image, row, col)
+        facts["alike"] = find_alike(read, image, patch).to_json()
+        if encoder.n_layers:
+            facts["attention"] = read_encoder_attention(encoder, read, image, patch, options.layer).to_json()
+    return facts
+
+
 def run_battery_command(options: argparse.Namespace) -> dict | str:
     """The battery's result, as a table unless JSON is asked for; what is being tried goes to standard error. Ctrl+C
     ends it, and what was found until then is the result. InputError if that is nothing."""
@@ -365,6 +426,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict | str]] = {
     "layout": run_layout,
     "compare": run_compare,
     "words": run_words,
+    "clip": run_clip,
+    "encoder": run_clip,
     "battery": run_battery_command,
 }
 

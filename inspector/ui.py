@@ -10,6 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from inspector.bounds import Bounds
+from inspector.encoder.store import EncoderStore
 from inspector.experiments.patch_words import BANKS
 from inspector.figures.bounds import show_bounds
 from inspector.files import open_cache, own_folder
@@ -28,6 +29,7 @@ from inspector.views import asking as asking_view
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views import battery as battery_view
+from inspector.views import clip as clip_view
 from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
 from inspector.views import image_edits as edits_view
@@ -58,12 +60,13 @@ def build_ui(
     bounds: Bounds | None = None,
     open_to_all: bool = False,
     allowed: frozenset[str] | None = frozenset(),
+    encoders: EncoderStore | None = None,
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
     ``open_to_all``: whether it may be asked under any host name. ``allowed``: checkpoints that a person may open, see
-    :class:`inspector.server.fetching.Fetcher`."""
-    jobs, bounds = jobs or JobTable(), bounds or Bounds()
+    :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own."""
+    jobs, bounds, encoders = jobs or JobTable(), bounds or Bounds(), encoders or EncoderStore()
     fetcher = Fetcher(allowed, bounds.hub_bytes)
     open_cache()
     folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
@@ -71,6 +74,7 @@ def build_ui(
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": kept, "fill_width": True}
     with GuardedBlocks(bounds, open_to_all, title=TITLE, **options) as demo:
         store.watch(demo.turns.before_block)
+        encoders.watch(demo.turns.before_block)
         store.private_bytes = bounds.private_model_bytes
         store.tell = inform
         DECODER.bounds, DECODER.find_person = bounds, demo.turns.find_person
@@ -106,6 +110,8 @@ def build_ui(
                     with gr.Tab("Patches", id="Patches"):
                         words = words_view.build_patch_words()
                         edits = edits_view.build_image_edits()
+                    with gr.Tab("CLIP", id="CLIP"):
+                        clip = clip_view.build_clip(encoders)
                     # Of one model nothing can be compared.
                     with gr.Tab("Two models", id="Two models", visible=len(store.names) > 1) as comparing_tab:
                         comparing = comparing_view.build_comparing()
@@ -118,11 +124,12 @@ def build_ui(
         wire_prompt(prompt, store)
         own = train.result.own_models
         models_view.wire_models(models, results.former, shown, own, comparing_tab, store, fetcher, demo)
-        page = asking_view.Page(header, prompt, results, attention, which, words, edits, shown, gr.State(None))
+        page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         words_view.wire_patch_words(words, store, shown, demo)
+        clip_view.wire_clip(clip, store, encoders, shown, demo)
         edits_view.wire_image_edits(edits, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)

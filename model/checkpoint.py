@@ -179,6 +179,7 @@ def _load(
     _fill(vlm, state)
     # Rotary angles need float32 whatever the weights are.
     vlm.decoder.rotary_embd.inv_freq = angles
+    vlm.folder = folder
     with refuse_shortage():
         return vlm.to(placement.device).eval()
 

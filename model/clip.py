@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from model.errors import InputError
 from model.losses import mean_over, unit
 from model.tokenizer import TextEncoder
 from model.vision import VisionEncoder
 
 HeadKind = Literal["linear", "mlp"]
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 
 def build_head(kind: HeadKind, width: int, out: int) -> nn.Module:
@@ -31,7 +30,7 @@ class TextTower(nn.Module):
 
     def __init__(self, vocab_size: int, width: int, n_layers: int, n_heads: int, max_tokens: int) -> None:
         super().__init__()
-        self.max_tokens = max_tokens
+        self.n_layers, self.n_heads, self.max_tokens = n_layers, n_heads, max_tokens
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.zeros(max_tokens, width).normal_(std=0.1))
         layer = nn.TransformerEncoderLayer(
@@ -66,6 +65,7 @@ class DualEncoder(nn.Module):
         max_tokens: int = 48,
     ) -> None:
         super().__init__()
+        self.head, self.tokenizer = head, tokenizer
         self.vision_encoder = vision_encoder
         d_vision = vision_encoder.layer_norm.normalized_shape[0]
         self.text = TextTower(len(tokenizer), width, n_layers, n_heads, max_tokens)
@@ -98,12 +98,3 @@ class DualEncoder(nn.Module):
     def bounded(log_temperature: Tensor) -> Tensor:
         """CLIP's bound: similarities are multiplied by at most 100."""
         return log_temperature.clamp(min=math.log(0.01))
-
-    @torch.no_grad()
-    def classify(self, tiles: Tensor, labels: Sequence[str]) -> Tensor:
-        """Zero-shot: probabilities ``[tile label]`` that each text describes each tile. InputError without texts."""
-        if not labels:
-            raise InputError("There is no label to choose from; give one text or more.")
-        images = self.embed_images(self.vision_encoder(tiles))
-        scale = (-self.bounded(self.log_temperature)).exp()
-        return F.softmax(images @ self.embed_texts(labels).T * scale, dim=-1)

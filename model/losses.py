@@ -19,13 +19,24 @@ def info_nce(images: Tensor, texts: Tensor, text_of_image: Tensor, log_temperatu
     # Autocast would round similarities to bfloat16's three digits before they are multiplied by up to 100.
     with torch.autocast(images.device.type, enabled=False):
         logits = (images.float() @ texts.float().T) * (-log_temperature.float()).exp()
-    image_loss = F.cross_entropy(logits, text_of_image)
-    log_share = logits.log_softmax(dim=0)
-    own = F.one_hot(text_of_image, len(texts)).to(log_share.dtype)
-    counts = own.sum(dim=0)
-    described = counts > 0
-    text_loss = -((log_share * own).sum(dim=0)[described] / counts[described]).mean()
-    return (image_loss + text_loss) / 2
+    of_images, of_texts = cross_entropies(logits, text_of_image)
+    return (of_images.mean() + of_texts[~of_texts.isnan()].mean()) / 2
+
+
+def cross_entropies(logits: Tensor, text_of_image: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms of :func:`info_nce` in nats, of ``logits [image text]``: ``[image]``, each image's choice among the
+    texts, and ``[text]``, each text's among the images; NaN for a text that describes none."""
+    of_images = F.cross_entropy(logits, text_of_image, reduction="none")
+    own = F.one_hot(text_of_image, logits.shape[1]).to(logits.dtype)
+    of_texts = -(logits.log_softmax(dim=0) * own).sum(dim=0) / own.sum(dim=0)
+    return of_images, of_texts
+
+
+def sigmoid_loss(logits: Tensor, text_of_image: Tensor) -> Tensor:
+    """SigLIP's loss in nats (Zhai et al. 2023, arXiv 2303.15343) of ``logits [image text]``, bias included: every pair
+    is a yes or a no by itself, their losses are added and divided by the images."""
+    sign = 2 * F.one_hot(text_of_image, logits.shape[1]).to(logits.dtype) - 1
+    return -F.logsigmoid(sign * logits).sum(dim=1).mean()
 
 
 def retrieval_accuracy(images: Tensor, texts: Tensor, text_of_image: Tensor) -> float:

@@ -55,10 +55,21 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tile, patch, d_model = x.shape
-        q, k, v = self.qkv_proj(x).view(tile, patch, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self._project(x)
         z = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         z = self.out_proj(z.transpose(1, 2).reshape(tile, patch, d_model))
         return F.dropout(z, self.dropout, self.training)
+
+    def read_pattern(self, x: Tensor, patch: int) -> Tensor:
+        """``[tile head patch]``: where each head looks from one ``patch``."""
+        q, k, _ = self._project(x)
+        return (q[:, :, patch, None] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)[:, :, 0]
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ``[tile head patch d]`` each."""
+        tile, patch, _ = x.shape
+        q, k, v = self.qkv_proj(x).view(tile, patch, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 class VisionMLP(nn.Module):

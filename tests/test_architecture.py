@@ -16,7 +16,7 @@ FLOORS = (
     {"inspector.row"},
     {"inspector.interventions"},
     {"inspector.which_image"},
-    {"inspector.experiments"},
+    {"inspector.experiments", "inspector.encoder"},
     {"inspector.ground_truth"},
     {"inspector.runs", "inspector.lessons"},
     {"inspector.session"},

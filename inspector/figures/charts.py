@@ -184,12 +184,18 @@ def heat_table(
 
 
 def heat_cell(
-    value: float | None, top: float, why: str = "out of reach", *, digits: int = 2, shares: bool = False
+    value: float | None,
+    top: float,
+    why: str = "out of reach",
+    *,
+    digits: int = 2,
+    shares: bool = False,
+    low: float = 0.0,
 ) -> str:
-    """One cell of a table, coloured; hatched if there is no value."""
+    """One cell of a table, coloured; hatched if there is no value. ``low``: where viridis begins."""
     if value is None:
         return f'<td class="wi-cell wi-none" title="{escape(why, quote=True)}">–</td>'
-    css, style = _sequential(value, top) if shares else _diverging(value, top)
+    css, style = _sequential(value - low, top - low) if shares else _diverging(value, top)
     return f'<td class="wi-cell {css}" style="{style}">{copied(value, digits)}</td>'
 
 

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from inspector.figures.charts import table
+from inspector.figures.clip import MatrixHead, name_texts, show_matrix
 from inspector.row.numbers import say
 from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobState
@@ -221,6 +222,8 @@ def show_evaluation(progress: Progress) -> str:
         points = f" <small>({say(change, 0, sign=True)})</small>" if change else ""
         shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{points}</li>")
     rows = []
+    if last.get("shares"):
+        return _show_pairs(last, shares)
     for one in last.get("answers", ()):
         right = one["answered"].strip() == one["expected"].strip()
         mark = '<span class="tr-right">✓ right</span>' if right else '<span class="tr-wrong">✗ wrong</span>'
@@ -230,6 +233,23 @@ def show_evaluation(progress: Progress) -> str:
     return (
         f'<p class="vi-caption">Held-out data after step {last["at"]:,}: share answered right to the letter{since}.'
         f'</p><ul class="tr-shares">{"".join(shares)}</ul>{answers}'
+    )
+
+
+def _show_pairs(last: dict[str, Any], shares: Sequence[str]) -> str:
+    """A contrastive stage's held-out pairs: where they belong together the diagonal lights up."""
+    matrix = tuple(map(tuple, last["shares"]))
+    # Texts of uploads are taken out once the data are deleted; the numbers stay.
+    names = tuple(one["expected"] for one in last["answers"])
+    names = names if len(names) == len(matrix) else tuple(f"pair {n + 1}" for n in range(len(matrix)))
+    head = MatrixHead(tuple(escape(name) for name in names), name_texts(names))
+    own = range(len(matrix))
+    right = sum(max(row) == row[n] for n, row in enumerate(matrix))
+    return (
+        f'<p class="vi-caption">Held-out pairs after step {last["at"]:,}: each picture (row) chooses among the '
+        f"captions (columns); {right} of {len(matrix)} choose their own, framed.</p>"
+        f'<ul class="tr-shares">{"".join(shares)}</ul>'
+        f"{show_matrix('Softmax over each row: which caption?', matrix, head, own, shares=True)}"
     )
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from inspector.images import full_size
 from inspector.images.decoder import DECODER, Decoder
 from inspector.images.full_size import Facts
-from model import InputError, InspectableVLM, OpenedImage, ProcessedImage
+from model import InputError, OpenedImage, ProcessedImage
+from model.encoders.protocol import ImageReader
 from model.picture import check_file, name_source, read_file
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class ImageFile:
                 self._stored_pixels = self._decoder.count_pixels(self.path)
             return self._stored_pixels
 
-    def process(self, vlm: InspectableVLM) -> ProcessedImage:
+    def process(self, vlm: ImageReader) -> ProcessedImage:
         """See :func:`model.process_image`."""
         key = vlm.image_key
         with self._lock:
@@ -132,7 +133,7 @@ def run_at_full_size(image: PromptImage, function: Callable[..., T], *arguments:
     return image.run(function, *arguments) if isinstance(image, ImageFile) else function(image, *arguments)
 
 
-def process_prompt_image(image: PromptImage, vlm: InspectableVLM) -> ProcessedImage:
+def process_prompt_image(image: PromptImage, vlm: ImageReader) -> ProcessedImage:
     """See :func:`model.process_image`."""
     if isinstance(image, ImageFile):
         return image.process(vlm)

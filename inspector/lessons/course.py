@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inspector.lessons import image_parts, model_parts, row_parts
+from inspector.lessons import encoder_parts, image_parts, model_parts, row_parts
 from inspector.lessons.shown_prompt import ShownPrompt
 from model import InputError
 
@@ -92,6 +92,11 @@ LESSONS: tuple[Lesson, ...] = (
         row_parts.describe_attention_mask,
         "padded",
     ),
+    Lesson("clip", "How did CLIP learn?", "three", "CLIP", "clip-matrix", encoder_parts.describe_contrast),
+    Lesson(
+        "zero-shot", "What is zero-shot transfer?", "three", "CLIP", "clip-zero-shot", encoder_parts.describe_zero_shot
+    ),
+    Lesson("heads", "Linear or non-linear projection?", "three", "CLIP", "clip-heads", encoder_parts.describe_heads),
 )
 _BY_KEY = {lesson.key: number for number, lesson in enumerate(LESSONS)}
 

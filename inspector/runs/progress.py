@@ -14,6 +14,8 @@ from typing import Any
 
 MOST_STEPS = 10**15
 """More than any run takes; a larger number wasn't counted."""
+MOST_PAIRS = 64
+"""Of a contrastive stage's matrix; more weren't shown."""
 CACHED = 32
 """Of so many runs what was read is kept; the least looked at go first."""
 
@@ -215,8 +217,12 @@ def _eval(event: dict[str, Any]) -> dict[str, Any]:
         {name: _text(one.get(name, "")) for name in ("question", "expected", "answered", "family")}
         for one in event.get("answers", ())
     ]
+    matrix = [[_number(share) for share in row] for row in event.get("shares", ())]
+    if any(len(row) != len(matrix) for row in matrix[:MOST_PAIRS]):
+        raise ValueError
     return {
         "event": "eval",
+        "shares": matrix[:MOST_PAIRS],
         "stage": _text(event["stage"]),
         "step": _count(event["step"]),
         "loss": _number(event["loss"]),

@@ -19,6 +19,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import Answering, ModelStore, Shown
 from inspector.views import attention as attention_view
+from inspector.views import clip as clip_view
 from inspector.views import image_edits as edits_view
 from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
@@ -46,6 +47,7 @@ class Page:
     attention: attention_view.AttentionView
     which: which_view.WhichImageView
     words: words_view.PatchWordsView
+    clip: clip_view.ClipView
     edits: edits_view.ImageEditsView
     shown: gr.State
     answering: gr.State
@@ -66,6 +68,7 @@ class Page:
             self.attention.head,
             *self.which.fresh,
             *self.words.fresh,
+            *self.clip.fresh,
             *self.edits.fresh,
             *self.attention.fresh,
             self.results.looks,
@@ -185,6 +188,7 @@ class AskingHandlers:
             *attention_view.choices(found),
             *which_view.begin(self.page.which, self.store, asked.model, inspection),
             *words_view.begin(vlm.n_layers),
+            *clip_view.begin(),
             *edits_view.begin(self.store, asked.model, inspection),
             *attention_view.begin(selected),
             "",

@@ -3,7 +3,7 @@
 from inspector.widgets.components import EditBoard, HeadBoard, ImageViewer, Readout, TokenStrip, encode
 from inspector.widgets.file_inputs import FileInput, FilesButton
 from inspector.widgets.loss_chart import LossChart
-from inspector.widgets.panel import ChoiceBoard, Panel
+from inspector.widgets.panel import ChoiceBoard, Panel, PatchPicker
 from inspector.widgets.sight import Sight, answer_sight
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ImageViewer",
     "LossChart",
     "Panel",
+    "PatchPicker",
     "Readout",
     "Sight",
     "TokenStrip",

@@ -33,3 +33,12 @@ class ChoiceBoard(gr.HTML):
 
     def __init__(self, value: str = "", **others: Any) -> None:
         super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), apply_default_css=False, **others)
+
+
+class PatchPicker(gr.HTML):
+    """HTML with grids of patches over images (see :func:`inspector.figures.clip.show_board`). Triggers ``pick`` with
+    ``{image, patch}``, both from 0, when one is chosen."""
+
+    def __init__(self, value: str = "", **others: Any) -> None:
+        script = _SCRIPT.with_name("patch_picker.js").read_text("utf-8")
+        super().__init__(value, js_on_load=script, apply_default_css=False, **others)

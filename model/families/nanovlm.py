@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class VLM(nn.Module, OpenedVLM):
         self.vision_encoder = VisionEncoder(config)
         self.MP = Projector(config)
         self.decoder = LanguageModel(config)
+        self.folder: Path | None = None
+        """Where its checkpoint was read; None for a model that was made here."""
         self._fingerprint: tuple[tuple[Any, ...], str] | None = None
 
     @property

@@ -39,7 +39,14 @@ _PREFIX = (
     "everything before its answer sees everything else there, later text too, so nothing can be kept of a row and read "
     "on from, and an image can't be taken away from what stands behind it alone"
 )
+_ENCODER = (
+    "it encodes images and texts and has no language model that answers (the tab “CLIP” compares with it: app.py "
+    "--encoder, or python -m inspector clip)"
+)
 REFUSED = {
+    "clip": _ENCODER,
+    "siglip": _ENCODER,
+    "siglip2": _ENCODER,
     "qwen3_5": _HYBRID,
     "qwen3_5_moe": _HYBRID,
     "qwen3_next": _HYBRID,

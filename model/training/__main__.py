@@ -15,15 +15,18 @@ import torch
 
 from model.checkpoint import load_nanovlm, save_vlm
 from model.devices import add_placement
+from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
+from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
 from model.training.assembly import open_base
 from model.training.data.data_report import report_data
 from model.training.data.datasets import open_captioned, open_examples
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
+from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.recipe import read_recipe
-from model.training.runs import METRICS, MODEL, RECIPE, RunFolder, write_text
+from model.training.runs import METRICS, MODEL, RECIPE, TOWER, RunFolder, write_text
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
@@ -72,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="the folders of two runs of the recipe “freezing”, for a section of the card",
     )
     card.add_argument("--note", action="append", default=[], metavar="TEXT", help="a paragraph for the card; repeat")
+    tower = commands.add_parser("tower", help="measure a run's text tower and put it beside a checkpoint, on its card")
+    tower.add_argument("run", type=Path, help="the folder of a run whose last stage is contrastive")
+    tower.add_argument("--into", type=Path, required=True, help="folder of a checkpoint with the same image encoder")
     for command in (evaluate, card):
         command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
         command.add_argument("--each", type=int, default=200, metavar="N", help="questions per family of scenes")
@@ -190,10 +196,42 @@ def make_card(options: argparse.Namespace) -> None:
         print(f"{goal.name:40} {reached:.3f}  wanted {goal.accuracy:.2f}")
 
 
+def keep_tower(options: argparse.Namespace) -> None:
+    """Copies a run's text tower beside a checkpoint and writes on its card how well it does. InputError where the tower
+    belongs to another image encoder."""
+    vlm = load_nanovlm(options.into)
+    copy_tower(options.run / TOWER, vlm, options.into)
+    dual = find_tower(vlm)
+    if dual is None:
+        raise InputError(
+            f"The text tower in {options.run} was trained with another image encoder than the one in {options.into}; "
+            "name the checkpoint that the run began from."
+        )
+    scores = measure_tower(vlm, dual)
+    command = str(RunFolder(options.run).read_run()["command"]).replace(str(options.run), "RUN")
+    made = (command, f"python -m model.training tower RUN --into {options.into}")
+    nbytes = (options.into / TOWER_WEIGHTS).stat().st_size
+    section = write_section(scores, read_curves(options.run / METRICS)[-1], made, nbytes)
+    card = options.into / "README.md"
+    write_text(card, put_section(card.read_text(encoding="utf-8"), section))
+    for score in scores:
+        print(f"{score.name:60} {score.accuracy:.3f}" + (f"  wanted {score.wanted:.2f}" if score.wanted else ""))
+
+
+COMMANDS = {
+    "run": run,
+    "check": check,
+    "teach": teach,
+    "evaluate": evaluate,
+    "card": make_card,
+    "tower": keep_tower,
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        {"run": run, "check": check, "teach": teach, "evaluate": evaluate, "card": make_card}[options.command](options)
+        COMMANDS[options.command](options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -90,13 +90,16 @@ class StepEvent(Event):
 
 @dataclass(frozen=True)
 class EvalEvent(Event):
-    """On held-out data: the mean loss, the share of answers that are right to the letter per family, some answers."""
+    """On held-out data: the mean loss, the share of answers that are right to the letter per family, some answers.
+    ``shares [pair caption]``, of a contrastive stage: how each picture's choice is spread over the captions of the
+    pairs that ``answers`` are about, in their order."""
 
     name: ClassVar[str] = "eval"
     step: int
     loss: float
     accuracy: Mapping[str, float]
     answers: tuple[Answered, ...] = field(default=())
+    shares: tuple[tuple[float, ...], ...] = field(default=())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tomlkit
 
+from model.clip import HEADS, HeadKind
 from model.errors import InputError
 from model.ranges import SEEDS, Range, is_finite
 from model.training.parts import Parts
@@ -25,7 +26,6 @@ MODULES = ("vision_encoder", "MP", "decoder")
 PACKINGS = ("off", "leak", "document")
 DECAYS = ("all", "matrices")
 PRECISIONS = ("auto", "fp32", "bf16")
-HEADS = ("linear", "mlp")
 ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
 """What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
 
@@ -93,7 +93,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     lora_rank: int = 0
     lora_alpha: float = 0.0
-    head: Literal["linear", "mlp"] = "linear"
+    head: HeadKind = "linear"
     packing: Literal["off", "leak", "document"] = "off"
     row_tokens: int = 320
     leak_share: float = 0.0

@@ -1,6 +1,6 @@
 """A run's folder: what it is, what it said, what others ask of it, and what it needs to go on.
 
-    recipe.toml  run.json  metrics.jsonl  control  state/  model/  adapter/
+    recipe.toml  run.json  metrics.jsonl  control  state/  model/  adapter/  contrastive/
 
 Everything is written to a name of its own first and moved into place, so a crash at any moment leaves a whole one.
 """
@@ -33,7 +33,7 @@ from model.training.locks import hold, is_held
 
 FORMAT = 1
 RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
-STATE, MODEL, ADAPTER, LOCK = "state", "model", "adapter", ".lock"
+STATE, MODEL, ADAPTER, TOWER, LOCK = "state", "model", "adapter", "contrastive", ".lock"
 STATUSES = ("running", "paused", "stopped", "done", "failed")
 RUN_KINDS: dict[str, Any] = {
     "status": str,

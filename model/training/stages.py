@@ -53,8 +53,11 @@ class ContrastiveLoss(nn.Module):
 
     def measure(self, batch: PairBatch) -> tuple[Tensor, float, float]:
         """Loss, and how often the nearest caption and the nearest phrase are the right ones."""
+        return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
+
+    def contrast(self, patches: Tensor, batch: PairBatch) -> tuple[Tensor, float, float]:
+        """:meth:`measure` of ``patches [pair patch d]``, what the encoder made of the batch's tiles."""
         dual = self.dual
-        patches = dual.vision_encoder(batch.tiles)
         images, captions = dual.embed_images(patches), dual.embed_texts(batch.captions)
         loss = info_nce(images, captions, batch.caption_of_tile, dual.bounded(dual.log_temperature))
         caption_accuracy = retrieval_accuracy(images, captions, batch.caption_of_tile)
@@ -65,6 +68,13 @@ class ContrastiveLoss(nn.Module):
             loss = loss + info_nce(places, phrases, batch.phrase_of_place, dual.bounded(dual.patch_log_temperature))
             phrase_accuracy = retrieval_accuracy(places, phrases, batch.phrase_of_place)
         return loss, caption_accuracy, phrase_accuracy
+
+    @torch.no_grad()
+    def choose_captions(self, batch: PairBatch) -> Tensor:
+        """``[pair caption]``: the softmax over the batch's captions of each picture."""
+        dual = self.dual
+        images, captions = dual.embed_images(dual.vision_encoder(batch.tiles)), dual.embed_texts(batch.captions)
+        return (images @ captions.T / dual.bounded(dual.log_temperature).exp()).softmax(dim=1)
 
 
 def count_labels(batch: Batch) -> int:

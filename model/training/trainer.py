@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.checkpoint import save_vlm
+from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
@@ -29,7 +30,7 @@ from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, WRITE_ERRORS, RunFolder, replacing
+from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
 from model.training.stage_data import open_stage_data, stage_seed
 from model.training.stages import (
     ContrastiveLoss,
@@ -247,7 +248,9 @@ class Trainer:
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
                 found = held_out.measure(module)
                 loss = math.nan if found.loss is None else found.loss
-                yield self._say(EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers))
+                yield self._say(
+                    EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares)
+                )
                 if found.loss is not None and not math.isfinite(found.loss):
                     self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
             asked = self._request()
@@ -307,13 +310,8 @@ class Trainer:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(self.vlm).items()}
                 save_file(state, staging / "adapter_model.safetensors")
         if self.is_main and isinstance(module, ContrastiveLoss):
-            with replacing(self.folder.path / "contrastive") as staging:
-                state = {
-                    name: tensor.detach().cpu().contiguous()
-                    for name, tensor in module.dual.state_dict().items()
-                    if not name.startswith("vision_encoder.")
-                }
-                save_file(state, staging / f"{stage.name}.safetensors")
+            with replacing(self.folder.path / TOWER) as staging:
+                save_tower(module.dual, staging)
         if stage.lora_rank:
             self.vlm = plain_vlm(self.vlm)
             self._changed |= {name for name, _ in self.vlm.decoder.named_parameters(prefix="decoder")}
@@ -333,6 +331,7 @@ class Trainer:
             raise InputError("The weights hold numbers that are not finite; they are not kept.")
         try:
             save_vlm(plain, self.folder.path / MODEL)
+            copy_tower(self.folder.path / TOWER, plain, self.folder.path / MODEL)
         except WRITE_ERRORS as error:
             raise InputError(f"The model can't be saved ({error}); the one before it is kept.") from error
 

@@ -195,7 +195,7 @@ def test_odd_inputs(runner, demo, asked, before, capfd):
 @pytest.mark.parametrize("before", ["nothing was asked", "there is an answer"])
 def test_odd_data_of_events(runner, demo, asked, before, capfd):
     """Those that read data of the event say what is wrong with it; the others don't look at it."""
-    readers = {"place_image", "remove_image", "refuse_files", "select_token", "lab_choose"}
+    readers = {"place_image", "remove_image", "refuse_files", "select_token", "lab_choose", "clip_patch"}
     session = asked if before == "there is an answer" else SessionState(demo)
     state, faults = dict(session.state_data), []
     for function in events(demo):

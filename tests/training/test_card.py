@@ -6,7 +6,8 @@ import pytest
 
 from model.errors import InputError
 from model.training.cpu import processor_flags, processor_name
-from model.training.evaluation.card import compare_freezing, read_curves
+from model.training.evaluation.card import StageCurve, compare_freezing, read_curves
+from model.training.evaluation.text_tower import TowerScore, put_section, write_section
 
 
 def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path):
@@ -78,3 +79,14 @@ def test_the_processor_is_read_from_the_first_entry(tmp_path, monkeypatch):
     listed.unlink()
     assert processor_flags() == frozenset()
     assert processor_name()
+
+
+def test_a_tower_s_section_stands_before_the_last_and_is_replaced():
+    curve = StageCurve("tower", "contrastive", 10, 120.0, "text 5", ((5, 2.0), (10, 1.0)), ((10, 1.5),))
+    scores = [TowerScore("a", 48, 0.9, 0.95), TowerScore("b", 48, 0.97, 0.95), TowerScore("c", 3, 0.2)]
+    section = write_section(scores, curve, ("train", "measure"), 2_300_000)
+    rows = ("| a | 48 | 0.95 | 0.900 (missed) |", "| b | 48 | 0.95 | 0.970 |", "| c | 3 | – | 0.200 |")
+    assert all(row in section for row in rows)
+    card = put_section("# Card\n\n## One\n\ntext\n\n## Limits\n\n- none\n", section)
+    assert card.index("## One") < card.index("## The text tower") < card.index("## Limits")
+    assert put_section(card, section) == card

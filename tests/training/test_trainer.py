@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model import InputError, load_vlm
+from model.encoders.text_tower import find_tower
 from model.training import runs
 from model.training.__main__ import main
 from model.training.batches import count_patches
@@ -55,7 +56,12 @@ def test_three_stages_train_exactly_what_they_name(make_recipe, tmp_path):
     assert [e.stage for e in events if isinstance(e, EvalEvent)] == ["part 0", "part 1", "part 2"]
     assert isinstance(events[-1], DoneEvent)
     assert events[-1].fingerprint == load_vlm(tmp_path / "run" / "model").fingerprint
-    assert (tmp_path / "run" / "contrastive" / "part 0.safetensors").is_file()
+    contrasted = next(e for e in events if isinstance(e, EvalEvent) and e.stage == "part 0")
+    assert [sum(row) for row in contrasted.shares] == pytest.approx([1] * len(contrasted.answers))
+    # The tower stays with the run and lies beside its model, whose encoder no later stage has changed.
+    for folder in ("contrastive", "model"):
+        assert (tmp_path / "run" / folder / "text_tower.safetensors").is_file()
+    assert find_tower(load_vlm(tmp_path / "run" / "model")) is not None
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == [event.name for event in events]
     run = trainer.folder.read_run()

@@ -34,11 +34,13 @@ EVAL_ROWS = 16
 @dataclass(frozen=True)
 class HeldOutScore:
     """``loss``: mean in nats per label or pair; None if nothing held out has any. ``accuracy``: the share that is
-    right, by family of questions; ``answers``: some of them."""
+    right, by family of questions; ``answers``: some of them. ``shares``: see :class:`model.training.events.EvalEvent`.
+    """
 
     loss: float | None
     accuracy: Mapping[str, float] = field(default_factory=dict)
     answers: tuple[Answered, ...] = ()
+    shares: tuple[tuple[float, ...], ...] = ()
 
 
 class HeldOut:
@@ -87,7 +89,16 @@ class HeldOut:
         pairs = make_pairs(self._vlm, list(self._examples), np.random.default_rng((self._seed, 3)))
         with torch.no_grad(), self._accelerator.autocast():
             loss, captions, phrases = module.measure(pairs.to(self._accelerator.device))
-        return HeldOutScore(float(loss), {"caption": captions} | ({} if math.isnan(phrases) else {"phrase": phrases}))
+            shown = make_pairs(self._vlm, _choose_pairs(self._examples), np.random.default_rng((self._seed, 4)))
+            shares = module.choose_captions(shown.to(self._accelerator.device)).float()
+        found = {"caption": captions} | ({} if math.isnan(phrases) else {"phrase": phrases})
+        # The texts stand among the answers, for those go with the data when they are deleted.
+        nearest = shares.argmax(dim=1).tolist()
+        answers = tuple(
+            Answered("which of these captions?", own, shown.captions[place], "caption")
+            for own, place in zip(shown.captions, nearest, strict=True)
+        )
+        return HeldOutScore(float(loss), found, answers, tuple(map(tuple, shares.tolist())))
 
     @torch.no_grad()
     def _mean_loss(self) -> float | None:
@@ -109,6 +120,12 @@ class HeldOut:
                     total += float(self._vlm.loss(features)) * count
                 labels += count
         return total / labels if labels else None
+
+
+def _choose_pairs(examples: Sequence[Any]) -> list[Any]:
+    """The first held-out pairs whose captions all differ."""
+    different = {example.caption: example for example in reversed(examples)}
+    return [example for example in examples if different[example.caption] is example][:SHOWN_ANSWERS]
 
 
 def _choose_shown(families: Sequence[str]) -> list[int]:

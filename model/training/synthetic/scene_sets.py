@@ -338,7 +338,7 @@ class CaptionedScenes(Sequence[CaptionedImage]):
         self.config, self.seed = config, seed
         self._count = count
         self.name = "scenes: captioned"
-        known = ((picture, _easy_shape(picture)) for picture in read_easy_vqa("train"))
+        known = ((picture, name_easy_shape(picture)) for picture in read_easy_vqa("train"))
         self._easy = [(picture, shape) for picture, shape in known if shape is not None] if easy_share else []
         self._easy_share = easy_share
 
@@ -408,7 +408,7 @@ class CaptionedScenes(Sequence[CaptionedImage]):
         return CaptionedImage(image, caption, tuple(phrases), labels[None])
 
 
-def _easy_shape(picture: EasyPicture) -> tuple[str, str] | None:
+def name_easy_shape(picture: EasyPicture) -> tuple[str, str] | None:
     """Colour and kind of a training picture's one shape, where its questions tell both."""
     colour = kind = None
     for question, answer, _ in picture.turns:

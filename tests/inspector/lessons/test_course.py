@@ -64,6 +64,9 @@ def test_keys_are_links_and_examples_exist():
         ("several", ("packed samples",)),
         ("which-image", ("5 of 5 images", "most at image 4")),
         ("labels", ("3 of 91", "-100")),
+        ("clip", ("3 images", "“a yellow rectangle”", "ln 3 = 1.10", "10.40")),
+        ("zero-shot", ("image 3 is “yellow”", "image 2 is “blue”")),
+        ("heads", ("128 numbers", "50 steps of 48 pairs")),
     ],
 )
 def test_a_lesson_says_the_numbers_of_the_prompt(shown, key, numbers):

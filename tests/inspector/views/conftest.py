@@ -6,12 +6,14 @@ import gradio as gr
 import pytest
 
 from inspector.bounds import Bounds
+from inspector.encoder.store import EncoderStore
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.runs.jobs import JobTable
 from inspector.server.blocks import GuardedBlocks
 from inspector.session import ModelStore, Shown
 from inspector.views.asking import Page
 from inspector.views.attention import build_attention
+from inspector.views.clip import build_clip
 from inspector.views.header import build_header, build_title
 from inspector.views.image_edits import build_image_edits
 from inspector.views.models import build_picker
@@ -35,7 +37,8 @@ def page(store):
         header = build_header(build_title("A page"))
         prompt = build_prompt(store, build_examples(), bounds, build_picker(store))
         answer = build_results(*build_answer())
-        views = answer, build_attention(), build_which_image(), build_patch_words(), build_image_edits()
+        views = answer, build_attention(), build_which_image(), build_patch_words()
+        views = *views, build_clip(EncoderStore()), build_image_edits()
         return Page(header, prompt, *views, gr.State(None), gr.State(None))
 
 
