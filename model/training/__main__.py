@@ -16,14 +16,13 @@ import torch
 from model.checkpoint import load_nanovlm, save_vlm
 from model.devices import add_placement
 from model.errors import InputError
-from model.training.data.data_report import report_data
-from model.training.data.datasets import open_captioned, open_examples
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.fresh import new_vlm
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, RunFolder, write_text
+from model.training.stage_data import report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
@@ -114,6 +113,8 @@ def run(options: argparse.Namespace) -> None:
             line = describe(event)
             if line and trainer.is_main and not options.quiet:
                 print(line, flush=True)
+    if trainer.is_main and not options.quiet:
+        print("\n".join(trainer.describe_data()), flush=True)
 
 
 @contextlib.contextmanager
@@ -137,17 +138,9 @@ def check(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     vlm = new_vlm(recipe.seed) if recipe.base == "new" else load_nanovlm(recipe.base)
     found: dict[str, list[Any]] = {}
-    for stage in recipe.stages:
-        for table in stage.data:
-            if stage.kind == "contrastive":
-                pairs = open_captioned(table, recipe.folder, vlm.config)
-                report = {"name": table["source"], "examples": len(pairs)}
-            else:
-                examples = open_examples(table, recipe.folder)
-                report = report_data(
-                    vlm, examples, stage.longest_sample, sample=options.sample, seed=recipe.seed
-                ).to_json()
-            found.setdefault(stage.name, []).append(report)
+    for index, stage in enumerate(recipe.stages):
+        reports = report_stage(vlm, recipe, index, options.sample)
+        found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +13,7 @@ from model.chat import ROLES, Conversation, Message
 from model.errors import InputError
 from model.image import OpenedImage, open_image
 from model.tokenizer import check_letters
+from model.training.data.content import key_of, key_of_text, size_of
 from model.training.data.example import Example
 
 Stored = Path | bytes
@@ -67,6 +69,9 @@ class ProblemList:
         self.on_error = on_error
         self.read = 0
         """Records that were there, whatever became of them."""
+        self.facts: list[Facts] = []
+        """Of the records that can be used, in order."""
+        self._digest = hashlib.blake2b(digest_size=16)
         self._skipped: list[Problem] = []
         self._notes: dict[str, Problem] = {}
         self._left: dict[str, Problem] = {}
@@ -80,9 +85,18 @@ class ProblemList:
         except RecordError as error:
             self._skipped.append(Problem(where, str(error), "skipped"))
             return False
-        for note in () if record is None else record.notes:
+        if record is None:
+            return False
+        for note in record.notes:
             self.note(where, note)
-        return record is not None
+        self.facts.append(read_facts(record))
+        self._digest.update(describe_record(record))
+        return True
+
+    @property
+    def digest(self) -> bytes:
+        """The same for the same records alone: what they say, and their images' names and sizes."""
+        return self._digest.digest()
 
     def leave(self, where: str, reason: str) -> None:
         """The record at ``where`` is left out, as the recipe wishes: no fault of the data."""
@@ -126,6 +140,31 @@ class Record:
 
     drafts: tuple[Draft, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a record's images are known by (files by their paths), or what it asks if it has none, and how many
+    questions it has."""
+
+    content: tuple[str | bytes, ...]
+    questions: int
+
+
+def read_facts(record: Record) -> Facts:
+    images = [image for draft in record.drafts for image in draft.images]
+    asked = "\0".join(draft.text for draft in record.drafts if draft.role == "user")
+    content = tuple(str(image) if isinstance(image, Path) else key_of(image) for image in images)
+    return Facts(content or (key_of_text(asked),), sum(draft.role == "assistant" for draft in record.drafts))
+
+
+def describe_record(record: Record) -> bytes:
+    """Everything of a record that a run learns from, but for what its images' files hold: of these name and size."""
+    parts: list[object] = []
+    for draft in record.drafts:
+        parts += [draft.role, draft.text, draft.trained is not False]
+        parts += [(image.name, size_of(image)) if isinstance(image, Path) else key_of(image) for image in draft.images]
+    return repr(parts).encode("utf-8", "backslashreplace")
 
 
 def check_record(record: Record) -> Record:
@@ -237,11 +276,16 @@ class RecordSource(ExampleSource):
     ) -> None:
         super().__init__(name, keys, lambda key: open_record(*locate(key)), problems.close(), problems.read)
         self.stops = problems.on_error == "stop"
-        self._locate: Callable[[Any], tuple[Record, str]] = locate
+        self.digest = problems.digest
+        self._facts = problems.facts
 
-    def record(self, number: int) -> Record:
-        """Example ``number`` with its pictures closed. InputError where the data changed."""
-        return self._locate(self._keys[number])[0]
+    def content(self, number: int) -> tuple[str | bytes, ...]:
+        """See :class:`model.training.data.splits.Known`."""
+        return self._facts[number].content
+
+    def count_questions(self, number: int) -> int:
+        """Answers of example ``number``."""
+        return self._facts[number].questions
 
 
 def need_text(value: object, what: str) -> str:
