@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,8 @@ def describe(event: Event) -> str | None:
         )
     if isinstance(event, EvalEvent):
         shares = ", ".join(f"{family} {share:.2f}" for family, share in event.accuracy.items())
+        if not math.isfinite(event.loss):
+            return f"[{event.stage}] {event.step} held out: nothing to measure on"
         return f"[{event.stage}] {event.step} held out: loss {event.loss:.4f}; {shares}"
     if isinstance(event, DoneEvent):
         return f"{event.status}: {event.path}, fingerprint {event.fingerprint[:16]}"

@@ -18,11 +18,12 @@ from model.families.nanovlm import VLM
 from model.training.data.data_report import DataReport, look_at, report_data
 from model.training.data.datasets import Mixture, as_pairs, open_examples, open_pairs
 from model.training.data.example import Example
-from model.training.data.ledger import LOOKED_AT, Ledger, open_ledger, stop_at
-from model.training.data.splits import Drawn, Split, split_sources
+from model.training.data.ledger import LOOKED_AT, Entry, Ledger, open_ledger, stop_at
+from model.training.data.splits import Drawn, Split, count_held, split_sources
 from model.training.recipe import Recipe, Stage
 
 Report = DataReport | dict[str, Any]
+UNDIVIDED = "nothing is held out, for its images have too many questions each; name a table of its own to measure on"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def open_stage_data(recipe: Recipe, index: int, config: VLMConfig) -> StageData:
     mixture = Mixture(trained, weights, seed)
     drawn = _draw_each(measured, stage.eval_examples, seed)
     held_out = tuple(item for items in drawn for item in items)
-    return StageData(counts, mixture, held_out, _account(tables, drawn), _digest(tables))
+    return StageData(counts, mixture, held_out, _account(tables, drawn, bool(stage.held_out)), _digest(tables))
 
 
 def draw_held_out(recipe: Recipe, index: int, config: VLMConfig, most: int) -> tuple[Any, ...]:
@@ -107,7 +108,7 @@ def report_stage(vlm: VLM, recipe: Recipe, index: int, sample: int) -> list[Repo
     tables, measured = _open_tables(recipe, index, vlm.config)
     drawn = _draw_each(measured, stage.eval_examples, stage_seed(recipe, index))
     reports: list[Report] = []
-    for table, ledger in zip(tables, _account(tables, drawn), strict=True):
+    for table, ledger in zip(tables, _account(tables, drawn, bool(stage.held_out)), strict=True):
         if _is_contrastive(stage):
             look = look_at(vlm, table.source, longest(stage), sample=sample, seed=recipe.seed, pairs=True)
             ledger = replace(ledger, looked_at=look.measured, dropped=look.entries)
@@ -195,18 +196,22 @@ def _is_drawn(stage: Stage, table: Mapping[str, Any]) -> bool:
     return table["source"] == "word" or (table["source"] == "scenes" and not tiles)
 
 
-def _account(tables: Sequence[_Table], drawn: Sequence[Sequence[Any]]) -> tuple[Ledger, ...]:
-    """``drawn``: of each table, the held-out items that are measured on."""
+def _account(tables: Sequence[_Table], drawn: Sequence[Sequence[Any]], apart: bool) -> tuple[Ledger, ...]:
+    """``drawn``: of each table, the held-out items that are measured on; or of tables ``apart``, that are held out
+    whole."""
     ledgers = []
-    for table, items in zip(tables, drawn if len(drawn) == len(tables) else [()] * len(tables), strict=True):
+    for table, items in zip(tables, [()] * len(tables) if apart else drawn, strict=True):
         split = table.split
         images, questions = split.images, split.questions
         if images is None or questions is None:
             # Of a drawn set no more is there than what was drawn to be measured on.
             images, questions = _count_drawn(items) if len(split.held) else (0, 0)
+        ledger = open_ledger(name_table(table.spec), table.source)
+        if count_held(len(table.source)) and not len(split.held) and not apart:
+            ledger = replace(ledger, notes=(*ledger.notes, Entry(UNDIVIDED, 1, name_table(table.spec))))
         ledgers.append(
             replace(
-                open_ledger(name_table(table.spec), table.source),
+                ledger,
                 trained=len(split.train),
                 held_out=len(split.held),
                 held_out_images=images,

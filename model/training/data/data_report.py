@@ -20,7 +20,7 @@ from model.sample import Sample
 from model.tokenizer import decode
 from model.training.data.datasets import as_pairs
 from model.training.data.example import Example
-from model.training.data.ledger import NO_LABEL, TOO_LONG, UNRENDERED, Entry, Ledger, choose_numbers
+from model.training.data.ledger import NO_LABEL, TOO_LONG, UNRENDERED, Entry, Ledger, choose_numbers, open_ledger
 from model.training.data.readers.source import Problem
 
 SHOWN = 4
@@ -96,8 +96,8 @@ class DataReport:
     problems: tuple[Problem, ...]
     looks: tuple[ExampleLook, ...]
     text_of_looks: tuple[str, ...]
+    ledger: Ledger
     more_problems: int = 0
-    ledger: Ledger | None = None
 
     def with_ledger(self, ledger: Ledger) -> DataReport:
         """The report with the table's account, what was looked at for the report among it."""
@@ -139,7 +139,7 @@ class DataReport:
                 {"where": look.where, "tokens": len(look.sample), "text": text}
                 for look, text in zip(self.looks, self.text_of_looks, strict=True)
             ],
-            "ledger": self.ledger.to_json() if self.ledger is not None else None,
+            "ledger": self.ledger.to_json(),
         }
 
     def shorten(self) -> DataReport:
@@ -184,7 +184,7 @@ class DataReport:
             problems=tuple(Problem(**problem) for problem in values["problems"]),
             looks=(),
             text_of_looks=tuple(look["text"] for look in values["looks"]),
-            ledger=Ledger.from_json(values["ledger"]) if values.get("ledger") else None,
+            ledger=Ledger.from_json(values["ledger"]),
         )
 
 
@@ -248,8 +248,9 @@ def report_data(
         per_image.update(len(image.boxes) for image in rendered.images)
         if order in looked and len(looks) < SHOWN:
             looks.append(ExampleLook(where, example.conversation, rendered))
+    name = str(getattr(source, "name", "data"))
     return DataReport(
-        name=str(getattr(source, "name", "data")),
+        name=name,
         max_length=limit,
         examples=len(source),
         measured=len(numbers),
@@ -268,6 +269,7 @@ def report_data(
         problems=tuple(getattr(source, "problems", ())),
         looks=tuple(looks),
         text_of_looks=tuple(_text(vlm, look.sample) for look in looks),
+        ledger=replace(open_ledger(name, source), looked_at=len(numbers), dropped=_entries(drops.sorted())),
     )
 
 

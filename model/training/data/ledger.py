@@ -31,6 +31,9 @@ class Entry:
     count: int
     first: str
 
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.first})" if self.first else self.reason
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -65,10 +68,20 @@ class Ledger:
         }
         return cls(**{**values, **lists})
 
+    def without_places(self) -> Ledger:
+        """See :meth:`StageLedger.without_places`."""
+        return replace(
+            self,
+            skipped=_without_places(self.skipped),
+            left_out=_without_places(self.left_out),
+            notes=_without_places(self.notes),
+            dropped=_without_places(self.dropped),
+        )
+
     def lines(self) -> list[str]:
         """For people: one line of numbers, then one for each fate."""
         held = f"{self.held_out:,} held out ({self.held_out_images:,} images, {self.held_out_questions:,} questions)"
-        head = f"{self.name}: {self.read:,} read, {self.usable:,} usable, {self.trained:,} trained on, {held}"
+        head = f"{self.name}: {self.read:,} read, {self.usable:,} usable, {self.trained:,} to train on, {held}"
         if self.beside:
             head += f", {self.beside:,} neither (they show a held-out image)"
         entries = (
@@ -79,7 +92,7 @@ class Ledger:
         )
         return [
             head,
-            *(f"  {kind} {entry.count:,} of {of:,}: {entry.reason} ({entry.first})" for kind, entry, of in entries),
+            *(f"  {kind} {entry.count:,} of {of:,}: {entry}" for kind, entry, of in entries),
         ]
 
 
@@ -97,11 +110,19 @@ class StageLedger:
             "passed_over": [asdict(entry) for entry in self.passed_over],
         }
 
+    def without_places(self) -> StageLedger:
+        """The same without the first place of each entry, which quotes the data."""
+        return StageLedger(tuple(table.without_places() for table in self.tables), _without_places(self.passed_over))
+
     def lines(self, stage: str) -> list[str]:
         """For people, each with the stage's name."""
         told = [line for table in self.tables for line in table.lines()]
-        told += [f"  passed over {entry.count:,} draws: {entry.reason} ({entry.first})" for entry in self.passed_over]
+        told += [f"  passed over {entry.count:,} draws: {entry}" for entry in self.passed_over]
         return [f"[{stage}] data {line}" for line in told]
+
+
+def _without_places(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    return tuple(replace(entry, first="") for entry in entries)
 
 
 def read_stage_ledgers(values: Any) -> dict[str, StageLedger]:

@@ -391,6 +391,8 @@ class CaptionedScenes(Sequence[CaptionedImage]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._count:
+            raise IndexError(f"{self.name} has {self._count:,} pairs; there is no number {index}.")
         if not self._held_out:
             return self._draw(np.random.default_rng((self.seed, index)))
         rng = np.random.default_rng((self.seed, HELD_OUT, index))

@@ -130,7 +130,7 @@ def _walk_pairs(path: Path, options: Options, problems: ProblemList) -> Iterator
     tables = [file for file in walk_files(path) if file.name in METADATA]
     folders = [table.parent for table in tables]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        names = " and ".join(table.name for table in tables if table.parent == twice)
+        names = " and ".join(name for name in METADATA if twice / name in tables)
         raise InputError(f"“{twice.name}” has {names}; delete one, or name it as the path.")
     for table in tables:
         yield from _walk_table(table, options)
