@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from model.errors import InputError
+from model.errors import InputError, TooLongError
 from model.image import OpenedImage, ProcessedImage
 from model.sample import Role, Sample, Span, SpanKind
 from model.tokenizer import TextEncoder, check_letters
@@ -182,7 +182,7 @@ class ChatRenderer:
         sample = self._encode(pieces, images)
         limit = self.format.max_positions
         if len(sample) > limit:
-            raise InputError(
+            raise TooLongError(
                 f"The prompt is {len(sample):,} tokens long and this model reads at most {limit:,}; "
                 "use fewer or smaller images, or less text."
             )

@@ -234,7 +234,7 @@ def show_ledger(run: Mapping[str, Any]) -> str:
     kept = f"{lost:,} not used" if lost else "none dropped"
     parts = [_show_table(table) for ledger in ledgers.values() for table in ledger.tables]
     over = [entry for ledger in ledgers.values() for entry in ledger.passed_over]
-    passed = "".join(f"<p><b>passed over</b> {entry.count:,} draws: {_say_entry(entry)}</p>" for entry in over)
+    passed = "".join(f"<p><b>draws passed over</b> {entry.count:,}: {_say_entry(entry)}</p>" for entry in over)
     opened = " open" if lost or over else ""
     return (
         f'<details class="tr-report"{opened}><summary>The data: {read:,} read, {kept}, {held:,} held out</summary>'
@@ -243,8 +243,6 @@ def show_ledger(run: Mapping[str, Any]) -> str:
 
 
 def _show_table(table: Ledger) -> str:
-    held = f"{table.held_out:,} held out ({table.held_out_images:,} images, {table.held_out_questions:,} questions)"
-    beside = f", {table.beside:,} neither, for they show a held-out image" if table.beside else ""
     rows = [
         f"<li><b>{kind}</b> {entry.count:,} of {of:,}: {_say_entry(entry)}</li>"
         for kind, of, entries in (
@@ -256,8 +254,7 @@ def _show_table(table: Ledger) -> str:
         for entry in entries
     ]
     listed = f'<ul class="vi-findings">{"".join(rows)}</ul>' if rows else ""
-    numbers = f"{table.read:,} read, {table.usable:,} usable, {table.trained:,} to train on"
-    return f"<p><b>{escape(hide_paths(table.name))}</b>: {numbers}, {held}{beside}.</p>{listed}"
+    return f"<p><b>{escape(hide_paths(table.name))}</b>: {table.numbers}.</p>{listed}"
 
 
 def _say_entry(entry: Entry) -> str:

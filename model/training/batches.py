@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.collator import Batch
 from model.config import VLMConfig
-from model.errors import InputError
+from model.errors import InputError, TooLongError
 from model.families.nanovlm import VLM
 from model.image import ProcessedImage
 from model.packing import pack_samples
@@ -186,7 +186,8 @@ class RowMaker:
                 sample = self._vlm.prepare(example.conversation)
             except InputError as error:
                 reason = str(error)
-                self._pass_over(UNRENDERED, f"{place}: {reason}" if place else reason)
+                kind = TOO_LONG if isinstance(error, TooLongError) else UNRENDERED
+                self._pass_over(kind, f"{place}: {reason}" if place else reason)
                 continue
             room = self._limit - (self._stage.packing != "off")
             if len(sample) <= room and bool(sample.loss_mask.any()):

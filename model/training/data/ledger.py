@@ -32,7 +32,9 @@ class Entry:
     first: str
 
     def __str__(self) -> str:
-        return f"{self.reason} ({self.first})" if self.first else self.reason
+        # Where alike sentences have nothing that varies, the place is all that the first one adds.
+        first = self.first.removesuffix(f": {self.reason}")
+        return f"{self.reason} ({first})" if first else self.reason
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ class Ledger:
         }
         return cls(**{**values, **lists})
 
+    @property
+    def numbers(self) -> str:
+        """All of them, in words."""
+        about = f"{_count(self.held_out_images, 'image')}, {_count(self.held_out_questions, 'question')}"
+        told = f"{self.read:,} read, {self.usable:,} usable, {self.trained:,} to train on, {self.held_out:,} held out"
+        beside = f", {self.beside:,} neither, for they show a held-out image" if self.beside else ""
+        return f"{told} ({about}){beside}"
+
     def without_places(self) -> Ledger:
         """See :meth:`StageLedger.without_places`."""
         return replace(
@@ -80,10 +90,6 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """For people: one line of numbers, then one for each fate."""
-        held = f"{self.held_out:,} held out ({self.held_out_images:,} images, {self.held_out_questions:,} questions)"
-        head = f"{self.name}: {self.read:,} read, {self.usable:,} usable, {self.trained:,} to train on, {held}"
-        if self.beside:
-            head += f", {self.beside:,} neither (they show a held-out image)"
         entries = (
             *(("skipped", entry, self.read) for entry in self.skipped),
             *(("left out", entry, self.read) for entry in self.left_out),
@@ -91,7 +97,7 @@ class Ledger:
             *(("note", entry, self.usable) for entry in self.notes),
         )
         return [
-            head,
+            f"{self.name}: {self.numbers}",
             *(f"  {kind} {entry.count:,} of {of:,}: {entry}" for kind, entry, of in entries),
         ]
 
@@ -117,8 +123,12 @@ class StageLedger:
     def lines(self, stage: str) -> list[str]:
         """For people, each with the stage's name."""
         told = [line for table in self.tables for line in table.lines()]
-        told += [f"  passed over {entry.count:,} draws: {entry}" for entry in self.passed_over]
+        told += [f"  passed over {_count(entry.count, 'draw')}: {entry}" for entry in self.passed_over]
         return [f"[{stage}] data {line}" for line in told]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _without_places(entries: Sequence[Entry]) -> tuple[Entry, ...]:
