@@ -113,11 +113,11 @@ class Trainer:
                 f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
                 f"of the recipe ({', '.join(names)}); go on with the recipe of the run."
             )
-        steps, before = self.recipe.stages[index].steps, max(step, values.get("steps", 0))
-        if steps < before:
+        steps = self.recipe.stages[index].steps
+        if steps < step:
             raise InputError(
-                f"Stage “{name}” has {steps:,} steps now and had {before:,} when the run in {self.folder.path} was "
-                "saved, on which its learning rates depend; go on with as many or more, or start a new run."
+                f"Stage “{name}” has {steps:,} steps now, and {step:,} were taken by the run in {self.folder.path}; "
+                "go on with as many or more, or start a new run."
             )
 
     def _check_data(self, stage: Stage, data: StageData) -> None:
@@ -349,7 +349,6 @@ class Trainer:
                     "stage_index": index,
                     "stage": stage.name,
                     "step": step,
-                    "steps": stage.steps,
                     "position": position,
                     "seconds": seconds,
                     "data": {"digest": digest},

@@ -114,15 +114,17 @@ def split_sources(
             files = {str(part) for (part,), (key,) in zip(contents.items, contents.keys, strict=True) if key in held}
             found.append(Split(*source.hold_out(files, 0 if seed is None else count_held(len(source)))))
         else:
-            found.append(_sort(source, contents.keys, held, seed is not None))
+            found.append(_sort(source, contents.keys, held, seed))
     return found
 
 
 def _read_contents(source: Sequence[Any]) -> _Contents:
     if isinstance(source, Drawn):
         return _Contents([(path,) for path in source.files])
-    assert isinstance(source, Known)
-    return _Contents([source.content(number) for number in range(len(source))])
+    if isinstance(source, Known):
+        return _Contents([source.content(number) for number in range(len(source))])
+    # Examples that nobody knows anything of are each their own.
+    return _Contents([(TEXT + f"{id(source)} {number}".encode(),) for number in range(len(source))])
 
 
 def _name_keys(read: Sequence[_Contents]) -> None:
@@ -157,7 +159,7 @@ def _choose(items: Sequence[tuple[Key, ...]], seed: int, held: set[Key]) -> None
             of_key[key].append(number)
     given_up = {number for key in held & of_key.keys() for number in of_key[key]}
     out = sum(held.issuperset(keys) for keys in items)
-    order = [int(number) for number in np.random.default_rng((seed, 77)).permutation(len(items))]
+    order = _shuffle(len(items), seed)
     cheapest: tuple[int, int] | None = None
     for number in order:
         if out >= wanted:
@@ -177,13 +179,18 @@ def _choose(items: Sequence[tuple[Key, ...]], seed: int, held: set[Key]) -> None
         held.update(items[cheapest[1]])
 
 
-def _sort(source: Sequence[Any], items: Sequence[tuple[Key, ...]], held: set[Key], measured: bool) -> Split:
-    out = np.array([number for number, keys in enumerate(items) if held.issuperset(keys)], dtype=np.int64)
-    kept = np.array([number for number, keys in enumerate(items) if held.isdisjoint(keys)], dtype=np.int64)
+def _shuffle(length: int, seed: int) -> list[int]:
+    return [int(number) for number in np.random.default_rng((seed, 77)).permutation(length)]
+
+
+def _sort(source: Sequence[Any], items: Sequence[tuple[Key, ...]], held: set[Key], seed: int | None) -> Split:
+    order = range(len(items)) if seed is None else _shuffle(len(items), seed)
+    out = np.array([number for number in order if held.issuperset(items[number])], dtype=np.int64)
+    kept = np.array([number for number in order if held.isdisjoint(items[number])], dtype=np.int64)
     images = {key for number in out for key in items[number] if not key.startswith(TEXT)}
     questions = sum(source.count_questions(int(number)) for number in out) if isinstance(source, Known) else 0
     beside = len(items) - len(out) - len(kept)
-    if not measured:
+    if seed is None:
         # The recipe has tables of its own to measure on; what is held out there, or elsewhere, is only left out here.
         return Split(Subset(source, kept), (), 0, 0, beside + len(out))
     return Split(Subset(source, kept), Subset(source, out), len(images), questions, beside)
