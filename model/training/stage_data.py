@@ -23,7 +23,7 @@ from model.training.data.splits import Drawn, Split, count_held, split_sources
 from model.training.recipe import Recipe, Stage
 
 Report = DataReport | dict[str, Any]
-UNDIVIDED = "nothing is held out, for its images have too many questions each; name a table of its own to measure on"
+UNDIVIDED = "nothing is held out, for too few images or questions differ; name a table of its own to measure on"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from model.training.data.readers.pictures import is_base64_picture, is_picture_start
@@ -60,7 +61,7 @@ def read_extras(values: Mapping[str, Any], known: Collection[str], what: str) ->
     for key, value in values.items():
         if key in known or not isinstance(key, str) or _is_nothing(value):
             continue
-        words = frozenset(word.lower() for word in _WORD.findall(key) if not word.isdigit())
+        words = _words_of(key)
         if (words & _IMAGES and words <= _IMAGES | _CARRIERS) or key.lower() in _FILE_NAMES:
             if not isinstance(value, str | bytes | Mapping | list | tuple):
                 raise RecordError(f"“{key}” is {describe(value)}; it must be a file's name, bytes or a list of them")
@@ -81,9 +82,15 @@ def read_extras(values: Mapping[str, Any], known: Collection[str], what: str) ->
         raise RecordError(f"{what} says both that it is to be learnt and that it is not ({', '.join(trained)})")
     found = _join_pictures(pictures, what)
     for key in doubtful:
-        if not found or (frozenset(_WORD.findall(key.lower())) & _IMAGES and not _is_known(values[key], found)):
+        if not found or (_words_of(key) & _IMAGES and not _is_known(values[key], found)):
             raise RecordError(f"{what} names an image in “{key}”, which is not read; call it “image” or “images”")
     return Extras(found, system, next(iter(trained.values()), None))
+
+
+@lru_cache(maxsize=4096)
+def _words_of(key: str) -> frozenset[str]:
+    """“imagePath2” is an image and a path."""
+    return frozenset(word.lower() for word in _WORD.findall(key) if not word.isdigit())
 
 
 def _is_nothing(value: object) -> bool:
@@ -135,7 +142,7 @@ def _last_part(name: str) -> str:
 def _join_pictures(pictures: Mapping[str, object], what: str) -> tuple[object, ...]:
     """Of one key, of keys that say the same, or of “image1”, “image2” and so on by their numbers."""
     lists = {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in pictures.items()}
-    if len({repr(part) for part in lists.values()}) <= 1:
+    if len(lists) <= 1 or len({repr(part) for part in lists.values()}) == 1:
         return next(iter(lists.values()), ())
     numbers = {key: [int(part) for part in _WORD.findall(key) if part.isdigit()] for key in lists}
     if all(len(found) == 1 for found in numbers.values()):
@@ -156,7 +163,7 @@ def _read_weight(key: str, value: object, what: str) -> bool:
     """Whether an object with this weight, loss or train is to be learnt: all or nothing, as other trainers have it."""
     if isinstance(value, str):  # a table of text has no other values
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
-    flipped = bool(frozenset(word.lower() for word in _WORD.findall(key)) & {"mask", "masked"})
+    flipped = bool(_words_of(key) & {"mask", "masked"})
     if not _is_number(value) or value not in (0, 1) or flipped:
         raise RecordError(
             f"{what} has “{key}” ({str(value)[:40]}), which can't be followed here; read are “weight” 0 or 1, “loss” "
