@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from model.errors import InputError
+from model.errors import InputError, TooLongError
 from model.image import OpenedImage, ProcessedImage
 from model.sample import Role, Sample, Span, SpanKind
-from model.tokenizer import TextEncoder
+from model.tokenizer import TextEncoder, check_letters
 
 ROLES = ("system", "user", "assistant")
 
@@ -33,12 +33,14 @@ Picture = Image.Image | OpenedImage | ProcessedImage
 @dataclass(frozen=True)
 class Message:
     """What one side said. ``images`` come before the text, as in nanoVLM. ``ids``: the tokens of the text where they
-    are known, as those of an answer that was generated are; text that is encoded again may split otherwise."""
+    are known, as those of an answer that was generated are; text that is encoded again may split otherwise.
+    ``trained``: whether an answer has labels; what others say never has."""
 
     role: str
     text: str
     images: tuple[Picture, ...] = ()
     ids: tuple[int, ...] | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class ChatRenderer:
     ) -> Sample:
         """The sample of ``conversation``; ``process`` makes tiles of images that aren't processed yet. With
         ``add_generation_prompt`` it ends where the assistant would begin. InputError for an unknown role, no message,
-        images elsewhere than with the user, or a sequence beyond ``max_positions``."""
+        images elsewhere than with the user, a letter that is none, or a sequence beyond ``max_positions``."""
         messages = conversation.messages
         if not messages:
             raise InputError("The conversation has no message; write a question first.")
@@ -169,6 +171,8 @@ class ChatRenderer:
                 raise InputError(f"A message has the role “{message.role}”; allowed are {', '.join(ROLES)}.")
             if message.images and message.role != "user":
                 raise InputError(f"An image belongs to a {message.role} message; put it into a user message.")
+            if message.ids is None:
+                check_letters(message.text)
         images = tuple(
             picture if isinstance(picture, ProcessedImage) else process(picture)
             for message in messages
@@ -178,7 +182,7 @@ class ChatRenderer:
         sample = self._encode(pieces, images)
         limit = self.format.max_positions
         if len(sample) > limit:
-            raise InputError(
+            raise TooLongError(
                 f"The prompt is {len(sample):,} tokens long and this model reads at most {limit:,}; "
                 "use fewer or smaller images, or less text."
             )
@@ -202,7 +206,7 @@ class ChatRenderer:
             role = _role_of(messages, index)
             text = message.text.lstrip() if trimmed[0] else message.text
             text = text.rstrip() if trimmed[1] else text
-            contents.append([_Piece(text, kind, role, index, trained=role == "assistant", ids=message.ids)])
+            contents.append([_Piece(text, kind, role, index, trained=_is_trained(messages, index), ids=message.ids)])
 
         opening = self.format.opening_ids
         pieces = [_Piece("", "special", "template", ids=opening)] if opening else []
@@ -282,7 +286,7 @@ class ChatRenderer:
                 closing = None
             owner = after if closing is None else closing
             role = _role_of(messages, owner)
-            trained = closing is not None and role == "assistant"
+            trained = closing is not None and _is_trained(messages, closing)
             ids = None if token_id is None else (token_id,)
             pieces.append(
                 _Piece(chunk, "role" if token_id is None else "special", role, owner, trained=trained, ids=ids)
@@ -365,6 +369,10 @@ class ChatRenderer:
 
 def _of_image(piece: ImagePiece, message: int | None, image: int) -> _Piece:
     return _Piece(piece.text, piece.kind, "user", message, image, piece.tile, ids=piece.ids)
+
+
+def _is_trained(messages: Sequence[Message], index: int) -> bool:
+    return messages[index].role == "assistant" and messages[index].trained
 
 
 def _role_of(messages: Sequence[Message], owner: int) -> Role:

@@ -34,6 +34,10 @@ MAX_FRAMES = 1000
 
 _ALLOWED = "choose a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture"
 _ORIENTATION = 0x0112
+_TURNED = range(2, 9)
+"""Values of the tag that mean something: 1 is upright, and any other is a fault that turns nothing."""
+_DARK, _DARK_SHARE = 26, 0.001
+"""A picture of more than 8 bits whose values, all but so few of them, come out below a tenth of the range."""
 _BAND_PIXELS = 4_000_000
 """Colours are converted so many pixels at a time, so that a large picture is never there three times."""
 
@@ -157,7 +161,7 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
         if (frames := _count_frames(image)) > 1:
             notes.append(f"first of {frames} frames" if frames <= MAX_FRAMES else f"first of over {MAX_FRAMES} frames")
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        if image.getexif().get(_ORIENTATION) in _TURNED:
             notes.append("turned upright by its EXIF tag")
         if image is source:
             image = ImageOps.exif_transpose(image)  # a copy: the caller's stays as it is
@@ -302,20 +306,22 @@ def _step_to_frame(image: Image.Image, frame: int) -> None:
 
 def _is_plain(image: Image.Image) -> bool:
     """Whether the pixels can be used as they were decoded. Other decoders stay in memory as long as their picture."""
-    return image.mode == "RGB" and getattr(image, "format", None) in (None, "PNG", "JPEG", "BMP")
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    return plain and getattr(image, "format", None) in (None, "PNG", "JPEG", "BMP")
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """The picture itself if it is plain."""
     mode = image.mode
-    if mode == "RGB":
+    if mode == "RGB" and "transparency" not in image.info:
         return image if _is_plain(image) else image.copy(), ()
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    deep = mode.startswith("I") or mode == "F"
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or ("transparency" in image.info and not deep):
         opaque = all(band.convert("RGBA").getchannel("A").getextrema()[0] == 255 for _, band in _bands(image))
         if opaque:
             return _convert(image, lambda band: band.convert("RGBA").convert("RGB")), ()
         return _convert(image, _lay_over_white), ("transparency laid over white",)
-    if mode.startswith("I") or mode == "F":
+    if deep:
         top = max(float(_numbers(band).max(initial=0.0)) for _, band in _bands(image))
         # Whole numbers are 16-bit values however dark the picture; floats say their scale by their largest.
         full_scale = max(top, 65535.0)
@@ -326,9 +332,26 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
             values = np.clip(np.rint(_numbers(band) * (255.0 / full_scale)), 0, 255)
             return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
-        return _convert(image, scale), (f"{'float' if mode == 'F' else '16-bit'} values scaled to 8 bits",)
+        found = _convert(image, scale)
+        kind = "float" if mode == "F" else "16-bit" if full_scale <= 65535 else "32-bit"
+        notes = f"{kind} values scaled to 8 bits", *_say_dark(found, top, full_scale)
+        key = image.info.get("transparency")
+        if key is None:
+            return found, notes
+        for row, band in _bands(image):
+            found.paste("white", (0, row), Image.fromarray(_numbers(band) == float(key)))
+        return found, (*notes, "transparency laid over white")
     note = (f"{mode} colours turned into RGB",) if mode in ("CMYK", "YCbCr", "LAB", "HSV") else ()
     return _convert(image, lambda band: band.convert("RGB")), note
+
+
+def _say_dark(picture: Image.Image, top: float, full_scale: float) -> tuple[str, ...]:
+    """That a grey picture came out nearly black, as 12-bit values in 16 bits do, and all others beside one stray."""
+    counts = picture.getchannel(0).histogram()
+    if sum(counts[_DARK:]) > _DARK_SHARE * sum(counts):
+        return ()
+    bounds = f"its brightest value is {top:,.6g}, white is {full_scale:,.6g}"
+    return (f"nearly black: almost all of it comes out below {_DARK} of 255 ({bounds})",)
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ def load_tokenizer(
     return tokenizer
 
 
+def check_letters(text: str) -> None:
+    """InputError for half of a surrogate pair and for control characters (Unicode's Cc but for tabs and line ends): no
+    tokenizer was taught them, some end the program, and in a text they are the trace of a fault."""
+    found = _NO_LETTER.search(text)
+    if found is None:
+        return
+    code = ord(found[0])
+    what = "half of a surrogate pair" if 0xD800 <= code < 0xE000 else "a control character"
+    raise InputError(f"The text holds U+{code:04X} at letter {found.start() + 1:,}, {what} and no letter; take it out.")
+
+
+_NO_LETTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 class TextEncoder:
     """Encodes plain text: a typed ``<|image|>`` stays the characters ``<|image|>``.
 
@@ -71,7 +86,8 @@ class TextEncoder:
     def encode(self, text: str, *, at_start: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and the half-open range of characters that each covers. ``at_start``: the text begins a row; some
         tokenizers put a blank before that. InputError if a special token came out, which a vocabulary with merges for
-        its own special tokens would allow."""
+        its own special tokens would allow, or as :func:`check_letters`."""
+        check_letters(text)
         encoding = (self._first if at_start else self._tokenizer).encode(text, add_special_tokens=False)
         if self._special_ids.intersection(encoding.ids):
             raise InputError("This tokenizer turns plain text into a special token; its merges must not build one.")

@@ -322,7 +322,8 @@ ERRORS = {
     "“object.json” does not begin with “[”; it must be a JSON list of records (or use .jsonl).": lambda here: read(here, "llava", "object.json"),
     'd.csv line 2: it has no image column; the usual names are file_name, image, image_path, path, filename, it has id, pic (set image_column); correct the data, or set on_error = "skip" to leave such records out.': lambda here: read(here, "captions", "d.csv"),
     "“both” has metadata.jsonl and metadata.csv; delete one, or name it as the path.": lambda here: read(here, "captions", "both"),
-    "The folder “run” holds no picture (.bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp); choose another.": lambda here: read(here, "captions", "run"),
+    "The folder “run” holds no picture (.apng, .avif, .avifs, .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .mpo, .png, "
+    ".tif, .tiff, .webp); choose another.": lambda here: read(here, "captions", "run"),
     "“d.parquet” is on this machine; “subset” is only for data from the hub.": lambda here: read(here, "rows", "d.parquet", subset="x"),
     "The recipe “HERE/none.toml” can't be read (No such file or directory); name a file, or control, embedded, freezing, llava, nanovlm, teach_word, text_tower.": lambda here: read_recipe(here / "none.toml"),
     "The recipe HERE/bad.toml is no valid TOML (Invalid value (at end of document)); correct it.": lambda here: read_recipe(here / "bad.toml"),

@@ -3,7 +3,7 @@ Whatever a person or a model wrote is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobState
 from inspector.runs.progress import Progress
 from model.training.data.data_report import DataReport
+from model.training.data.ledger import Entry, Ledger, read_stage_ledgers
 from model.training.events import ModuleSize
 
 MAX_POINTS = 1500
@@ -100,9 +101,8 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
     if isinstance(report, dict):
         return f"<p><b>{escape(report['name'])}</b>: {report['examples']:,} pairs of a picture and its caption.</p>"
     facts = (
-        f"<p><b>{escape(report.name)}</b>: {report.examples:,} examples; of {report.measured:,} looked at, "
-        f"{report.usable:,} can be used ({report.turns:,} answers, {report.images:,} images, {report.tokens:,} tokens, "
-        f"{report.trained_share:.0%} of them trained on).</p>"
+        f"<p>Of {report.measured:,} looked at, {report.usable:,} can be used ({report.turns:,} answers, "
+        f"{report.images:,} images, {report.tokens:,} tokens, {report.trained_share:.0%} of them trained on).</p>"
     )
     top = max((part.count for part in report.token_histogram), default=1) or 1
     bars = "".join(
@@ -118,25 +118,17 @@ def _show_report(report: DataReport | dict[str, Any]) -> str:
             f"<figcaption><span>{low}</span><span>tokens per sample</span><span>{high}</span></figcaption></figure>"
         )
     notes = [
-        f"<li><b>dropped</b> {drop.count} of {report.measured}: {escape(drop.reason)} ({escape(drop.example)})</li>"
-        for drop in report.drops
-    ]
-    notes += [
         f"<li><b>{escape(item.finding.severity)}</b> <code>{escape(item.finding.rule)}</code> "
         f"{escape(item.finding.sentence)} ({item.count}×, first {escape(item.where)})</li>"
         for item in report.lint
     ]
-    notes += [f"<li><b>{problem.kind}</b> {escape(str(problem))}</li>" for problem in report.problems[:5]]
-    if more := len(report.problems[5:]) + report.more_problems:
-        notes.append(f"<li>… {more:,} more in the file</li>")
-    verdict = (
-        f'<ul class="vi-findings">{"".join(notes)}</ul>'
-        if notes
-        else ('<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>')
-    )
+    account = _show_table(report.ledger)
+    whole = not (notes or report.ledger.skipped or report.ledger.dropped or report.ledger.left_out)
+    verdict = f'<ul class="vi-findings">{"".join(notes)}</ul>' if notes else ""
+    verdict += '<p class="vi-good">✓ Nothing is dropped, and the label lint found nothing.</p>' if whole else ""
     looks = "".join(f"<pre>{escape(text)}</pre>" for text in report.text_of_looks[:2])
     samples = f"<details><summary>Two samples as the model will read them</summary>{looks}</details>" if looks else ""
-    return f'<div class="tr-report">{facts}{histogram}{verdict}{samples}</div>'
+    return f'<div class="tr-report">{account}{facts}{histogram}{verdict}{samples}</div>'
 
 
 def show_status(state: JobState | None, progress: Progress, *, live: bool = True) -> str:
@@ -251,6 +243,47 @@ def _show_pairs(last: dict[str, Any], shares: Sequence[str]) -> str:
         f'<ul class="tr-shares">{"".join(shares)}</ul>'
         f"{show_matrix('Softmax over each row: which caption?', matrix, head, own, shares=True)}"
     )
+
+
+# --- data ---
+
+
+def show_ledger(run: Mapping[str, Any]) -> str:
+    """What became of a run's data: one line for each table, and one for each reason. Nothing before they are read."""
+    ledgers = read_stage_ledgers(run.get("ledger"))
+    tables = [table for ledger in ledgers.values() for table in ledger.tables]
+    if not tables:
+        return ""
+    lost = sum(entry.count for table in tables for entry in (*table.skipped, *table.dropped))
+    read, held = sum(table.read for table in tables), sum(table.held_out for table in tables)
+    kept = f"{lost:,} not used" if lost else "none dropped"
+    parts = [_show_table(table) for ledger in ledgers.values() for table in ledger.tables]
+    over = [entry for ledger in ledgers.values() for entry in ledger.passed_over]
+    passed = "".join(f"<p><b>draws passed over</b> {entry.count:,}: {_say_entry(entry)}</p>" for entry in over)
+    opened = " open" if lost or over else ""
+    return (
+        f'<details class="tr-report"{opened}><summary>The data: {read:,} read, {kept}, {held:,} held out</summary>'
+        f"{''.join(parts)}{passed}</details>"
+    )
+
+
+def _show_table(table: Ledger) -> str:
+    rows = [
+        f"<li><b>{kind}</b> {entry.count:,} of {of:,}: {_say_entry(entry)}</li>"
+        for kind, of, entries in (
+            ("skipped", table.read, table.skipped),
+            ("left out", table.read, table.left_out),
+            ("dropped", table.looked_at, table.dropped),
+            ("note", table.usable, table.notes),
+        )
+        for entry in entries
+    ]
+    listed = f'<ul class="vi-findings">{"".join(rows)}</ul>' if rows else ""
+    return f"<p><b>{escape(hide_paths(table.name))}</b>: {table.numbers}.</p>{listed}"
+
+
+def _say_entry(entry: Entry) -> str:
+    return escape(hide_paths(str(entry)))
 
 
 # --- history ---

@@ -67,8 +67,8 @@ def _unpack_entries(archive: zipfile.ZipFile, shown: str, folder: Path, most_byt
     left, made = most_bytes, {folder}
     for entry in entries:
         parts = _check_entry(entry, shown)
-        if parts[0] == "__MACOSX" or parts[-1].startswith("."):
-            continue
+        if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+            continue  # copies of editors and notes of file systems, as the readers leave them out
         target = folder.joinpath(*parts)
         made.update(target.parents[: len(parts)])
         if len(made) > most_files:

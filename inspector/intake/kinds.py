@@ -6,14 +6,22 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from inspector.intake import Refusal, quote
 
 TABLES = (".jsonl", ".json", ".csv", ".parquet")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""What ``datasets``' imagefolder calls the table of a folder; each folder may have its own."""
+PICTURES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".avifs"),
+)
+"""As :data:`model.training.data.readers.pictures.PICTURE_ENDINGS`; that module can't be imported here."""
 KEYS = (("conversations", "llava"), ("messages", "chat"), ("texts", "rows"), ("caption", "captions"))
+CAPTION_KEYS = (("text", "description"), ("file_name", "image", "image_path", "path", "filename"))
+"""A caption's names and its image's: a row with one of each is a caption, too."""
 PREFIX = 1 << 16
 LONGEST = 1 << 22
 """Bytes of a first row that are looked at for its keys: pictures may stand in a row before them."""
@@ -29,6 +37,8 @@ def find_table(folder: Path, name: str) -> Path:
     tables = [path for path in files if path.suffix.lower() in TABLES]
     if len(tables) == 1:
         return tables[0]
+    if tables and all(path.name in METADATA for path in tables):
+        return Path(os.path.commonpath([path.parent for path in tables]))
     if tables:
         listed = ", ".join(quote(path.name)[1:-1] for path in tables[:4])
         raise Refusal(f"{quote(name)} holds several tables ({listed}); keep one, beside its pictures.")
@@ -64,14 +74,20 @@ def guess_source(path: Path, name: str) -> str:
         next(_read_starts(path, shown))
         return "captions"
     keys = _first_keys(path, shown, suffix == ".json")
-    for key, source in KEYS:
-        if key in keys:
-            return source
+    if source := _name_source(keys):
+        return source
     listed = ", ".join(quote(key)[1:-1] for key in keys[:6]) or "none"
     raise Refusal(
         f"{shown} has rows with the keys {listed}; a row needs “conversations” (LLaVA), “messages” (chat), “texts” "
-        "(the_cauldron) or “caption”."
+        "(the_cauldron), “caption”, or “file_name” and “text” (imagefolder)."
     )
+
+
+def _name_source(keys: Sequence[str]) -> str | None:
+    """The reader of rows with these keys."""
+    known = next((source for key, source in KEYS if key in keys), None)
+    paired = all(any(key in keys for key in names) for names in CAPTION_KEYS)
+    return known or ("captions" if paired else None)
 
 
 def _read_starts(path: Path, shown: str) -> Iterator[tuple[str, bool]]:
@@ -112,7 +128,7 @@ def _first_keys(path: Path, shown: str, is_list: bool) -> list[str]:
             return keys
         if whole:
             raise Refusal(f"{shown} is no valid JSON in {where} (it is cut off); get it again.")
-        if any(key in keys for key, _ in KEYS):
+        if _name_source(keys):
             return keys
     raise Refusal(
         f"{shown} has a first row of more than {LONGEST >> 20} MiB; make rows smaller, or name “messages” and the like "

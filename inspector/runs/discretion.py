@@ -24,7 +24,7 @@ from model.training.runs import MODEL, without_answers
 RUNS = "VLM_INSPECTOR_RUNS"
 """Environment variable: where this server keeps runs."""
 UPLOADS, DATA = "uploads", "data"
-OWN_PLACES = ("cache", "endpoint", "endpoint_model", "endpoint_key_variable")
+OWN_PLACES = ("cache", "images", "endpoint", "endpoint_model", "endpoint_key_variable")
 """Keys of a data table that say something about this machine and nothing about the data."""
 
 NOWHERE = Path("/nonexistent")
@@ -45,6 +45,15 @@ def hide_paths(text: str) -> str:
     for pattern in (_BARE, _WINDOWS):
         text = pattern.sub(lambda found: _last(found[1], found[2]), text)
     return text.replace(_ROOT + "/", "").replace("·/", "")
+
+
+def hide_all_paths(value: Any) -> Any:
+    """:func:`hide_paths` in every text of plain values."""
+    if isinstance(value, str):
+        return hide_paths(value)
+    if isinstance(value, Mapping):
+        return {key: hide_all_paths(part) for key, part in value.items()}
+    return [hide_all_paths(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _keep_quoted(found: re.Match[str]) -> str:

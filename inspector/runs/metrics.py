@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,17 +14,16 @@ from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
 from model import VLM, InputError
 from model.checkpoint import empty_vlm, save_shape
-from model.training.data.data_report import DataReport, report_data
-from model.training.data.datasets import open_captioned, open_examples
+from model.training.data.data_report import DataReport
 from model.training.events import ModuleSize
 from model.training.recipe import Recipe, Stage
+from model.training.stage_data import Report, report_stage
 from model.training.stages import build_stage, module_sizes
 
 CHECKED = 200
 """Examples that a data check renders."""
 OWN = ("scenes", "word")
 """Sources that are drawn by this program: nothing foreign is read."""
-Report = DataReport | dict[str, Any]
 
 
 def size_modules(vlm: VLM, stage: Stage) -> tuple[ModuleSize, ...]:
@@ -38,16 +36,7 @@ def size_modules(vlm: VLM, stage: Stage) -> tuple[ModuleSize, ...]:
 def check_data(vlm: VLM, recipe: Recipe) -> list[Report]:
     """A report for each data table of the first stage; of pairs for the contrastive stage just name and count.
     InputError if they can't be read. ``vlm`` needs no weights."""
-    stage = recipe.stages[0]
-    found: list[Report] = []
-    for table in stage.data:
-        if stage.kind == "contrastive":
-            pairs = open_captioned(table, recipe.folder, vlm.config)
-            found.append({"name": str(getattr(pairs, "name", table["source"])), "examples": len(pairs)})
-        else:
-            examples = open_examples(table, recipe.folder)
-            found.append(report_data(vlm, examples, stage.longest_sample, sample=CHECKED))
-    return found
+    return report_stage(vlm, recipe, 0, CHECKED)
 
 
 class DataCheck:

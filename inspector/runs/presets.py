@@ -39,7 +39,7 @@ SOURCES = ("auto", "rows", "llava", "chat", "captions")
 @dataclass(frozen=True)
 class Form:
     """The fields. Rates: 0 is frozen; ``text_rate`` is the contrastive stage's text tower. ``path``: the upload or hub
-    id; ``source``: its reader."""
+    id; ``source``: its reader; ``images``: the upload's folder, in which its images are looked for."""
 
     kind: str
     base: str
@@ -56,6 +56,7 @@ class Form:
     batch_rows: int
     eval_every: int
     seed: int
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ def _data_table(form: Form, bounds: Bounds) -> dict[str, Any]:
         )
     if form.data == UPLOAD:
         converted = {"cache": str(Path(form.path).parent / CONVERTED)} if form.source == "rows" else {}
-        return {"source": form.source, "path": form.path, "on_error": "skip", **converted}
+        images = {"images": form.images} if form.images else {}
+        return {"source": form.source, "path": form.path, "on_error": "skip", **images, **converted}
     name, _, subset = form.path.strip().partition(":")
     # Nothing but a name on the hub: a path would open the server's own disk to everybody.
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).exists():

@@ -35,6 +35,11 @@ class Upload:
     path: Path
     source: str
 
+    @property
+    def images(self) -> Path:
+        """Where the images that came with it are looked for."""
+        return self.folder / DATA
+
 
 @dataclass(frozen=True)
 class UploadShelf:

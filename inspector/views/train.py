@@ -15,7 +15,7 @@ from inspector.figures.markup import show_notes
 from inspector.figures.training import show_modules
 from inspector.persons import identify
 from inspector.runs.delivery import COMMAND
-from inspector.runs.discretion import hide_paths
+from inspector.runs.discretion import hide_all_paths, hide_paths
 from inspector.runs.jobs import JobTable
 from inspector.runs.presets import UPLOAD
 from inspector.runs.uploads import Upload
@@ -155,6 +155,7 @@ class TrainHandlers:
             "held_out": [list(p) for p in progress.held_out],
             "accuracy": progress.evaluations[-1]["accuracy"] if progress.evaluations else {},
             "can_resume": state.can_resume,
+            "ledger": hide_all_paths(state.run.get("ledger") or {}),
             "command": COMMAND,
         }
 

@@ -176,7 +176,8 @@ class RecipeReader:
         if form.data == UPLOAD:
             source = form.source if form.source != "auto" or upload is None else upload.source
             # What was typed counts for nothing: only what this person uploaded is read.
-            form = replace(form, path=str(upload.path) if upload is not None else "", source=source)
+            path, images = (str(upload.path), str(upload.images)) if upload is not None else ("", "")
+            form = replace(form, path=path, source=source, images=images)
         base = NEW if form.base == NEW else self.store.source_of(form.base)
         if form.base in self.store.names:
             self.store.get_trainable(form.base)

@@ -14,6 +14,7 @@ from inspector.figures.training import (
     run_label,
     show_evaluation,
     show_history,
+    show_ledger,
     show_status,
 )
 from inspector.persons import identify
@@ -170,7 +171,8 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
     grown = anew or counts[:2] != (followed.train, followed.held_out)
     answered = anew or counts[2] != followed.evaluations
     buttons: list[Any] = [gr.skip()] * (STEERING + AFTER)
-    if anew or state.status != followed.status:
+    changed = anew or state.status != followed.status
+    if changed:
         flags = (state.can_pause, state.can_go_on, state.can_stop, *[state.has_model and not state.live] * AFTER)
         buttons = [gr.update(interactive=flag) for flag in flags]
     return [
@@ -178,7 +180,7 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
         gr.update(active=state.live),
         show_status(state, progress),
         gr.update(data=encode(chart_payload(job, progress, followed.train, followed.held_out))) if grown else gr.skip(),
-        show_evaluation(progress) if answered else gr.skip(),
+        show_ledger(state.run) + show_evaluation(progress) if answered or changed else gr.skip(),
         *buttons,
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,14 +20,13 @@ from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
 from model.training.assembly import open_base
-from model.training.data.data_report import report_data
-from model.training.data.datasets import open_captioned, open_examples
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, TOWER, RunFolder, write_text
+from model.training.stage_data import report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
@@ -96,6 +96,8 @@ def describe(event: Event) -> str | None:
         )
     if isinstance(event, EvalEvent):
         shares = ", ".join(f"{family} {share:.2f}" for family, share in event.accuracy.items())
+        if not math.isfinite(event.loss):
+            return f"[{event.stage}] {event.step} held out: nothing to measure on"
         return f"[{event.stage}] {event.step} held out: loss {event.loss:.4f}; {shares}"
     if isinstance(event, DoneEvent):
         return f"{event.status}: {event.path}, fingerprint {event.fingerprint[:16]}"
@@ -120,6 +122,8 @@ def run(options: argparse.Namespace) -> None:
             line = describe(event)
             if line and trainer.is_main and not options.quiet:
                 print(line, flush=True)
+    if trainer.is_main and not options.quiet:
+        print("\n".join(trainer.describe_data()), flush=True)
 
 
 @contextlib.contextmanager
@@ -143,17 +147,9 @@ def check(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe, options.set)
     vlm = open_base(recipe)
     found: dict[str, list[Any]] = {}
-    for stage in recipe.stages:
-        for table in stage.data:
-            if stage.kind == "contrastive":
-                pairs = open_captioned(table, recipe.folder, vlm.config)
-                report = {"name": table["source"], "examples": len(pairs)}
-            else:
-                examples = open_examples(table, recipe.folder)
-                report = report_data(
-                    vlm, examples, stage.longest_sample, sample=options.sample, seed=recipe.seed
-                ).to_json()
-            found.setdefault(stage.name, []).append(report)
+    for index, stage in enumerate(recipe.stages):
+        reports = report_stage(vlm, recipe, index, options.sample)
+        found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

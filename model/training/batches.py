@@ -13,13 +13,14 @@ from torch import Tensor
 
 from model.collator import Batch
 from model.config import VLMConfig
-from model.errors import InputError
+from model.errors import InputError, TooLongError
 from model.families.nanovlm import VLM
 from model.image import ProcessedImage
 from model.packing import pack_samples
 from model.sample import Sample
 from model.training.data.datasets import Mixture
 from model.training.data.example import CaptionedImage, Example
+from model.training.data.ledger import NO_LABEL, TOO_LONG, UNRENDERED, Entry
 from model.training.recipe import Stage
 
 MAX_DROPPED = 1000
@@ -118,6 +119,8 @@ class RowMaker:
     where it stopped."""
 
     def __init__(self, vlm: VLM, stage: Stage, mixture: Mixture[Example], seed: int) -> None:
+        self.passed_over: list[Entry] = []
+        """What was drawn since somebody last took this list, and can't be used."""
         self._vlm, self._stage, self._mixture, self._seed = vlm, stage, mixture, seed
         limit = min(vlm.config.lm_max_position_embeddings, stage.batch_tokens)
         self._limit = min(limit, stage.row_tokens) if stage.packing != "off" else limit
@@ -176,16 +179,26 @@ class RowMaker:
 
     def _next(self, position: int) -> tuple[Sample, int, int]:
         for lost in range(MAX_DROPPED):
+            place = ""
             try:
-                sample = self._vlm.prepare(self._mixture.draw(position + lost).conversation)
+                example = self._mixture.draw(position + lost)
+                place = example.source
+                sample = self._vlm.prepare(example.conversation)
             except InputError as error:
                 reason = str(error)
+                kind = TOO_LONG if isinstance(error, TooLongError) else UNRENDERED
+                self._pass_over(kind, f"{place}: {reason}" if place else reason)
                 continue
             room = self._limit - (self._stage.packing != "off")
             if len(sample) <= room and bool(sample.loss_mask.any()):
                 return sample, position + lost + 1, lost
-            reason = f"it has {len(sample):,} tokens where {room:,} fit" if len(sample) > room else "it has no label"
+            long = len(sample) > room
+            reason = f"it has {len(sample):,} tokens where {room:,} fit" if long else "it has no label"
+            self._pass_over(TOO_LONG if long else NO_LABEL, f"{place}: {reason}" if place else reason)
         raise InputError(f"{MAX_DROPPED:,} examples in a row can't be used (the last one: {reason}).")
+
+    def _pass_over(self, reason: str, sentence: str) -> None:
+        self.passed_over.append(Entry(reason, 1, sentence))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from model.training.batches import (
 )
 from model.training.data.datasets import Mixture
 from model.training.data.example import CaptionedImage
+from model.training.data.ledger import UNRENDERED, Entry
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
 
@@ -51,6 +52,8 @@ class Learner(ABC):
 
     def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage) -> None:
         self.vlm, self.accelerator, self.stage = vlm, accelerator, stage
+        self.passed_over: list[Entry] = []
+        """Draws that couldn't be used, until somebody takes them off."""
 
     @abstractmethod
     def learn(self, module: nn.Module, position: int) -> Learned:
@@ -73,6 +76,7 @@ class LanguageLearner(Learner):
     ) -> None:
         super().__init__(vlm, accelerator, stage)
         self._rows = RowMaker(vlm, stage, mixture, seed)
+        self.passed_over = self._rows.passed_over
         self._cache = cache
         self._tile_patches = 0 if cache is not None else count_patches(vlm.config)
 
@@ -154,6 +158,7 @@ class PairLearner(Learner):
                 items.append(replace(item, image=shown))
             except InputError as error:
                 reason = str(error)
+                self.passed_over.append(Entry(UNRENDERED, 1, reason))
             position += 1
             if position - first - len(items) >= MAX_DROPPED:
                 raise InputError(f"{MAX_DROPPED:,} of the pairs of one step can't be used (the last one: {reason}).")

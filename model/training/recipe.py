@@ -238,8 +238,9 @@ def _absolute_part(source: str, folder: Path) -> str:
 
 def _absolute(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(table)
-    if isinstance(found.get("path"), str) and (folder / found["path"]).exists():
-        found["path"] = str((folder / found["path"]).resolve())
+    for key in ("path", "images"):
+        if isinstance(found.get(key), str) and found[key] and (folder / found[key]).exists():
+            found[key] = str((folder / found[key]).resolve())
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.errors import InputError
+from model.training.data.ledger import read_stage_ledgers
 from model.training.events import Event
 from model.training.locks import hold, is_held
 
@@ -75,8 +76,12 @@ def without_answers(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget_answers(folder: Path) -> None:
-    """Takes the texts of held-out questions and answers out of a run's metrics, once its data are deleted: losses and
-    shares stay. OSError where the file can't be replaced."""
+    """Takes the texts of held-out questions and answers out of a run's metrics, and what its account of the data quotes
+    of them, once its data are deleted: losses, shares and counts stay. OSError where a file can't be replaced."""
+    with contextlib.suppress(InputError):  # a run that is damaged, or not begun, has no account
+        run = RunFolder(folder)
+        ledgers = read_stage_ledgers(run.read_run().get("ledger"))
+        run.update_run(ledger={name: ledger.without_places().to_json() for name, ledger in ledgers.items()})
     path = folder / METRICS
     if not path.exists():
         return

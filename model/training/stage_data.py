@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,38 @@ import numpy as np
 
 from model.config import VLMConfig
 from model.errors import InputError
-from model.training.data.datasets import Mixture, hold_out, open_captioned, open_examples
-from model.training.recipe import Recipe
+from model.families.nanovlm import VLM
+from model.training.data.data_report import DataReport, look_at, report_data
+from model.training.data.datasets import Mixture, as_pairs, open_examples, open_pairs
+from model.training.data.example import Example
+from model.training.data.ledger import LOOKED_AT, Entry, Ledger, open_ledger, stop_at
+from model.training.data.splits import Drawn, Split, count_held, split_sources
+from model.training.recipe import Recipe, Stage
+
+Report = DataReport | dict[str, Any]
+UNDIVIDED = "nothing is held out, for too few images or questions differ; name a table of its own to measure on"
 
 
 @dataclass(frozen=True)
 class StageData:
     """``counts``: how many examples are trained on, by data set. ``held_out``: those that the stage is measured on,
-    ``eval_examples`` at most. Examples of a language stage, pictures with captions of a contrastive one."""
+    ``eval_examples`` at most. Examples of a language stage, pictures with captions of a contrastive one. ``ledgers``:
+    the account of each table. ``digest``: the same for the same data alone."""
 
     counts: dict[str, int]
     mixture: Mixture[Any]
     held_out: tuple[Any, ...]
+    ledgers: tuple[Ledger, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One data table of a stage: its ``source``, and what of it is trained on and held out."""
+
+    spec: Mapping[str, Any]
+    source: Sequence[Any]
+    split: Split
 
 
 def name_table(table: Mapping[str, Any]) -> str:
@@ -43,46 +65,191 @@ def open_stage_data(recipe: Recipe, index: int, config: VLMConfig) -> StageData:
     """The data of stage ``index``. InputError if they can't be read or hold no example to train on."""
     stage = recipe.stages[index]
     seed = stage_seed(recipe, index)
-    sources, held = _open_sources(recipe, index, config)
+    tables, measured = _open_tables(recipe, index, config)
     counts: dict[str, int] = {}
-    for table, source in zip(stage.data, sources, strict=True):
-        name = name_table(table)
-        counts[name] = counts.get(name, 0) + len(source)
-    weights = tuple(float(table.get("weight", 1.0)) for table in stage.data)
-    return StageData(counts, Mixture(tuple(sources), weights, seed), draw_evenly(held, stage.eval_examples, seed))
+    for table in tables:
+        name = name_table(table.spec)
+        counts[name] = counts.get(name, 0) + len(table.split.train)
+    trained = tuple(_as_items(stage, table.split.train) for table in tables)
+    weights = tuple(float(table.spec.get("weight", 1.0)) for table in tables)
+    mixture = Mixture(trained, weights, seed)
+    drawn = _draw_each(measured, stage.eval_examples, seed)
+    held_out = tuple(item for items in drawn for item in items)
+    return StageData(counts, mixture, held_out, _account(tables, drawn, bool(stage.held_out)), _digest(tables))
 
 
 def draw_held_out(recipe: Recipe, index: int, config: VLMConfig, most: int) -> tuple[Any, ...]:
     """Up to ``most`` items that stage ``index`` holds out, whatever its ``eval_examples`` is. InputError as above."""
-    return draw_evenly(_open_sources(recipe, index, config)[1], most, stage_seed(recipe, index))
+    return draw_evenly(_open_tables(recipe, index, config)[1], most, stage_seed(recipe, index))
 
 
-def _open_sources(recipe: Recipe, index: int, config: VLMConfig) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
-    """One source for each table to train on; those held out, of tables of their own if the recipe names any."""
+def look_at_stage(vlm: VLM, recipe: Recipe, index: int, data: StageData) -> tuple[Ledger, ...]:
+    """The ledgers of ``data`` once up to LOOKED_AT examples of each table were rendered, as a report of the data has
+    them; sets that are drawn here are whole and are not looked at. InputError for the first example that can't be
+    opened where its table may not pass over it."""
     stage = recipe.stages[index]
+    found = []
+    for ledger, part in zip(data.ledgers, data.mixture.sources, strict=True):
+        whole = _whole(part)
+        if isinstance(whole, Drawn):
+            found.append(ledger)
+            continue
+        look = look_at(vlm, whole, longest(stage), sample=LOOKED_AT, seed=recipe.seed, pairs=_is_contrastive(stage))
+        if look.unopened is not None and getattr(whole, "stops", False):
+            raise stop_at(look.unopened)
+        found.append(replace(ledger, looked_at=look.measured, dropped=look.entries))
+    return tuple(found)
 
-    def open_table(table: Mapping[str, Any]) -> Sequence[Any]:
-        if stage.kind == "contrastive":
-            return open_captioned(table, recipe.folder, config)
-        return open_examples(table, recipe.folder)
 
-    whole = [open_table(table) for table in stage.data]
-    if stage.held_out:
-        return whole, [open_table(table) for table in stage.held_out]
-    parts = [hold_out(source, stage_seed(recipe, index)) for source in whole]
-    return [kept for kept, _ in parts], [held for _, held in parts]
+def report_stage(vlm: VLM, recipe: Recipe, index: int, sample: int) -> list[Report]:
+    """A report for each data table of stage ``index``; ``vlm`` needs no weights. For pairs just name and count.
+    InputError if they can't be read."""
+    stage = recipe.stages[index]
+    tables, measured = _open_tables(recipe, index, vlm.config)
+    drawn = _draw_each(measured, stage.eval_examples, stage_seed(recipe, index))
+    reports: list[Report] = []
+    for table, ledger in zip(tables, _account(tables, drawn, bool(stage.held_out)), strict=True):
+        if _is_contrastive(stage):
+            look = look_at(vlm, table.source, longest(stage), sample=sample, seed=recipe.seed, pairs=True)
+            ledger = replace(ledger, looked_at=look.measured, dropped=look.entries)
+            name = str(getattr(table.source, "name", table.spec["source"]))
+            reports.append({"name": name, "examples": len(table.source), "ledger": ledger.to_json()})
+        else:
+            report = report_data(vlm, table.source, longest(stage), sample=sample, seed=recipe.seed)
+            reports.append(report.with_ledger(ledger))
+    return reports
+
+
+def longest(stage: Stage) -> int:
+    """Tokens of the longest sample that the stage trains on, if the model reads as many."""
+    most = stage.longest_sample
+    return stage.batch_tokens if most is None else min(most, stage.batch_tokens)
 
 
 def draw_evenly(sources: Sequence[Sequence[Any]], most: int, seed: int) -> tuple[Any, ...]:
     """Up to ``most`` items, as many from each source that has any; those that can't be read are left out, as training
     leaves them out."""
-    filled = [source for source in sources if len(source)]
-    if not filled or not most:
-        return ()
-    each = max(1, most // len(filled))
-    found: list[Any] = []
-    for number, source in enumerate(filled):
-        for place in np.random.default_rng((seed, 13, number)).permutation(len(source))[:each]:
+    return tuple(item for items in _draw_each(sources, most, seed) for item in items)
+
+
+def _draw_each(sources: Sequence[Sequence[Any]], most: int, seed: int) -> list[list[Any]]:
+    filled = [number for number, source in enumerate(sources) if len(source)]
+    found: list[list[Any]] = [[] for _ in sources]
+    for rank, number in enumerate(filled if most else ()):
+        source, each = sources[number], max(1, most // len(filled))
+        for place in np.random.default_rng((seed, 13, rank)).permutation(len(source))[:each]:
             with contextlib.suppress(InputError):
-                found.append(source[int(place)])
-    return tuple(found)
+                found[number].append(source[int(place)])
+    return found
+
+
+def _is_contrastive(stage: Stage) -> bool:
+    return stage.kind == "contrastive"
+
+
+def _as_items(stage: Stage, source: Sequence[Any]) -> Sequence[Any]:
+    return as_pairs(source) if _is_contrastive(stage) else source
+
+
+def _open_tables(recipe: Recipe, index: int, config: VLMConfig) -> tuple[list[_Table], list[Sequence[Any]]]:
+    """The tables that stage ``index`` trains on, and the sources that it is measured on: those held out, or tables of
+    their own if the recipe names any.
+
+    What is held out is chosen over all stages, so that an image which one is measured on is trained on in none."""
+    index %= len(recipe.stages)
+    trained: list[tuple[int, Mapping[str, Any], Sequence[Any]]] = []
+    measured: list[tuple[int, Sequence[Any]]] = []
+
+    def open_table(stage: Stage, table: Mapping[str, Any]) -> Sequence[Any]:
+        if _is_contrastive(stage):
+            return open_pairs(table, recipe.folder, config)
+        return open_examples(table, recipe.folder)
+
+    for number, stage in enumerate(recipe.stages):
+        tables_of_stage = [
+            (table, kept)
+            for tables, kept in ((stage.data, trained), (stage.held_out, None))
+            for table in tables
+            if number == index or not _is_drawn(stage, table)
+        ]
+        for table, kept in tables_of_stage:
+            if kept is None:
+                measured.append((number, open_table(stage, table)))
+            else:
+                kept.append((number, table, open_table(stage, table)))
+    own = [source for _, source in measured]
+    seeds = [None if recipe.stages[number].held_out else stage_seed(recipe, number) for number, _, _ in trained]
+    splits = split_sources([source for _, _, source in trained], seeds, own)
+    tables = [
+        _Table(spec, source, split)
+        for (number, spec, source), split in zip(trained, splits, strict=True)
+        if number == index
+    ]
+    stage = recipe.stages[index]
+    held = [source for number, source in measured if number == index] or [table.split.held for table in tables]
+    return tables, [_as_items(stage, source) for source in held]
+
+
+def _is_drawn(stage: Stage, table: Mapping[str, Any]) -> bool:
+    """Whether every image of a table is drawn for it alone. Captioned tiles have some from files."""
+    tiles = _is_contrastive(stage) and table.get("set", "tiles") == "tiles"
+    return table["source"] == "word" or (table["source"] == "scenes" and not tiles)
+
+
+def _account(tables: Sequence[_Table], drawn: Sequence[Sequence[Any]], apart: bool) -> tuple[Ledger, ...]:
+    """``drawn``: of each table, the held-out items that are measured on; or of tables ``apart``, that are held out
+    whole."""
+    ledgers = []
+    for table, items in zip(tables, [()] * len(tables) if apart else drawn, strict=True):
+        split = table.split
+        images, questions = split.images, split.questions
+        if images is None or questions is None:
+            # Of a drawn set no more is there than what was drawn to be measured on.
+            images, questions = _count_drawn(items) if len(split.held) else (0, 0)
+        ledger = open_ledger(name_table(table.spec), table.source)
+        if count_held(len(table.source)) and not len(split.held) and not apart:
+            ledger = replace(ledger, notes=(*ledger.notes, Entry(UNDIVIDED, 1, name_table(table.spec))))
+        ledgers.append(
+            replace(
+                ledger,
+                trained=len(split.train),
+                held_out=len(split.held),
+                held_out_images=images,
+                held_out_questions=questions,
+                beside=split.beside,
+            )
+        )
+    return tuple(ledgers)
+
+
+def _count_drawn(items: Sequence[Any]) -> tuple[int, int]:
+    """Different images, and questions, of examples or pairs."""
+    images: set[bytes] = set()
+    questions = 0
+    for item in items:
+        if isinstance(item, Example):
+            messages = item.conversation.messages
+            images |= {image.tobytes() for message in messages for image in message.images if hasattr(image, "tobytes")}
+            questions += sum(message.role == "assistant" for message in messages)
+        else:
+            images.add(item.image.tobytes())
+            questions += 1
+    return len(images), questions
+
+
+def _whole(source: Any) -> Any:
+    """What a part of a source, or its pairs, are of."""
+    while (inner := getattr(source, "examples", getattr(source, "whole", None))) is not None:
+        source = inner
+    return source
+
+
+def _digest(tables: Sequence[_Table]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for table in tables:
+        # Where the data lie is nobody's business: what they hold counts.
+        spec = {key: value for key, value in table.spec.items() if key not in ("path", "images", "cache", "on_error")}
+        found.update(json.dumps(spec, sort_keys=True, default=str).encode())
+        found.update(bytes(getattr(table.source, "digest", b"")))
+        found.update(f"{len(table.source)} {len(table.split.train)}".encode())
+    return found.hexdigest()

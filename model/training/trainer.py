@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +27,14 @@ from model.families.nanovlm import VLM
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.assembly import open_base
 from model.training.batches import FeatureCache
+from model.training.data.datasets import DataStopped
+from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
-from model.training.stage_data import open_stage_data, stage_seed
+from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
+from model.training.stage_data import StageData, look_at_stage, open_stage_data, stage_seed
 from model.training.stages import (
     ContrastiveLoss,
     adapter_state,
@@ -89,6 +92,7 @@ class Trainer:
                 if not keep_request:
                     self.folder.clear_request()
         self.accelerator.wait_for_everyone()
+        self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
         self._changed: set[str] = set()
         self._sound = True
         """Whether the weights of this moment may be kept."""
@@ -103,12 +107,35 @@ class Trainer:
             raise InputError(
                 f"The state in {self.folder.path} is damaged (it lacks {', '.join(missing)}); start the run anew."
             )
-        index, name = values["stage_index"], values["stage"]
+        index, name, step = values["stage_index"], values["stage"], values["step"]
         names = [stage.name for stage in self.recipe.stages]
         if not 0 <= index < len(names) or names[index] != name:
             raise InputError(
                 f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
                 f"of the recipe ({', '.join(names)}); go on with the recipe of the run."
+            )
+        steps = self.recipe.stages[index].steps
+        if steps < step:
+            raise InputError(
+                f"Stage “{name}” has {steps:,} steps now, and {step:,} were taken by the run in {self.folder.path}; "
+                "go on with as many or more, or start a new run."
+            )
+
+    def _check_data(self, stage: Stage, data: StageData) -> None:
+        """InputError if the stage's data are not those that the state was saved with: the run would go on with other
+        examples in another order, and nobody would know."""
+        if self._resumed is None or self._resumed[1]["step"] >= stage.steps:
+            return
+        found = self._resumed[1].get("data")
+        if found is None:
+            raise InputError(
+                f"The run in {self.folder.path} was saved by a version that drew examples in another order, so it "
+                f"can't go on exactly; start a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
+            )
+        if found != {"digest": data.digest}:
+            raise InputError(
+                f"The data of stage “{stage.name}” changed since the run in {self.folder.path} was saved; bring those "
+                f"back, or start a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
             )
 
     def stop(self) -> None:
@@ -164,6 +191,8 @@ class Trainer:
         """True if somebody asked to stop."""
         seed = stage_seed(self.recipe, index)
         data = open_stage_data(self.recipe, index, self.vlm.config)
+        self._check_data(stage, data)
+        self._open_ledger(stage, look_at_stage(self.vlm, self.recipe, index, data))
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         optimizer = build_optimizer(stage, module)
@@ -215,6 +244,7 @@ class Trainer:
                 group["lr"] = stage.learning_rates[group["name"]] * factor
             learned = learner.learn(wrapped, position)
             position = learned.position
+            self._pass_over(learner)
             if not math.isfinite(learned.loss):
                 self._fall_back(good, stage, f"loss became {learned.loss} at step {step + 1}")
             good.keep()
@@ -256,7 +286,7 @@ class Trainer:
             asked = self._request()
             ends = step == stage.steps or asked != "run"
             if ends or self._same_everywhere(time.monotonic() - last_save >= stage.save_every_s):
-                yield self._save(index, stage, module, optimizer, step, position, seconds)
+                yield self._save(index, stage, module, optimizer, step, position, seconds, data.digest)
                 last_save = time.monotonic()
             if asked == "pause":
                 asked = self._wait()
@@ -278,6 +308,28 @@ class Trainer:
         kept = "the last weights with a finite loss are kept" if self._sound else "so it was with the first weights"
         raise InputError(f"The {what} of stage “{stage.name}”; {kept}. Lower the learning rates.")
 
+    # --- the account of the data ---
+
+    def _open_ledger(self, stage: Stage, tables: tuple[Ledger, ...]) -> None:
+        """The account of the stage's data; what was passed over before a break is in the state."""
+        saved = self._resumed[1].get("passed_over", []) if self._resumed is not None else []
+        self._ledger[stage.name] = StageLedger(tables, tuple(Entry(**entry) for entry in saved))
+        self._update_run(ledger=self._ledger_json())
+
+    def _pass_over(self, learner: Learner) -> None:
+        if learner.passed_over:
+            name = learner.stage.name
+            known = self._ledger[name]
+            self._ledger[name] = replace(known, passed_over=join_entries((*known.passed_over, *learner.passed_over)))
+            learner.passed_over.clear()
+
+    def _ledger_json(self) -> dict[str, Any]:
+        return {name: ledger.to_json() for name, ledger in self._ledger.items()}
+
+    def describe_data(self) -> list[str]:
+        """The account of the data so far, for people."""
+        return [line for name, ledger in self._ledger.items() for line in ledger.lines(name)]
+
     # --- keeping ---
 
     def _save(
@@ -289,16 +341,25 @@ class Trainer:
         step: int,
         position: int,
         seconds: float,
+        digest: str,
     ) -> SavedEvent:
         """The state from which the run goes on exactly."""
         if self.is_main:
             tensors = gather_state(self.vlm, module, optimizer, self._changed)
             self.folder.save_state(
                 tensors,
-                {"stage_index": index, "stage": stage.name, "step": step, "position": position, "seconds": seconds},
+                {
+                    "stage_index": index,
+                    "stage": stage.name,
+                    "step": step,
+                    "position": position,
+                    "seconds": seconds,
+                    "data": {"digest": digest},
+                    "passed_over": [asdict(entry) for entry in self._ledger[stage.name].passed_over],
+                },
             )
         self.accelerator.wait_for_everyone()
-        self._update_run(step=step)
+        self._update_run(step=step, ledger=self._ledger_json())
         return self._say(SavedEvent(stage.name, time.time(), step, STATE))
 
     def _close(self, stage: Stage, module: nn.Module) -> None:
@@ -337,7 +398,7 @@ class Trainer:
 
     def _finish(self, stage: Stage, status: str) -> DoneEvent:
         fingerprint = self.vlm.fingerprint
-        self._update_run(status=status, fingerprint=fingerprint)
+        self._update_run(status=status, fingerprint=fingerprint, ledger=self._ledger_json())
         return self._say(DoneEvent(stage.name, time.time(), status, MODEL, fingerprint))
 
     def _fail(self, stage: Stage, error: Exception) -> FailedEvent:
@@ -398,6 +459,8 @@ def _as_input_error(error: Exception, stage: Stage) -> InputError | None:
     """What a person can do something about, said in one sentence; None for what is a fault of the program."""
     if isinstance(error, InputError):
         return error
+    if isinstance(error, DataStopped):
+        return InputError(str(error))
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
         return InputError(

@@ -29,7 +29,6 @@ HOSTILE = [
     "{% raw %}",
     "\ue0000\ue001",
     "%s",
-    "\x00",
 ]
 
 
@@ -74,8 +73,10 @@ def check_spans(vlm: VLM, sample: Sample) -> None:
     assert not sample.segment_ids.any()
 
 
+LETTERS = st.characters(exclude_categories=["Cs", "Cc"])
+"""Every letter that there is; the others are refused."""
 texts = st.lists(
-    st.one_of(st.sampled_from(HOSTILE), st.text(READABLE, max_size=12), st.text(max_size=6)), max_size=4
+    st.one_of(st.sampled_from(HOSTILE), st.text(READABLE, max_size=12), st.text(LETTERS, max_size=6)), max_size=4
 ).map("".join)
 readable = st.text(READABLE, max_size=25)
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
@@ -217,6 +218,41 @@ def test_typed_special_text_stays_characters(vlm, text):
     found = [int(token) for token in sample.input_ids if int(token) in special_ids(vlm.tokenizer)]
     start, end = vlm.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert found == [start, end, start, end]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a\x00b", "U\\+0000 at letter 2, a control"),
+        ("\x1b[31m", "U\\+001B at letter 1"),
+        ("x\x7f", "U\\+007F"),
+        ("abc\x92", "U\\+0092 at letter 4"),
+        ("\ud83d", "U\\+D83D at letter 1, half of a surrogate"),
+        ("a\udc00", "U\\+DC00 at letter 2"),
+    ],
+)
+def test_what_is_no_letter_is_refused_in_every_text(vlm, text, sentence):
+    whole = Message("user", "?")
+    for messages in ((Message("system", text), whole), (Message("user", text),), (whole, Message("assistant", text))):
+        with pytest.raises(InputError, match=sentence):
+            vlm.prepare(Conversation(messages))
+    for encode in (vlm.renderer.encode_text, vlm.renderer.encode_answer):
+        with pytest.raises(InputError):
+            encode(text)
+    check_spans(vlm, vlm.prepare(Conversation((Message("user", "tab\tline\r\n\u2028 é e\u0301 \ufeff 🙂"),))))
+
+
+def test_an_answer_that_is_not_to_be_learnt_has_no_labels(vlm):
+    def labels(*trained):
+        answers = [Message("assistant", text, trained=one) for text, one in zip(("five", "four"), trained, strict=True)]
+        turns = (Message("user", "two plus two?"), answers[0], Message("user", "sure?"), answers[1])
+        sample = vlm.prepare(Conversation(turns))
+        return sample.input_ids.tolist(), read(vlm, sample.input_ids[sample.loss_mask])
+
+    assert labels(True, True)[1] == "five<|im_end|>\nfour<|im_end|>\n"
+    assert labels(False, True)[1] == "four<|im_end|>\n"
+    assert labels(False, False)[1] == ""
+    assert labels(False, True)[0] == labels(True, True)[0]
 
 
 def test_the_embedded_tokenizer_keeps_typed_special_text_too(embedded):

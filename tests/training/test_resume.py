@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from model import InputError
 from model.training.events import SavedEvent, StepEvent
 from model.training.trainer import Trainer
 
@@ -131,3 +132,82 @@ def test_sigterm_saves_and_keeps(make_recipe, tmp_path):
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     assert (folder / "model" / "model.safetensors").is_file()
     assert (folder / "state" / "latest").is_file()
+
+
+@pytest.fixture
+def talked(tmp_path, make_recipe):
+    """A run over a file of talks that stopped after 2 of 4 steps, its recipe and that file."""
+    data = tmp_path / "d.jsonl"
+    talk = {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "word"}]}
+    data.write_text("\n".join([json.dumps(talk)] * 6) + "\n")
+    recipe = make_recipe({"steps": 4, "data": [{"source": "chat", "path": str(data)}]})
+    trainer = Trainer(recipe, tmp_path / "run")
+    for event in trainer.run():
+        if isinstance(event, StepEvent) and event.step == 2:
+            trainer.stop()
+    return tmp_path / "run", recipe, data
+
+
+def test_a_run_goes_on_with_the_same_data_alone(talked):
+    folder, recipe, data = talked
+    whole = data.read_text()
+    data.write_text(whole + whole.splitlines()[0])
+    with pytest.raises(InputError, match=r"data of stage “part 0” changed.*base"):
+        list(Trainer(recipe, folder, resume=True).run())
+    data.write_text(whole)
+    list(Trainer(recipe, folder, resume=True).run())
+    assert [entry[1] for entry in steps(folder)] == [1, 2, 3, 4]
+    (table,) = json.loads((folder / "run.json").read_text())["ledger"]["part 0"]["tables"]
+    assert (table["read"], table["looked_at"], table["trained"], table["dropped"]) == (6, 6, 6, [])
+
+
+def test_a_run_goes_on_with_as_many_steps_as_were_taken_or_more(talked, make_recipe):
+    folder, _, data = talked
+
+    def resume(number):
+        table = {"steps": number, "data": [{"source": "chat", "path": str(data)}]}
+        return Trainer(make_recipe(table), folder, resume=True)
+
+    with pytest.raises(InputError, match="1 steps now, and 2 were taken"):
+        resume(1)
+    list(resume(3).run())
+    list(resume(5).run())
+    assert len(steps(folder)) == 5
+
+
+def test_a_run_of_another_order_of_draws_is_refused(talked):
+    folder, recipe, _ = talked
+    (path,) = (folder / "state").glob("*/values.json")
+    values = json.loads(path.read_text())
+    del values["data"], values["passed_over"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="another order"):
+        list(Trainer(recipe, folder, resume=True).run())
+
+
+def test_what_is_passed_over_is_counted_over_breaks(tmp_path, make_recipe):
+    talks = [("say it", "word"), ("word " * 5000, "long"), ("say it again", "word")]
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
+        for asked, said in talks
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    recipe = make_recipe({"steps": 6, "data": [{"source": "chat", "path": str(tmp_path / "d.jsonl")}]})
+
+    def ledger(folder):
+        found = json.loads((folder / "run.json").read_text())["ledger"]["part 0"]
+        return found["tables"], found["passed_over"]
+
+    list(Trainer(recipe, tmp_path / "whole").run())
+    trainer = Trainer(recipe, tmp_path / "broken")
+    for event in trainer.run():
+        if isinstance(event, StepEvent) and event.step == 3:
+            trainer.stop()
+    list(Trainer(recipe, tmp_path / "broken", resume=True).run())
+    tables, passed_over = ledger(tmp_path / "whole")
+    assert (tables, passed_over) == ledger(tmp_path / "broken")
+    assert [(entry["reason"], entry["count"]) for entry in tables[0]["dropped"]] == [("too long", 1)]
+    # 12 rows of 3 examples, one of which can't be used: six passes, and the seventh begins with it or without.
+    assert passed_over[0]["count"] in (6, 7)
+    said = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line).get("dropped", 0) for line in said) == passed_over[0]["count"]

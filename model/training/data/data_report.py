@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from model.families.nanovlm_chat import NanoVLMChat
 from model.lint import Finding, lint_batch
 from model.sample import Sample
 from model.tokenizer import decode
+from model.training.data.datasets import as_pairs
 from model.training.data.example import Example
+from model.training.data.ledger import NO_LABEL, TOO_LONG, UNRENDERED, Entry, Ledger, choose_numbers, open_ledger
 from model.training.data.readers.source import Problem
 
 SHOWN = 4
@@ -94,7 +96,13 @@ class DataReport:
     problems: tuple[Problem, ...]
     looks: tuple[ExampleLook, ...]
     text_of_looks: tuple[str, ...]
+    ledger: Ledger
     more_problems: int = 0
+
+    def with_ledger(self, ledger: Ledger) -> DataReport:
+        """The report with the table's account, what was looked at for the report among it."""
+        looked = replace(ledger, looked_at=self.measured, dropped=_entries(self.drops))
+        return replace(self, ledger=looked)
 
     @property
     def trained_share(self) -> float:
@@ -131,6 +139,7 @@ class DataReport:
                 {"where": look.where, "tokens": len(look.sample), "text": text}
                 for look, text in zip(self.looks, self.text_of_looks, strict=True)
             ],
+            "ledger": self.ledger.to_json(),
         }
 
     def shorten(self) -> DataReport:
@@ -175,6 +184,7 @@ class DataReport:
             problems=tuple(Problem(**problem) for problem in values["problems"]),
             looks=(),
             text_of_looks=tuple(look["text"] for look in values["looks"]),
+            ledger=Ledger.from_json(values["ledger"]),
         )
 
 
@@ -198,10 +208,7 @@ def report_data(
         )
     limit = vlm.config.lm_max_position_embeddings
     limit = limit if max_length is None else min(limit, max_length)
-    # The model's own renderer refuses what is too long; here its length is what people want to know.
-    longer = replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS)
-    renderer = ChatRenderer(vlm.tokenizer, NanoVLMChat(longer, vlm.tokenizer))
-    numbers = _draw(len(source), sample, seed)
+    numbers = choose_numbers(len(source), sample, seed)
     looked = set(np.random.default_rng((seed, 1)).permutation(len(numbers)).tolist()[: 4 * SHOWN])
 
     lengths: list[int] = []
@@ -209,33 +216,18 @@ def report_data(
     per_sample: Counter[int] = Counter()
     per_image: Counter[int] = Counter()
     families: Counter[str] = Counter()
-    drops: dict[str, Drop] = {}
+    drops = _DropTable()
     lints: dict[tuple[str, str], Lint] = {}
     looks: list[ExampleLook] = []
 
-    def drop(reason: str, sentence: str) -> None:
-        found = drops.get(reason)
-        drops[reason] = Drop(reason, 1, sentence) if found is None else replace(found, count=found.count + 1)
-
-    for order, number in enumerate(numbers):
-        try:
-            example = source[number]
-        except InputError as error:  # a reader's sentence begins with the place
-            drop("can't be rendered", str(error))
+    for order, look in enumerate(_render(vlm, source, numbers, limit, max_images)):
+        longest = max(longest, look.tokens)
+        if look.reason and look.reason != NO_LABEL:
+            drops.add(look)
             continue
-        where = example.source or f"example {number + 1}"
-        try:
-            rendered = renderer.render(example.conversation, vlm.process_image)
-        except InputError as error:
-            drop("can't be rendered", f"{where}: {error}")
-            continue
-        longest = max(longest, len(rendered))
-        if max_images is not None and len(rendered.images) > max_images:
-            drop("too many images", f"{where} has {len(rendered.images)} images; at most {max_images} are allowed")
-            continue
-        if len(rendered) > limit:
-            drop("too long", f"{where} has {len(rendered):,} tokens; at most {limit:,} are read")
-            continue
+        example, rendered, where = look.example, look.sample, look.where
+        if example is None or rendered is None:
+            continue  # dropped above
         messages = example.conversation.messages
         typed = tuple(message.text for message in messages)
         batch = collate([rendered], pad_token_id=vlm.pad_token_id)
@@ -243,8 +235,8 @@ def report_data(
             key = finding.severity, finding.rule
             found = lints.get(key)
             lints[key] = Lint(finding, 1, where) if found is None else replace(found, count=found.count + 1)
-        if not bool(rendered.loss_mask.any()):
-            drop("no label", f"{where} has no answer to learn from")
+        if look.reason:
+            drops.add(look)
             continue
         usable += 1
         lengths.append(len(rendered))
@@ -256,8 +248,9 @@ def report_data(
         per_image.update(len(image.boxes) for image in rendered.images)
         if order in looked and len(looks) < SHOWN:
             looks.append(ExampleLook(where, example.conversation, rendered))
+    name = str(getattr(source, "name", "data"))
     return DataReport(
-        name=str(getattr(source, "name", "data")),
+        name=name,
         max_length=limit,
         examples=len(source),
         measured=len(numbers),
@@ -271,18 +264,108 @@ def report_data(
         images_per_sample=dict(sorted(per_sample.items())),
         tiles_per_image=dict(sorted(per_image.items())),
         families=dict(families.most_common()),
-        drops=tuple(sorted(drops.values(), key=lambda drop: -drop.count)),
+        drops=drops.sorted(),
         lint=tuple(lints.values()),
         problems=tuple(getattr(source, "problems", ())),
         looks=tuple(looks),
         text_of_looks=tuple(_text(vlm, look.sample) for look in looks),
+        ledger=replace(open_ledger(name, source), looked_at=len(numbers), dropped=_entries(drops.sorted())),
     )
 
 
-def _draw(length: int, sample: int, seed: int) -> list[int]:
-    if not sample or sample >= length:
-        return list(range(length))
-    return sorted(int(number) for number in np.random.default_rng((seed, 0)).choice(length, sample, replace=False))
+@dataclass(frozen=True)
+class Looked:
+    """What a look at some examples found: how many, what a run would drop of them, and the first that can't be
+    opened."""
+
+    measured: int
+    entries: tuple[Entry, ...]
+    unopened: InputError | None
+
+
+def look_at(vlm: VLM, source: Sequence[Any], max_length: int, *, sample: int, seed: int, pairs: bool = False) -> Looked:
+    """The drops of :func:`report_data`, and nothing else of it. ``pairs``: the examples are taken as pictures with
+    captions, and rendered as such."""
+    numbers = choose_numbers(len(source), sample, seed)
+    limit = min(vlm.config.lm_max_position_embeddings, max_length)
+    drops = _DropTable()
+    looks = _open_pairs(as_pairs(source), numbers) if pairs else _render(vlm, source, numbers, limit, None)
+    for look in looks:
+        if look.reason:
+            drops.add(look)
+    return Looked(len(numbers), _entries(drops.sorted()), drops.unopened)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One example, and the ``reason`` and ``sentence`` of its being dropped, if it is. ``unopened``: it can't even be
+    opened."""
+
+    where: str
+    example: Example | None = None
+    sample: Sample | None = None
+    tokens: int = 0
+    reason: str = ""
+    sentence: str = ""
+    unopened: InputError | None = None
+
+
+class _DropTable:
+    def __init__(self) -> None:
+        self._drops: dict[str, Drop] = {}
+        self.unopened: InputError | None = None
+
+    def add(self, look: _Look) -> None:
+        found = self._drops.get(look.reason)
+        one = Drop(look.reason, 1, look.sentence)
+        self._drops[look.reason] = one if found is None else replace(found, count=found.count + 1)
+        self.unopened = self.unopened or look.unopened
+
+    def sorted(self) -> tuple[Drop, ...]:
+        return tuple(sorted(self._drops.values(), key=lambda drop: -drop.count))
+
+
+def _entries(drops: Sequence[Drop]) -> tuple[Entry, ...]:
+    return tuple(Entry(drop.reason, drop.count, drop.example) for drop in drops)
+
+
+def _render(
+    vlm: VLM, source: Sequence[Example], numbers: Sequence[int], limit: int, max_images: int | None
+) -> Iterator[_Look]:
+    # The model's own renderer refuses what is too long; here its length is what people want to know.
+    longer = replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS)
+    renderer = ChatRenderer(vlm.tokenizer, NanoVLMChat(longer, vlm.tokenizer))
+    for number in numbers:
+        try:
+            example = source[number]
+        except InputError as error:  # a reader's sentence begins with the place
+            yield _Look("", reason=UNRENDERED, sentence=str(error), unopened=error)
+            continue
+        where = example.source or f"example {number + 1}"
+        try:
+            rendered = renderer.render(example.conversation, vlm.process_image)
+        except InputError as error:
+            yield _Look(where, example, reason=UNRENDERED, sentence=f"{where}: {error}")
+            continue
+        tokens, images = len(rendered), len(rendered.images)
+        reason = sentence = ""
+        if max_images is not None and images > max_images:
+            reason, sentence = "too many images", f"{where} has {images} images; at most {max_images} are allowed"
+        elif tokens > limit:
+            reason, sentence = TOO_LONG, f"{where} has {tokens:,} tokens; at most {limit:,} are read"
+        elif not bool(rendered.loss_mask.any()):
+            reason, sentence = NO_LABEL, f"{where} has no answer to learn from"
+        yield _Look(where, example, rendered, tokens, reason, sentence)
+
+
+def _open_pairs(source: Sequence[Any], numbers: Sequence[int]) -> Iterator[_Look]:
+    for number in numbers:
+        try:
+            source[number]
+        except InputError as error:
+            yield _Look("", reason=UNRENDERED, sentence=str(error), unopened=error)
+        else:
+            yield _Look("")
 
 
 def _histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:

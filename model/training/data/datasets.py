@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,22 +14,11 @@ import numpy as np
 from model.config import VLMConfig
 from model.errors import InputError
 from model.training.data.example import CaptionedImage, Example, caption_of
+from model.training.data.ledger import stop_at
+from model.training.data.splits import Subset
 from model.training.synthetic.scene_sets import CaptionedScenes, check_numbers, read_scene_set
 
 T = TypeVar("T")
-
-
-class Subset(Sequence[T]):
-    """Some of a sequence's items, by number."""
-
-    def __init__(self, whole: Sequence[T], numbers: range | np.ndarray) -> None:
-        self.whole, self.numbers = whole, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.whole[int(self.numbers[index])]
 
 
 class Captioned(Sequence[CaptionedImage]):
@@ -36,6 +26,7 @@ class Captioned(Sequence[CaptionedImage]):
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
+        self.stops = bool(getattr(examples, "stops", False))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -64,8 +55,9 @@ def open_examples(table: Mapping[str, Any], folder: Path) -> Sequence[Example]:
     return read_source(spec, base_folder=folder)
 
 
-def open_captioned(table: Mapping[str, Any], folder: Path, config: VLMConfig) -> Sequence[CaptionedImage]:
-    """The pairs of one data table for the contrastive stage. “scenes” with set = "tiles" has phrases too."""
+def open_pairs(table: Mapping[str, Any], folder: Path, config: VLMConfig) -> Sequence[Any]:
+    """What one data table of the contrastive stage holds: pairs for “scenes” with set = "tiles", which have phrases
+    too, else examples, to be taken as :class:`Captioned`."""
     if table["source"] == "scenes" and table.get("set", "tiles") == "tiles":
         spec = {key: value for key, value in table.items() if key not in ("source", "set", "weight")}
         if unknown := sorted(set(spec) - {"count", "seed", "easy_share"}):
@@ -73,21 +65,25 @@ def open_captioned(table: Mapping[str, Any], folder: Path, config: VLMConfig) ->
             raise InputError(f"A table of captioned scenes takes count, seed and easy_share, and has {names}.")
         check_numbers(spec, "a table of captioned scenes")
         return CaptionedScenes(config, **{"count": 100_000, "seed": 1, **spec})
-    return Captioned(open_examples(table, folder))
+    return open_examples(table, folder)
 
 
-def hold_out(whole: Sequence[T], seed: int, share: float = 0.05, most: int = 200) -> tuple[Subset[T], Subset[T]]:
-    """What is trained on and what is held out: ``share`` of the items, at most ``most``, none of fewer than 20."""
-    order = np.random.default_rng((seed, 77)).permutation(len(whole))
-    count = 0 if len(whole) < 20 else min(most, int(len(whole) * share))
-    return Subset(whole, order[count:]), Subset(whole, order[:count])
+def as_pairs(source: Sequence[Any]) -> Sequence[CaptionedImage]:
+    """Any part of what :func:`open_pairs` opens, as pairs."""
+    whole = source.whole if isinstance(source, Subset) else source
+    return source if isinstance(whole, CaptionedScenes) else Captioned(source)
+
+
+class DataStopped(Exception):
+    """An example can't be opened, and its data may not be passed over: on_error is “stop”. Its message is one sentence.
+    No InputError, for those are passed over where examples are drawn."""
 
 
 @dataclass(frozen=True)
 class Mixture(Generic[T]):
     """Several sources drawn from by weight. Draw number n is always the same item, so a position is one number per
     run of draws and nothing of it depends on what was drawn before. Each source is gone through in an order of its
-    own that changes from pass to pass."""
+    own that changes from pass to pass: every item once, then every item once more."""
 
     sources: tuple[Sequence[T], ...]
     weights: tuple[float, ...]
@@ -98,17 +94,35 @@ class Mixture(Generic[T]):
             raise InputError("The data hold no example to train on; choose other data.")
 
     def draw(self, number: int) -> T:
-        """Item ``number`` of the endless mixture."""
-        total = sum(w for w, s in zip(self.weights, self.sources, strict=True) if len(s))
-        shares = [w / total if len(s) else 0.0 for w, s in zip(self.weights, self.sources, strict=True)]
-        # A golden-ratio sequence: every stretch of draws holds the sources in their shares, and how often a source
-        # was drawn before is nearly number × share, which spreads its items evenly over a pass.
-        edges = np.cumsum(shares)
-        place = (number * 0.6180339887498949 + self.seed * 0.3819660112501051) % 1.0
-        which = min(int(np.searchsorted(edges, place, side="right")), len(edges) - 1)
-        passes, within = divmod(number, max(1, round(len(self.sources[which]) / max(shares[which], 1e-9))))
-        order = _order(self.seed, which, passes, len(self.sources[which]))
-        return self.sources[which][int(order[min(int(within * shares[which]), len(order) - 1)])]
+        """Item ``number`` of the endless mixture. InputError if it can't be opened; DataStopped if that is to end the
+        run."""
+        which, place = self.locate(number)
+        source = self.sources[which]
+        try:
+            return source[place]
+        except InputError as error:
+            if getattr(source, "stops", False):
+                raise DataStopped(str(stop_at(error))) from error
+            raise
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Which source draw ``number`` is of, and which of its items."""
+        for which, share in self._shares:
+            # How many of the draws before this one, and with it, are this source's: as near to its share as whole
+            # numbers are, so its draws are counted without going through them.
+            before, after = (n * share.numerator // share.denominator for n in (number, number + 1))
+            if after > before or share == 1:
+                passes, place = divmod(before, len(self.sources[which]))
+                return which, int(_order(self.seed, which, passes, len(self.sources[which]))[place])
+            number -= before
+        raise AssertionError("the last share is 1")
+
+    @cached_property
+    def _shares(self) -> list[tuple[int, Fraction]]:
+        """Every source that has items, with its share of the draws that those before it leave."""
+        filled = [which for which, source in enumerate(self.sources) if len(source)]
+        weights = [Fraction(self.weights[which]) for which in filled]
+        return [(which, weights[n] / sum(weights[n:])) for n, which in enumerate(filled)]
 
 
 @lru_cache(maxsize=64)

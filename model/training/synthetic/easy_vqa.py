@@ -72,6 +72,15 @@ class EasySet(ExampleSet):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def content(self, number: int) -> tuple[str, ...]:
+        """See :class:`model.training.data.splits.Known`."""
+        return (str(self._pictures[self._parts[number][0]].path),)
+
+    def count_questions(self, number: int) -> int:
+        """Of example ``number``."""
+        place, part = self._parts[number]
+        return min(self._turns, len(self._pictures[place].turns) - part * self._turns)
+
     def make(self, number: int) -> Example:
         place, part = self._parts[number]
         picture = self._pictures[place]

@@ -5,8 +5,9 @@ A set draws ``pictures`` scenes from its seed and makes ``count`` examples over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,18 @@ from model.errors import InputError
 from model.image import process_image
 from model.ranges import SEEDS, Range
 from model.training.data.example import CaptionedImage, Example, ExampleSet, ExampleTurn
+from model.training.data.splits import Subset
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import EasyPicture, read_easy_vqa
 from model.values import name_value
 
 BACKGROUND = "background"
+NOTHING = "nothing"
+"""The caption of a tile that shows no shape."""
+HELD_OUT = 77
+"""What the random numbers of held-out scenes are drawn with, beside a set's own seed."""
+HELD_LEAST, HELD_MOST = 64, 600
+"""How many scenes are drawn for held-out examples, at least and at most."""
 RANGES = {
     "count": Range(1, 10_000_000),
     "pictures": Range(1, 200_000),
@@ -63,37 +71,57 @@ class SceneSetSpec:
 
 
 class SceneSet(ExampleSet):
-    """The examples of one :class:`SceneSetSpec`."""
+    """The examples of one :class:`SceneSetSpec`. ``beside``: what another set shows: this one's scenes are none of
+    those, and drawn from other numbers."""
 
-    def __init__(self, spec: SceneSetSpec) -> None:
+    files: tuple[str, ...] = ()
+
+    def __init__(self, spec: SceneSetSpec, beside: SceneSet | None = None) -> None:
         self.spec = spec
         self.name = f"scenes: {spec.set}"
-        rng = np.random.default_rng((spec.seed, 0))
+        self._numbers = 0 if beside is None else HELD_OUT
+        self._taken = frozenset() if beside is None else frozenset(map(sc.outline_of, beside.scenes))
+        rng = np.random.default_rng((spec.seed, self._numbers))
         self.pool: list[sc.Scene] = []
         self.by_colour: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
         for index in range(spec.pictures):
             if spec.set in ("several", "per-turn", "lists", "told", "cued", "unrouted", "which"):
                 colour = sc.COLOUR_NAMES[index % len(sc.COLOUR_NAMES)]
-                self.by_colour[colour].append(sc.random_scene(rng, n_shapes=1, colour=colour))
+                self.by_colour[colour].append(self._draw_scene(rng, sc.SINGLE_TILE, 1, colour))
             elif spec.set == "large":
-                self.pool.append(sc.random_scene(rng, sc.large_canvas(index)))
+                self.pool.append(self._draw_scene(rng, sc.large_canvas(index), None))
             else:
                 every = spec.large_every
                 large = every > 0 and index % every == every - 1
                 canvas = sc.large_canvas(index // every) if large else sc.SINGLE_TILE
                 self.pool.append(self._draw_scene(rng, canvas, 1 + index % spec.shapes))
 
-    def _draw_scene(self, rng: np.random.Generator, canvas: tuple[int, int], n_shapes: int) -> sc.Scene:
-        scene = sc.random_scene(rng, canvas, n_shapes)
-        while self.spec.set == "captions" and not sc.has_clear_order(scene):
-            scene = sc.random_scene(rng, canvas, n_shapes)
-        return scene
+    def _draw_scene(
+        self, rng: np.random.Generator, canvas: tuple[int, int], n_shapes: int | None, colour: str | None = None
+    ) -> sc.Scene:
+        while True:
+            scene = sc.random_scene(rng, canvas, n_shapes, colour=colour)
+            clear = self.spec.set != "captions" or sc.has_clear_order(scene)
+            if clear and sc.outline_of(scene) not in self._taken:
+                return scene
+
+    @property
+    def scenes(self) -> list[sc.Scene]:
+        """Every scene of the set."""
+        return [*self.pool, *(scene for scenes in self.by_colour.values() for scene in scenes)]
+
+    def hold_out(self, held_files: Collection[str], count: int) -> tuple[Sequence[Example], Sequence[Example]]:
+        """See :class:`model.training.data.splits.Drawn`."""
+        if not count:
+            return self, ()
+        spec = replace(self.spec, count=count, pictures=min(max(self.spec.pictures, HELD_LEAST), HELD_MOST))
+        return Subset(self, range(len(self) - count)), SceneSet(spec, beside=self)
 
     def __len__(self) -> int:
         return self.spec.count
 
     def make(self, number: int) -> Example:
-        return _MAKERS[self.spec.set](self, np.random.default_rng((self.spec.seed, 1, number)))
+        return _MAKERS[self.spec.set](self, np.random.default_rng((self.spec.seed, self._numbers + 1, number)))
 
     def scene(self, rng: np.random.Generator) -> sc.Scene:
         return self.pool[int(rng.integers(len(self.pool)))]
@@ -341,13 +369,39 @@ class CaptionedScenes(Sequence[CaptionedImage]):
         known = ((picture, name_easy_shape(picture)) for picture in read_easy_vqa("train"))
         self._easy = [(picture, shape) for picture, shape in known if shape is not None] if easy_share else []
         self._easy_share = easy_share
+        self._held_out = False
+
+    @property
+    def files(self) -> list[str]:
+        """See :class:`model.training.data.splits.Drawn`."""
+        return [str(picture.path) for picture, _ in self._easy]
+
+    def hold_out(
+        self, held_files: Collection[str], count: int
+    ) -> tuple[Sequence[CaptionedImage], Sequence[CaptionedImage]]:
+        """See :class:`model.training.data.splits.Drawn`."""
+        train, held = copy(self), copy(self)
+        train._count, held._count = len(self) - count, count
+        train._easy = [pair for pair in self._easy if str(pair[0].path) not in held_files]
+        held._easy = [pair for pair in self._easy if str(pair[0].path) in held_files]
+        held._held_out = True
+        return train, held
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        rng = np.random.default_rng((self.seed, index))
-        if rng.random() < self._easy_share:
+        if not 0 <= index < self._count:
+            raise IndexError(f"{self.name} has {self._count:,} pairs; there is no number {index}.")
+        if not self._held_out:
+            return self._draw(np.random.default_rng((self.seed, index)))
+        rng = np.random.default_rng((self.seed, HELD_OUT, index))
+        while (item := self._draw(rng)).caption == NOTHING:
+            pass  # an empty tile is one of a few thousand shades, and most of them are trained on
+        return item
+
+    def _draw(self, rng: np.random.Generator) -> CaptionedImage:
+        if rng.random() < self._easy_share and self._easy:
             picture, (colour, kind) = self._easy[int(rng.integers(len(self._easy)))]
             return self._easy_tile(picture, colour, kind)
         if rng.random() < 0.7:
@@ -377,7 +431,7 @@ class CaptionedScenes(Sequence[CaptionedImage]):
         part = pixels[top : top + tile, left : left + tile]
         moved = [(x - left, y - top) for x, y in centres]
         seen = [n for n in range(len(scene.shapes)) if (part == n + 1).sum() > 20]
-        caption = " and ".join(f"a {scene.shapes[n].name}" for n in seen) or "nothing"
+        caption = " and ".join(f"a {scene.shapes[n].name}" for n in seen) or NOTHING
         names = [shape.name for shape in scene.shapes]
         return self._captioned(image.crop((left, top, left + tile, top + tile)), part, moved, names, caption)
 

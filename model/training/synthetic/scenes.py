@@ -136,6 +136,11 @@ def _apart(one: Shape, other: Shape, gap: float = 3.0) -> bool:
     )
 
 
+def outline_of(scene: Scene) -> tuple[object, ...]:
+    """What two scenes that look alike have in common: other scenes may have it in common, too."""
+    return scene.canvas, scene.background, tuple((shape.colour, shape.kind, shape.size) for shape in scene.shapes)
+
+
 def draw(
     scene: Scene,
     colours: Mapping[str, tuple[int, int, int]] = COLOURS,

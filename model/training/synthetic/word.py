@@ -7,7 +7,7 @@ questions about it are those that the model knows already.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ from model.chat import Conversation
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.training.data.example import Example, ExampleSet, ExampleTurn
+from model.training.data.splits import Subset
 from model.training.evaluation.answering import Probe, answer_probes, probe_example, score
 from model.training.recipe import Recipe, read_recipe
 from model.training.synthetic import scenes as sc
 from model.training.synthetic.easy_vqa import EasySet
 from model.training.synthetic.outlines import OUTLINES, Outline
-from model.training.synthetic.scene_sets import check_numbers, read_image_range, read_scene_set
+from model.training.synthetic.scene_sets import HELD_MOST, HELD_OUT, check_numbers, read_image_range, read_scene_set
 from model.values import name_value
 
 RGB = tuple[int, int, int]
@@ -203,27 +204,34 @@ class WordSet(ExampleSet):
     word; the others don't, and are asked about it too. Of what is drawn beside a new colour much has its *rival*, the
     known colour nearest to it: the two are what gets confused."""
 
-    def __init__(self, spec: WordSetSpec) -> None:
+    files: tuple[str, ...] = ()
+
+    def __init__(self, spec: WordSetSpec, beside: WordSet | None = None) -> None:
         self.spec = spec
         self.name = f"word: {spec.word.word}"
-        rng = np.random.default_rng((spec.seed, 0))
+        self._numbers = 0 if beside is None else HELD_OUT
+        self._taken = frozenset() if beside is None else frozenset(map(sc.outline_of, beside.scenes))
+        rng = np.random.default_rng((spec.seed, self._numbers))
         self.pool: list[sc.Scene] = []
         self.with_word: list[sc.Scene] = []
         self.without: dict[str, list[sc.Scene]] = {colour: [] for colour in sc.COLOUR_NAMES}
         for index in range(spec.pictures):
-            if index % 2:
-                colour = sc.COLOUR_NAMES[index // 4 % len(sc.COLOUR_NAMES)]
-                scene = sc.random_scene(rng, n_shapes=1, colour=colour)
-                if index % 4 == 1:
-                    self.with_word.append(self._marked(scene, 0))
-                else:
-                    self.without[colour].append(scene)
-            else:
-                scene = sc.random_scene(rng, n_shapes=1 + int(rng.choice(sc.MAX_SHAPES, p=(0.5, 0.25, 0.25))))
-                marked = int(rng.integers(len(scene.shapes))) if rng.random() < 0.7 else None
-                if rng.random() < _RIVAL_SHARE:
-                    scene = self._with_rival(scene, int(rng.integers(len(scene.shapes))))
-                self.pool.append(scene if marked is None else self._marked(scene, marked))
+            colour = sc.COLOUR_NAMES[index // 4 % len(sc.COLOUR_NAMES)]
+            scene = self._draw_scene(rng, index, colour)
+            while sc.outline_of(scene) in self._taken:
+                scene = self._draw_scene(rng, index, colour)
+            (self.pool if index % 2 == 0 else self.with_word if index % 4 == 1 else self.without[colour]).append(scene)
+
+    def _draw_scene(self, rng: np.random.Generator, index: int, colour: str) -> sc.Scene:
+        """Picture ``index``: any, one shape that shows the word, any, one shape that doesn't, by turns."""
+        if index % 2:
+            scene = sc.random_scene(rng, n_shapes=1, colour=colour)
+            return self._marked(scene, 0) if index % 4 == 1 else scene
+        scene = sc.random_scene(rng, n_shapes=1 + int(rng.choice(sc.MAX_SHAPES, p=(0.5, 0.25, 0.25))))
+        marked = int(rng.integers(len(scene.shapes))) if rng.random() < 0.7 else None
+        if rng.random() < _RIVAL_SHARE:
+            scene = self._with_rival(scene, int(rng.integers(len(scene.shapes))))
+        return scene if marked is None else self._marked(scene, marked)
 
     def _marked(self, scene: sc.Scene, which: int) -> sc.Scene:
         return _with_shape(scene, which, self.spec.word.marked(scene.shapes[which]))
@@ -235,11 +243,23 @@ class WordSet(ExampleSet):
             return scene
         return _with_shape(scene, which, replace(scene.shapes[which], colour=rival))
 
+    @property
+    def scenes(self) -> list[sc.Scene]:
+        """Every scene of the set."""
+        return [*self.pool, *self.with_word, *(scene for scenes in self.without.values() for scene in scenes)]
+
+    def hold_out(self, held_files: Collection[str], count: int) -> tuple[Sequence[Example], Sequence[Example]]:
+        """See :class:`model.training.data.splits.Drawn`."""
+        if not count:
+            return self, ()
+        spec = replace(self.spec, count=count, pictures=min(self.spec.pictures, HELD_MOST))
+        return Subset(self, range(len(self) - count)), WordSet(spec, beside=self)
+
     def __len__(self) -> int:
         return self.spec.count
 
     def make(self, number: int) -> Example:
-        rng = np.random.default_rng((self.spec.seed, 1, number))
+        rng = np.random.default_rng((self.spec.seed, self._numbers + 1, number))
         return self._several(rng) if rng.random() < self.spec.several_share else self._single(rng)
 
     def _single(self, rng: np.random.Generator) -> Example:

@@ -115,5 +115,5 @@ def test_a_report_is_told_shortly(embedded, tmp_path):
     (report,) = check_data(embedded, recipe_of(file))
     short = DataReport.from_json(json.loads(json.dumps(report.shorten().to_json())))
     assert (len(short.problems), short.more_problems) == (TOLD, 50)
-    assert f"{TOLD + 45} more" in show_reports([short])
+    assert f"<b>skipped</b> {TOLD + 50} of {TOLD + 51}" in show_reports([short])
     assert show_reports([short]) == show_reports([report])

@@ -1,13 +1,14 @@
 """Pictures with captions, as questions whose answer is the caption.
 
-A folder of pairs (``a.png`` and ``a.txt``), a folder with ``metadata.jsonl`` or ``metadata.csv`` as in ``datasets``'
-imagefolder (``file_name``, ``text``), or a CSV or JSONL file of that kind anywhere.
+A folder of pairs (``a.png`` and ``a.txt``), one with ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet`` in it
+or in its folders, as in ``datasets``' imagefolder (``file_name``, ``text``), or a file of that kind anywhere.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,22 @@ from typing import Any
 
 from model.errors import InputError
 from model.training.data.captions import Endpoint, QuestionCache, choose_phrasing, write_questions
-from model.training.data.example import Example
-from model.training.data.readers.files import PICTURE_ENDINGS, read_text, resolve_inside, walk_records
+from model.training.data.readers.fields import read_extras
+from model.training.data.readers.files import read_text, walk_files, walk_records
 from model.training.data.readers.options import Options, check_keys
+from model.training.data.readers.pictures import OTHER_ENDINGS, PICTURE_ENDINGS, PictureFolder
+from model.training.data.readers.records import open_folders
 from model.training.data.readers.source import (
     Draft,
-    ExampleSource,
     ProblemList,
     Record,
     RecordError,
+    RecordSource,
+    Stored,
     check_record,
     clean_text,
     need_object,
     need_text,
-    open_record,
 )
 
 KEYS = (
@@ -44,20 +47,24 @@ KEYS = (
     "endpoint_model",
     "endpoint_key_variable",
     "endpoint_timeout_s",
+    "images",
 )
 IMAGE_COLUMNS = ("file_name", "image", "image_path", "path", "filename")
 CAPTION_COLUMNS = ("text", "caption", "description")
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TALKS = {"conversations": "llava", "messages": "chat", "texts": "rows"}
+"""What conversations are called, and which source reads them."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    image: Path
+    image: Stored
     caption: str
     where: str
+    name: str
 
 
-def read_captions(spec: Mapping[str, Any], base_folder: Path) -> ExampleSource:
+def read_captions(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
     """One example per picture. The question is ``question`` if given, else one of
     :data:`model.training.data.captions.PHRASINGS` chosen by ``seed`` and the picture's name, else written by the model
     ``endpoint_model`` at ``endpoint`` (all at once, when the source is opened)."""
@@ -71,26 +78,24 @@ def read_captions(spec: Mapping[str, Any], base_folder: Path) -> ExampleSource:
         path = path / split
     problems = ProblemList(options.on_error)
     pairs: list[_Pair] = []
-    for where, found in _walk_pairs(path, options):
-        try:
-            if isinstance(found, RecordError):
-                raise found
-            record = check_record(_record(found, "question"))
-        except RecordError as error:
-            problems.skip(where, error)
-            continue
-        for note in record.notes:
-            problems.note(where, note)
-        pairs.append(found)
-        if len(pairs) == limit:
+
+    def check(found: _Pair | RecordError) -> Record:
+        if isinstance(found, RecordError):
+            raise found
+        return check_record(_record(found, "question"))
+
+    for where, found in _walk_pairs(path, options, problems):
+        if problems.keep(where, check, found) and isinstance(found, _Pair):
+            pairs.append(found)
+        if limit and len(pairs) == limit:
             break
-    closed = problems.close()
+    problems.close()  # nobody is asked for questions about data that will be refused
     questions = _questions(pairs, path, options)
 
-    def build(number: int) -> Example:
-        return open_record(_record(pairs[number], questions[number]), pairs[number].where)
+    def locate(number: int) -> tuple[Record, str]:
+        return _record(pairs[number], questions[number]), pairs[number].where
 
-    return ExampleSource(path.name, range(len(pairs)), build, closed)
+    return RecordSource(path.name, range(len(pairs)), locate, problems)
 
 
 def _record(pair: _Pair, question: str) -> Record:
@@ -106,7 +111,7 @@ def _questions(pairs: list[_Pair], path: Path, options: Options) -> list[str]:
             if key in options.values:
                 raise InputError(f"{key} is set and endpoint is not; name the server's address in endpoint.")
         seed = options.seed
-        return [question or choose_phrasing(pair.image.name, seed) for pair in pairs]
+        return [question or choose_phrasing(pair.name, seed) for pair in pairs]
     endpoint = Endpoint(
         url,
         options.get("endpoint_model", ""),
@@ -117,35 +122,65 @@ def _questions(pairs: list[_Pair], path: Path, options: Options) -> list[str]:
     return write_questions(endpoint, [pair.caption for pair in pairs], QuestionCache(beside))
 
 
-def _walk_pairs(path: Path, options: Options) -> Iterator[tuple[str, _Pair | RecordError]]:
+def _walk_pairs(path: Path, options: Options, problems: ProblemList) -> Iterator[tuple[str, _Pair | RecordError]]:
     """Every pair with its place, or what is wrong with it."""
-    if path.is_dir():
-        metadata = [path / name for name in METADATA if (path / name).is_file()]
-        if len(metadata) > 1:
-            raise InputError(f"“{path.name}” has metadata.jsonl and metadata.csv; delete one, or name it as the path.")
-        if not metadata:
-            yield from _walk_folder(path)
-            return
-        path = metadata[0]
-    if path.suffix.lower() == ".csv":
+    if not path.is_dir():
+        yield from _walk_table(path, options)
+        return
+    tables = [file for file in walk_files(path) if file.name in METADATA]
+    folders = [table.parent for table in tables]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        names = " and ".join(name for name in METADATA if twice / name in tables)
+        raise InputError(f"“{twice.name}” has {names}; delete one, or name it as the path.")
+    for table in tables:
+        yield from _walk_table(table, options)
+    if not tables:
+        yield from _walk_folder(path, problems)
+
+
+def _walk_table(path: Path, options: Options) -> Iterator[tuple[str, _Pair | RecordError]]:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
         rows = _walk_csv(path)
-    elif path.suffix.lower() in (".jsonl", ".json"):
+    elif suffix in (".jsonl", ".json"):
         rows = ((str(place), value) for place, value in walk_records(path))
+    elif suffix == ".parquet":
+        rows = _walk_parquet(path)
     else:
-        raise InputError(f"“{path.name}” can't be read as captions; allowed are a folder, .csv, .jsonl and .json.")
+        raise InputError(
+            f"“{path.name}” can't be read as captions; allowed are a folder, .csv, .jsonl, .json and .parquet."
+        )
+    folder = open_folders(options)(path)
     for where, row in rows:
         try:
             if isinstance(row, RecordError):
                 raise row
-            entry = need_object(row, "the record")
-            name = _field(entry, options.get("image_column", ""), IMAGE_COLUMNS, "image")
-            caption = _field(entry, options.get("caption_column", ""), CAPTION_COLUMNS, "caption")
-            yield where, _Pair(resolve_inside(path.parent, name), caption.strip(), where)
+            yield where, _read_pair(need_object(row, "the record"), options, folder, where)
         except RecordError as error:
             yield where, error
 
 
+def _read_pair(entry: Mapping[str, Any], options: Options, folder: PictureFolder, where: str) -> _Pair:
+    talk = next((key for key in TALKS if isinstance(entry.get(key), list)), None)
+    if talk is not None:
+        raise RecordError(f"it holds “{talk}”, a conversation and no caption; read it with source = “{TALKS[talk]}”")
+    image = _field(entry, options.get("image_column", ""), IMAGE_COLUMNS, "image")
+    caption = _field(entry, options.get("caption_column", ""), CAPTION_COLUMNS, "caption")
+    extras = read_extras(entry, (image, caption), "it")
+    if extras.pictures and list(extras.pictures) != [entry[image]]:
+        raise RecordError(f"it names other images beside “{image}”; a caption belongs to one image")
+    if extras.system or extras.trained is False:
+        what = "has a system prompt, which a caption can't have" if extras.system else "is not to be learnt, as it says"
+        raise RecordError(f"it {what}")
+    value = entry[image]
+    if not isinstance(value, str | bytes | Mapping):
+        need_text(value, f"“{image}”")
+    name = Path(value).name if isinstance(value, str) and len(value) < 1000 else where
+    return _Pair(folder.find(value), need_text(entry[caption], f"“{caption}”").strip(), where, name)
+
+
 def _field(entry: Mapping[str, Any], chosen: str, usual: tuple[str, ...], what: str) -> str:
+    """The column's name. RecordError if there is none."""
     column = chosen or next((name for name in usual if name in entry), "")
     if column not in entry:
         names = ", ".join(str(name) for name in list(entry)[:8] if name is not None)
@@ -154,7 +189,19 @@ def _field(entry: Mapping[str, Any], chosen: str, usual: tuple[str, ...], what: 
             if chosen
             else f"it has no {what} column; the usual names are {', '.join(usual)}, it has {names} (set {what}_column)"
         )
-    return need_text(entry[column], f"“{column}”")
+    return column
+
+
+def _walk_parquet(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordError]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"{file.name} row {number}", row) for number, row in enumerate(rows, start=1))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"“{file.name}” is no whole parquet file ({str(error)[:200]}); get it again.") from error
 
 
 def _walk_csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordError]]:
@@ -185,20 +232,37 @@ def _walk_csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordError
         raise InputError(f"“{file.name}” holds no line; its first line must name the columns.")
 
 
-def _walk_folder(folder: Path) -> Iterator[tuple[str, _Pair | RecordError]]:
-    """Pictures and the .txt files of the same name, sorted by name, in sub-folders too."""
-    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
+def _walk_folder(folder: Path, problems: ProblemList) -> Iterator[tuple[str, _Pair | RecordError]]:
+    """Pictures and the .txt files of the same name, sorted by name, in sub-folders too. What is neither is told."""
+    files = walk_files(folder)
+    pictures = [file for file in files if file.suffix.lower() in PICTURE_ENDINGS]
+    captions = {file for file in files if file.suffix.lower() == ".txt"}
     if not pictures:
         raise InputError(
             f"The folder “{folder.name}” holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}); choose another."
         )
+    for file in files:
+        if file.suffix.lower() in OTHER_ENDINGS:
+            problems.note(
+                clean_text(str(file.relative_to(folder))), f"a picture of a kind that isn't read ({file.suffix})"
+            )
     for picture in pictures:
         where = clean_text(str(picture.relative_to(folder)))
-        text = picture.with_suffix(".txt")
-        if not text.is_file():
-            yield where, RecordError(f"its caption “{text.name}” is not there")
+        text = next((text for text in _captions_of(picture) if text in captions), None)
+        if text is None:
+            yield where, RecordError(f"its caption “{picture.with_suffix('.txt').name}” is not there")
             continue
+        captions.discard(text)
         try:
-            yield where, _Pair(picture, read_text(text).strip(), where)
+            yield where, _Pair(picture, read_text(text).strip(), where, picture.name)
         except InputError as error:
             yield where, RecordError(str(error).rstrip("."))
+    for text in sorted(captions):
+        problems.note(clean_text(str(text.relative_to(folder))), "a .txt without a picture of its name is left out")
+
+
+def _captions_of(picture: Path) -> list[Path]:
+    """What the caption's file may be called: some systems write an accent apart from its letter."""
+    text = picture.with_suffix(".txt")
+    names = dict.fromkeys((text.name, *(unicodedata.normalize(form, text.name) for form in ("NFC", "NFD"))))
+    return [text.with_name(name) for name in (*names, f"{picture.stem}.TXT")]

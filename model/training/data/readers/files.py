@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from model.training.data.readers.source import RecordError, Stored, clean_text, describe
+from model.training.data.readers.source import RecordError, clean_text
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-NAME_BYTES = 255
-"""Of one part of a file's path, on every usual file system."""
-PATH_BYTES = 2000
-PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +96,7 @@ def _walk_json(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
         if value is None:
             yield place, RecordError("it is null; it must be an object with named fields")
         else:
-            try:
-                _check_letters(text, counted, at, value)
-            except RecordError as error:
-                yield place, error
-            else:
-                yield place, value
+            yield place, value
         at = _skip_blanks(text, at)
         if text[at : at + 1] == ",":
             at = _skip_blanks(text, at + 1)
@@ -133,25 +120,10 @@ def _mark_size(file: Path) -> int:
         return 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
 
 
-def _check_letters(text: str, start: int, stop: int, value: object) -> None:
-    """RecordError if ``value`` holds half of a surrogate pair: JSON can write it, and nothing else can."""
-    if _HALF_PAIR.search(text, start, stop):
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise RecordError(f"it holds {half}, half of a surrogate pair and no letter") from error
-        except RecursionError as error:
-            raise RecordError(f"it is no valid JSON ({_reason(error)})") from error
-
-
 def parse_line(line: bytes) -> Any:
     """The JSON value of a line. RecordError if it is cut off, no JSON, or not UTF-8."""
     try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-        value = json.loads(text)
-        _check_letters(text, 0, len(text), value)
-        return value
+        return json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise RecordError(f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -190,6 +162,17 @@ def read_text(file: Path) -> str:
         ) from error
 
 
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a name on the way from ``folder`` to the file begins with a dot, or it is what macOS puts into archives:
+    copies of editors, notes of file systems. None of it is data."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts)
+
+
+def walk_files(folder: Path) -> list[Path]:
+    """The files in ``folder`` and below it that are not hidden, sorted."""
+    return sorted(file for file in folder.rglob("*") if not is_hidden(file, folder) and file.is_file())
+
+
 def list_files(path: Path, endings: tuple[str, ...], split: str = "") -> list[Path]:
     """``path`` itself, or the files in the folder ``path`` that end so, sorted; with ``split`` those whose name
     begins with it or that lie in a folder of that name. InputError if there is none."""
@@ -197,7 +180,7 @@ def list_files(path: Path, endings: tuple[str, ...], split: str = "") -> list[Pa
         if path.suffix.lower() not in endings:
             raise InputError(f"“{path.name}” can't be read as data; allowed are {', '.join(endings)}.")
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    files = [file for file in walk_files(path) if file.suffix.lower() in endings]
     if not files:
         raise InputError(f"The folder “{path.name}” holds no {' or '.join(endings)} file; choose another folder.")
     if not split:
@@ -215,37 +198,3 @@ def list_files(path: Path, endings: tuple[str, ...], split: str = "") -> list[Pa
 def _is_split(file: Path, split: str) -> bool:
     following = file.name[len(split) : len(split) + 1]
     return split in file.parts[:-1] or (file.name.startswith(split) and not following.isalnum())
-
-
-def resolve_inside(folder: Path, name: str) -> Path:
-    """The file ``name`` in ``folder``. RecordError if the name leaves the folder: data from elsewhere must not read
-    what else is on the machine. Links inside the folder are followed, as data sets are often laid out with them."""
-    if not name.strip() or "\0" in name or clean_text(name) != name:
-        raise RecordError(f"the image's name {name!r} is no file name")
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
-        raise RecordError(f"the image “{name}” has an absolute path; it must be relative to the data's folder")
-    if len(name.encode("utf-8")) > PATH_BYTES or any(
-        len(part.encode("utf-8")) > NAME_BYTES for part in re.split(r"[/\\]", name)
-    ):
-        raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
-    if "://" in name:
-        raise RecordError(f"the image “{name}” is an address; nothing is fetched, save it in the data's folder")
-    inside = os.path.normpath(name.replace("\\", "/"))
-    if inside == ".." or inside.startswith("../"):
-        raise RecordError(f"the image “{name}” lies outside the data's folder; move it there")
-    return folder / inside
-
-
-def find_picture(folder: Path, value: object) -> Stored:
-    """A picture by its name in ``folder`` or as a data: URI. RecordError if it is neither."""
-    if not isinstance(value, str):
-        raise RecordError(f"an image is {describe(value)}; it must be a file's name or a data: URI")
-    if value[:5].lower() != "data:":
-        return resolve_inside(folder, value)
-    head, comma, body = value.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise RecordError("an image's data: URI is not of the form data:image/png;base64,…")
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RecordError("an image's data: URI holds characters that are not base64, or is cut off") from error

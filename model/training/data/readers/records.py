@@ -2,62 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from model.training.data.example import Example
+from model.training.data.readers.fields import Extras
 from model.training.data.readers.files import Place, list_files, walk_records
 from model.training.data.readers.options import Options
+from model.training.data.readers.pictures import PictureFolder
 from model.training.data.readers.source import (
-    ExampleSource,
+    Draft,
     ProblemList,
     Record,
     RecordError,
+    RecordSource,
     check_record,
     need_object,
-    open_record,
 )
 
 KEYS = ("path", "split", "limit", "on_error", "images")
 
-Parser = Callable[[Mapping[str, Any], Path], Record]
+Parser = Callable[[Mapping[str, Any], PictureFolder], Record]
 """A record's JSON object and the pictures' folder → the record. RecordError if it can't be used."""
 
 
-def read_records(options: Options, parse: Parser) -> ExampleSource:
-    """Every record of the .json and .jsonl files that ``options`` name. Pictures lie in the folder ``images``, or
-    beside the file that names them."""
+def open_folders(options: Options) -> Callable[[Path], PictureFolder]:
+    """For a file of records, where its pictures lie: beside it, or in and below the folder “images”. InputError if
+    there is no such folder."""
+    text = options.get("images", "")
+    root = options.base_folder / text if text else None
+    if root is not None and not root.is_dir():
+        raise InputError(f"There is no folder “{text}” for the images; correct “images”.")
+
+    @lru_cache(maxsize=64)
+    def open_folder(beside: Path) -> PictureFolder:
+        return PictureFolder(beside, root)
+
+    return lambda file: open_folder(file.parent)
+
+
+def read_records(options: Options, parse: Parser) -> RecordSource:
+    """Every record of the .json and .jsonl files that ``options`` name."""
     path, limit = options.path, options.count("limit")
-    images_text = options.get("images", "")
-    images = options.base_folder / images_text if images_text else None
-    if images is not None and not images.is_dir():
-        raise InputError(f"There is no folder “{images_text}” for the images; correct “images”.")
+    folder_of = open_folders(options)
     problems = ProblemList(options.on_error)
 
     def make(place: Place, value: object) -> Record:
-        return check_record(parse(need_object(value, "the record"), images or place.file.parent))
+        if isinstance(value, RecordError):
+            raise value
+        return check_record(parse(need_object(value, "the record"), folder_of(place.file)))
 
-    def build(place: Place) -> Example:
+    def locate(place: Place) -> tuple[Record, str]:
         try:
-            return open_record(make(place, place.read()), str(place))
+            return make(place, place.read()), str(place)
         except RecordError as error:  # the files changed since they were read
             raise InputError(f"{place}: {error}; read the data again.") from error
 
     places: list[Place] = []
-    for file in list_files(path, (".jsonl", ".json"), options.get("split", "")):
-        for place, value in walk_records(file):
-            try:
-                if isinstance(value, RecordError):
-                    raise value
-                record = make(place, value)
-            except RecordError as error:
-                problems.skip(str(place), error)
-                continue
-            for note in record.notes:
-                problems.note(str(place), note)
+    records = (
+        record
+        for file in list_files(path, (".jsonl", ".json"), options.get("split", ""))
+        for record in walk_records(file)
+    )
+    for place, value in records:
+        if problems.keep(str(place), make, place, value):
             places.append(place)
-            if len(places) == limit:
-                return ExampleSource(path.name, places, build, problems.close())
-    return ExampleSource(path.name, places, build, problems.close())
+        if limit and len(places) == limit:
+            break
+    return RecordSource(path.name, places, locate, problems)
+
+
+def with_system(drafts: Sequence[Draft], extras: Extras, notes: Sequence[str]) -> Record:
+    """The record with what its own keys say: a system prompt comes first. RecordError if it is not to be learnt, or has
+    another system prompt."""
+    if extras.trained is False:
+        raise RecordError("it is not to be learnt, as its own weight, loss or train says")
+    systems = [draft.text.strip() for draft in drafts if draft.role == "system"]
+    if extras.system and systems and systems[0] != extras.system.strip():
+        raise RecordError("it has two system prompts, beside its messages and among them; keep one")
+    first = [Draft("system", extras.system)] if extras.system and not systems else []
+    return Record((*first, *drafts), tuple(dict.fromkeys(notes)))

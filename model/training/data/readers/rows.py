@@ -10,27 +10,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from model.errors import InputError
-from model.training.data.example import Example
-from model.training.data.readers.files import Place, find_picture, list_files, walk_records
+from model.training.data.readers.fields import read_extras
+from model.training.data.readers.files import Place, list_files, walk_records
 from model.training.data.readers.options import Options, check_keys, is_there
+from model.training.data.readers.pictures import PictureFolder
+from model.training.data.readers.places import MARK, Places
+from model.training.data.readers.records import open_folders, with_system
 from model.training.data.readers.source import (
     Draft,
-    ExampleSource,
     ProblemList,
     Record,
     RecordError,
-    Stored,
+    RecordSource,
     check_record,
     describe,
     need_list,
     need_object,
     need_text,
-    open_record,
 )
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
@@ -45,17 +47,18 @@ KEYS = (
     "on_error",
     "token",
     "cache",
+    "images",
     *(f"{name}_min_rating" for name in RATINGS),
 )
 ALL_RATED = "every turn is rated below the thresholds, so it is left out"
 SOME_RATED = "turns rated below the thresholds are left out"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_RATING_COLUMNS = tuple(f"{name}_ratings" for name in RATINGS)
-_COLUMNS = ("images", "texts", "source", *_RATING_COLUMNS)
+_OWN = ("texts", "source", *(f"{name}_ratings" for name in RATINGS))
+"""Columns whose names say nothing of images and the like."""
 
 
-def read_rows(spec: Mapping[str, Any], base_folder: Path) -> ExampleSource:
+def read_rows(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
     """``path``: a .parquet or .jsonl file, a folder of them, a saved data set's folder, or a hub id
     (“HuggingFaceM4/the_cauldron”) with ``subset``, ``split`` and ``revision``; with ``streaming`` only the first
     ``limit`` examples are fetched. ``token``: the hub is asked with the token of whoever runs this; without it as
@@ -82,35 +85,42 @@ def read_rows(spec: Mapping[str, Any], base_folder: Path) -> ExampleSource:
     return _read_parquet(path, files, options, least)
 
 
-def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: Path | None) -> Record | None:
-    """The record of one row; None if the ratings leave no turn. Pictures of ``folder`` may be named by their files;
-    None: only their bytes are taken. RecordError if the row is malformed."""
-    images = row.get("images")
-    pictures = [_picture(image, folder) for image in ([] if images is None else need_list(images, "“images”"))]
+def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: PictureFolder) -> Record | None:
+    """The record of one row; None if the ratings leave no turn. RecordError if the row is malformed."""
+    if row.get("images") is not None:
+        need_list(row["images"], "“images”")
+    extras = read_extras(row, _OWN, "it")
     turns = need_list(row.get("texts"), "“texts”")
     if not turns:
         raise RecordError("“texts” is empty, so there is nothing to learn from it")
     ratings = {name: _ratings(row, name, len(turns)) for name in RATINGS}
     origin = row.get("source") if isinstance(row.get("source"), str) else ""
+    places = Places(extras.pictures, folder)
     drafts: list[Draft] = []
     kept = 0
     for number, turn in enumerate(turns):
         entry = need_object(turn, f"texts[{number}]")
         question = need_text(entry.get("user"), f"texts[{number}].user")
         answer = need_text(entry.get("assistant"), f"texts[{number}].assistant")
+        own = read_extras(entry, ("user", "assistant", "source"), f"texts[{number}]")
         rated = {name: values[number] for name, values in ratings.items() if values is not None}
         if any(value is not None and value < least[name] for name, value in rated.items()):
             continue
         family = entry.get("source") if isinstance(entry.get("source"), str) else origin
+        places.add(own.pictures)
+        if question.count(MARK) <= places.left:
+            question, images = places.take_marks(question, strict=False)
         # As in nanoVLM all pictures come first, also when the turn that they came with is left out.
+        images = images if kept else (*places.take_all(), *images)
+        drafts += [Draft("system", own.system)] if own.system else []
         drafts += [
-            Draft("user", question, () if kept else tuple(pictures)),
-            Draft("assistant", answer, family=str(family or "")),
+            Draft("user", question, images),
+            Draft("assistant", answer, family=str(family or ""), trained=own.trained),
         ]
         kept += 1
     if not kept:
         return None
-    return check_record(Record(tuple(drafts), (SOME_RATED,) if kept < len(turns) else ()))
+    return check_record(with_system(drafts, extras, (*places.notes, *((SOME_RATED,) if kept < len(turns) else ()))))
 
 
 def _ratings(row: Mapping[str, Any], name: str, turns: int) -> list[Any] | None:
@@ -126,20 +136,6 @@ def _ratings(row: Mapping[str, Any], name: str, turns: int) -> list[Any] | None:
     return values
 
 
-def _picture(image: object, folder: Path | None) -> Stored:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Mapping):
-        if isinstance(image.get("bytes"), bytes) and image["bytes"]:
-            return cast(bytes, image["bytes"])
-        image = image.get("path")
-    if isinstance(image, str):
-        if folder is None and image[:5].lower() != "data:":
-            raise RecordError("an image is a file's name without its bytes; data from the hub must hold the bytes")
-        return find_picture(folder or Path(), image)
-    raise RecordError(f"an image is {describe(image)}; it must be bytes or a file's name")
-
-
 class _Scan:
     """Goes through rows once and keeps the keys of those that can be used."""
 
@@ -147,87 +143,86 @@ class _Scan:
         self.least, self.limit = least, options.count("limit")
         self.problems = ProblemList(options.on_error)
 
-    def keys(self, rows: Iterable[tuple[Any, str, Any]], folder: Path | None) -> list[Any]:
-        """``rows`` are (key, place in words, row or RecordError)."""
+    def parse(self, row: object, folder: PictureFolder) -> Record | None:
+        """RecordError if the row can't be used."""
+        if isinstance(row, RecordError):
+            raise row
+        return parse_row(need_object(row, "the row"), self.least, folder)
+
+    def keys(self, rows: Iterable[tuple[Any, str, Any, PictureFolder]]) -> list[Any]:
+        """``rows`` are (key, place in words, row or RecordError, where its pictures lie)."""
         keys: list[Any] = []
-        for key, where, row in rows:
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                beside = key.file.parent if isinstance(key, Place) else folder
-                record = parse_row(need_object(row, "the row"), self.least, beside)
-            except RecordError as error:
-                self.problems.skip(where, error)
-                continue
-            if record is None:
-                self.problems.note(where, ALL_RATED)
-                continue
-            for note in record.notes:
-                self.problems.note(where, note)
-            keys.append(key)
-            if len(keys) == self.limit:
+        for key, where, row, folder in rows:
+            if self.problems.keep(where, self._check, row, folder, where):
+                keys.append(key)
+            if self.limit and len(keys) == self.limit:
                 break
         return keys
 
+    def _check(self, row: object, folder: PictureFolder, where: str) -> Record | None:
+        record = self.parse(row, folder)
+        if record is None:
+            self.problems.leave(where, ALL_RATED)
+        return record
 
-def _build(row: object, least: Mapping[str, int], folder: Path | None, where: str) -> Example:
-    try:
-        record = parse_row(need_object(row, "the row"), least, folder)
-    except RecordError as error:
-        raise InputError(f"{where}: {error}.") from error
-    if record is None:
-        raise InputError(f"{where}: {ALL_RATED}; read the data again, they have changed.")
-    return open_record(record, where)
+    def locate(self, row: object, folder: PictureFolder, where: str) -> tuple[Record, str]:
+        """The record of a row that could be used. InputError if it can't any more."""
+        try:
+            record = self.parse(row, folder)
+        except RecordError as error:
+            raise InputError(f"{where}: {error}; read the data again, they have changed.") from error
+        if record is None:
+            raise InputError(f"{where}: {ALL_RATED}; read the data again, they have changed.")
+        return record, where
 
 
-def _read_lines(name: str, files: Sequence[Path], options: Options, least: Mapping[str, int]) -> ExampleSource:
-    scan = _Scan(options, least)
-    rows = ((place, str(place), value) for file in files for place, value in walk_records(file))
-    keys = scan.keys(rows, None)
+def _read_lines(name: str, files: Sequence[Path], options: Options, least: Mapping[str, int]) -> RecordSource:
+    scan, folder_of = _Scan(options, least), open_folders(options)
+    rows = ((place, str(place), value, folder_of(place.file)) for file in files for place, value in walk_records(file))
+    keys = scan.keys(rows)
 
-    def build(place: Place) -> Example:
+    def locate(place: Place) -> tuple[Record, str]:
         try:
             row = place.read()
         except RecordError as error:
             raise InputError(f"{place}: {error}; read the data again, they have changed.") from error
-        return _build(row, least, place.file.parent, str(place))
+        return scan.locate(row, folder_of(place.file), str(place))
 
-    return ExampleSource(name, keys, build, scan.problems.close())
+    return RecordSource(name, keys, locate, scan.problems)
 
 
-def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Mapping[str, int]) -> ExampleSource:
+def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Mapping[str, int]) -> RecordSource:
     import datasets
     import pyarrow
     import pyarrow.parquet
 
-    ends: list[tuple[int, str]] = []  # (number of rows up to and with this file, its name)
+    # Files of one data set may differ in columns that nobody reads here; those that are alike are read together.
+    groups: dict[str, list[tuple[Path, int]]] = {}
     for file in files:
         try:
-            count = pyarrow.parquet.read_metadata(file).num_rows
+            facts = pyarrow.parquet.ParquetFile(file)
+            groups.setdefault(str(facts.schema_arrow.remove_metadata()), []).append((file, facts.metadata.num_rows))
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
-        ends.append(((ends[-1][0] if ends else 0) + count, file.name))
-    with _quiet(datasets), _explained(path.name):
-        table = datasets.load_dataset(
-            "parquet",
-            data_files=[escape(str(file)) for file in files],
-            split="train",
-            cache_dir=options.get("cache", "") or None,
-        )
-
-    def where(row: int) -> str:
-        before = 0
-        for end, name in ends:
-            if row < end:
-                return f"{name} row {row - before + 1}"
-            before = end
-        raise IndexError(row)
-
-    folder = path if path.is_dir() else path.parent
-    return _read_table(path.name, table, where, folder, options, least)
+    parts: list[_Part] = []
+    folder_of = open_folders(options)
+    for group in groups.values():
+        with _quiet(datasets), _explained(path.name):
+            table = datasets.load_dataset(
+                "parquet",
+                data_files=[escape(str(file)) for file, _ in group],
+                split="train",
+                cache_dir=options.get("cache", "") or None,
+            )
+        first = 0
+        for file, count in group:
+            parts.append(_Part(table, first, count, file.name, folder_of(path / "-" if path.is_dir() else path)))
+            first += count
+    order = {file.name: number for number, file in enumerate(files)}
+    return _read_table(path.name, sorted(parts, key=lambda part: order[part.name]), options, least)
 
 
-def _read_saved(path: Path, options: Options, least: Mapping[str, int]) -> ExampleSource:
+def _read_saved(path: Path, options: Options, least: Mapping[str, int]) -> RecordSource:
     import datasets
 
     with _explained(path.name):
@@ -240,10 +235,10 @@ def _read_saved(path: Path, options: Options, least: Mapping[str, int]) -> Examp
         table = table[split]
     elif split:
         raise InputError(f"“{path.name}” has no splits; leave out split = “{split}”.")
-    return _read_table(path.name, table, lambda row: f"{path.name} row {row + 1}", path, options, least)
+    return _read_table(path.name, [_Part(table, 0, len(table), path.name, PictureFolder(path))], options, least)
 
 
-def _read_hub(options: Options, least: Mapping[str, int]) -> ExampleSource:
+def _read_hub(options: Options, least: Mapping[str, int]) -> RecordSource:
     import datasets
 
     name, subset = options.path_text, options.get("subset", "")
@@ -262,68 +257,73 @@ def _read_hub(options: Options, least: Mapping[str, int]) -> ExampleSource:
             streaming=streaming,
             token=token,
         )
+    nowhere = PictureFolder(None)  # a path in data from elsewhere must not open a file of this machine
     if not streaming:
-        return _read_table(full, table, lambda row: f"{full} row {row + 1}", None, options, least)
+        return _read_table(full, [_Part(table, 0, len(table), full, nowhere)], options, least)
     scan = _Scan(options, least)
     fetched: dict[int, Any] = {}
     table = _as_bytes(table)
 
-    def rows() -> Iterator[tuple[int, str, Any]]:
+    def rows() -> Iterator[tuple[int, str, Any, PictureFolder]]:
         for number, row in enumerate(table):
             fetched[number] = row
-            yield number, f"{full} row {number + 1}", row
+            yield number, f"{full} row {number + 1}", row, nowhere
 
     with _explained(full):
-        keys = scan.keys(rows(), None)
+        keys = scan.keys(rows())
     kept = {number: fetched[number] for number in keys}
-    return ExampleSource(
-        full, keys, lambda number: _build(kept[number], least, None, f"{full} row {number + 1}"), scan.problems.close()
+    return RecordSource(
+        full, keys, lambda number: scan.locate(kept[number], nowhere, f"{full} row {number + 1}"), scan.problems
     )
 
 
-def _read_table(
-    name: str, table: Any, where: Any, folder: Path | None, options: Options, least: Mapping[str, int]
-) -> ExampleSource:
-    """A table of ``datasets``; ``where`` tells the place of a row's number."""
-    if "texts" not in table.column_names:
-        raise InputError(f"“{name}” has the columns {', '.join(table.column_names)}; rows need “texts” (and “images”).")
-    table = _as_bytes(table.select_columns([column for column in _COLUMNS if column in table.column_names]))
-    # Bytes of pictures are the bulk of such a table; they are read when an example is taken, not to check its text.
-    stored = any(_is_stored(table.features[column]) for column in table.column_names if column == "images")
-    checked = table.remove_columns(["images"]) if stored else table
+@dataclass(frozen=True)
+class _Part:
+    """``count`` rows of a table of ``datasets``, from row ``first`` on: those of the file ``name``."""
+
+    table: Any
+    first: int
+    count: int
+    name: str
+    folder: PictureFolder
+
+
+def _read_table(name: str, parts: Sequence[_Part], options: Options, least: Mapping[str, int]) -> RecordSource:
+    names = list(dict.fromkeys(column for part in parts for column in part.table.column_names))
+    if not any("texts" in part.table.column_names for part in parts):
+        raise InputError(f"“{name}” has the columns {', '.join(names)}; rows need “texts” (and “images”).")
+    # Pictures are kept as they are stored, and columns of numbers and labels stay where they are.
+    tables = {id(part.table): _as_bytes(part.table) for part in parts}
     scan = _Scan(options, least)
+
+    def rows() -> Iterator[tuple[tuple[_Part, int], str, Any, PictureFolder]]:
+        for part in parts:
+            chosen = range(part.first, part.first + part.count)
+            for number, row in enumerate(tables[id(part.table)].select(chosen)):
+                yield (part, number), f"{part.name} row {number + 1}", row, part.folder
+
     with _explained(name):
-        keys = scan.keys(((number, where(number), row) for number, row in enumerate(checked)), folder)
+        keys = scan.keys(rows())
 
-    def build(number: int) -> Example:
+    def locate(key: tuple[_Part, int]) -> tuple[Record, str]:
+        part, number = key
         with _explained(name):
-            row = table[number]
-        return _build(row, least, folder, where(number))
+            row = tables[id(part.table)][part.first + number]
+        return scan.locate(row, part.folder, f"{part.name} row {number + 1}")
 
-    return ExampleSource(name, keys, build, scan.problems.close())
-
-
-def _is_stored(feature: Any) -> bool:
-    """Whether a column is a list of pictures with their bytes."""
-    import datasets
-
-    if not isinstance(feature, datasets.List | datasets.LargeList):
-        return False
-    item = feature.feature
-    return isinstance(item, datasets.Image) or (isinstance(item, Mapping) and "bytes" in item)
+    return RecordSource(name, keys, locate, scan.problems)
 
 
 def _as_bytes(table: Any) -> Any:
-    """The table with its pictures as stored, so that :func:`model.open_image` opens them like any other."""
+    """The table with its pictures, and whatever else would be decoded, as stored: :func:`model.open_image` opens them
+    like any other."""
     import datasets
 
-    features = table.features or {}
-    picture = datasets.Image(decode=False)
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, picture)
-        elif isinstance(feature, datasets.List | datasets.LargeList) and isinstance(feature.feature, datasets.Image):
-            table = table.cast_column(name, type(feature)(picture))
+    for name, feature in (table.features or {}).items():
+        if hasattr(feature, "decode"):
+            table = table.cast_column(name, type(feature)(decode=False))
+        elif isinstance(feature, datasets.List | datasets.LargeList) and hasattr(feature.feature, "decode"):
+            table = table.cast_column(name, type(feature)(type(feature.feature)(decode=False)))
     return table
 
 

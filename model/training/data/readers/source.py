@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,8 @@ from typing import Any, Literal, TypeVar, overload
 from model.chat import ROLES, Conversation, Message
 from model.errors import InputError
 from model.image import OpenedImage, open_image
+from model.tokenizer import check_letters
+from model.training.data.content import key_of, key_of_text, size_of
 from model.training.data.example import Example
 
 Stored = Path | bytes
@@ -41,12 +44,13 @@ class RecordError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """What was found in the data. ``kind`` “skipped”: the record at ``where`` is left out; “note”: it is used and
-    ``sentence`` says what happened to it. Alike notes are one, with the first ``where`` and their ``count``."""
+    """What was found in the data. ``kind`` “skipped”: the record at ``where`` can't be used; “left out”: it isn't used,
+    as the recipe wishes; “note”: it is used and ``sentence`` says what happened to it. Alike ones of the last two are
+    one, with the first ``where`` and their ``count``."""
 
     where: str
     sentence: str
-    kind: Literal["skipped", "note"]
+    kind: Literal["skipped", "left out", "note"]
     count: int = 1
 
     def __str__(self) -> str:
@@ -63,11 +67,43 @@ class ProblemList:
 
     def __init__(self, on_error: str) -> None:
         self.on_error = on_error
+        self.read = 0
+        """Records that were there, whatever became of them."""
+        self.facts: list[Facts] = []
+        """Of the records that can be used, in order."""
+        self._digest = hashlib.blake2b(digest_size=16)
         self._skipped: list[Problem] = []
         self._notes: dict[str, Problem] = {}
+        self._left: dict[str, Problem] = {}
 
-    def skip(self, where: str, error: RecordError) -> None:
-        self._skipped.append(Problem(where, str(error), "skipped"))
+    def keep(self, where: str, make: Callable[..., Record | None], *arguments: object) -> bool:
+        """Whether the record at ``where``, which ``make`` reads from the ``arguments``, can be used; what is wrong with
+        it, or is to be said of it, is kept here."""
+        self.read += 1
+        try:
+            record = make(*arguments)
+        except RecordError as error:
+            self._skipped.append(Problem(where, str(error), "skipped"))
+            return False
+        if record is None:
+            return False
+        for note in record.notes:
+            self.note(where, note)
+        self.facts.append(read_facts(record))
+        self._digest.update(describe_record(record))
+        return True
+
+    @property
+    def digest(self) -> bytes:
+        """The same for the same records alone: what they say, and their images' names and sizes."""
+        return self._digest.digest()
+
+    def leave(self, where: str, reason: str) -> None:
+        """The record at ``where`` is left out, as the recipe wishes: no fault of the data."""
+        found = self._left.get(reason)
+        self._left[reason] = (
+            Problem(where, reason, "left out") if found is None else replace(found, count=found.count + 1)
+        )
 
     def note(self, where: str, sentence: str) -> None:
         found = self._notes.get(sentence)
@@ -83,42 +119,19 @@ class ProblemList:
             raise InputError(
                 f'{self._skipped[0]}{more}; correct the data, or set on_error = "skip" to leave such records out.'
             )
-        return (*self._skipped, *self._notes.values())
-
-
-class ExampleSource(Sequence[Example]):
-    """Examples of one data set. ``keys`` say where each lies and ``build`` makes it from its key, so pictures are
-    opened only when an example is taken; InputError then if one is damaged. ``problems`` were found on reading."""
-
-    def __init__(
-        self, name: str, keys: Sequence[T], build: Callable[[T], Example], problems: tuple[Problem, ...] = ()
-    ) -> None:
-        self.name = clean_text(name)
-        self.problems = problems
-        self._keys: Sequence[Any] = keys
-        self._build: Callable[[Any], Example] = build
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> ExampleSource: ...
-    def __getitem__(self, index: int | slice) -> Example | ExampleSource:
-        if isinstance(index, slice):
-            return ExampleSource(self.name, self._keys[index], self._build, self.problems)
-        return self._build(self._keys[index])
+        return (*self._skipped, *self._left.values(), *self._notes.values())
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A message whose pictures are still closed."""
+    """A message whose pictures are still closed. ``trained``: whether the data say that it is to be learnt, None where
+    they say nothing."""
 
     role: str
     text: str
     images: tuple[Stored, ...] = ()
     family: str = ""
+    trained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,35 @@ class Record:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a record's images are known by (files by their paths), or what it asks if it has none, and how many
+    questions it has."""
+
+    content: tuple[str | bytes, ...]
+    questions: int
+
+
+def read_facts(record: Record) -> Facts:
+    images = [image for draft in record.drafts for image in draft.images]
+    asked = "\0".join(draft.text for draft in record.drafts if draft.role == "user")
+    content = tuple(str(image) if isinstance(image, Path) else key_of(image) for image in images)
+    return Facts(content or (key_of_text(asked),), sum(draft.role == "assistant" for draft in record.drafts))
+
+
+def describe_record(record: Record) -> bytes:
+    """Everything of a record that a run learns from, but for what its images' files hold: of these name and size."""
+    parts: list[object] = []
+    for draft in record.drafts:
+        parts += [draft.role, draft.text, draft.trained is not False]
+        parts += [(image.name, size_of(image)) if isinstance(image, Path) else key_of(image) for image in draft.images]
+    return repr(parts).encode("utf-8", "backslashreplace")
+
+
 def check_record(record: Record) -> Record:
-    """The record as it will be trained on. RecordError if it has no answer, an empty answer, an unknown role, or a
-    picture that is not with the user. A question after the last answer is dropped: nothing would be learnt from it."""
+    """The record as it will be trained on. RecordError if it has no answer to be learnt, an empty answer, an unknown
+    role, a letter that is none, or a picture that is not with the user. Left out are an answer that stands before every
+    question, and a question after the last answer: nothing can be learnt from either."""
     drafts, notes = list(record.drafts), list(record.notes)
     for number, draft in enumerate(drafts, start=1):
         if draft.role not in ROLES:
@@ -140,15 +179,34 @@ def check_record(record: Record) -> Record:
             raise RecordError(f"message {number} is the {draft.role}'s and has an image; only the user's can have one")
         if draft.role == "assistant" and not draft.text.strip():
             raise RecordError(f"the answer in message {number} is empty")
+        try:
+            check_letters(draft.text)
+        except InputError as error:
+            raise RecordError(f"message {number}: {str(error).rstrip('.')}") from error
         for image in draft.images:
             if isinstance(image, Path) and not image.is_file():
                 raise RecordError(f"the image “{image.name}” is not there")
     if not any(draft.role == "assistant" for draft in drafts):
         raise RecordError("it has no answer, so there is nothing to learn from it")
-    while drafts[-1].role != "assistant":
+    asked = next((number for number, draft in enumerate(drafts) if draft.role == "user"), None)
+    if asked is None:
+        raise RecordError("it has no question, only answers")
+    if any(draft.role == "assistant" for draft in drafts[:asked]):
+        drafts[:asked] = [draft for draft in drafts[:asked] if draft.role != "assistant"]
+        notes.append("an answer before the first question is left out")
+    while drafts and drafts[-1].role != "assistant":
         drafts.pop()
         if "a question without an answer at the end is left out" not in notes:
             notes.append("a question without an answer at the end is left out")
+    answers = [draft for draft in drafts if draft.role == "assistant"]
+    if not any(draft.trained is not False for draft in answers):
+        raise RecordError("none of its answers is to be learnt, so there is nothing to learn from it")
+    if any(draft.trained is False for draft in answers):
+        notes.append("answers that are not to be learnt (weight 0, loss or train false) are read and not trained on")
+    if any(draft.trained for draft in drafts if draft.role != "assistant"):
+        notes.append(
+            "only answers are trained on, also where a question or a system prompt says that it is to be learnt"
+        )
     if any(SPECIAL_TEXT.search(draft.text) for draft in drafts):
         notes.append("the text holds what some models read as a special token; here it stays plain text")
     return Record(tuple(drafts), tuple(notes))
@@ -157,7 +215,12 @@ def check_record(record: Record) -> Record:
 def open_record(record: Record, where: str) -> Example:
     """The example with its pictures. InputError that begins with ``where`` if one can't be opened."""
     messages = tuple(
-        Message(draft.role, draft.text, tuple(open_stored(image, where) for image in draft.images))
+        Message(
+            draft.role,
+            draft.text,
+            tuple(open_stored(image, where) for image in draft.images),
+            trained=draft.trained is not False,
+        )
         for draft in record.drafts
     )
     families = tuple(draft.family for draft in record.drafts if draft.role == "assistant")
@@ -170,6 +233,59 @@ def open_stored(image: Stored, where: str) -> OpenedImage:
         return open_image(image)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+class ExampleSource(Sequence[Example]):
+    """Examples of one data set. ``keys`` say where each lies and ``build`` makes it from its key, so pictures are
+    opened only when an example is taken; InputError then if one is damaged. ``problems`` were found on reading, of
+    ``read`` records in all."""
+
+    def __init__(
+        self,
+        name: str,
+        keys: Sequence[T],
+        build: Callable[[T], Example],
+        problems: tuple[Problem, ...] = (),
+        read: int | None = None,
+    ) -> None:
+        self.name = clean_text(name)
+        self.problems = problems
+        self.read = len(keys) if read is None else read
+        self._keys: Sequence[Any] = keys
+        self._build: Callable[[Any], Example] = build
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self._build(key) for key in self._keys[index]]
+        return self._build(self._keys[index])
+
+
+class RecordSource(ExampleSource):
+    """Examples from records: ``locate`` reads a record and its place from its key. Which pictures a record names is
+    known without opening them. ``stops``: one that can't be opened is to end a run, not to be passed over."""
+
+    def __init__(
+        self, name: str, keys: Sequence[T], locate: Callable[[T], tuple[Record, str]], problems: ProblemList
+    ) -> None:
+        super().__init__(name, keys, lambda key: open_record(*locate(key)), problems.close(), problems.read)
+        self.stops = problems.on_error == "stop"
+        self.digest = problems.digest
+        self._facts = problems.facts
+
+    def content(self, number: int) -> tuple[str | bytes, ...]:
+        """See :class:`model.training.data.splits.Known`."""
+        return self._facts[number].content
+
+    def count_questions(self, number: int) -> int:
+        """Answers of example ``number``."""
+        return self._facts[number].questions
 
 
 def need_text(value: object, what: str) -> str:

@@ -1,0 +1,172 @@
+"""What the keys of a record name: images, videos, system prompts, tools, and what is to be learnt.
+
+Data sets call these things by many names. A key that names one of them is read or its record refused: to pass it over
+would train on something else than what the data say, without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from model.training.data.readers.pictures import is_base64_picture, is_picture_start
+from model.training.data.readers.source import RecordError, describe
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_CARRIERS = _words("path paths file files filename filenames name names url urls uri uris data bytes base64 b64 list")
+_IMAGES = _words("image images img imgs picture pictures pic pics photo photos")
+_VIDEOS = _words("video videos audio audios clip clips speech sound sounds")
+_SYSTEM, _PROMPTS = _words("system sys"), _words("prompt prompts message instruction instructions text content")
+_TOOLS = _words("tool tools function functions plugin plugins")
+_CALLS = _words("call calls choice definition definitions list schema schemas")
+_LEARNT = _words("weight weights loss train trained trainable training mask masked learn")
+_WEIGHED = _words("sample example record row token tokens turn message scale on importance factor coefficient")
+_NOTHING = ("", "[]", "{}", "null", "None")
+_FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
+"""What ``datasets``' imagefolder calls its pictures."""
+_NO_NAME = frozenset(("id", "ids", "hash", "sha256", "md5"))
+_PICTURE_NAME = re.compile(
+    r"\.(png|apng|jpe?g|jpe|jfif|webp|gif|bmp|dib|tiff?|avifs?|heic|heif|jxl|jp2|mpo|svg|ppm|tga)([?#].*)?$",
+    re.IGNORECASE,
+)
+_VIDEO_NAME = re.compile(r"\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|wav|mp3|flac|ogg|m4a)([?#].*)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an object says beside its own fields. ``pictures``: as they stand there, in order; ``trained``: whether it
+    is to be learnt, None where nothing says so."""
+
+    pictures: tuple[object, ...] = ()
+    system: str = ""
+    trained: bool | None = None
+
+
+def read_extras(values: Mapping[str, Any], known: Collection[str], what: str) -> Extras:
+    """Goes through the keys of ``values`` that are not ``known``. RecordError, which calls the object ``what``, for one
+    that names something which isn't read."""
+    pictures: dict[str, object] = {}
+    system = ""
+    trained: dict[str, bool] = {}
+    doubtful: list[str] = []
+    for key, value in values.items():
+        if key in known or not isinstance(key, str) or _is_nothing(value):
+            continue
+        words = _words_of(key)
+        if (words & _IMAGES and words <= _IMAGES | _CARRIERS) or key.lower() in _FILE_NAMES:
+            if not isinstance(value, str | bytes | Mapping | list | tuple):
+                raise RecordError(f"“{key}” is {describe(value)}; it must be a file's name, bytes or a list of them")
+            pictures[key] = value
+        elif isinstance(value, str) and value.strip() in _NOTHING:
+            continue
+        elif (words & _VIDEOS and words <= _VIDEOS | _CARRIERS and not _is_number(value)) or _looks_like(value, False):
+            raise RecordError(f"{what} names a video or a sound in “{key}”; only images can be used")
+        elif words & _SYSTEM and words <= _SYSTEM | _PROMPTS:
+            system = _join_system(system, key, value, what)
+        elif words & _TOOLS and words <= _TOOLS | _CALLS:
+            raise RecordError(f"{what} names tools in “{key}”; conversations with tools can't be used")
+        elif words & _LEARNT and words <= _LEARNT | _WEIGHED:
+            trained[key] = _read_weight(key, value, what)
+        elif not words & _NO_NAME and _looks_like(value, True):
+            doubtful.append(key)
+    if len(set(trained.values())) > 1:
+        raise RecordError(f"{what} says both that it is to be learnt and that it is not ({', '.join(trained)})")
+    found = _join_pictures(pictures, what)
+    for key in doubtful:
+        if not found or (_words_of(key) & _IMAGES and not _is_known(values[key], found)):
+            raise RecordError(f"{what} names an image in “{key}”, which is not read; call it “image” or “images”")
+    return Extras(found, system, next(iter(trained.values()), None))
+
+
+@lru_cache(maxsize=4096)
+def _words_of(key: str) -> frozenset[str]:
+    """“imagePath2” is an image and a path."""
+    return frozenset(word.lower() for word in _WORD.findall(key) if not word.isdigit())
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, list | tuple | dict) and not value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _looks_like(value: object, picture: bool) -> bool:
+    """Whether a value is a picture's (else a video's) file name, address or bytes, or a list of such."""
+    if isinstance(value, str):
+        name = value.strip()
+        if "\n" in name or len(name) > 4096:
+            return picture and is_base64_picture(name)
+        pattern = _PICTURE_NAME if picture else _VIDEO_NAME
+        kind = "data:image/" if picture else "data:video/"
+        return bool(pattern.search(name) and " " not in name) or name[:11].lower() == kind
+    if isinstance(value, bytes):
+        return picture and is_picture_start(value[:16])
+    if isinstance(value, Mapping):
+        return any(_looks_like(part, picture) for part in value.values() if isinstance(part, str | bytes))
+    return isinstance(value, list | tuple) and any(_looks_like(part, picture) for part in value)
+
+
+def _is_known(value: object, pictures: Iterable[object]) -> bool:
+    """Whether every file that ``value`` names is one of the ``pictures``, wherever it lies."""
+    names = {_last_part(name) for name in _names(list(pictures))}
+    return _names([value]) != [] and {_last_part(name) for name in _names([value])} <= names
+
+
+def _names(values: Iterable[object]) -> list[str]:
+    found: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            found += [part for part in value.values() if isinstance(part, str)]
+        elif isinstance(value, list | tuple):
+            found += _names(value)
+    return found
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name)[-1]
+
+
+def _join_pictures(pictures: Mapping[str, object], what: str) -> tuple[object, ...]:
+    """Of one key, of keys that say the same, or of “image1”, “image2” and so on by their numbers."""
+    lists = {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in pictures.items()}
+    if len(lists) <= 1 or len({repr(part) for part in lists.values()}) == 1:
+        return next(iter(lists.values()), ())
+    numbers = {key: [int(part) for part in _WORD.findall(key) if part.isdigit()] for key in lists}
+    if all(len(found) == 1 for found in numbers.values()):
+        return tuple(part for key in sorted(lists, key=lambda key: numbers[key]) for part in lists[key])
+    names = " and ".join(f"“{key}”" for key in lists)
+    raise RecordError(f"{what} names images in {names}; keep one of them")
+
+
+def _join_system(before: str, key: str, value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"“{key}” of {what} is {describe(value)}; a system prompt must be text")
+    if before and value.strip() and value.strip() != before.strip():
+        raise RecordError(f"{what} has two system prompts (the other is in “{key}”); keep one")
+    return before or value if value.strip() else before
+
+
+def _read_weight(key: str, value: object, what: str) -> bool:
+    """Whether an object with this weight, loss or train is to be learnt: all or nothing, as other trainers have it."""
+    if isinstance(value, str):  # a table of text has no other values
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
+    flipped = bool(_words_of(key) & {"mask", "masked"})
+    if not _is_number(value) or value not in (0, 1) or flipped:
+        raise RecordError(
+            f"{what} has “{key}” ({str(value)[:40]}), which can't be followed here; read are “weight” 0 or 1, “loss” "
+            "and “train” true or false"
+        )
+    return bool(value)
