@@ -22,7 +22,9 @@ from inspector.export.command_line import write_which_image
 from inspector.export.files import describe_all, describe_sides
 from inspector.export.report import report, study_whole
 from inspector.facts import write_json
+from inspector.figures.clip import show_text_study
 from inspector.figures.image_edits import show_edits
+from inspector.figures.patch_words import show_all_words
 from inspector.ground_truth.items import CELLS
 from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
@@ -88,6 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_study(report)
     report.add_argument("--out", required=True, metavar="FILE", help="the page, HTML")
     _add_edits(report)
+    report.add_argument("--text", action="append", default=[], metavar="TEXT", help="CLIP: a caption for each image")
+    report.add_argument(
+        "--label", action="append", default=[], metavar="TEXT", help="CLIP, with --text: zero-shot, two or more"
+    )
     layout = commands.add_parser("layout", help="ask in every layout, and compare the answers and what they rest on")
     _add_questions(layout)
     compare = commands.add_parser("compare", help="ask two models the same, and lay their answers side by side")
@@ -294,6 +300,11 @@ def run_report(options: argparse.Namespace) -> dict:
     if options.edit:  # before what takes long, for one of them may be refused
         case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
         edited = image_edits.run_edits(case, options.edit)
+    matched = None
+    if options.text or options.label:
+        encoder = encoder_of(vlm)
+        asked = TextQuestions(tuple(options.text), tuple(options.label), (TEMPLATE,))
+        matched = study_texts(encoder, read_images(encoder, inspection.prompt.images), asked)
     known = study_whole(
         vlm,
         inspection,
@@ -305,6 +316,11 @@ def run_report(options: argparse.Namespace) -> dict:
     )
     if edited is not None:
         known = known.adding("edits", show_edits(edited, inspection), edited.to_json())
+    if inspection.prompt.images:
+        words = measure_words(vlm, inspection)
+        known = known.adding("words", show_all_words(words, inspection.prompt.images), words.to_json())
+    if matched is not None:
+        known = known.adding("clip", show_text_study(matched, inspection.prompt.images), matched.to_json())
     names = [Path(image).name for image in options.image]
     command = write_which_image(
         inspection.prompt, options.model, options.image, settings, known.found.turn, options.reference, options.contrast

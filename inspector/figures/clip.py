@@ -15,6 +15,7 @@ from PIL import Image
 from inspector.encoder.contrast import Contrast, Matrix
 from inspector.encoder.head_comparison import HeadComparison, HeadResult
 from inspector.encoder.patches import AlikePatches, EncoderAttention, PatchMap, PhrasePatches
+from inspector.encoder.study import TextStudy
 from inspector.encoder.zero_shot import CURVE, ZeroShot
 from inspector.figures.charts import copied, heat_cell, table
 from inspector.figures.markup import badge, show_share
@@ -154,6 +155,12 @@ def show_contrast(found: Contrast, images: Sequence[PromptImage]) -> str:
         f"by itself, bias {say(found.sigmoid_bias, 1)} ({bias})</small></dd></dl>"
         f'<p class="vi-caption">{right}</p>{notes}'
     )
+
+
+def show_text_study(found: TextStudy, images: Sequence[PromptImage]) -> str:
+    """Everything that was asked, one below the other: a panel that stands for itself."""
+    labels = "" if found.zero_shot is None else show_zero_shot(found.zero_shot, images)
+    return f'<section class="wi-panel"><h2>CLIP</h2>{show_contrast(found.contrast, images)}{labels}</section>'
 
 
 def _nats(loss: float) -> str:

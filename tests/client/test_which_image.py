@@ -154,15 +154,19 @@ def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     out = tmp_path / "report.html"
     images = [word for path in pictures for word in ("--image", path)]
     question = "In image 3, what colour is the shape? <script>alert(1)</script>"
-    edit = ["--edit", "image 3: black 0,0,64,64"]
-    assert main(["report", *images, "--ask", question, *edit, "--out", str(out)]) == 0
+    more = ["--edit", "image 3: black 0,0,64,64", "--label", "a <b>", "--label", "red"]
+    more += [word for text in ("<i>", "a blue circle", "something") for word in ("--text", text)]
+    assert main(["report", *images, "--ask", question, *more, "--out", str(out)]) == 0
     told = json.loads(capsys.readouterr().out)
     text = out.read_text(encoding="utf-8")
     assert told["verdict"]["sentence"].split("“")[0] in text
     assert "<script" not in text
+    assert "<h2>CLIP</h2>" in text
+    assert "<h2>Words on patches</h2>" in text
+    assert "a <b>" not in text
     assert re.findall(r'(?:src|href)="(?!data:image/)', text) == []
-    assert re.findall(r"url\(|@import", text) == []
-    assert text.count('<section class="wi-panel') == 14
+    assert re.findall(r"url\((?!data:image/)|@import", text) == []
+    assert text.count('<section class="wi-panel') == 17
 
 
 def test_ten_images_are_sampled_and_say_so(app_url, tmp_path_factory):
