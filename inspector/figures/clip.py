@@ -160,7 +160,7 @@ def show_contrast(found: Contrast, images: Sequence[PromptImage]) -> str:
 def show_text_study(found: TextStudy, images: Sequence[PromptImage]) -> str:
     """Everything that was asked, one below the other: a panel that stands for itself."""
     labels = "" if found.zero_shot is None else show_zero_shot(found.zero_shot, images)
-    return f'<section class="wi-panel"><h2>CLIP</h2>{show_contrast(found.contrast, images)}{labels}</section>'
+    return f'<section class="wi-panel"><h3>CLIP</h3>{show_contrast(found.contrast, images)}{labels}</section>'
 
 
 def _nats(loss: float) -> str:

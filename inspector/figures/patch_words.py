@@ -38,12 +38,10 @@ def show_patch_words(found: PatchWords, images: Sequence[PromptImage], reading: 
 
 def show_all_words(found: PatchWords, images: Sequence[PromptImage]) -> str:
     """Both readings, one below the other, with what they are: a panel that stands for itself."""
-    parts = "".join(
-        f"<h3>{escape(name)}</h3>{show_patch_words(found, images, field)}" for name, field in READINGS.items()
-    )
+    parts = "".join(f"<h4>{name}</h4>{show_patch_words(found, images, field)}" for name, field in READINGS.items())
     where = f"Behind layer {found.layer} of 0 to {found.n_layers - 1}, {escape(found.stream)}."
     about = f'<p class="vi-caption">{where} {escape(ABOUT)}</p>'
-    return f'<section class="wi-panel"><h2>Words on patches</h2>{about}{parts}</section>'
+    return f'<section class="wi-panel"><h3>Words on patches</h3>{about}{parts}</section>'
 
 
 def _show_grid(grid: TokenGrid, cells: Sequence[CellWords], image: PromptImage, reading: str) -> str:

@@ -55,4 +55,4 @@ def test_warming_up_asks_and_leaves_the_model_as_it_is(embedded):
     before = embedded.fingerprint
     warm_up(embedded)
     assert embedded.fingerprint == before
-    assert "plotly.graph_objs._heatmap" in sys.modules
+    assert "plotly.graph_objs._scatter" in sys.modules

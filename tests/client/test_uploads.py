@@ -77,7 +77,7 @@ def test_an_upload_is_taken_in_and_checked_and_replaced(app, tmp_path):
     assert "a.jsonl" not in files_in(cache)
     modules, reports = client.predict(*FORM, api_name="/train_check")
     assert "image encoder" in modules
-    assert "<b>a.jsonl</b>: 1 examples" in reports
+    assert "<b>a.jsonl</b>: 1 read, 1 usable" in reports
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("b.jsonl", json.dumps(chat("why?")))
     assert client.predict(handle_file(tmp_path / "b.zip"), api_name="/train_upload") == "chat"

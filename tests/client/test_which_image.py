@@ -161,8 +161,8 @@ def test_the_report_stands_for_itself(pictures, tmp_path, capsys):
     text = out.read_text(encoding="utf-8")
     assert told["verdict"]["sentence"].split("“")[0] in text
     assert "<script" not in text
-    assert "<h2>CLIP</h2>" in text
-    assert "<h2>Words on patches</h2>" in text
+    assert "<h3>CLIP</h3>" in text
+    assert "<h3>Words on patches</h3>" in text
     assert "a <b>" not in text
     assert re.findall(r'(?:src|href)="(?!data:image/)', text) == []
     assert re.findall(r"url\((?!data:image/)|@import", text) == []

@@ -207,7 +207,7 @@ def test_what_is_passed_over_is_counted_over_breaks(tmp_path, make_recipe):
     tables, passed_over = ledger(tmp_path / "whole")
     assert (tables, passed_over) == ledger(tmp_path / "broken")
     assert [(entry["reason"], entry["count"]) for entry in tables[0]["dropped"]] == [("too long", 1)]
-    # 12 rows of 3 examples, one of which can't be used: six passes, and the seventh begins with it or without.
-    assert passed_over[0]["count"] in (6, 7)
+    # 12 rows of 3 examples, one of which can't be used: it is met in each of six passes but perhaps at the last's end.
+    assert passed_over[0]["count"] in (5, 6)
     said = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line).get("dropped", 0) for line in said) == passed_over[0]["count"]

@@ -458,7 +458,8 @@ def test_the_command_line_tells_what_was_computed(stores, tmp_path, capsys):
     assert main(["inspect", *images, "--ask", "What color is it?", "--json", out, "--verbose"]) == 0
     told = capsys.readouterr().err
     assert told.startswith("Computed: weights ")
-    assert " 2 parts " in told
+    # The two, and the drawn pictures that each is replaced by to tell what was seen.
+    assert " 4 parts " in told
     assert "\nRows: 2 " in told
 
 

@@ -105,10 +105,13 @@ def gone(name, then=lambda path: None):
     return damage
 
 
-def truncated(name):
+def truncated(name, behind=b""):
+    """In the middle, or behind the last of some bytes there: TOML may be whole at any line's end."""
+
     def damage(folder):
         content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
+        half = content[: len(content) // 2]
+        (folder / name).write_bytes(half[: half.rindex(behind) + len(behind)] if behind else half)
 
     return damage
 
@@ -166,8 +169,9 @@ for name in (
     DAMAGES |= {f"{name} {how}": damage(name) for how, damage in ODD.items() if how not in ENDLESS}
 for name in ("job.json", "run/run.json", "run/metrics.jsonl", "run/model/config.json"):
     DAMAGES |= {f"{name} {how}": put(name, content + "\n") for how, content in JSON.items()}
-for name in ("job.json", "run/run.json", "recipe.toml", "run/metrics.jsonl", "run/model/model.safetensors"):
+for name in ("job.json", "run/run.json", "run/metrics.jsonl", "run/model/model.safetensors"):
     DAMAGES[f"{name} truncated"] = truncated(name)
+DAMAGES["recipe.toml truncated"] = truncated("recipe.toml", b"= ")
 for name, key in [("job.json", key) for key in ("id", "title", "created")] + [("run/run.json", key) for key in RUN]:
     DAMAGES[f"{name} lacks {key}"] = lacking(name, key)
     for value in (None, 5, "\ud800", [1]):
