@@ -29,7 +29,7 @@ from inspector.views.results import ResultsView
 from inspector.which_image.looks_needs import is_quick, measure_looks_needs
 from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
-from model import InputError, InspectableVLM
+from model import InputError
 from model.training.synthetic.examples import EXAMPLES
 
 OPENING_EXAMPLE = 1
@@ -132,12 +132,7 @@ class AskingHandlers:
         try:
             for event in ask(vlm, asked, on_its_way.settings):
                 if isinstance(event, Inspection):
-                    filled = self._finish(on_its_way, event, options, note)
-                    yield filled
-                    if event.row.images and is_quick(vlm, event):
-                        # The same once more, of which gradio sends the difference: a panel that is skipped behind an
-                        # update loses what the update said.
-                        yield self._look_closer(vlm, event, filled)
+                    yield self._finish(on_its_way, event, options, note)
                     return
                 turn, token = event
                 if token is not None:
@@ -151,19 +146,20 @@ class AskingHandlers:
                 yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
 
-    def _look_closer(self, vlm: InspectableVLM, inspection: Inspection, filled: list[Any]) -> list[Any]:
-        """What :meth:`_finish` ``filled``, with what other pictures change in what was seen, and the line on looking
-        and needing: where both cost next to nothing, and nobody waits for the answer meanwhile."""
-        values = dict(zip(map(id, self.page.answered), filled, strict=True))
-        values[id(self.page.results.answer)] = show_turns(inspection, measure_all_seen(vlm, inspection, exchange=True))
-        # A token may have been selected meanwhile.
-        values[id(self.page.shown)] = gr.skip()
+    def look_closer(self, page: Shown | None) -> list[Any]:
+        """What other pictures change in what was seen, and the line on looking and needing: where both cost next to
+        nothing. An event of its own, so that nobody waits for it who has the answer and asks on."""
+        if page is None or not page.inspection.row.images:
+            return [gr.skip(), gr.skip()]
+        vlm, inspection = self.store.get(page.model), page.inspection
+        if not is_quick(vlm, inspection):
+            return [gr.skip(), gr.skip()]
+        answer, line = show_turns(inspection, measure_all_seen(vlm, inspection, exchange=True)), ""
         if inspection.prompt.turns[-1].is_answered and inspection.first_answer_position < len(inspection.row) - 1:
             chooser = inspection.row_that_chose(inspection.first_answer_position)
             found = measure_looks_needs(vlm, inspection, attend(vlm, inspection, chooser))
-            if found is not None:
-                values[id(self.page.results.looks)] = show_looks_needs(found.sentence)
-        return list(values.values())
+            line = "" if found is None else show_looks_needs(found.sentence)
+        return [answer, line]
 
     def _finish(self, asked: Answering, inspection: Inspection, options: Sequence[Any], note: str = "") -> list[Any]:
         vlm = self.store.get(asked.model)
@@ -198,19 +194,23 @@ class AskingHandlers:
 @dataclass(frozen=True)
 class Asking:
     """What others need who load a prompt and ask it. ``filled``: what loading an example fills in. ``opened``: the
-    event that has asked the question that the page opens with."""
+    event that has asked the question that the page opens with. ``closer``: has a look taken behind an event that
+    asks."""
 
     page: Page
     handlers: AskingHandlers
     filled: list[Any]
     opened: Any
     in_turn: Callable[..., Any]
+    closer: Callable[[Any], None]
     options: dict[str, Any]
 
     def follow(self, after: Any, name: str) -> Any:
         """Asks what the page holds ``after`` an event."""
         inputs = [*self.page.prompt.inputs, *self.page.attention.controls]
-        return after(self.in_turn, inputs, self.page.answered, api_name=name, show_progress="hidden", **self.options)
+        asked = after(self.in_turn, inputs, self.page.answered, api_name=name, show_progress="hidden", **self.options)
+        self.closer(asked)
+        return asked
 
 
 def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> Asking:
@@ -221,6 +221,18 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     in_turn = demo.turns.run(Rank.ASK, handlers.ask)
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
     _name_parameters(in_turn, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
+    look = demo.turns.run(Rank.LOOK, handlers.look_closer)
+
+    def closer(asked: Any) -> None:
+        asked.success(
+            look,
+            page.shown,
+            [page.results.answer, page.results.looks],
+            concurrency_id=Rank.LOOK.place,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+
     asks: list[Any] = [
         gr.on(
             [prompt.ask.click, *(question.submit for question in prompt.questions)],
@@ -269,6 +281,8 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     )
     opened = loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
     asks.append(opened)
+    for asked in asks:
+        closer(asked)
 
     # In the same place, so after what is being computed has ended: at its model's next block.
     prompt.stop.click(None, cancels=asks, api_name="stop").then(
@@ -279,7 +293,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
         show_progress="hidden",
         **again,
     )
-    return Asking(page, handlers, filled, opened, in_turn, again)
+    return Asking(page, handlers, filled, opened, in_turn, closer, again)
 
 
 def show_turns(inspection: Inspection, seen: Sequence[SeenAnswer]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser.steps import OPENED, WAIT_MS, assert_nothing_serious
+from tests.browser.steps import OPENED, WAIT_MS, assert_nothing_serious, open_tab
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -16,6 +16,7 @@ def open_board(new_page, app_url):
         page = new_page(dark=dark, **options)
         page.goto(f"{app_url}?__theme={'dark' if dark else 'light'}")
         page.wait_for_selector(OPENED, timeout=WAIT_MS)
+        open_tab(page, "Attention")
         page.locator("#own-scale").scroll_into_view_if_needed()
         page.wait_for_selector("#head-board .vlm-mini-map", timeout=WAIT_MS)
         return page

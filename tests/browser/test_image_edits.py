@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser.steps import OPENED, QUESTION, WAIT_MS, ask, assert_nothing_serious
+from tests.browser.steps import OPENED, QUESTION, WAIT_MS, ask, assert_nothing_serious, open_tab
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -18,11 +18,7 @@ def open_board(new_page, app_url):
         page = new_page(dark=dark, **options)
         page.goto(f"{app_url}?__theme={'dark' if dark else 'light'}")
         page.wait_for_selector(OPENED, timeout=WAIT_MS)
-        page.wait_for_selector("#attention-summary b", timeout=WAIT_MS)
-        tab = page.get_by_role("tab", name="Patches")
-        if not tab.first.is_visible():
-            page.click(".overflow-menu > button")
-        tab.first.click()
+        open_tab(page, "Patches")
         page.check("#edit-board .vlm-ed-images input[value='2']", force=True)
         wait_for_line(page, "image 3: blur 16,16,48,48")
         page.locator(FRAME).scroll_into_view_if_needed()
