@@ -85,12 +85,6 @@ def build_attention() -> AttentionView:
     sight = Sight("heat")
     board = HeadBoard(elem_id="head-board")
     with gr.Row():
-        side = gr.Radio([READS, READERS], value=READS, label="Side", min_width=280, elem_id="attention-side")
-        # How long the row is is known with the first answer, so that is checked when it is read.
-        first = gr.Number(None, label="From token", precision=0, minimum=0, min_width=90, elem_id="stretch-first")
-        last = gr.Number(None, label="to token (mean)", precision=0, minimum=0, min_width=90, elem_id="stretch-last")
-        look = gr.Button("Look", size="sm", min_width=64, scale=0, elem_id="stretch-look")
-    with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
         own_row = gr.Checkbox(
@@ -100,6 +94,12 @@ def build_attention() -> AttentionView:
             False, label="exclude sinks (rest scaled up to 1)", min_width=160, elem_id="exclude-sinks"
         )
         own_scale = gr.Checkbox(False, label="each map on its own scale", min_width=160, elem_id="own-scale")
+    with gr.Row():
+        side = gr.Radio([READS, READERS], value=READS, label="Side", min_width=280, elem_id="attention-side")
+        # How long the row is is known with the first answer, so that is checked when it is read.
+        first = gr.Number(None, label="From token", precision=0, minimum=0, min_width=90, elem_id="stretch-first")
+        last = gr.Number(None, label="to token (mean)", precision=0, minimum=0, min_width=90, elem_id="stretch-last")
+        look = gr.Button("Look", size="sm", min_width=64, scale=0, elem_id="stretch-look")
     # Unseen until they are drawn: the label of an empty plot is one that screen readers may not be given.
     plot: dict[str, Any] = {"show_label": False, "min_width": 270, "visible": False}
     with gr.Row():
