@@ -29,7 +29,7 @@ from inspector.ground_truth.items import CELLS
 from inspector.ground_truth.run import SuiteProgress, run_battery
 from inspector.ground_truth.scores import MIN_ITEMS, format_battery
 from inspector.interventions.knockout import EXAMPLE, run_lab
-from inspector.interventions.target import open_case
+from inspector.interventions.target import Case, open_case
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import LAYOUTS, Prompt, Turn
@@ -270,24 +270,23 @@ def run_which_image(options: argparse.Namespace) -> dict:
     return found.to_json()
 
 
-def run_cut(options: argparse.Namespace) -> dict:
-    """The answer without the edges that were named; InputError for anything that can't be used."""
+def _ask_case(options: argparse.Namespace) -> Case:
+    """What is asked, and the answer to be explained."""
     settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
     prompt = read_prompt(options)
     vlm = open_model(options)
     inspection = ask_and_inspect(vlm, prompt, settings)
-    case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
-    return run_lab(case, options.cut).to_json()
+    return open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
+
+
+def run_cut(options: argparse.Namespace) -> dict:
+    """The answer without the edges that were named; InputError for anything that can't be used."""
+    return run_lab(_ask_case(options), options.cut).to_json()
 
 
 def run_edit(options: argparse.Namespace) -> dict:
     """The answer to edited images; InputError for anything that can't be used."""
-    settings = GenerationSettings(options.max_new_tokens, seed=options.seed)
-    prompt = read_prompt(options)
-    vlm = open_model(options)
-    inspection = ask_and_inspect(vlm, prompt, settings)
-    case = open_case(vlm, inspection, options.turn, max_new_tokens=options.max_new_tokens, seed=options.seed)
-    return image_edits.run_edits(case, options.edit).to_json()
+    return image_edits.run_edits(_ask_case(options), options.edit).to_json()
 
 
 def run_report(options: argparse.Namespace) -> dict:

@@ -39,21 +39,30 @@ def write_cut(
     prompt: Prompt, model: str, files: Sequence[str], settings: GenerationSettings, turn: int, cuts: Sequence[str]
 ) -> str:
     """Repeats cuts made by hand; answers are written out as for :func:`write_which_image`."""
-    words = _words("cut", prompt, model, files, answers=True) + _turn(prompt, turn)
-    words += _settings(settings, ("max_new_tokens",))
-    for cut in cuts:
-        words += ["--cut", cut]
-    return _line(words)
+    return _write_changes("cut", prompt, model, files, settings, turn, cuts)
 
 
 def write_edit(
     prompt: Prompt, model: str, files: Sequence[str], settings: GenerationSettings, turn: int, edits: Sequence[str]
 ) -> str:
     """Repeats edits of images; answers are written out as for :func:`write_which_image`."""
-    words = _words("edit", prompt, model, files, answers=True) + _turn(prompt, turn)
+    return _write_changes("edit", prompt, model, files, settings, turn, edits)
+
+
+def _write_changes(
+    command: str,
+    prompt: Prompt,
+    model: str,
+    files: Sequence[str],
+    settings: GenerationSettings,
+    turn: int,
+    changes: Sequence[str],
+) -> str:
+    """Each change stands behind an option that is called as the command is."""
+    words = _words(command, prompt, model, files, answers=True) + _turn(prompt, turn)
     words += _settings(settings, ("max_new_tokens",))
-    for edit in edits:
-        words += ["--edit", edit]
+    for change in changes:
+        words += [f"--{command}", change]
     return _line(words)
 
 

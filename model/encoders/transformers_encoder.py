@@ -130,13 +130,7 @@ class TransformersEncoder:
             crop=None if crop is None else (int(crop["width"]), int(crop["height"])),
             filter=int(processor.resample),
         )
-        side = int(self.vision.image_size)
-        for width, height in ((2 * side, side), (side, 3 * side)):
-            if geometry.lay_out((width, height)).resized_size != (side, side):
-                raise InputError(
-                    f"The settings for images don't lead to the {side} × {side} px that the image encoder reads; "
-                    "correct preprocessor_config.json."
-                )
+        geometry.check_side(int(self.vision.image_size))
         return geometry
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from model.errors import InputError
 from model.picture import Box, ImageLayout, whole_box
 
 
@@ -29,6 +30,15 @@ class CroppedImages:
     square: tuple[int, int, int] | None = None
     used: int | None = None
     notes: tuple[str, ...] = ()
+
+    def check_side(self, side: int) -> None:
+        """InputError unless pictures of any shape come out ``side`` × ``side``, as the image encoder reads them."""
+        for width, height in ((2 * side, side), (side, 3 * side)):
+            if self.lay_out((width, height)).resized_size != (side, side):
+                raise InputError(
+                    f"The settings for images don't lead to the {side} × {side} px that the image encoder reads; "
+                    "correct preprocessor_config.json."
+                )
 
     def lay_out(self, size: tuple[int, int]) -> ImageLayout:
         """See :class:`model.picture.LayingOut`."""

@@ -56,13 +56,7 @@ class Llava(TransformersVLM):
             filter=int(processor.resample),
             square=mean_colour(mean) if "Llava" in type(processor).__name__ and processor.do_pad else None,
         )
-        side = self._vision.image_size
-        for width, height in ((2 * side, side), (side, 3 * side)):
-            if geometry.lay_out((width, height)).resized_size != (side, side):
-                raise InputError(
-                    f"The settings for images don't lead to the {side} × {side} px that the image encoder reads; "
-                    "correct preprocessor_config.json."
-                )
+        geometry.check_side(self._vision.image_size)
         return geometry
 
     @property
