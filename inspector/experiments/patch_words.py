@@ -26,6 +26,7 @@ from inspector.row.least_used import LeastUsedTable
 from inspector.row.prompt import Prompt, Turn, prepare_row
 from inspector.row.row_store import ROWS
 from model import STREAMS, InputError, InspectableVLM, TokenGrid
+from model.losses import unit
 from model.memory import release_when_short
 from model.training.synthetic.scenes import COLOUR_NAMES, SHAPE_NAMES
 from model.values import is_whole, name_value
@@ -176,11 +177,6 @@ def _build_bank(vlm: InspectableVLM, stream: str) -> _Bank:
         states.append(torch.stack([unit(found[layer]).half() for layer in layers]))
         words += [(vlm.token_text(int(row.input_ids[p])), sentence) for p in places]
     return _Bank(torch.cat(states, dim=1), tuple(words))
-
-
-def unit(states: Tensor) -> Tensor:
-    """``[… width]`` at length 1."""
-    return torch.nn.functional.normalize(states, dim=-1)
 
 
 def measure_words(

@@ -12,13 +12,13 @@ from inspector.experiments.patch_words import (
     describe_found,
     find_word,
     measure_words,
-    unit,
 )
 from inspector.row.ask import inspect
 from inspector.row.embedded_row import read_states
 from inspector.row.prompt import Prompt, Turn
 from inspector.row.row_store import ROWS
 from model import STREAMS, InputError, OpenedImage
+from model.losses import unit
 from model.training.synthetic.examples import EXAMPLES
 from tests.tiny_checkpoints import BUILDERS
 
