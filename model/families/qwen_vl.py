@@ -204,7 +204,7 @@ class Qwen3VL(Qwen2VL):
         holds = (extra != 0).any(dim=0).any(dim=-1)
         if not bool(holds.any()):
             return {}
-        return {"visual_pos_masks": holds[None], "deepstack_visual_embeds": list(extra[:, holds])}
+        return {"visual_pos_masks": holds, "deepstack_visual_embeds": list(extra[:, holds])}
 
 
 def _keep_input(found: dict[nn.Module, Tensor]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from model.collator import Batch, collate
+from model.collator import Batch
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.image import ProcessedImage
@@ -33,6 +33,7 @@ from model.training.data.example import CaptionedImage
 from model.training.data.ledger import UNRENDERED, Entry
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
+from model.training.tuned import Trainee
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Learned:
 class Learner(ABC):
     """Draws the rows of a step from a stage's mixture and computes their loss."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage) -> None:
+    def __init__(self, vlm: Trainee, accelerator: Accelerator, stage: Stage) -> None:
         self.vlm, self.accelerator, self.stage = vlm, accelerator, stage
         self.passed_over: list[Entry] = []
         """Draws that couldn't be used, until somebody takes them off."""
@@ -67,7 +68,7 @@ class LanguageLearner(Learner):
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         accelerator: Accelerator,
         stage: Stage,
         mixture: Mixture[Any],
@@ -78,7 +79,7 @@ class LanguageLearner(Learner):
         self._rows = RowMaker(vlm, stage, mixture, seed)
         self.passed_over = self._rows.passed_over
         self._cache = cache
-        self._tile_patches = 0 if cache is not None else count_patches(vlm.config)
+        self._tile_patches = 0 if cache is not None else count_patches(vlm)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
@@ -118,7 +119,7 @@ class LanguageLearner(Learner):
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         mask = self.stage.packing == "document"
-        batch = collate(samples, pad_token_id=self.vlm.pad_token_id, document_mask=mask)
+        batch = self.vlm.collate(list(samples), document_mask=mask)
         with self.accelerator.autocast():
             return with_features(batch.to(self.accelerator.device), self._cache)
 
@@ -131,8 +132,9 @@ class PairLearner(Learner):
         self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[CaptionedImage], seed: int
     ) -> None:
         super().__init__(vlm, accelerator, stage)
+        self.vlm: VLM = vlm
         self._mixture, self._seed = mixture, seed
-        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
+        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm)
         if pairs * patches > stage.batch_tokens:
             # The contrast is between all pairs of a step: it can't be computed in parts.
             raise InputError(
