@@ -49,12 +49,21 @@ class TunedBatch(Batch):
 
 
 class TunedVLM(nn.Module):
-    """``opened`` with adapters of ``rank`` (0: none) on the linear maps ``targets`` of its language model (none named:
-    all of them). Parts have nanoVLM's names: ``MP`` (the projector), ``decoder``, ``vision_encoder``. Always in
+    """``opened``, the model that lies at ``base``, with adapters of ``rank`` (0: none) on the linear maps ``targets``
+    of its language model (none named: all of them). ``projects``: whether its projector is trained, too, and kept with
+    the adapters. Parts have nanoVLM's names: ``MP`` (the projector), ``decoder``, ``vision_encoder``. Always in
     evaluation mode: what is kept of frozen parts must not hold one draw of a dropout for good."""
 
     def __init__(
-        self, opened: TransformersVLM, base: str, rank: int, alpha: float, targets: Sequence[str], seed: int
+        self,
+        opened: TransformersVLM,
+        base: str,
+        *,
+        rank: int,
+        alpha: float = 0.0,
+        targets: Sequence[str] = (),
+        projects: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.opened, self.base = opened, base
@@ -66,7 +75,8 @@ class TunedVLM(nn.Module):
             if isinstance(module, nn.Linear)
         }
         self._adapter = _describe(found, rank, alpha, targets, base)
-        self._projectors = opened.projectors
+        projectors = opened.projectors
+        self._saved = projectors if projects else {}
         if rank:
             from peft import inject_adapter_in_model
 
@@ -74,7 +84,7 @@ class TunedVLM(nn.Module):
                 torch.manual_seed(seed)
                 inject_adapter_in_model(self._adapter, opened.model)
         # A parameter goes by the first name that it is met under: the rest of the model is the encoder.
-        self.MP = nn.ModuleList(self._projectors.values())
+        self.MP = nn.ModuleList(projectors.values())
         self.decoder = nn.ModuleList([opened.text.model, opened.text.head])
         self.vision_encoder = opened.model
         self.eval()
@@ -170,9 +180,9 @@ class TunedVLM(nn.Module):
     # --- keeping ---
 
     def changes(self) -> dict[str, Tensor]:
-        """By peft's names: the adapters, and the projector."""
+        """By peft's names: the adapters, and the projector if it is trained."""
         found = {name: tensor for name, tensor in self.opened.model.state_dict().items() if "lora_" in name}
-        for path, module in self._projectors.items():
+        for path, module in self._saved.items():
             found |= {f"{path}.{name}": tensor for name, tensor in module.state_dict().items()}
         return {peft_name(name): tensor for name, tensor in found.items()}
 
@@ -180,7 +190,7 @@ class TunedVLM(nn.Module):
         """Into an empty folder, as peft has an adapter."""
         config = self._adapter
         scale = config.lora_alpha / config.r
-        values = {**config.to_dict(), "modules_to_save": list(self._projectors), "inference_mode": True}
+        values = {**config.to_dict(), "modules_to_save": list(self._saved) or None, "inference_mode": True}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
         write_adapter(folder, plain, Adapter(self.base, scale, self.changes(), self.base_fingerprint))
 
@@ -223,7 +233,8 @@ def tune(opened: TransformersVLM, recipe: Recipe) -> TunedVLM:
         )
     rank, alpha, targets = kinds.pop() if kinds else (0, 0.0, ())
     base = str(Path(recipe.base).resolve()) if Path(recipe.base).expanduser().is_dir() else recipe.base
-    return TunedVLM(opened, base, rank, alpha, targets, recipe.seed)
+    projects = any("MP" in stage.learning_rates for stage in recipe.stages)
+    return TunedVLM(opened, base, rank=rank, alpha=alpha, targets=targets, projects=projects, seed=recipe.seed)
 
 
 def check_stage(stage: Stage, opened: TransformersVLM) -> None:
