@@ -169,4 +169,6 @@ def warm_up(vlm: InspectableVLM) -> None:
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
-    attention_view.draw(inspection, attend(vlm, inspection, row), attention_view.MEAN, attention_view.MEAN, False)
+    attention = attend(vlm, inspection, row)
+    attention_view.draw_maps(inspection, attention, attention_view.MEAN, attention_view.MEAN, False)
+    attention_view.draw_plots(attention, False)
