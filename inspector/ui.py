@@ -123,7 +123,9 @@ def build_ui(
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         own = train.result.own_models
-        models_view.wire_models(models, results.former, shown, own, comparing_tab, store, fetcher, demo)
+        models_view.wire_models(
+            models, results.former, shown, own, comparing_tab, clip.encoder, store, encoders, fetcher, demo
+        )
         page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
