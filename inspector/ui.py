@@ -123,7 +123,9 @@ def build_ui(
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         own = train.result.own_models
-        models_view.wire_models(models, results.former, shown, own, comparing_tab, store, fetcher, demo)
+        models_view.wire_models(
+            models, results.former, shown, own, comparing_tab, clip.encoder, store, encoders, fetcher, demo
+        )
         page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
@@ -169,4 +171,6 @@ def warm_up(vlm: InspectableVLM) -> None:
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
-    attention_view.draw(inspection, attend(vlm, inspection, row), attention_view.MEAN, attention_view.MEAN, False)
+    attention = attend(vlm, inspection, row)
+    attention_view.draw_maps(inspection, attention, attention_view.MEAN, attention_view.MEAN, False)
+    attention_view.draw_plots(attention, False)

@@ -39,7 +39,8 @@ ABOUT_PATCHES = (
 )
 ABOUT_ATTENTION = (
     "The softmax of the encoder itself, from the chosen patch to all patches of its image, head by head. It shows "
-    "where a head reads, not what for, and not that the answer depends on it."
+    "where a head reads, not what for, and not that the answer depends on it. Where a patch here is an image token, "
+    "merged from several patches, their patterns are averaged, and what goes to those of another token is added up."
 )
 ABOUT_HEADS = (
     "Two text towers begin alike and are trained against the same frozen encoder with the same batches; only the "

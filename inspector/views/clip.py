@@ -333,8 +333,6 @@ class ClipHandlers:
     def _draw_attention(
         self, used: Any, shown: EncoderShown, alike: AlikePatches, layer: int
     ) -> tuple[Any, dict[str, Any]]:
-        if not used.n_layers:
-            return _value(show_notes([used.missing])), {}
         found = read_encoder_attention(used, shown.read, alike.chosen.image, alike.chosen.patch, int(layer))
         return _value(show_attention(found, alike.maps, shown.images)), {"attention": found.to_json()}
 
