@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.collator import Batch
+from model.config import VLMConfig
 from model.errors import InputError, TooLongError
 from model.families.nanovlm import VLM
 from model.image import ProcessedImage
@@ -87,10 +88,14 @@ def with_features(batch: Batch, cache: FeatureCache | None) -> Batch:
     return replace(batch, features=cache.features(batch.tiles.cpu()))
 
 
-def count_patches(vlm: Trainee) -> int:
-    """The image encoder's positions for one tile, as far as a step is to bound them: where it never trains, images are
-    read one by one."""
-    return 0 if isinstance(vlm, TunedVLM) else (vlm.config.tile_px // vlm.config.patch_px) ** 2
+def count_patches(config: VLMConfig) -> int:
+    """The image encoder's positions for one tile."""
+    return (config.tile_px // config.patch_px) ** 2
+
+
+def batched_patches(vlm: Trainee) -> int:
+    """The image encoder's positions for one tile that stand in a batch: none where each image is read by itself."""
+    return 0 if isinstance(vlm, TunedVLM) else count_patches(vlm.config)
 
 
 @dataclass(frozen=True)

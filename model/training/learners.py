@@ -23,6 +23,7 @@ from model.training.batches import (
     FeatureCache,
     PairBatch,
     RowMaker,
+    batched_patches,
     count_patches,
     make_pairs,
     split_rows,
@@ -79,7 +80,7 @@ class LanguageLearner(Learner):
         self._rows = RowMaker(vlm, stage, mixture, seed)
         self.passed_over = self._rows.passed_over
         self._cache = cache
-        self._tile_patches = 0 if cache is not None else count_patches(vlm)
+        self._tile_patches = 0 if cache is not None else batched_patches(vlm)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
@@ -134,7 +135,7 @@ class PairLearner(Learner):
         super().__init__(vlm, accelerator, stage)
         self.vlm: VLM = vlm
         self._mixture, self._seed = mixture, seed
-        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm)
+        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
         if pairs * patches > stage.batch_tokens:
             # The contrast is between all pairs of a step: it can't be computed in parts.
             raise InputError(

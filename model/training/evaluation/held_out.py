@@ -15,7 +15,7 @@ from torch import nn
 from model.families.nanovlm import VLM
 from model.training.batches import (
     FeatureCache,
-    count_patches,
+    batched_patches,
     make_pairs,
     split_rows,
     usable_sample,
@@ -113,7 +113,7 @@ class HeldOut:
             ]
             if not samples:
                 continue
-            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm)):
+            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, batched_patches(self._vlm)):
                 batch = self._vlm.collate(list(part))
                 count = count_labels(batch)
                 with self._accelerator.autocast():
