@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VLMConfig
-from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate
+from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate, run_block
 from model.masks import Documents, is_causal
 from model.tap import Tap
 
@@ -197,6 +197,8 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.lm_hidden_dim, config.lm_vocab_size, bias=False)
         if config.lm_tie_weights:
             self.head.weight = self.token_embedding.weight
+        self.recompute = False
+        """Whether training runs the blocks again on the way back; see :func:`model.layers.run_block`."""
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache of the weights' own type, where they are."""
@@ -228,7 +230,7 @@ class LanguageModel(nn.Module):
         for layer, block in enumerate(self.blocks):
             if tap is not None:
                 x = tap.replace(layer, x, context.first_query)
-            x = block(x, context)
+            x = run_block(block, x, context, recompute=self.recompute and self.training)
         if tap is not None:
             x = tap.replace(len(self.blocks), x, context.first_query)
         if cache is not None and not isinstance(cache, KeptKeys):

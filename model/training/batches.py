@@ -28,8 +28,8 @@ MAX_DROPPED = 1000
 
 
 class FeatureCache:
-    """What the frozen image encoder made of each tile, kept by the tile's content. The least used go first when
-    ``max_bytes`` are full."""
+    """What the frozen image encoder made of each tile, kept by the tile's content, in the precision that it computes
+    in. The least used go first when ``max_bytes`` are full."""
 
     def __init__(self, vlm: VLM, max_bytes: int = 4 << 30) -> None:
         self._vlm = vlm
@@ -48,7 +48,11 @@ class FeatureCache:
         fresh = list(missing.items())
         for start in range(0, len(fresh), chunk):
             part = fresh[start : start + chunk]
-            encoded = self._vlm.vision_encoder(tiles[[n for _, n in part]].to(self._vlm.device)).float().cpu()
+            encoded = self._vlm.vision_encoder(tiles[[n for _, n in part]].to(self._vlm.device))
+            if torch.is_autocast_enabled(encoded.device.type):
+                # The last norm gives float32, which the projector's product would round to this anyway.
+                encoded = encoded.to(torch.get_autocast_dtype(encoded.device.type))
+            encoded = encoded.cpu()
             for (key, _), value in zip(part, encoded, strict=True):
                 found[key] = self._keep(key, value.clone())
         for key in keys:

@@ -69,7 +69,9 @@ class Stage:
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
     longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight as nanoVLM's
     optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases, embeddings and temperatures.
-    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only.
+    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only. ``checkpointing``: of each block only
+    what enters it is kept for the way back, and the rest computed again there (Chen et al. 2016): the same step in less
+    memory and more time.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -100,6 +102,7 @@ class Stage:
     eval_every: int = 100
     eval_examples: int = 64
     save_every_s: float = 60.0
+    checkpointing: bool = False
 
     @property
     def longest_sample(self) -> int | None:
@@ -144,6 +147,10 @@ class Stage:
         )
         need(self.decay in DECAYS, f"decay is {name_value(self.decay)}; it must be one of {', '.join(DECAYS)}")
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
+        need(
+            isinstance(self.checkpointing, bool),
+            f"checkpointing is {name_value(self.checkpointing)}; it must be true or false",
+        )
         need(
             not self.lora_rank or "decoder" in self.learning_rates,
             "lora_rank is set but the decoder has no learning rate",

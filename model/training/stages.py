@@ -121,6 +121,7 @@ def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenize
         if stage.lora_rank and part_of(name) == "decoder":
             wanted = "lora_" in name
         parameter.requires_grad_(wanted)
+    vlm.decoder.recompute = vlm.vision_encoder.recompute = stage.checkpointing
     return module
 
 

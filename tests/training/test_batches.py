@@ -42,6 +42,15 @@ def test_kept_features_give_the_very_same_loss(tiny, samples):
     assert with_features(batch, None) is batch
 
 
+def test_features_are_kept_in_the_precision_that_they_are_computed_in(tiny, samples):
+    batch, cache = tiny.collate(samples), FeatureCache(tiny)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        kept = with_features(batch, cache)
+        assert kept.features.dtype == torch.bfloat16
+        assert tiny.loss(kept).item() == tiny.loss(batch).item()
+    assert with_features(batch, FeatureCache(tiny)).features.dtype == torch.float32
+
+
 def test_the_cache_forgets_what_was_used_least(tiny, samples):
     tiles = torch.cat([image.tiles for sample in samples for image in sample.images]).unique(dim=0)[:3]
     one = FeatureCache(tiny)
