@@ -73,16 +73,17 @@ class Feed:
         self.processes = 1 if accelerator is None else accelerator.num_processes
         self.process = 0 if accelerator is None else accelerator.process_index
         self._at_once = -(-at_once // self.processes)
-        self.rendered, self.waited_s = 0, 0.0
-        """Draws that were rendered for this process, and its seconds of rendering or waiting for them."""
         self._position: int | None = None
         self._ready: dict[int, Draw] = {}
         self._told: dict[int, Draw] = {}
         self._next_own = 0
         self._ahead: Iterator[bytes] | None = None
-        self._taken: list[tuple[int, float, float]] = []
-        """Of the steps so far: own draws, seconds of waiting for them, and when the step was complete."""
-        self._waited_before = 0.0
+        self._waited_s = 0.0
+        self._steps_taken = 0
+        self._begun = 0.0
+        self.last_step = 0, 0.0
+        """Draws of the last step that were rendered for this process, and the seconds of rendering them here, or of
+        waiting for those who do."""
 
     def seek(self, position: int) -> None:
         """The next step begins with draw ``position``."""
@@ -112,9 +113,9 @@ class Feed:
         for draw in draws:
             del self._told[draw.number]
         own = sum(number % self.processes == self.process for number in range(self._position, end))
-        self._taken = [*self._taken[-1:], (own, self.waited_s - self._waited_before, time.monotonic())]
-        self._waited_before = self.waited_s
-        self._position = end
+        self.last_step = own, self._waited_s
+        self._steps_taken, self._begun = self._steps_taken + 1, time.monotonic()
+        self._waited_s, self._position = 0.0, end
         return draws
 
     def close(self) -> None:
@@ -133,7 +134,7 @@ class Feed:
             if self.processes == 1:
                 raise
             fault = str(error)
-        self.waited_s += time.monotonic() - start
+        self._waited_s += time.monotonic() - start
         if self.processes == 1:
             self._told |= {draw.number: draw for draw in own}
             return
@@ -157,23 +158,20 @@ class Feed:
                     "go on from the last state (--resume), with fewer workers."
                 ) from error
         self._next_own = number + self.processes
-        self.rendered += 1
         return draw
 
     def _choose_workers(self) -> None:
         """Starts workers once it is known how many draws a step takes, and for “auto” how long."""
-        if self._ahead is not None or self._workers == 0 or not self._taken:
+        if self._ahead is not None or self._workers == 0 or not self._steps_taken:
             return
-        own, waited, begun = self._taken[-1]
-        workers = self._workers
-        if workers == AUTO:
-            if len(self._taken) < 2:
-                return  # the first step is slower than those after it
-            workers = count_workers(waited, time.monotonic() - begun, self._steps, self.processes)
-            self._workers = workers
-        if workers:
+        own, waited_s = self.last_step
+        if self._workers == AUTO:
+            if self._steps_taken == 1:
+                return  # it is slower than those after it
+            self._workers = count_workers(waited_s, time.monotonic() - self._begun, self._steps, self.processes)
+        if self._workers:
             numbers = itertools.count(self._next_own, self.processes)
-            self._ahead = _start_workers(self._render, numbers, int(workers), max(own, self._at_once))
+            self._ahead = _start_workers(self._render, numbers, int(self._workers), max(own, self._at_once))
 
 
 def count_workers(rendering_s: float, computing_s: float, steps: int, processes: int = 1) -> int:

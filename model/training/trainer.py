@@ -275,6 +275,7 @@ class Trainer:
                 seconds,
                 seconds / step * (stage.steps - step),
                 learned.dropped,
+                *learner.feed.last_step,
             )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
