@@ -32,6 +32,7 @@ from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.feed import Feed
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
@@ -97,6 +98,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
         self._changed: set[str] = set()
+        self._feed: Feed | None = None
         self._sound = True
         """Whether the weights of this moment may be kept."""
         self._last_run_update = 0.0
@@ -184,6 +186,8 @@ class Trainer:
             if not ended:
                 # Whoever listened went away, or the process is being ended: the last state is there to go on from.
                 self._note(status="stopped")
+            if self._feed is not None:
+                self._feed.close()
             if self.recipe.tracker:
                 self.accelerator.end_training()
             self.folder.unlock()
@@ -222,9 +226,10 @@ class Trainer:
         learner: Learner
         if contrastive:
             assert isinstance(self.vlm, VLM)
-            learner = PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed)
+            learner = PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
         else:
-            learner = LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
+            learner = LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
+        self._feed = learner.feed
         good = GoodWeights(module)
         self._update_run(stage=stage.name, stage_index=index, step=step)
         yield self._say(
@@ -275,6 +280,7 @@ class Trainer:
                 seconds,
                 seconds / step * (stage.steps - step),
                 learned.dropped,
+                *learner.feed.last_step,
             )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
@@ -298,6 +304,7 @@ class Trainer:
             if asked == "stop":
                 break
             last_tick = time.monotonic()
+        learner.feed.close()
         self._close(stage, module)
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)

@@ -87,10 +87,21 @@ class TunedVLM(nn.Module):
         self.MP = nn.ModuleList(projectors.values())
         self.decoder = nn.ModuleList([opened.text.model, opened.text.head])
         self.vision_encoder = opened.model
+        self._recomputes = False
         self.eval()
 
     def train(self, mode: bool = True) -> TunedVLM:
-        return super().train(False)
+        super().train(False)
+        # A block of transformers keeps nothing for the way back where it is told so and is in training itself.
+        for layer in self.opened.text.layers:
+            layer.training = mode and self._recomputes
+        return self
+
+    def recompute(self, wanted: bool) -> None:
+        """Whether blocks keep only what enters them; see ``checkpointing`` of :class:`model.training.recipe.Stage`."""
+        if wanted:
+            self.opened.model.activation_checkpointing_enable()
+        self._recomputes = wanted
 
     # --- what the trainer asks of a model ---
 

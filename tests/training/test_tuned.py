@@ -193,6 +193,13 @@ def test_features_of_the_cache_are_those_that_are_computed(name, tiny):
     assert torch.equal(tuned.loss(batch), tuned.loss(kept))
 
 
+def test_blocks_that_are_computed_again_give_the_same_steps(recipe_of, tmp_path):
+    plain, _ = train(recipe_of("qwen3 vl", {"steps": 2}), tmp_path / "plain")
+    again, _ = train(recipe_of("qwen3 vl", {"steps": 2, "checkpointing": True}), tmp_path / "again")
+    assert steps(tmp_path / "again") == steps(tmp_path / "plain")
+    assert again.vlm.fingerprint == plain.vlm.fingerprint
+
+
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
