@@ -17,6 +17,7 @@ from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import batch as batch_view
 from inspector.views.asking import Asking
+from inspector.views.prompting import remember
 from model import InputError
 from model.training.synthetic.examples import EXAMPLES
 
@@ -81,13 +82,13 @@ class LessonHandlers:
     batch: batch_view.BatchView
     store: ModelStore
 
-    def load(self, key: str, model: str, history: list) -> list[Any]:
+    def load(self, key: str, model: str) -> list[Any]:
         """The prompt's contents and the arrangement of the batch, for the example that shows it."""
         if not key:
             return [gr.skip()] * (len(self.asking.filled) + 1)
         lesson = _find(key)
         index = next(n for n, example in enumerate(EXAMPLES) if example.name == lesson.example)
-        return [*self.asking.handlers.load_example(index, model, history), lesson.arrangement]
+        return [*self.asking.handlers.load_example(index, model), lesson.arrangement]
 
     def step(self, key: str, by: int) -> str:
         """The question that comes after (or before) this one; the first after none, and round at the ends."""
@@ -135,16 +136,20 @@ def wire_lessons(
     demo: GuardedBlocks,
 ) -> None:
     """``text``: as :func:`build_text` makes it. ``shown`` holds a :class:`inspector.session.Shown`."""
-    handlers = LessonHandlers(asking, batch, store)
+    handlers, prompt = LessonHandlers(asking, batch, store), asking.page.prompt
     told: list[Any] = [text, tabs, batch.arrangement, *batch.outputs]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
     look: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, **quiet}
     tell = demo.turns.run(Rank.LOOK, handlers.tell)
 
+    view.chosen.change(
+        remember, [prompt.history, *prompt.written], prompt.history, api_visibility="private", show_progress="hidden"
+    )
+
     def follow(event: Any, name: str) -> None:
         loaded = event(
             handlers.load,
-            [view.chosen, asking.page.prompt.model, asking.page.prompt.history],
+            [view.chosen, prompt.model],
             [*asking.filled, batch.arrangement],
             api_name=f"{name}_load",
             concurrency_limit=None,
