@@ -130,7 +130,7 @@ def build_ui(
         page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         looking = LookingHandlers(attention, batch, store, bounds)
         own_models = own_models_view.OwnModels(store, jobs)
-        own_models_view.wire_own_models(own_models, models.picker, train.run.job, picked)
+        own_models_view.wire_own_models(own_models, models.picker, models.folded, own, train.run.job, picked)
         links = links_view.LinkHandlers(store, demo.links, prompt, looking, own_models, folder)
         # Something real as soon as the page is open.
         filled = [*prompt.contents, prompt.model, *prompt.settings, header.note, own, train.form.fields["base"]]

@@ -54,7 +54,8 @@ class LinkShelf:
         if self.root is None:
             return "This server keeps no images for links: whoever opens one brings them along."
         days = format_bound(self.bounds.link_days, "days")
-        return f"Images that you brought are kept for {days}, and whoever has the link sees them."
+        ends = ", or until this server ends" if self.root.is_relative_to(own_folder()) else ""
+        return f"Images that you brought are kept for {days}{ends}; whoever has the link sees them."
 
     def keep(self, images: Sequence[ImageFile], names: Sequence[str], owner: str) -> str:
         """The id of the images; the same as before for the same ones of the same ``owner``. "" where none are kept.

@@ -58,6 +58,7 @@ def show_line(line: str) -> Any:
 def build_title(title: str) -> gr.HTML:
     """The name of the page, and the chip of the model that answered, which an answer fills."""
     gr.HTML(
+        '<a class="vi-skip" href="#viewer">Skip to the results</a>'
         f'<h1 title="what a vision-language model saw, token by token, and where it looked">{title}</h1>',
         elem_classes="vi-title",
     )

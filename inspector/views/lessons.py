@@ -26,6 +26,11 @@ ABOUT = (
     "example that shows it, opens the place and answers with that prompt's own numbers (“On my prompt”: with those of "
     "what the page shows). It can't answer for another model or another prompt than the one that is shown."
 )
+PRESENT = (
+    '<button type="button" class="vi-present-switch" aria-pressed="false" title="large print; arrow keys go through '
+    'the questions">Present</button>'
+)
+"""Worked by the page's script; ?present in the address is the same."""
 OUTLINE = """() => {
     document.querySelectorAll('.vi-lesson-target').forEach((one) => one.classList.remove('vi-lesson-target'));
     const said = document.querySelector('#lesson-text [data-target]');
@@ -66,6 +71,7 @@ def build_lessons() -> LessonsView:
         back = gr.Button("‹ Back", size="sm", min_width=60, scale=0, elem_id="lesson-back")
         onward = gr.Button("Next ›", size="sm", min_width=60, scale=0, elem_id="lesson-next")
         mine = gr.Button("On my prompt", size="sm", min_width=110, scale=0, elem_id="lesson-mine")
+        gr.HTML(PRESENT, elem_classes="vi-lessons-present")
     return LessonsView(chosen, back, onward, mine)
 
 

@@ -66,14 +66,18 @@ def _read(kept: Any) -> tuple[dict[str, str], str]:
     return texts, picked if isinstance(picked, str) else ""
 
 
-def wire_own_models(models: OwnModels, picker: gr.Dropdown, job: gr.Textbox, kept: gr.BrowserState) -> None:
-    """``job`` names the run that is followed; ``kept`` as :class:`OwnModels` has it, declared at the top level of the
-    Blocks."""
-    picker.change(
-        models.keep,
-        [picker, job, kept],
-        kept,
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
+def wire_own_models(
+    models: OwnModels,
+    picker: gr.Dropdown,
+    folded: gr.Accordion,
+    own: gr.State,
+    job: gr.Textbox,
+    kept: gr.BrowserState,
+) -> None:
+    """``folded``: what the picker stands in, hidden while there is nothing to pick. ``own``: labels and names of the
+    person's models. ``job`` names the run that is followed; ``kept`` as :class:`OwnModels` has it, declared at the top
+    level of the Blocks."""
+    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    # A picker that was never unfolded tells of no change.
+    gr.on([picker.change, own.change], models.keep, [picker, job, kept], kept, **private)
+    own.change(lambda own: gr.update(visible=True) if own else gr.skip(), own, folded, **private)
