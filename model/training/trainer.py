@@ -31,6 +31,7 @@ from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.feed import Feed
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
@@ -94,6 +95,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
         self._changed: set[str] = set()
+        self._feed: Feed | None = None
         self._sound = True
         """Whether the weights of this moment may be kept."""
         self._last_run_update = 0.0
@@ -181,6 +183,8 @@ class Trainer:
             if not ended:
                 # Whoever listened went away, or the process is being ended: the last state is there to go on from.
                 self._note(status="stopped")
+            if self._feed is not None:
+                self._feed.close()
             if self.recipe.tracker:
                 self.accelerator.end_training()
             self.folder.unlock()
@@ -216,10 +220,11 @@ class Trainer:
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
         learner: Learner = (
-            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed)
+            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
             if contrastive
-            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
+            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
         )
+        self._feed = learner.feed
         good = GoodWeights(module)
         self._update_run(stage=stage.name, stage_index=index, step=step)
         yield self._say(
@@ -270,6 +275,7 @@ class Trainer:
                 seconds,
                 seconds / step * (stage.steps - step),
                 learned.dropped,
+                *learner.feed.last_step,
             )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
@@ -293,6 +299,7 @@ class Trainer:
             if asked == "stop":
                 break
             last_tick = time.monotonic()
+        learner.feed.close()
         self._close(stage, module)
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)
