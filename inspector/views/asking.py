@@ -12,6 +12,7 @@ import gradio as gr
 
 from inspector.figures.markup import show_answer, show_looks_needs, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.images.example_files import PAGE_EXAMPLES
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.row.prompt import name_missing
 from inspector.server.blocks import GuardedBlocks
@@ -31,7 +32,6 @@ from inspector.which_image.looks_needs import is_quick, measure_looks_needs
 from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
 from model import InputError
-from model.training.synthetic.examples import EXAMPLES
 
 OPENING_EXAMPLE = 1
 """Three images, one asked about."""
@@ -283,7 +283,7 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     filled = prompt.contents
     # The same as /ask, so described once: what describes the API is sent with every page.
     again: dict[str, Any] = {"concurrency_id": place, "api_visibility": "undocumented"}
-    for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
+    for index, (button, example) in enumerate(zip(prompt.examples, PAGE_EXAMPLES, strict=True)):
         name = example.name.replace("-", "_")
         loaded = button.click(
             loader(index),

@@ -11,7 +11,7 @@ import gradio as gr
 
 from inspector.export.link import ViewLink, read_link
 from inspector.figures.markup import show_notes
-from inspector.images.example_files import recognise_example, write_example
+from inspector.images.example_files import PAGE_EXAMPLES, recognise_example, write_example
 from inspector.images.image_file import ImageFile
 from inspector.images.link_shelf import LinkShelf
 from inspector.persons import identify
@@ -27,7 +27,6 @@ from inspector.views.looking import LookingHandlers
 from inspector.views.own_models import OwnModels
 from inspector.views.results import ResultsView
 from model import InputError
-from model.training.synthetic.examples import EXAMPLES
 
 TABS = ("See", "Attention", "Which image?", "Patches", "CLIP", "Two models", "Batch", "Train")
 OPEN_TAB = """(page, layer, head) => {
@@ -129,7 +128,7 @@ class LinkHandlers:
                 paths = []
             written = prompt_view.write_contents(paths, link.turns, link.layout, link.document_mask)
         else:
-            named = (n for n, one in enumerate(EXAMPLES) if one.name == link.example)
+            named = (n for n, one in enumerate(PAGE_EXAMPLES) if one.name == link.example)
             opening = next(named, asking_view.OPENING_EXAMPLE)
             written = prompt_view.write_example_contents(opening, self.folder)
         contents = prompt_view.fill_contents(self.store, model, written, self.prompt.bounds)
@@ -170,7 +169,7 @@ class LinkHandlers:
     def _find_images(self, link: ViewLink) -> list[Path]:
         if link.images:
             return self.shelf.take(link.images)
-        example = next((one for one in EXAMPLES if one.name == link.example), None)
+        example = next((one for one in PAGE_EXAMPLES if one.name == link.example), None)
         return write_example(example, self.folder) if example else []
 
     def _settings(self, link: ViewLink) -> list[Any]:

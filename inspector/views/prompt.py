@@ -13,7 +13,7 @@ from PIL import Image
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
 from inspector.figures.payload import data_uri, thumbnail_uri
-from inspector.images.example_files import write_example
+from inspector.images.example_files import PAGE_EXAMPLES, write_example
 from inspector.images.image_file import SHELF, ImageFile, PromptImage
 from inspector.row.ask import GenerationSettings
 from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
@@ -21,7 +21,6 @@ from inspector.session import ModelStore
 from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, InspectableVLM
-from model.training.synthetic.examples import EXAMPLES
 from model.values import is_number, name_value
 
 MAX_TURNS = Bounds().turns
@@ -154,13 +153,13 @@ def build_examples() -> tuple[gr.Button, ...]:
     with gr.Row(elem_classes="vi-examples"):
         rules = "".join(
             f".gradio-container #example-{example.name}{{{show_thumbnails(example.draw_images())}}}"
-            for example in EXAMPLES
+            for example in PAGE_EXAMPLES
         )
         gr.HTML(f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title")
         with gr.Row(elem_classes="vi-examples-line"):
             return tuple(
                 gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
-                for example in EXAMPLES
+                for example in PAGE_EXAMPLES
             )
 
 
@@ -497,7 +496,7 @@ def write_contents(
 
 def write_example_contents(index: int, folder: Path) -> list[Any]:
     """:func:`write_contents` of an example; its pictures are drawn into ``folder``."""
-    example = EXAMPLES[index]
+    example = PAGE_EXAMPLES[index]
     return write_contents(write_example(example, folder), [(turn, "") for turn in example.turns], example.layout)
 
 
