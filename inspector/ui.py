@@ -46,6 +46,7 @@ from inspector.views.looking import LookingHandlers, wire_looking
 from inspector.views.programs import wire_inspect, wire_tokens
 from inspector.views.prompting import wire_prompt
 from inspector.views.results import build_answer, build_results
+from inspector.views.tools import wire_tools
 from model import InspectableVLM, open_image
 from model.training.synthetic.examples import EXAMPLES
 
@@ -63,11 +64,13 @@ def build_ui(
     open_to_all: bool = False,
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
+    tools: bool = False,
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
     ``open_to_all``: whether it may be asked under any host name. ``allowed``: checkpoints that a person may open, see
-    :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own."""
+    :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own.
+    ``tools``: whether there are events for assistants of other programs, see :mod:`inspector.views.tools`."""
     jobs, bounds, encoders = jobs or JobTable(), bounds or Bounds(), encoders or EncoderStore()
     fetcher = Fetcher(allowed, bounds.hub_bytes)
     open_cache()
@@ -152,6 +155,8 @@ def build_ui(
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
         wire_inspect(store, demo)
+        if tools:
+            wire_tools(store, demo)
     return demo
 
 
