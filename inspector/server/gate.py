@@ -147,7 +147,7 @@ class Gate:
         if not blocks.open_to_all and not _is_local(headers.get("origin", "//localhost").partition("//")[2]):
             await _answer(send, 403, "This server takes nothing that another site's page sends.")
             return
-        tools = blocks.mcp_server and _TOOLS.fullmatch(path)
+        tools = _TOOLS.fullmatch(path) and blocks.mcp_server
         if not (_PAGE.fullmatch(path) or _API.fullmatch(path) or tools):
             await _answer(send, 404, "There is nothing at this address.")
             return

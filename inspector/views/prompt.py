@@ -437,7 +437,9 @@ def refuse_files(files: list[Any]) -> str:
         if not isinstance(name, str) or not isinstance(size, int | float) or not is_number(size):
             raise InputError(f"A file is described by {name_value(file)}; give its name and its size in bytes.")
         shown = name if len(name) <= 80 else f"{name[:80]}…"
-        if size > MAX_UPLOAD_MB << 20:
+        if file.get("fetched") is False:
+            sentences.append(f"“{shown}” can't be fetched from there by a page; save the picture and drop the file.")
+        elif size > MAX_UPLOAD_MB << 20:
             # Decimals enough that a file just above the limit doesn't read as if it were at it.
             sentences.append(f"“{shown}” has {size / 2**20:,.2f} MiB; at most {MAX_UPLOAD_MB} are taken, scale it.")
         else:
