@@ -65,7 +65,8 @@ def show_plans(
     if there is none. ``beyond``: what the model can't make of them."""
     if not plans:
         return (
-            '<p class="vi-empty">Drop or paste pictures (or a picture's address) to see how each is resized, cut into tiles and counted in tokens. '
+            '<p class="vi-empty">Drop pictures, or paste them or their address, to see how each is resized, cut into '
+            "tiles and counted in tokens. "
             "A prompt without images is fine too.</p>"
         )
     items = []
