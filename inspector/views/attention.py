@@ -94,7 +94,7 @@ def build_attention() -> AttentionView:
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
         own_row = gr.Checkbox(
-            False, label="an answer token's own row, not the row that chose it", min_width=180, elem_id="own-row"
+            False, label="what an answer token read, not the step that chose it", min_width=180, elem_id="own-row"
         )
         exclude_sinks = gr.Checkbox(
             False, label="exclude sinks (rest scaled up to 1)", min_width=160, elem_id="exclude-sinks"
