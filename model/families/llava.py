@@ -80,14 +80,25 @@ class Llava(TransformersVLM):
         tower = cast(Any, self.model).model.vision_tower
         return list(getattr(tower, "vision_model", tower).encoder.layers)
 
+    @property
+    def encoder_lead(self) -> int:
+        return CLASS_TOKENS[self._vision.model_type]
+
     def count_lead(self, image: ProcessedImage, tile: int) -> int:
-        return 0 if self._drops_first else CLASS_TOKENS[self._vision.model_type]
+        return 0 if self._drops_first else self.encoder_lead
 
     def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
         (tokens,) = self.count_tokens(image)
         return [ImagePiece("image", 0, ids=(self.image_token_id,) * tokens)]
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
+        tower = cast(Any, self.model).model.vision_tower
+        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layers = cast(Any, self.model.config).vision_feature_layer
+        found = torch.cat([states[n] for n in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        return list(found[:, int(self._drops_first) :])
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return list(cast(Any, self.model).model.multi_modal_projector(torch.stack(list(patches))))

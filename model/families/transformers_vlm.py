@@ -39,6 +39,7 @@ from model.families.choice_rules import ChoiceRules, read_defaults
 from model.families.opened_vlm import OpenedVLM
 from model.families.template_chat import TemplateChat
 from model.families.transformers_text import TextModel, forget_hooks
+from model.families.vision_attention import make_readable, reading
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
 from model.memory import guard_memory
@@ -106,8 +107,12 @@ class TransformersVLM(OpenedVLM):
         """What stands in the row for an image: its runs of image tokens, one for each tile, and what is around them."""
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`model.families.protocol.InspectableVLM.encode`."""
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the projector reads of each of :meth:`encoder_inputs`, ``[patch d]``; without gradients."""
+
+    @abstractmethod
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """``[token embed]`` of what :meth:`read_patches` gave, with gradients where they are asked for."""
 
     @property
     @abstractmethod
@@ -161,9 +166,30 @@ class TransformersVLM(OpenedVLM):
         return None
 
     def deep_arguments(self, extra: Tensor) -> Mapping[str, Any]:
-        """What the text model is told of ``extra [layer pos width]``, the features that are added behind its first
-        layers (zeros at text)."""
+        """What the text model is told of ``extra [layer batch pos width]``, the features that are added behind its
+        first layers (zeros at text)."""
         return {}
+
+    @property
+    def encoder_lead(self) -> int:
+        """Places of the image encoder before its patches (a class token)."""
+        return 0
+
+    @property
+    def encoder_depth(self) -> int:
+        """Blocks of the image encoder that have a part in what stands in the row."""
+        blocks = len(self.vision_blocks)
+        layers = getattr(self.config, "vision_feature_layer", None)  # of the states before, between and behind them
+        chosen = (-1,) if layers is None else (layers,) if isinstance(layers, int) else layers
+        return max(int(layer) % (blocks + 1) for layer in chosen)
+
+    def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        """``[place]``: the cell in which each place of the encoder lies, of ``cells`` (rows, cols) row by row, for
+        a picture of ``patches`` (rows, cols); −1 for a place in none."""
+        each = self.cell_px // self.patch_px
+        lines, columns = (torch.arange(count) // each for count in patches)
+        found = torch.where((lines[:, None] < cells[0]) & (columns < cells[1]), lines[:, None] * cells[1] + columns, -1)
+        return torch.cat((torch.full((self.encoder_lead,), -1), found.flatten()))
 
     # --- opening ---
 
@@ -181,6 +207,7 @@ class TransformersVLM(OpenedVLM):
         processor = load_image_processor(folder, self.image_processors)
         self.model = load_weights(self.model_class(), folder, self._placed)
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
+        make_readable(self.vision_blocks)
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
         self._geometry = self.read_geometry(processor)
@@ -250,6 +277,17 @@ class TransformersVLM(OpenedVLM):
             else:
                 part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
             found[part] += weight.numel()
+        return found
+
+    @property
+    def projectors(self) -> dict[str, nn.Module]:
+        """The modules between its two models, by their names in it. A learned line break is no module and not among
+        them."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2].startswith(_PROJECTORS):
+                several = module.named_children() if isinstance(module, nn.ModuleList) else ()
+                found |= {f"{name}.{number}": one for number, one in several} or {name: module}
         return found
 
     @property
@@ -366,6 +404,28 @@ class TransformersVLM(OpenedVLM):
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
         return tuple(self.pixels.apply(picture) for picture in image.pictures)
 
+    @guard_memory
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return self.project(self.read_patches(inputs))
+
+    @property
+    def encoder_heads(self) -> int:
+        """Heads of each block of the image encoder."""
+        settings = self.config.vision_config
+        return int(getattr(settings, "num_attention_heads", None) or settings.num_heads)
+
+    @guard_memory
+    def read_encoder(self, image: ProcessedImage, tile: int, cell: int) -> Tensor:
+        """``[layer head cell]``: where each head of the image encoder looks from the patches of one cell of a tile, the
+        mean of theirs, summed over the patches of each cell. What goes to a class token is left out."""
+        part = self.encoder_inputs(image)[tile]
+        height, width = part.shape[1:]
+        patches = height // self.patch_px, width // self.patch_px
+        with reading(self.map_places(patches, self.count_cells(image, tile)), cell) as found:
+            self.encode([part])
+        return found.patterns[: self.encoder_depth]
+
     # --- the language model ---
 
     @guard_memory
@@ -382,11 +442,22 @@ class TransformersVLM(OpenedVLM):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
+        return self.read_rows(embeds, position_ids, visible, cache, tap)
+
+    def read_rows(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """:meth:`decode` with gradients where they are asked for, and of several rows where there is no cache: ``embeds
+        [batch pos embed]``, ``position_ids [axes batch pos]``, ``visible [batch 1 pos pos]``."""
         width = self.text.width
         more: Mapping[str, Any] = {}
         if self.extra_layers:
-            extra = embeds[0, :, width:].unflatten(-1, (self.extra_layers, width)).transpose(0, 1)
-            more = self.deep_arguments(extra)
+            more = self.deep_arguments(embeds[..., width:].unflatten(-1, (self.extra_layers, width)).movedim(-2, 0))
         return self.text.run(embeds[..., :width], position_ids, visible, cache, tap, **more)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
