@@ -4,6 +4,7 @@
 const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#A23E8C"];
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
+bus.inSight = bus.inSight || {}; // by name: whether what takes long to draw is near the window's visible part
 bus.stretch = bus.stretch || null; // [first, last] where several tokens are selected
 
 if (STYLE !== null && !document.getElementById("vlm-style")) {

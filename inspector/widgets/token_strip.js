@@ -383,7 +383,7 @@ listen("vlm:select", ({ position, origin }) => {
     // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
     if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
     const stretch = bus.stretch;
-    ask(stretch ? { position: stretch[1], first: stretch[0] } : { position });
+    ask({ ...(stretch ? { position: stretch[1], first: stretch[0] } : { position }), maps: !!bus.inSight.maps });
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();

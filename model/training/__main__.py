@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_nanovlm, save_vlm
+from model.checkpoint import load_nanovlm, load_vlm, save_vlm
 from model.devices import add_placement
 from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
@@ -30,6 +30,7 @@ from model.training.stage_data import report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
+from model.training.tuned import TunedVLM
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -145,7 +146,8 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 def check(options: argparse.Namespace) -> None:
     """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
-    vlm = open_base(recipe)
+    base = open_base(recipe)
+    vlm = base.opened if isinstance(base, TunedVLM) else base
     found: dict[str, list[Any]] = {}
     for index, stage in enumerate(recipe.stages):
         reports = report_stage(vlm, recipe, index, options.sample)
@@ -166,7 +168,7 @@ def teach(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
     measured = measure(
-        load_nanovlm(options.model, device=options.device, dtype=options.dtype),
+        load_vlm(options.model, device=options.device, dtype=options.dtype),
         easy_limit=options.easy_limit,
         n_each=options.each,
     )
