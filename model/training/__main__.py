@@ -22,6 +22,7 @@ from model.errors import InputError
 from model.training.assembly import open_base
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
+from model.training.evaluation.stage_losses import measure_stages, write_losses
 from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
 from model.training.recipe import read_recipe
@@ -79,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     tower = commands.add_parser("tower", help="measure a run's text tower and put it beside a checkpoint, on its card")
     tower.add_argument("run", type=Path, help="the folder of a run whose last stage is contrastive")
     tower.add_argument("--into", type=Path, required=True, help="folder of a checkpoint with the same image encoder")
+    losses = commands.add_parser("losses", help="a model's loss on what each stage of a recipe holds out, as JSON")
+    losses.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
+    losses.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
+    losses.add_argument("--each", type=int, default=400, metavar="N", help="examples of each stage")
+    losses.add_argument("--into", type=Path, help="checkpoint folder on whose card it is written")
     for command in (evaluate, card):
         command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
         command.add_argument("--each", type=int, default=200, metavar="N", help="questions per family of scenes")
@@ -216,6 +222,16 @@ def keep_tower(options: argparse.Namespace) -> None:
         print(f"{score.name:60} {score.accuracy:.3f}" + (f"  wanted {score.wanted:.2f}" if score.wanted else ""))
 
 
+def measure_losses(options: argparse.Namespace) -> None:
+    """Prints the losses and puts them on a card. InputError for anything that can't be used."""
+    found = list(measure_stages(load_nanovlm(options.model), read_recipe(options.recipe), options.each))
+    print(json.dumps([vars(one) for one in found], indent=1, ensure_ascii=False))
+    if options.into is not None:
+        command = f"python -m model.training losses {options.recipe} --each {options.each} --into {options.into}"
+        card = options.into / "README.md"
+        write_text(card, put_section(card.read_text(encoding="utf-8"), write_losses(found, command)))
+
+
 COMMANDS = {
     "run": run,
     "check": check,
@@ -223,6 +239,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "card": make_card,
     "tower": keep_tower,
+    "losses": measure_losses,
 }
 
 
