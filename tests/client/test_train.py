@@ -126,7 +126,7 @@ def test_a_run_of_another_family_from_its_preset_to_export(url, tiny):
     assert f'"{base.name}"' in texts["model/adapter_config.json"]
     assert not any(str(base.parent) in text for text in texts.values())
     # What was trained is a base and an adapter, from which nothing more is trained.
-    name = next(choice[1] for choice in used[2]["choices"] if choice[1] not in ("embedded", "smolvlm", "new"))
+    name = next(choice[1] for choice in used[1]["choices"] if choice[1] not in ("embedded", "smolvlm", "new"))
     with pytest.raises(AppError, match="adapter to an adapter"):
         client.predict("LoRA", PERSON, *fields(**{**values, "base": name}), api_name="/train_start")
 
