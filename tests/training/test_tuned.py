@@ -218,6 +218,15 @@ def test_what_is_not_trained_is_said_before_anything_is(stages, sentence, recipe
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_goes_on_with_its_own_adapters_alone(recipe_of, tmp_path):
+    train(recipe_of("smolvlm", {"steps": 1}), tmp_path / "run")
+    for rank in (2, 0):
+        rates = {"MP": 1e-3, **({"decoder": 1e-2} if rank else {})}
+        changed = recipe_of("smolvlm", {"steps": 2, "lora_rank": rank, "learning_rates": rates})
+        with pytest.raises(InputError, match="lora_rank of the run"):
+            train(changed, tmp_path / "run", resume=True)
+
+
 def test_targets_are_those_of_the_language_model_alone(recipe_of):
     tuned = open_base(recipe_of("llava", {"lora_targets": ["q_proj", "v_proj"], "learning_rates": {"decoder": 1e-3}}))
     adapted = {key.split(".lora_")[0] for key in tuned.changes()}
