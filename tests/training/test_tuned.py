@@ -200,6 +200,12 @@ def test_blocks_that_are_computed_again_give_the_same_steps(recipe_of, tmp_path)
     again, _ = train(recipe_of("qwen3 vl", {"steps": 2, "checkpointing": True}), tmp_path / "again")
     assert steps(tmp_path / "again") == steps(tmp_path / "plain")
     assert again.vlm.fingerprint == plain.vlm.fingerprint
+    passes = []
+    again.vlm.opened.text.layers[0].self_attn.register_forward_pre_hook(lambda *_: passes.append(1))
+    for training, expected in ((True, 2), (False, 1)):
+        again.vlm.train(training).loss(again.vlm.collate([again.vlm.prepare(example([(90, 60)]))])).backward()
+        assert len(passes) == expected
+        passes.clear()
 
 
 @pytest.mark.parametrize(
