@@ -157,7 +157,8 @@ def load_nanovlm(
     folder, local = find_folder(source)
     if (family := _find_family(folder)) is not None:
         raise InputError(
-            f"This is a {family.name} model; it can be asked and inspected here, but only nanoVLM's are trained."
+            f"This is a {family.name} model, and this is done with nanoVLM's alone; tune it by a recipe: python -m "
+            "model.training run."
         )
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype)
     return _load(folder, local, placement, tokenizer)

@@ -330,7 +330,7 @@ ERRORS = {
     "Stage “one”: steps is 0; it must be a whole number from 1 to 10,000,000.": lambda here: stage(here, steps=0),
     "Stage “one”: learning_rates is empty, so nothing trains; name vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={}),
     "Stage “one”: learning_rates names “lm”; instruction trains vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={"lm": 1e-3}),
-    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, clip, data, decay, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
+    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, checkpointing, clip, data, decay, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, lora_targets, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
     "Stage “one”: a step has batch_rows × accumulate = 262,144 rows; at most 65,536 are taken, lower one of them.": lambda here: stage(here, batch_rows=4096, accumulate=64),
     "The recipe has no stage; add a [[stages]] table.": lambda here: build_recipe({"stages": []}, here),
     "Steps is 601; it must be a whole number from 1 to 600.": lambda here: form(steps=601),

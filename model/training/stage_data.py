@@ -87,18 +87,28 @@ def draw_held_out(recipe: Recipe, index: int, config: VLMConfig | None, most: in
 def look_at_stage(vlm: InspectableVLM, recipe: Recipe, index: int, data: StageData) -> tuple[Ledger, ...]:
     """The ledgers of ``data`` once up to LOOKED_AT examples of each table were rendered, as a report of the data has
     them; sets that are drawn here are whole and are not looked at. InputError for the first example that can't be
-    opened where its table may not pass over it."""
+    opened where its table may not pass over it, and for data without images where only the projector trains."""
     stage = recipe.stages[index]
     found = []
+    imageless = set(stage.learning_rates) == {"MP"}
     for ledger, part in zip(data.ledgers, data.mixture.sources, strict=True):
         whole = _whole(part)
         if isinstance(whole, Drawn):
             found.append(ledger)
+            imageless = False
             continue
         look = look_at(vlm, whole, longest(stage), sample=LOOKED_AT, seed=recipe.seed, pairs=_is_contrastive(stage))
         if look.unopened is not None and getattr(whole, "stops", False):
             raise stop_at(look.unopened)
         found.append(replace(ledger, looked_at=look.measured, dropped=look.entries))
+        imageless = imageless and not look.images
+    if imageless:
+        looked = sum(ledger.looked_at for ledger in found)
+        raise InputError(
+            f"Stage “{stage.name}” trains the projector (MP) alone, and of the {looked:,} examples that were looked at "
+            "none that can be used has an image, so it has nothing to learn from; choose data with images, or train "
+            "decoder, too."
+        )
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,8 +41,13 @@ class LanguageLoss(nn.Module):
         vlm: Any = self.vlm  # each takes batches of its own making
         if not labels:
             # A process without labels of its own still takes part in the exchange of gradients.
-            return cast(Tensor, vlm.hidden(batch).sum() * 0.0)
-        return cast(Tensor, vlm.loss(batch) * labels)
+            loss: Tensor = vlm.hidden(batch).sum() * 0.0
+        else:
+            loss = vlm.loss(batch) * labels
+        if loss.requires_grad or not torch.is_grad_enabled():
+            return loss
+        # Rows without images leave a projector that trains alone out: their loss teaches it nothing, which is no fault.
+        return loss + sum(0.0 * weight.sum() for weight in self.parameters() if weight.requires_grad)
 
 
 class ContrastiveLoss(nn.Module):

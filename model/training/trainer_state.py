@@ -46,10 +46,21 @@ def gather_state(
 
 
 def load_model_state(vlm: Trainee, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Puts the model's own parameters of a state in place; their names."""
+    """Puts the model's own parameters of a state in place; their names. InputError if it is of others."""
     saved = {name.removeprefix("model:"): tensor for name, tensor in tensors.items() if name.startswith("model:")}
+    known = vlm.state_dict()
+    for name, tensor in saved.items():
+        if name not in known or known[name].shape != tensor.shape:
+            raise _refuse(name, tensor)
     vlm.load_state_dict(saved, strict=False)
     return set(saved)
+
+
+def _refuse(name: str, found: Tensor) -> InputError:
+    return InputError(
+        f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go on with the "
+        "learning_rates and lora_rank of the run."
+    )
 
 
 def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -63,10 +74,7 @@ def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensor
             state.setdefault(name, {})[what] = tensor
     for name, found in [*own.items(), *((name, values["exp_avg"]) for name, values in state.items())]:
         if name not in trained or trained[name].shape != found.shape:
-            raise InputError(
-                f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
-                "on with the learning_rates and lora_rank of the run."
-            )
+            raise _refuse(name, found)
     with torch.no_grad():
         for name, tensor in own.items():
             trained[name].copy_(tensor)

@@ -227,7 +227,7 @@ def tune(opened: TransformersVLM, recipe: Recipe) -> TunedVLM:
     stage = next((stage for stage in recipe.stages if stage.lora_rank), recipe.stages[0])
     return TunedVLM(
         opened,
-        str(Path(recipe.base).resolve()) if Path(recipe.base).expanduser().is_dir() else recipe.base,
+        str(folder.resolve()) if (folder := Path(recipe.base).expanduser()).is_dir() else recipe.base,
         rank=stage.lora_rank,
         alpha=stage.lora_alpha,
         targets=stage.lora_targets,

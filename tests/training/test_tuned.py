@@ -200,6 +200,12 @@ def test_blocks_that_are_computed_again_give_the_same_steps(recipe_of, tmp_path)
     again, _ = train(recipe_of("qwen3 vl", {"steps": 2, "checkpointing": True}), tmp_path / "again")
     assert steps(tmp_path / "again") == steps(tmp_path / "plain")
     assert again.vlm.fingerprint == plain.vlm.fingerprint
+    passes = []
+    again.vlm.opened.text.layers[0].self_attn.register_forward_pre_hook(lambda *_: passes.append(1))
+    for training, expected in ((True, 2), (False, 1)):
+        again.vlm.train(training).loss(again.vlm.collate([again.vlm.prepare(example([(90, 60)]))])).backward()
+        assert len(passes) == expected
+        passes.clear()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,15 @@ def test_what_is_not_trained_is_said_before_anything_is(stages, sentence, recipe
     with pytest.raises(InputError, match=sentence):
         Trainer(recipe_of("smolvlm", *stages), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_adapters_alone(recipe_of, tmp_path):
+    train(recipe_of("smolvlm", {"steps": 1}), tmp_path / "run")
+    for rank in (2, 0):
+        rates = {"MP": 1e-3, **({"decoder": 1e-2} if rank else {})}
+        changed = recipe_of("smolvlm", {"steps": 2, "lora_rank": rank, "learning_rates": rates})
+        with pytest.raises(InputError, match="lora_rank of the run"):
+            train(changed, tmp_path / "run", resume=True)
 
 
 def test_targets_are_those_of_the_language_model_alone(recipe_of):

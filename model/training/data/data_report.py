@@ -278,10 +278,11 @@ def report_data(
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look at some examples found: how many, what a run would drop of them, and the first that can't be
-    opened."""
+    """What a look at some examples found: how many, the images of usable ones, what a run would drop of them,
+    and the first that can't be opened."""
 
     measured: int
+    images: int
     entries: tuple[Entry, ...]
     unopened: InputError | None
 
@@ -295,10 +296,13 @@ def look_at(
     limit = min(vlm.max_positions, max_length)
     drops = _DropTable()
     looks = _open_pairs(as_pairs(source), numbers) if pairs else _render(vlm, source, numbers, limit, None)
+    images = 0
     for look in looks:
         if look.reason:
             drops.add(look)
-    return Looked(len(numbers), _entries(drops.sorted()), drops.unopened)
+        elif look.sample is not None:
+            images += len(look.sample.images)
+    return Looked(len(numbers), images, _entries(drops.sorted()), drops.unopened)
 
 
 @dataclass(frozen=True)
