@@ -1,21 +1,26 @@
 """Links and what a browser remembers: what is restored, and what is never given away."""
 
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import gradio as gr
 import pytest
 
+import model
 from inspector.bounds import Bounds
 from inspector.images.image_file import ImageFile
 from inspector.images.link_shelf import LinkShelf
 from inspector.row.ask import GenerationSettings, ask_and_inspect, attend
 from inspector.row.prompt import Prompt, Turn
 from inspector.session import SECRET, Shown
+from inspector.views import own_models
 from inspector.views.links import LinkHandlers
 from inspector.views.looking import LookingHandlers
 from inspector.views.own_models import OwnModels
 from inspector.views.prompt import write_example_contents
+
+EMBEDDED = Path(model.__file__).parent / "embedded"
 
 
 @pytest.fixture
@@ -100,3 +105,21 @@ def test_a_model_that_is_gone_and_what_a_browser_made_up_leave_the_page_as_it_is
     for nonsense in (None, 3, {"runs": [1], "picked": 2}, {"runs": {"a": 1}}):
         assert models.bring_back(nonsense) == ([], "")
     assert models.offer([]) == [gr.skip(), gr.skip()]
+
+
+def test_the_model_that_was_picked_is_there_after_a_reload_and_asked_first(handlers, store, request_of, monkeypatch):
+    admit = lambda store, jobs, job: store.admit(f"secret of {job}", EMBEDDED, f"run {job}")  # noqa: E731
+    monkeypatch.setattr(own_models, "admit_run", admit)
+    first, second = admit(store, None, "one"), admit(store, None, "two")
+    kept = handlers.own_models.keep(first, "one", None)
+    kept = handlers.own_models.keep(second, "two", kept)
+    kept = handlers.own_models.keep(first, "two", kept)  # picked again while another run is followed
+    assert kept == {"runs": {first: "one", second: "two"}, "picked": first}
+    opened = handlers.open(kept, request_of())
+    picker, own = opened[len(handlers.prompt.contents)], opened[-2]
+    assert own == [(f"run one #{store.get(first).fingerprint[:8]}", first), (own[1][0], second)]
+    assert (picker["value"], picker["visible"]) == (first, True)
+    assert [value for _, value in picker["choices"]] == ["embedded", first, second]
+    # Of another model's link that model is asked, and these are offered all the same.
+    named = handlers.open(kept, request_of(model="embedded", ask1="What is it?"))
+    assert named[len(handlers.prompt.contents)]["value"] == "embedded"
