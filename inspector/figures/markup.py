@@ -263,8 +263,10 @@ def show_findings(findings: Sequence[Finding]) -> str:
 
 
 def show_looks_needs(sentence: str) -> str:
-    """The line under the answer; it begins with a verb, as its subject is the answer."""
-    return f'<p class="vi-looks" role="status">The answer {escape(sentence)}</p>'
+    """The line under the answer; it begins with a verb, as its subject is the answer. Its button, worked by the page's
+    script, opens the tab that tests it."""
+    why = '<button type="button" class="vi-why">why?</button>'
+    return f'<p class="vi-looks"><span role="status">The answer {escape(sentence)}</span> {why}</p>'
 
 
 def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, memory: MemoryNeed | None = None) -> str:

@@ -98,7 +98,7 @@ def describe_labels(shown: ShownPrompt) -> str:
     ids = labels[labels != IGNORE_LABEL].tolist()
     trained, named = len(ids), ""
     if len(ids) <= 8:
-        named = f" ({list_of([shown.token(token).replace(chr(10), '⏎') for token in ids])})"
+        named = f" ({list_of([shown.token(token) for token in ids])})"
     return (
         f"labels hold the id where a token is trained on and {IGNORE_LABEL} elsewhere: {trained:,} of "
         f"{labels.numel():,} here, the assistant's words and what ends them{named}. Each is compared with the "

@@ -167,6 +167,10 @@ class AskingHandlers:
                 yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
 
+    def look_behind(self, page: Shown | None, history: list, asked: tuple[prompt_view.AskedPrompt, ...]) -> list[Any]:
+        """All that is done when an answer is there: :meth:`look_closer` and :meth:`remember_asked`."""
+        return [*self.look_closer(page), *self.remember_asked(page, history, asked)]
+
     def look_closer(self, page: Shown | None) -> list[Any]:
         """What other pictures change in what was seen, and the line on looking and needing: where both cost next to
         nothing. An event of its own, so that nobody waits for it who has the answer and asks on."""
@@ -243,22 +247,14 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     in_turn = demo.turns.run(Rank.ASK, handlers.ask)
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
     _name_parameters(in_turn, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
-    look = demo.turns.run(Rank.LOOK, handlers.look_closer)
+    behind = demo.turns.run(Rank.LOOK, handlers.look_behind)
 
     def closer(asked: Any) -> None:
         asked.success(
-            look,
-            page.shown,
-            [page.results.answer, page.results.looks],
-            concurrency_id=Rank.LOOK.place,
-            api_visibility="private",
-            show_progress="hidden",
-        )
-        asked.success(
-            handlers.remember_asked,
+            behind,
             [page.shown, prompt.history, prompt.asked],
-            [prompt.history, prompt.asked, prompt.earlier],
-            concurrency_limit=None,
+            [page.results.answer, page.results.looks, prompt.history, prompt.asked, prompt.earlier],
+            concurrency_id=Rank.LOOK.place,
             api_visibility="private",
             show_progress="hidden",
         )

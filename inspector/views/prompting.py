@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,8 @@ def wire_prompt(view: PromptView, store: ModelStore, folder: Path) -> None:
     present: list[Any] = [view.model, view.gallery]
     turns = [view.shown_turns, *view.rows]
     # An event of its own, with what the page holds when another one changes it.
-    for change in (
-        view.add.upload,
-        view.plans.move,
-        view.plans.remove,
-        view.clear.click,
-        view.drop_turn.click,
-        view.earlier.input,
-        *(button.click for button in view.examples),
-    ):
+    pressed = [view.clear.click, view.drop_turn.click, view.earlier.input, *(one.click for one in view.examples)]
+    for change in (view.add.upload, view.plans.move, view.plans.remove, partial(gr.on, pressed)):
         change(remember, [view.history, *view.written], view.history, api_visibility="private", **several)
     view.gallery.upload(handlers.plan, present, images, api_name="plan_images", **opening)
     view.add.upload(handlers.add, [*present, view.add], images, api_name="add_images", **opening)

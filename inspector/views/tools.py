@@ -94,7 +94,8 @@ def _write_image(text: str, number: int, folder: Path) -> Path:
         content = base64.b64decode(coded, validate=True)
     except (ValueError, binascii.Error) as error:
         raise InputError(
-            f"Image {number} begins with “{text[:40]}”; it must be a data URI, data:image/{'|'.join(_KINDS)};base64,…"
+            f"Image {number} begins with “{text[:40]}”; give a data URI: data:image/png;base64, (for png also "
+            f"{', '.join(_KINDS[1:])}) and the file in base64."
         ) from error
     path = folder / f"image-{number}.{kind}"
     path.write_bytes(content)

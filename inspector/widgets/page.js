@@ -114,7 +114,8 @@
     if (goal && goal.offsetParent) goal.scrollIntoView({ block, behavior: calm.matches ? "auto" : "smooth" });
   };
   document.addEventListener("click", (event) => {
-    if (event.target.closest("#ask, .vi-examples-line button, .vi-again")) goTo(".vi-answer-panel", "start");
+    if (event.target.closest(".vi-why")) document.querySelector('.vi-results [data-tab-id="Which image?"]').click();
+    else if (event.target.closest("#ask, .vi-examples-line button, .vi-again")) goTo(".vi-answer-panel", "start");
     else if (event.target.closest(".vi-results > .tabs [role=tab]")) setTimeout(goTo, 150, ".vi-results > .tabs > .tabitem, .vi-results > #viewer", "nearest");
   });
   document.addEventListener("vlm:select", (event) => {
