@@ -19,15 +19,17 @@ from inspector.files import open_cache
 from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
 from inspector.runs.jobs import JobTable
-from inspector.runs.metrics import DataCheck, size_modules
+from inspector.runs.metrics import DataCheck, check_base, size_modules
 from inspector.runs.presets import (
     BUILT_IN,
     HUB,
+    NANOVLM,
     NEW,
     PRESETS,
     SOURCES,
     UPLOAD,
     Form,
+    fit_preset,
     list_data,
     read_form,
     write_recipe,
@@ -37,7 +39,7 @@ from inspector.server.admission import admit_file
 from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
 from inspector.widgets import FileInput
-from model import InputError
+from model import InputError, InspectableVLM
 from model.training.events import ModuleSize
 from model.training.recipe import KINDS, PACKINGS, Recipe
 from model.training.synthetic.outlines import OUTLINES
@@ -179,16 +181,20 @@ class RecipeReader:
             path, images = (str(upload.path), str(upload.images)) if upload is not None else ("", "")
             form = replace(form, path=path, source=source, images=images)
         base = NEW if form.base == NEW else self.store.source_of(form.base)
-        if form.base in self.store.names:
-            self.store.get_trainable(form.base)
-        return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
+        recipe = write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
+        check_base(self.base_of(form, recipe), recipe)
+        return form, recipe
 
-    def base_of(self, form: Form) -> Any:
+    def base_of(self, form: Form, recipe: Recipe) -> InspectableVLM:
         """A model of the shape that will be trained."""
-        return self.store.get_trainable(self.store.names[0] if form.base == NEW else form.base)
+        if form.base != NEW:
+            return self.store.get(form.base)
+        # One that is there renders as the new one will, and making a tokenizer takes seconds.
+        alike = next((name for name in self.store.names if self.store.kind_of(name) == NANOVLM), None)
+        return self.store.get_base(recipe) if alike is None else self.store.get(alike)
 
     def sizes(self, form: Form, recipe: Recipe) -> tuple[ModuleSize, ...]:
-        return size_modules(self.base_of(form), recipe.stages[0])
+        return size_modules(self.base_of(form, recipe), recipe.stages[0])
 
 
 @dataclass(frozen=True)
@@ -200,10 +206,12 @@ class FormHandlers:
     pool: ParserPool
     shelf: UploadShelf
 
-    def fill(self, preset: str) -> list[Any]:
-        if preset not in PRESETS:
-            raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
-        values, most = PRESETS[preset].values, self.reader.bounds.run_steps
+    def fill(self, preset: str, base: str) -> list[Any]:
+        try:
+            kind = "" if base == NEW else self.reader.store.kind_of(str(base))
+            values, most = fit_preset(preset, kind), self.reader.bounds.run_steps
+        except InputError as error:
+            raise refuse(error) from error
         if "steps" in values and values["steps"] > most:
             values = {**values, "steps": most}
         filled = [values.get(name, gr.skip()) for name in self.form.plain]
@@ -237,7 +245,7 @@ class FormHandlers:
         def begin() -> tuple[DataCheck, str]:
             found, recipe = self.reader.read(preset, upload, values)
             shown = show_modules(self.reader.sizes(found, recipe))
-            return DataCheck(self.pool, self.reader.base_of(found), recipe, _checking(request)), shown
+            return DataCheck(self.pool, self.reader.base_of(found, recipe), recipe, _checking(request)), shown
 
         try:
             checking, shown = await asyncio.to_thread(begin)
@@ -272,7 +280,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     # Arrow keys change a choice faster than the form follows; the last one counts.
     last: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
     filled = [form.why, *form.plain.values(), *form.where]
-    form.preset.input(handlers.fill, form.preset, filled, api_name="train_preset", **last)
+    form.preset.input(handlers.fill, [form.preset, form.fields["base"]], filled, api_name="train_preset", **last)
     form.fields["data"].input(_ask_for, form.fields["data"], form.where, api_name="train_data", **last)
     unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.
