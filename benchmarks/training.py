@@ -178,7 +178,7 @@ def feed(steps: int = 8, rows: int = 4) -> None:
 def checkpoint() -> None:
     """Time and memory of a step that keeps only what enters each block, against one that keeps all."""
     vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
-    batch = make_batch(vlm, 8, 512, 1)
+    batch = make_batch(vlm, 4, 512, 1)
     ours, _ = steps(vlm, INSTRUCTION, batch, choose_precision("auto"))
 
     def keeping() -> None:
@@ -192,7 +192,7 @@ def checkpoint() -> None:
     ratios = compare(recomputing, keeping, 2)
     for name, found in zip(("checkpointing = true", "checkpointing = false"), ratios, strict=True):
         print(
-            f"instruction step, 8 rows of 512 tokens, {name:22} {found.seconds:7.2f} s {found.mib:6.0f} MiB", flush=True
+            f"instruction step, 4 rows of 512 tokens, {name:22} {found.seconds:7.2f} s {found.mib:6.0f} MiB", flush=True
         )
 
 
