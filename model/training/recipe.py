@@ -69,7 +69,8 @@ class Stage:
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
     longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight as nanoVLM's
     optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases, embeddings and temperatures.
-    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only.
+    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only, else also
+    before the first step.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
