@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,12 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.timing import SHAPE_222M, embedded_tokenizer
 from inspector.experiments.image_edits import MAX_EDITS
 from inspector.figures.payload import strip_payload
 from inspector.row.ask import inspect
 from inspector.row.prompt import Prompt, Turn
-from model import VLM, open_image
+from model import VLM, VLMConfig, open_image
 from model.checkpoint import save_vlm
 from model.training.fresh import EXTRA_TOKENS, build_tokenizer, scratch_config
 from scripts.chromium import launch_chromium
@@ -125,8 +126,41 @@ def measure_start(browser: Browser, repeats: int) -> None:
             f"at most {max(times):.2f} s",
             flush=True,
         )
+        measure_maps(page, repeats, "embedded model")
         measure_edits(page, repeats)
     page.close()
+
+
+def measure_maps(page: Page, repeats: int, model: str) -> None:
+    """From the click on a token to the maps of all its layers and heads on the screen, in the tab Attention."""
+    page.get_by_role("tab", name="Attention").click()
+    page.wait_for_selector("#head-board .vlm-cell", timeout=WAIT_MS)
+    page.wait_for_timeout(2000)
+    times = []
+    for number in range(repeats + 1):
+        times.append(
+            page.evaluate(
+                """async number => {
+                    const nodes = [...document.querySelectorAll("#strip button.tok")];
+                    performance.clearMarks("vlm:board");
+                    const start = performance.now();
+                    nodes[nodes.length - 5 - (number % 6)].click();
+                    while (!performance.getEntriesByName("vlm:board").length) {
+                        if (performance.now() - start > 60000) throw new Error("no map came");
+                        await new Promise(requestAnimationFrame);
+                    }
+                    await new Promise(requestAnimationFrame);
+                    return performance.now() - start;
+                }""",
+                number,
+            )
+        )
+        page.wait_for_timeout(1500)  # what is drawn behind the maps is over
+    print(
+        f"{model}: a token clicked, to the maps of its layers and heads on the screen: "
+        f"{statistics.median(times[1:]):.0f} ms, the median of {repeats}, at most {max(times[1:]):.0f} ms",
+        flush=True,
+    )
 
 
 def measure_edits(page: Page, repeats: int) -> None:
@@ -173,6 +207,36 @@ def measure_beside_job(browser: Browser, repeats: int) -> None:
     )
 
 
+def _ask_about(page: Page, address: str, files: Sequence[Path]) -> None:
+    """The page with the model “large” and these images."""
+    page.goto(address)
+    page.wait_for_selector("#strip button.tok", timeout=WAIT_MS)
+    page.click("#models > button, #models .label-wrap")
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="large").click()
+    page.click("#models > button, #models .label-wrap")
+    page.click("#clear-images")
+    page.wait_for_function("document.querySelectorAll('#plans li').length === 0", timeout=WAIT_MS)
+    page.set_input_files("#images input[type=file]", [str(file) for file in files])
+    page.wait_for_function("n => document.querySelectorAll('#plans li').length === n", arg=len(files), timeout=WAIT_MS)
+
+
+def measure_large_maps(browser: Browser, repeats: int) -> None:
+    """As :func:`measure_maps`, of 30 layers × 9 heads over three images, in a model of 222 million weights drawn at
+    random."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_vlm(VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer()).eval(), folder / "large")
+        for number, size in enumerate([(640, 480), (480, 640), (512, 512)], start=1):
+            Image.effect_noise(size, 40 * number).convert("RGB").save(folder / f"{number}.png")
+        with _running_app("--model", str(folder / "large")) as (address, *_):
+            _ask_about(page, address, [folder / f"{n}.png" for n in range(1, 4)])
+            _answer(page)
+            measure_maps(page, repeats, "222M shape, 3 images")
+    page.close()
+
+
 def measure_strip(browser: Browser, vlm: VLM, repeats: int) -> None:
     """From the message that brings the finished row to the strip on the screen, 3,000 tokens in five images: asked on
     the page, with a checkpoint of its own."""
@@ -184,14 +248,7 @@ def measure_strip(browser: Browser, vlm: VLM, repeats: int) -> None:
         for number, size in enumerate(SIZES, start=1):
             Image.new("RGB", size, (40 * number, 200 - 30 * number, 90)).save(folder / f"{number}.png")
         with _running_app("--model", str(folder / "large")) as (address, *_):
-            page.goto(address)
-            page.wait_for_selector("#strip button.tok", timeout=WAIT_MS)
-            page.get_by_label("Model").first.click()
-            page.get_by_role("option", name="large").click()
-            page.click("#clear-images")
-            page.wait_for_function("document.querySelectorAll('#plans li').length === 0", timeout=WAIT_MS)
-            page.set_input_files("#images input[type=file]", [str(folder / f"{n}.png") for n in range(1, 6)])
-            page.wait_for_function("document.querySelectorAll('#plans li').length === 5", timeout=WAIT_MS)
+            _ask_about(page, address, [folder / f"{n}.png" for n in range(1, 6)])
             times, tokens = [], 0
             for number in range(repeats):
                 # Another question each time, or the browser would find most of the page as it is.
@@ -219,4 +276,5 @@ def main(repeats: int) -> None:
         measure_start(browser, repeats)
         measure_beside_job(browser, repeats)
         measure_strip(browser, vlm, repeats)
+        measure_large_maps(browser, repeats)
         browser.close()

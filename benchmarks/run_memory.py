@@ -1,4 +1,4 @@
-"""``python -m benchmarks run-memory``: the memory that a run is said to take before it is started, against what it took.
+"""``python -m benchmarks run-memory``: the memory that a run is said to take before it starts, against what it took.
 
 Each setting is a run of its own in a process of its own, for a peak can't be taken back. The 222M shape has random
 weights and takes three steps: only shapes matter.

@@ -319,7 +319,7 @@ def run_report(options: argparse.Namespace) -> dict:
         words = measure_words(vlm, inspection)
         known = known.adding("words", show_all_words(words, inspection.prompt.images), words.to_json())
     if matched is not None:
-        known = known.adding("clip", show_text_study(matched, inspection.prompt.images), matched.to_json())
+        known = known.adding("clip", show_text_study(matched, inspection.prompt.images, encoder), matched.to_json())
     names = [Path(image).name for image in options.image]
     command = write_which_image(
         inspection.prompt, options.model, options.image, settings, known.found.turn, options.reference, options.contrast

@@ -13,9 +13,10 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from inspector.bounds import Bounds
@@ -52,6 +53,16 @@ def new_folder() -> Path:
     except OSError as error:
         raise InputError(_refuse(error)) from error
     return folder
+
+
+def name_source(title: str, source: str, known: Mapping[str, str]) -> str:
+    """A name for the checkpoint at ``source`` among ``known`` (name → source), the one that it has there if it has one:
+    ``title`` (a folder's last part), with a number where that is another's."""
+    if (own := next((name for name, other in known.items() if other == source), None)) is not None:
+        return own
+    short = Path(title).name if Path(title).is_dir() else title
+    numbered = (short if n == 1 else f"{short} ({n})" for n in count(1))
+    return next(name for name in numbered if name not in known)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 
 import torch
 
 from inspector.bounds import Bounds
+from inspector.files import name_source
 from inspector.row.ask import AnswerToken, GenerationSettings, Inspection
 from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.prompt import Prompt
@@ -142,14 +142,9 @@ class ModelStore:
             return self._loaded[name]
 
     def add(self, title: str, source: str) -> str:
-        """A name in the common list for the checkpoint at ``source``: ``title`` (a folder's last part), with a number
-        where that is another's."""
-        short = Path(title).name if Path(title).is_dir() else title
+        """A name in the common list for the checkpoint at ``source``; see :func:`inspector.files.name_source`."""
         with self._lock:
-            if (known := next((name for name, own in self._sources.items() if own == source), None)) is not None:
-                return known
-            numbered = (short if n == 1 else f"{short} ({n})" for n in count(1))
-            name = next(name for name in numbered if name not in self._sources)
+            name = name_source(title, source, self._sources)
             self._sources[name] = source
         return name
 

@@ -123,7 +123,9 @@ def build_ui(
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store)
         own = train.result.own_models
-        models_view.wire_models(models, results.former, shown, own, comparing_tab, store, fetcher, demo)
+        models_view.wire_models(
+            models, results.former, shown, own, comparing_tab, clip.encoder, store, encoders, fetcher, demo
+        )
         page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
         asking = asking_view.wire_asking(page, store, demo, folder)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
@@ -133,7 +135,8 @@ def build_ui(
         edits_view.wire_image_edits(edits, store, shown, demo)
         wire_tokens(shown)
         header_view.wire_header(header, store, shown, bounds)
-        which_view.wire_which_image(which, store, shown, edits.study, demo)
+        told = (edits.study, words.study, clip.shown)
+        which_view.wire_which_image(which, store, encoders, shown, told, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
         train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
@@ -169,4 +172,6 @@ def warm_up(vlm: InspectableVLM) -> None:
     images = tuple(open_image(picture) for picture in example.draw_images())
     inspection = ask_and_inspect(vlm, Prompt(images, (Turn(example.turns[0]),)), GenerationSettings(max_new_tokens=4))
     row = inspection.row_that_chose(inspection.first_answer_position)
-    attention_view.draw(inspection, attend(vlm, inspection, row), attention_view.MEAN, attention_view.MEAN, False)
+    attention = attend(vlm, inspection, row)
+    attention_view.draw_maps(inspection, attention, attention_view.MEAN, attention_view.MEAN, False)
+    attention_view.draw_plots(attention, False)

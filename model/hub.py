@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from model.devices import place
 from model.errors import InputError
 from model.families.checkpoint_files import CONFIG
-from model.families.table import find_family
+from model.families.table import ENCODERS, find_family
 from model.memory import MemoryNeed, check_memory, format_bytes, measure_free
 
 TEXT_FILES = (
@@ -113,7 +113,8 @@ def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None
         raise InputError(f"The config.json of “{name}” is no JSON; use another checkpoint.") from None
     if not isinstance(config, dict):
         raise InputError(f"The config.json of “{name}” is no object; use another checkpoint.")
-    find_family(config)
+    if config.get("model_type") not in ENCODERS:
+        find_family(config)
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
     kept = stored if isinstance(stored, torch.dtype) else torch.float32
     return HubCheckpoint(name, commit, files, str(config.get("model_type") or "nanovlm"), kept)

@@ -120,11 +120,10 @@ def find_alike(read: ReadImages, image: int, patch: int) -> AlikePatches:
 def read_encoder_attention(
     encoder: ImageTextEncoder, read: ReadImages, image: int, patch: int, layer: int | None = None
 ) -> EncoderAttention:
-    """At one layer, from 0, the last if None. InputError if there is no such patch or layer, and where the attention of
-    the encoder can't be read."""
+    """At one layer, from 0, the last if None. InputError if there is no such patch or layer."""
     chosen = _place(read, image, patch)
     layer = encoder.n_layers - 1 if layer is None else layer
-    if encoder.n_layers and not (is_whole(layer) and 0 <= layer < encoder.n_layers):
+    if not (is_whole(layer) and 0 <= layer < encoder.n_layers):
         raise InputError(f"The layer is {name_value(layer)}; this encoder has the layers 0 to {encoder.n_layers - 1}.")
     heads = encoder.read_attention(read.processed[image], patch)[layer]
     return EncoderAttention(

@@ -39,7 +39,8 @@ ABOUT_PATCHES = (
 )
 ABOUT_ATTENTION = (
     "The softmax of the encoder itself, from the chosen patch to all patches of its image, head by head. It shows "
-    "where a head reads, not what for, and not that the answer depends on it."
+    "where a head reads, not what for, and not that the answer depends on it. Where a patch here is an image token, "
+    "merged from several patches, their patterns are averaged, and what goes to those of another token is added up."
 )
 ABOUT_HEADS = (
     "Two text towers begin alike and are trained against the same frozen encoder with the same batches; only the "
@@ -157,10 +158,14 @@ def show_contrast(found: Contrast, images: Sequence[PromptImage]) -> str:
     )
 
 
-def show_text_study(found: TextStudy, images: Sequence[PromptImage]) -> str:
+def show_text_study(found: TextStudy, images: Sequence[PromptImage], encoder: ImageTextEncoder) -> str:
     """Everything that was asked, one below the other: a panel that stands for itself."""
     labels = "" if found.zero_shot is None else show_zero_shot(found.zero_shot, images)
-    return f'<section class="wi-panel"><h3>CLIP</h3>{show_contrast(found.contrast, images)}{labels}</section>'
+    phrases = "" if found.phrases is None else show_phrases(found.phrases, images, encoder.about_patches)
+    return (
+        f'<section class="wi-panel"><h3>CLIP</h3><p class="vi-caption">Read by: {escape(encoder.name)}.</p>'
+        f"{show_contrast(found.contrast, images)}{labels}{phrases}</section>"
+    )
 
 
 def _nats(loss: float) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from inspector.encoder.store import EncoderStore
 from inspector.session import ModelStore
 from model import InputError
+from model.encoders.opening import is_encoder
 from model.hub import FetchStoppedError, HubCheckpoint, check_room, fetch, look_up
 from model.memory import format_bytes
 
@@ -19,14 +21,17 @@ POLL_S = 0.3
 
 @dataclass(frozen=True)
 class FetchProgress:
-    """``done`` of ``total`` bytes of ``name``; ``model``: what the store calls it once it is open."""
+    """``done`` of ``total`` bytes of ``name``; ``model`` or ``encoder``: what its store calls it once it is open."""
 
     name: str
     done: int
     total: int
     model: str = ""
+    encoder: str = ""
 
     def __str__(self) -> str:
+        if self.encoder:
+            return f"“{self.encoder}” is an encoder of images and texts: choose it in the tab CLIP."
         if self.model:
             return f"“{self.model}” is open."
         if self.done >= self.total:
@@ -49,9 +54,9 @@ class Fetcher:
     def offers(self) -> bool:
         return self.allowed is None or bool(self.allowed)
 
-    def open(self, store: ModelStore, source: str) -> Iterator[FetchProgress]:
-        """Fetches a checkpoint, loads it and names it in ``store``. Whoever stops iterating stops the fetch. InputError
-        for what isn't allowed, can't be fetched or can't be opened."""
+    def open(self, store: ModelStore, encoders: EncoderStore, source: str) -> Iterator[FetchProgress]:
+        """Fetches a checkpoint, loads it and names it in the store of its kind. Whoever stops iterating stops the
+        fetch. InputError for what isn't allowed, can't be fetched or can't be opened."""
         source = source.strip()
         if self.allowed is not None and source not in self.allowed:
             names = ", ".join(sorted(self.allowed)) or "none"
@@ -60,7 +65,7 @@ class Fetcher:
             raise InputError("No checkpoint is named; write a hub id, owner/name.")
         if self.allowed is None and Path(source).expanduser().is_dir():
             yield FetchProgress(source, 1, 1)
-            yield FetchProgress(source, 1, 1, self._load(store, source))
+            yield self._load(store, encoders, FetchProgress(source, 1, 1), source)
             return
         if not self._busy.acquire(blocking=False):
             raise InputError("Another checkpoint is being fetched here; try again when that one is there.")
@@ -76,23 +81,25 @@ class Fetcher:
                 yield FetchProgress(source, min(fetching.done, checkpoint.nbytes - 1), checkpoint.nbytes)
             if fetching.error is not None:
                 raise fetching.error
-            yield FetchProgress(source, checkpoint.nbytes, checkpoint.nbytes)
-            model = self._load(store, source, str(fetching.folder))
-            yield FetchProgress(source, checkpoint.nbytes, checkpoint.nbytes, model)
+            there = FetchProgress(source, checkpoint.nbytes, checkpoint.nbytes)
+            yield there
+            yield self._load(store, encoders, there, str(fetching.folder))
         finally:
             if fetching is not None:
                 fetching.stopped.set()
                 fetching.join()
             self._busy.release()
 
-    def _load(self, store: ModelStore, source: str, folder: str = "") -> str:
-        name = store.add(source, folder or source)
+    def _load(self, store: ModelStore, encoders: EncoderStore, there: FetchProgress, folder: str) -> FetchProgress:
+        if is_encoder(folder):
+            return replace(there, encoder=encoders.add(there.name, folder))
+        name = store.add(there.name, folder)
         try:
             store.get(name)
         except InputError:
             store.remove(name)
             raise
-        return name
+        return replace(there, model=name)
 
 
 class _Fetching(threading.Thread):

@@ -66,9 +66,14 @@ class AttentionView:
         return [self.side, *self.stretch]
 
     @property
+    def maps(self) -> list[Any]:
+        """What :func:`draw_maps` fills."""
+        return [self.sight, self.board]
+
+    @property
     def plots(self) -> list[Any]:
-        """What :func:`draw` fills."""
-        return [self.sight, self.board, self.images, self.kinds]
+        """What :func:`draw_plots` fills."""
+        return [self.images, self.kinds]
 
 
 def begin(selected: int) -> list[Any]:
@@ -186,10 +191,10 @@ def _summarise_reads(
     return "".join(parts)
 
 
-def draw(
+def draw_maps(
     inspection: Inspection, attention: AttentionMap | ReaderMap, layer: str, head: str, own_scale: bool
 ) -> list[Any]:
-    """Values for :attr:`AttentionView.plots`."""
+    """Values for :attr:`AttentionView.maps`."""
     layers, heads = attention.pattern.shape[:2]
     board = board_payload(
         inspection.row,
@@ -198,9 +203,13 @@ def draw(
         head=_picked(head, heads),
         shared_scale=not own_scale,
     )
-    drawn = [answer_sight(), gr.update(data=encode(board))]
+    return [answer_sight(), gr.update(data=encode(board))]
+
+
+def draw_plots(attention: AttentionMap | ReaderMap, own_scale: bool) -> list[Any]:
+    """Values for :attr:`AttentionView.plots`."""
     if isinstance(attention, ReaderMap):
         plot = plot_readers_by_layer(attention, shared_scale=not own_scale)
-        return [*drawn, gr.update(value=plot, visible=True), gr.update(visible=False)]
+        return [gr.update(value=plot, visible=True), gr.update(visible=False)]
     plots = plot_images_by_layer(attention, shared_scale=not own_scale), plot_kinds_by_layer(attention)
-    return [*drawn, *(gr.update(value=plot, visible=True) for plot in plots)]
+    return [gr.update(value=plot, visible=True) for plot in plots]

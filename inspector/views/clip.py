@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -14,7 +14,7 @@ from inspector.encoder.head_comparison import EVERY, STEPS, compare_heads
 from inspector.encoder.inputs import DEFAULT_LABELS, TEMPLATE, ReadImages, read_images, split_lines, suggest_phrases
 from inspector.encoder.patches import AlikePatches, find_alike, read_encoder_attention
 from inspector.encoder.store import OWN, EncoderStore
-from inspector.encoder.study import TextQuestions, describe_encoder, study_texts
+from inspector.encoder.study import TextQuestions, TextStudy, describe_encoder, study_texts
 from inspector.figures.clip import (
     ABOUT,
     ABOUT_ATTENTION,
@@ -36,7 +36,8 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.widgets import Panel, PatchPicker, Sight, answer_sight
-from model import InputError, InspectableVLM
+from model import InputError
+from model.encoders.protocol import ImageTextEncoder
 
 WAITING = '<p class="vi-empty">Press “Compare”: the images of the prompt meet their captions, in one matrix.</p>'
 NO_PATCHES = '<p class="vi-empty">Press “Compare” first; then click a patch, and its like in all images lights up.</p>'
@@ -50,13 +51,21 @@ QUICK = 50_000_000
 
 @dataclass(frozen=True)
 class EncoderShown:
-    """What the tab shows, of which images: ``suggested`` captions are the model's own and go with them."""
+    """What the tab shows, of which images: ``suggested`` captions are the model's own and go with them. ``used`` is
+    the encoder's fingerprint: the name of a model's own stands for whichever answered. ``found`` None: it has no texts.
+    """
 
     encoder: str
+    used: str
     images: tuple[PromptImage, ...]
     read: ReadImages
     suggested: str
+    found: TextStudy | None = None
     alike: AlikePatches | None = None
+
+    def is_of(self, used: ImageTextEncoder, images: tuple[PromptImage, ...]) -> bool:
+        """Whether it was read by that encoder from these images."""
+        return self.images == images and self.used == used.fingerprint
 
 
 @dataclass(frozen=True)
@@ -245,7 +254,7 @@ class ClipHandlers:
         vlm, images = self.store.get(page.model), page.inspection.prompt.images
         used = self.encoders.get(encoder, vlm)
         known = shown is not None and shown.images == images
-        read = shown.read if known and shown.encoder == encoder else read_images(used, images)  # type: ignore[union-attr]
+        read = shown.read if shown is not None and shown.is_of(used, images) else read_images(used, images)
         if not used.has_text:
             return self._without_text(used, encoder, images, read, captions)
         suggested = shown.suggested if shown is not None else ""
@@ -276,7 +285,7 @@ class ClipHandlers:
             show_board(maps, images),
             gr.update(maximum=max(1, used.n_layers - 1), value=max(0, used.n_layers - 1)),
             _value(NO_ATTENTION),
-            EncoderShown(encoder, images, read, suggested),
+            EncoderShown(encoder, used.fingerprint, images, read, suggested, found),
             {**describe_encoder(used), **found.to_json()},
         ]
 
@@ -295,7 +304,7 @@ class ClipHandlers:
             show_board(find_alike(read, 0, 0).maps, images),
             gr.update(maximum=max(1, used.n_layers - 1), value=max(0, used.n_layers - 1)),
             _value(NO_ATTENTION),
-            EncoderShown(encoder, images, read, captions),
+            EncoderShown(encoder, used.fingerprint, images, read, captions),
             describe_encoder(used),
         ]
 
@@ -303,38 +312,36 @@ class ClipHandlers:
         """The board, the attention of the chosen patch, what is shown, and its facts."""
         image, patch = read_event(event, "image", int), read_event(event, "patch", int)
         try:
-            vlm, shown = self._check(page, shown)
+            used, shown = self._check(page, shown)
             alike = find_alike(shown.read, image, patch)
-            used = self.encoders.get(shown.encoder, vlm)
             drawn, facts = self._draw_attention(used, shown, alike, layer)
         except InputError as error:
             raise refuse(error) from error
-        shown = EncoderShown(shown.encoder, shown.images, shown.read, shown.suggested, alike)
+        shown = replace(shown, alike=alike)
         board = show_board(alike.maps, shown.images, alike)
         return [board, drawn, shown, {"alike": alike.to_json(), **facts}]
 
     def change_layer(self, page: Shown | None, shown: EncoderShown | None, layer: int) -> list[Any]:
         """The attention of the patch that was chosen, at another layer."""
         try:
-            vlm, shown = self._check(page, shown)
+            used, shown = self._check(page, shown)
             if shown.alike is None:
                 raise InputError("No patch is chosen; click one in an image above.")
-            used = self.encoders.get(shown.encoder, vlm)
             drawn, facts = self._draw_attention(used, shown, shown.alike, layer)
         except InputError as error:
             raise refuse(error) from error
         return [drawn, {"alike": shown.alike.to_json(), **facts}]
 
-    def _check(self, page: Shown | None, shown: EncoderShown | None) -> tuple[InspectableVLM, EncoderShown]:
-        if page is None or shown is None or shown.images != page.inspection.prompt.images:
-            raise InputError("These images aren't compared yet; press Compare first.")
-        return self.store.get(page.model), shown
+    def _check(self, page: Shown | None, shown: EncoderShown | None) -> tuple[ImageTextEncoder, EncoderShown]:
+        if page is not None and shown is not None:
+            used = self.encoders.get(shown.encoder, self.store.get(page.model))
+            if shown.is_of(used, page.inspection.prompt.images):
+                return used, shown
+        raise InputError("These images aren't compared yet; press Compare first.")
 
     def _draw_attention(
         self, used: Any, shown: EncoderShown, alike: AlikePatches, layer: int
     ) -> tuple[Any, dict[str, Any]]:
-        if not used.n_layers:
-            return _value(show_notes([used.missing])), {}
         found = read_encoder_attention(used, shown.read, alike.chosen.image, alike.chosen.patch, int(layer))
         return _value(show_attention(found, alike.maps, shown.images)), {"attention": found.to_json()}
 

@@ -33,10 +33,15 @@ class LookingHandlers:
     store: ModelStore
     bounds: Bounds
 
-    def draw_plots(self, page: Shown | None, layer: str, head: str, own_scale: bool) -> list[Any]:
+    def draw_maps(self, page: Shown | None, layer: str, head: str, own_scale: bool) -> list[Any]:
+        if page is None:
+            return [gr.skip()] * len(self.attention.maps)
+        return attention_view.draw_maps(page.inspection, page.map, layer, head, own_scale)
+
+    def draw_plots(self, page: Shown | None, own_scale: bool) -> list[Any]:
         if page is None:
             return [gr.skip()] * len(self.attention.plots)
-        return attention_view.draw(page.inspection, page.map, layer, head, own_scale)
+        return attention_view.draw_plots(page.map, own_scale)
 
     def draw_batch(self, page: Shown | None, arrangement: str) -> list[Any]:
         if page is None:
@@ -143,15 +148,16 @@ def wire_looking(
 ) -> None:
     """``shown`` holds a :class:`inspector.session.Shown`."""
     handlers = LookingHandlers(attention, batch, store, demo.bounds)
-    # The slow part of a page: three plots take the browser half a second, and nobody should wait for them to see the
-    # tokens, or for a tab that isn't open.
+    # The slow part of a page: two plots take the browser half a second, and nobody should wait for them to see the
+    # tokens or the maps, or for a tab that isn't open.
     late: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
     # A program asks for what it wants; what describes the API is sent with every page.
     unseen: dict[str, Any] = {**late, "api_visibility": "undocumented"}
     arranged: list[Any] = [shown, batch.arrangement]
     scaled: list[Any] = [shown, attention.layer, attention.head, attention.own_scale]
     draw_batch = handlers.draw_batch
-    attention.sight.seen(handlers.draw_plots, scaled, attention.plots, api_name="draw_plots", **unseen)
+    maps = attention.sight.seen(handlers.draw_maps, scaled, attention.maps, api_name="draw_maps", **unseen)
+    maps.then(handlers.draw_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **unseen)
     batch.sight.seen(draw_batch, arranged, batch.outputs, api_name="draw_batch", **unseen)
     batch.arrangement.input(draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
     inputs: list[Any] = [shown, *attention.looking]

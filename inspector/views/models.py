@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from inspector.encoder.store import EncoderStore
 from inspector.figures.markup import show_notes
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.fetching import Fetcher
@@ -28,6 +29,8 @@ SUGGESTIONS = (
     ("Qwen/Qwen3-VL-2B-Instruct", "one GPU"),
     ("google/gemma-3-4b-it", "one GPU, gated"),
     ("llava-hf/llava-1.5-7b-hf", "one GPU"),
+    ("openai/clip-vit-base-patch32", "for the tab CLIP"),
+    ("google/siglip-base-patch16-224", "for the tab CLIP"),
 )
 """Hub ids of families that are opened here, and what their size asks for. None was fetched where this was written."""
 
@@ -94,28 +97,35 @@ def show_models(store: ModelStore) -> str:
 
 @dataclass(frozen=True)
 class ModelsHandlers:
-    """What the events call: note, the picker's choices, and the table. ``own``: labels and names of the models that
-    this page's person trained, which stay in the picker."""
+    """What the events call: note, the picker's choices, the table, and the choices of encoders. ``own``: labels and
+    names of the models that this page's person trained, which stay in the picker."""
 
     store: ModelStore
+    encoders: EncoderStore
     fetcher: Fetcher
 
     def open(self, source: str | None, own: list[tuple[str, str]]) -> Iterator[list[Any]]:
         try:
-            for progress in self.fetcher.open(self.store, source or ""):
+            for progress in self.fetcher.open(self.store, self.encoders, source or ""):
                 note = f'<p class="vi-caption" role="status">{escape(str(progress))}</p>'
-                if not progress.model:
-                    yield [note, gr.skip(), gr.skip()]
-                    continue
-                picked = gr.update(choices=self._choose_from(own), value=progress.model, visible=True)
-                yield [note, picked, show_models(self.store)]
+                picked, card, encoder = gr.skip(), gr.skip(), gr.skip()
+                if progress.model:
+                    picked = gr.update(choices=self._choose_from(own), value=progress.model, visible=True)
+                    card = show_models(self.store)
+                elif progress.encoder:
+                    encoder = gr.update(choices=list(self.encoders.names), value=progress.encoder, visible=True)
+                yield [note, picked, card, encoder]
         except InputError as error:
-            yield [show_notes([str(error)]), gr.skip(), gr.skip()]
+            yield [show_notes([str(error)]), gr.skip(), gr.skip(), gr.skip()]
             raise refuse(error, seen=False) from error
 
     def refresh(self, own: list[tuple[str, str]]) -> list[Any]:
-        choices = self._choose_from(own)
-        return [gr.update(choices=choices, visible=len(choices) > 1), show_models(self.store)]
+        choices, encoders = self._choose_from(own), list(self.encoders.names)
+        return [
+            gr.update(choices=choices, visible=len(choices) > 1),
+            show_models(self.store),
+            gr.update(choices=encoders, visible=len(encoders) > 1),
+        ]
 
     def _choose_from(self, own: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return [*((name, name) for name in self.store.names), *own]
@@ -146,13 +156,15 @@ def wire_models(
     shown: gr.State,
     own: gr.State,
     comparing: gr.Tab,
+    encoder: gr.Dropdown,
     store: ModelStore,
+    encoders: EncoderStore,
     fetcher: Fetcher,
     demo: GuardedBlocks,
 ) -> None:
     """``former``: where the last answer stays; ``shown`` holds an :class:`inspector.session.Shown`, ``own`` the models
-    of this page's person; ``comparing``: the tab of two models."""
-    handlers = ModelsHandlers(store, fetcher)
+    of this page's person; ``comparing``: the tab of two models; ``encoder``: the choice of encoders in the CLIP tab."""
+    handlers = ModelsHandlers(store, encoders, fetcher)
     model = view.picker
     model.change(
         handlers.keep_answer, shown, former, api_visibility="private", concurrency_limit=None, show_progress="hidden"
@@ -162,7 +174,7 @@ def wire_models(
     opening = view.open.click(
         handlers.open,
         [view.source, own],
-        [view.note, model, view.card],
+        [view.note, model, view.card, encoder],
         api_name="open_model",
         concurrency_id="fetch",
         concurrency_limit=4,
@@ -181,7 +193,7 @@ def wire_models(
         [demo.load, view.folded.expand],
         handlers.refresh,
         own,
-        [model, view.card],
+        [model, view.card, encoder],
         api_name="list_models",
         show_progress="hidden",
     )

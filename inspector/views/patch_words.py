@@ -39,13 +39,14 @@ class PatchWordsView:
     start: gr.Button
     panel: Panel
     facts: gr.JSON
+    study: gr.State
     who: gr.Button
     readers: Panel
 
     @property
     def fresh(self) -> list[Any]:
         """What :func:`begin` fills."""
-        return [self.panel, self.layer, self.facts, self.readers]
+        return [self.panel, self.layer, self.facts, self.study, self.readers]
 
 
 def begin(n_layers: int) -> list[Any]:
@@ -53,6 +54,7 @@ def begin(n_layers: int) -> list[Any]:
     return [
         gr.update(value=WAITING, busy=""),
         gr.update(value=0, maximum=max(1, n_layers - 1)),
+        None,
         None,
         gr.update(value=UNREAD, busy=""),
     ]
@@ -75,7 +77,8 @@ def build_patch_words() -> PatchWordsView:
     with gr.Row(elem_classes="wi-buttons"):
         who = gr.Button("Who looks at the selected token?", size="sm", min_width=240, elem_id="readers-start")
     readers = Panel(UNREAD, elem_id="readers-panel")
-    return PatchWordsView(layer, reading, stream, word, start, panel, gr.JSON(visible=False), who, readers)
+    facts, study = gr.JSON(visible=False), gr.State(None)
+    return PatchWordsView(layer, reading, stream, word, start, panel, facts, study, who, readers)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class PatchWordsHandlers:
     bounds: Bounds
 
     def read(self, page: Shown | None, layer: int, reading: str, stream: str, word: str) -> list[Any]:
-        """The panel, and the facts that ``python -m inspector words`` prints."""
+        """The panel, the facts that ``python -m inspector words`` prints, and what was found, for a report."""
         try:
             if page is None:
                 raise InputError("There is no answer yet; press Ask first.")
@@ -96,7 +99,7 @@ class PatchWordsHandlers:
                 facts["found"] = describe_found(word, find_word(vlm, inspection, word, stream))
                 html = show_found(facts["found"], len(found.cells))
             html += show_patch_words(found, inspection.prompt.images, READINGS.get(reading, "nearest"))
-            return [gr.update(value=html, busy=""), facts]
+            return [gr.update(value=html, busy=""), facts, found]
         except InputError as error:
             raise refuse(error) from error
 
@@ -119,7 +122,7 @@ def wire_patch_words(view: PatchWordsView, store: ModelStore, shown: gr.State, d
         [view.start.click, view.layer.release, view.reading.input, view.stream.input, view.word.submit],
         demo.turns.run(Rank.TEST, handlers.read),
         [shown, view.layer, view.reading, view.stream, view.word],
-        [view.panel, view.facts],
+        [view.panel, view.facts, view.study],
         api_name="words",
         concurrency_id=Rank.TEST.place,
         concurrency_limit=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,12 +11,16 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
+from inspector.encoder.store import EncoderStore
 from inspector.experiments.image_edits import EditStudy
+from inspector.experiments.patch_words import PatchWords
 from inspector.export.command_line import write_which_image
 from inspector.export.experiments import EXPERIMENTS, Experiment
 from inspector.export.report import ShownStudy, report, study
+from inspector.figures.clip import show_text_study
 from inspector.figures.image_edits import show_edits
 from inspector.figures.markup import show_notes
+from inspector.figures.patch_words import show_all_words
 from inspector.figures.which_image import (
     PANELS,
     show_structure,
@@ -33,6 +37,7 @@ from inspector.server.toasts import refuse
 from inspector.server.turns import Rank
 from inspector.session import ModelStore, Shown
 from inspector.views import lab as lab_view
+from inspector.views.clip import EncoderShown
 from inspector.views.folding import build_item
 from inspector.which_image.study import STEPS
 from inspector.widgets import Panel
@@ -208,6 +213,7 @@ class WhichImageHandlers:
 
     view: WhichImageView
     store: ModelStore
+    encoders: EncoderStore
     bounds: Bounds
 
     def guarded(self, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
@@ -318,13 +324,29 @@ class WhichImageHandlers:
         return updates
 
     def make_report(
-        self, page: Shown | None, kept: ShownStudy | None, edited: EditStudy | None, contrast: str, reference: str
+        self,
+        page: Shown | None,
+        kept: ShownStudy | None,
+        edited: EditStudy | None,
+        words: PatchWords | None,
+        compared: EncoderShown | None,
+        contrast: str,
+        reference: str,
     ) -> Any:
+        """With what the page's other tabs found about the same prompt: edits, words on patches, and CLIP."""
         if page is None or kept is None or kept.found.verdict is None:
             raise refuse("There is no verdict yet; press “Which image?” first.")
         if edited is not None and edited.steps:
             kept = kept.adding("edits", show_edits(edited, page.inspection), edited.to_json())
+        images = page.inspection.prompt.images
+        if words is not None:
+            kept = kept.adding("words", show_all_words(words, images), words.to_json())
         try:
+            if compared is not None and compared.found is not None:
+                used = self.encoders.get(compared.encoder, self.store.get(page.model))
+                if compared.is_of(used, images):
+                    drawn = show_text_study(compared.found, images, used)
+                    kept = kept.adding("clip", drawn, compared.found.to_json())
             command = self._repeat(page, kept.found.turn, contrast, reference)
             title = self.store.title_of(page.model)
             html = report(self.store.get(page.model), page.inspection, title, page.names, kept, command)
@@ -348,11 +370,17 @@ class WhichImageHandlers:
 
 
 def wire_which_image(
-    view: WhichImageView, store: ModelStore, shown: gr.State, edited: gr.State, demo: GuardedBlocks
+    view: WhichImageView,
+    store: ModelStore,
+    encoders: EncoderStore,
+    shown: gr.State,
+    told: Sequence[gr.State],
+    demo: GuardedBlocks,
 ) -> None:
-    """``shown`` holds a :class:`inspector.session.Shown`, ``edited`` the page's edits of images, which the report tells
-    of. A question of the same page ends what runs here."""
-    handlers = WhichImageHandlers(view, store, demo.bounds)
+    """``shown`` holds a :class:`inspector.session.Shown`; ``told``: what the report tells of besides, the page's edits
+    of images, its words on patches, and its :class:`inspector.views.clip.EncoderShown`. A question of the same page
+    ends what runs here."""
+    handlers = WhichImageHandlers(view, store, encoders, demo.bounds)
 
     def ranked(rank: Rank, run: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         return handlers.guarded(demo.turns.run(rank, run, demo.bounds.study_s))
@@ -385,6 +413,6 @@ def wire_which_image(
         concurrency_limit=None,
         show_progress="hidden",
     )
-    told: list[Any] = [shown, view.study, edited, view.contrast, view.reference]
-    view.report.click(handlers.make_report, told, view.file, api_name="which_report")
+    report_of: list[Any] = [shown, view.study, *told, view.contrast, view.reference]
+    view.report.click(handlers.make_report, report_of, view.file, api_name="which_report")
     lab_view.wire_lab(view.lab, store, shown, view.turn, demo)

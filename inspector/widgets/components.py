@@ -85,8 +85,8 @@ class _Widget(gr.HTML):
 
 
 class TokenStrip(_Widget):
-    """The whole row of tokens. Triggers ``select`` with ``{position}`` 120 ms after a person has selected a token,
-    wherever on the page that was."""
+    """The whole row of tokens. Triggers ``select`` with ``{position}`` when a person selects a token, wherever on the
+    page that was; of several quick ones with the first and the last."""
 
     _name = "token_strip"
 
@@ -101,7 +101,7 @@ class ImageViewer(_Widget):
 class HeadBoard(_Widget):
     """All layers × heads: a map of one number of each that is the control, and a small map of each over the images.
     ``data``: see :func:`inspector.figures.head_board.board_payload`. Triggers ``choose`` with ``{layer, head}``, −1 for
-    the mean, 120 ms after a person has chosen one."""
+    the mean, when a person chooses one; of several quick ones with the first and the last."""
 
     _name = "head_board"
 

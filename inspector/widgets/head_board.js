@@ -7,7 +7,7 @@ if (!document.getElementById("vlm-board-style")) {
   document.head.append(sheet);
 }
 const HUE = [224, 0, 122], GAP = 1;
-const state = { data: null, measure: 0, order: "layer", scale: "own", values: null, tops: null, parts: null, minis: [], timer: null };
+const state = { data: null, measure: 0, order: "layer", scale: "own", values: null, tops: null, parts: null, minis: [] };
 
 const measures = el("div", {});
 const orders = switcher("Sort the small maps", "vlm-order", [["layer", "by layer", "one line for each layer"], ["share", "by share", "the largest first"]], state.order, (order) => { state.order = order; arrange(); });
@@ -77,13 +77,12 @@ function markChosen() {
   const entry = mini || state.sorted[0];
   if (entry) entry.button.tabIndex = 0;
 }
-// Chosen at once; the last of several quick ones is what is asked for.
+const ask = settle((place) => trigger("choose", place));
 function choose(layer, head) {
   Object.assign(state.data, { layer, head });
   markChosen();
   spoken.textContent = `${nameOf(layer, head)}: ${formatValue(valueAt(layer, head))}`;
-  clearTimeout(state.timer);
-  state.timer = setTimeout(() => trigger("choose", { layer: layer === null ? -1 : layer, head: head === null ? -1 : head }), 120);
+  ask({ layer: layer === null ? -1 : layer, head: head === null ? -1 : head });
 }
 const placeOf = (node) => [node.dataset.layer, node.dataset.head].map((one) => (one === "-1" ? null : Number(one)));
 map.addEventListener("click", (event) => { const cell = event.target.closest(".vlm-cell"); if (cell) choose(...placeOf(cell)); });

@@ -154,12 +154,11 @@ function frame(image, source, tiles, rows, cols, size, what) {
   });
   return box;
 }
-let timer = null;
+const ask = settle((position) => trigger("select", { position }));
 function select(position, extend) {
   const stretch = extend && bus.position !== null && bus.position !== position ? [Math.min(bus.position, position), Math.max(bus.position, position)] : null;
   selectPosition(position, "viewer", stretch);
-  clearTimeout(timer);
-  timer = setTimeout(() => trigger("select", { position }), 120);
+  ask(position);
 }
 function heatText(p) {
   const heat = heatNow();

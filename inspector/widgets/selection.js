@@ -25,6 +25,19 @@ function selectPosition(position, origin, stretch = null) {
 const hoverPosition = (position, origin) => document.dispatchEvent(new CustomEvent("vlm:hover", { detail: { position, origin } }));
 const tellData = () => document.dispatchEvent(new CustomEvent("vlm:data"));
 
+// Calls back at once, unless it was called a moment ago: of several quick calls (a key held down) the first and the last.
+function settle(call, ms = 120) {
+  let timer = null, last = -Infinity;
+  const later = (...values) => {
+    clearTimeout(timer);
+    const wait = performance.now() - last < ms ? ms : 0;
+    last = performance.now();
+    timer = setTimeout(() => call(...values), wait);
+  };
+  later.drop = () => clearTimeout(timer);
+  return later;
+}
+
 // A widget that Gradio has taken away stops listening.
 function listen(name, react) {
   const once = (event) => { if (element.isConnected) react(event.detail || {}); else document.removeEventListener(name, once); };

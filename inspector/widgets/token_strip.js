@@ -7,7 +7,7 @@ const MODES = [
   ["mask", "mask", "the attention mask"], ["loss", "loss", "−ln p of each token, given all before it"], ["attention", "attention", "share of the selected token's attention"],
 ];
 const KINDS = { padding: "padding", separator: "separator", special: "special token", role: "role", region: "tile marker", image: "image tokens", text: "question text", answer: "answer" };
-const state = { row: null, heat: null, mode: "kind", open: new Set(), nodes: new Map(), chips: new Map(), hits: [], timer: null };
+const state = { row: null, heat: null, mode: "kind", open: new Set(), nodes: new Map(), chips: new Map(), hits: [] };
 const fold = (span) => span.kind === "image" || (span.kind === "padding" && span.stop - span.start > 1);
 
 const count = el("span", { class: "vlm-count" });
@@ -373,17 +373,17 @@ document.addEventListener("keydown", slash);
 
 // ---- what comes in
 
+const ask = settle((token) => trigger("select", token));
 listen("vlm:select", ({ position, origin }) => {
   const row = state.row;
-  clearTimeout(state.timer);
+  ask.drop();
   if (!row || (position !== null && position >= row.n)) return;
   if (position !== null && origin !== "server") {
     const index = row.span[position];
     // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
     if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
-    // Moving along with the arrows asks for the last token alone.
     const stretch = bus.stretch;
-    state.timer = setTimeout(() => trigger("select", stretch ? { position: stretch[1], first: stretch[0] } : { position }), 120);
+    ask(stretch ? { position: stretch[1], first: stretch[0] } : { position });
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -18,13 +19,18 @@ from model.families.protocol import InspectableVLM
 from model.memory import check_memory, estimate_memory, read_stored, refuse_shortage
 from model.values import name_value
 
+if TYPE_CHECKING:
+    from model.families.transformers_vlm import TransformersVLM
+
 KINDS = {"clip": "ClipEncoder", "siglip": "SiglipEncoder", "siglip2": "Siglip2Encoder"}
 """``model_type`` of config.json → class in :mod:`model.encoders.transformers_encoder`."""
 
 
 def encoder_of(vlm: InspectableVLM) -> ImageTextEncoder:
     """The image encoder of a model, with the text tower that belongs to it if there is one."""
-    return NanoEncoder(vlm, find_tower(vlm)) if isinstance(vlm, VLM) else TokenEncoder(vlm)
+    if isinstance(vlm, VLM):
+        return NanoEncoder(vlm, find_tower(vlm))
+    return TokenEncoder(cast("TransformersVLM", vlm))
 
 
 def is_encoder(source: str | Path) -> bool:

@@ -56,7 +56,7 @@ class ImageTextEncoder(Protocol):
     """``scale`` multiplies cosines, ``bias`` is added to that; the ``patch_…`` ones are for patches. ``about_patches``
     says in a sentence what the vectors of patches are; ``width`` of the shared space, 0 without a text tower;
     ``missing`` which parts there aren't, empty if all are there.
-    ``n_layers`` and ``n_heads`` of the image encoder, 0 where its attention can't be read."""
+    ``n_layers`` and ``n_heads`` of the image encoder."""
 
     name: str
     loss_kind: LossKind
@@ -92,7 +92,7 @@ class ImageTextEncoder(Protocol):
 
     def read_attention(self, image: ProcessedImage, patch: int) -> Tensor:
         """``[layer head patch]``: where each head of the encoder looks from ``patch``; what goes to a class token is
-        left out. InputError where it can't be read."""
+        left out."""
         ...
 
     def watch(self, before_block: Callable[[], None]) -> None:

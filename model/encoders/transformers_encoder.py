@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.devices import place
@@ -37,49 +34,11 @@ from model.families.checkpoint_files import (
 )
 from model.families.cropped_images import CroppedImages
 from model.families.transformers_vlm import PixelScale
+from model.families.vision_attention import make_readable, reading
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.losses import unit
 from model.memory import guard_memory
 from model.picture import LayingOut
-
-ATTENTION = "vlm_inspector_encoder"
-"""The name under which transformers knows :func:`attend`."""
-_READ: ContextVar[list[Tensor] | None] = ContextVar("read", default=None)
-"""Where the patterns of this thread's pass are put, one of each layer; None where nobody reads."""
-_QUERY: ContextVar[int] = ContextVar("query", default=0)
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of an image encoder as transformers calls it, ``[image head pos d]`` each; the pattern of one query
-    is read on the way, and the output is the same whether it is or not."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if (read := _READ.get()) is not None:
-        scores = query[:, :, _QUERY.get(), None].float() * scale @ key.float().transpose(-1, -2)
-        if attention_mask is not None:
-            rows = attention_mask[:, :, : scores.shape[2]]
-            scores = scores.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else scores + rows
-        read.append(scores.softmax(dim=-1)[0, :, 0])
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
-    return found.transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def _reading(query: int) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-    asked, kept = _QUERY.set(query), _READ.set(found)
-    try:
-        yield found
-    finally:
-        _QUERY.reset(asked)
-        _READ.reset(kept)
 
 
 class TransformersEncoder:
@@ -99,9 +58,6 @@ class TransformersEncoder:
         raise NotImplementedError
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
         placement = place(device, dtype, {}, None)
         self._folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
@@ -111,9 +67,7 @@ class TransformersEncoder:
         self.tokenizer = load_chat_tokenizer(folder, int(self.text.vocab_size))
         self._pixels = PixelScale.of(processor)
         self._geometry = self._read_geometry(processor)
-        AttentionInterface.register(ATTENTION, attend)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        self.model.vision_model.config._attn_implementation = ATTENTION
+        make_readable(self.model.vision_model.encoder.layers)
         # SigLIP's has no name of its own: its heads keep the width of their towers.
         self.width = int(getattr(self.model.config, "projection_dim", None) or self.vision.hidden_size)
         self.n_layers, self.n_heads = int(self.vision.num_hidden_layers), int(self.vision.num_attention_heads)
@@ -201,9 +155,10 @@ class TransformersEncoder:
     @torch.no_grad()
     def read_attention(self, image: ProcessedImage, patch: int) -> Tensor:
         rows, cols = self._count(image)
-        with _reading(self.class_tokens + patch) as found:
+        lead = torch.full((self.class_tokens,), -1)
+        with reading(torch.cat((lead, torch.arange(rows * cols))), patch) as found:
             self._see(image)
-        return torch.stack(found)[..., self.class_tokens :][..., : rows * cols].float()
+        return found.patterns
 
     @guard_memory
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from model.clip import DualEncoder
 from model.encoders.protocol import EncodedImage, ImageReader, LossKind, PatchGrid
 from model.errors import InputError
 from model.families.nanovlm import VLM
-from model.families.protocol import InspectableVLM
 from model.image import ProcessedImage
 from model.losses import unit
 from model.memory import guard_memory
+from model.sample import Row, TokenGrid
 from model.vision import VisionBlock
+
+if TYPE_CHECKING:
+    from model.families.transformers_vlm import TransformersVLM
 
 NO_TEXT = (
     "No text tower belongs to this image encoder, so captions and labels can't be compared with images; what is left: "
@@ -109,12 +112,13 @@ class TokenEncoder:
     scale = patch_scale = 1.0
     bias = 0.0
     has_text = False
-    width = n_layers = n_heads = 0
-    missing = f"{NO_TEXT}patches compared with patches."
+    width = 0
+    missing = f"{NO_TEXT}patches compared with patches, and the encoder's attention."
     about_patches = "what an image token brings into the row: the encoder's states behind the projector"
 
-    def __init__(self, vlm: InspectableVLM) -> None:
+    def __init__(self, vlm: TransformersVLM) -> None:
         self._vlm = vlm
+        self.n_layers, self.n_heads = vlm.encoder_depth, vlm.encoder_heads
         self.name = f"{vlm.family}, image encoder and projector"
 
     @property
@@ -129,26 +133,37 @@ class TokenEncoder:
     @torch.no_grad()
     def encode_image(self, image: ProcessedImage) -> EncodedImage:
         """Where there is a thumbnail it stands for the image: its tiles would say most of it twice."""
-        vlm = self._vlm.for_images(1)
-        row = vlm.place(vlm.prepare(Conversation((Message("user", "?", (image,)),))))
+        vlm, row, used = self._place(image)
         features = torch.cat(vlm.arrange_features(image, vlm.encode(vlm.encoder_inputs(image)))).float()
         order = (row.input_ids == vlm.image_token_id).cumsum(dim=0) - 1
         patches, grids, start = [], [], 0
-        for grid in [grid for grid in row.grids if grid.is_thumbnail] or row.grids:
+        for grid in used:
             places = [grid.position(line, col) for line in range(grid.rows) for col in range(grid.cols)]
             patches.append(features[order[places].to(features.device)])
             grids.append(PatchGrid(grid.rows, grid.cols, grid.box, start))
             start += len(places)
         return EncodedImage(None, unit(torch.cat(patches)), tuple(grids))
 
+    def _place(self, image: ProcessedImage) -> tuple[TransformersVLM, Row, Sequence[TokenGrid]]:
+        """The model for one image, its row, and the grids that stand for it."""
+        vlm = self._vlm.for_images(1)
+        row = vlm.place(vlm.prepare(Conversation((Message("user", "?", (image,)),))))
+        return vlm, row, [grid for grid in row.grids if grid.is_thumbnail] or row.grids
+
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         raise InputError(self.missing)
 
     def read_attention(self, image: ProcessedImage, patch: int) -> Tensor:
-        raise InputError(
-            f"The attention inside the image encoder of a {self._vlm.family} model isn't read here; open a nanoVLM, "
-            "CLIP or SigLIP for that."
-        )
+        """Of image tokens: the patches of a token are taken together."""
+        vlm, _, grids = self._place(image)
+        patterns, start = [], 0
+        for grid in grids:
+            inside = 0 <= patch - start < grid.rows * grid.cols
+            shape = (self.n_layers, self.n_heads, grid.rows * grid.cols)
+            # Nothing passes from one tile to another inside the encoder.
+            patterns.append(vlm.read_encoder(image, grid.tile, patch - start) if inside else torch.zeros(shape))
+            start += grid.rows * grid.cols
+        return torch.cat(patterns, dim=-1)
 
     def watch(self, before_block: Callable[[], None]) -> None:
         """Nothing: whoever watches the VLM watches this."""

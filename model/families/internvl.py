@@ -72,6 +72,10 @@ class InternVL(TransformersVLM):
     def vision_blocks(self) -> Sequence[nn.Module]:
         return list(cast(Any, self.model).model.vision_tower.encoder.layer)
 
+    @property
+    def encoder_lead(self) -> int:
+        return 1
+
     def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
         counts = self.count_tokens(image)
         runs = [ImagePiece("image", tile, ids=(self.image_token_id,) * count) for tile, count in enumerate(counts)]

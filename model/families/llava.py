@@ -80,8 +80,12 @@ class Llava(TransformersVLM):
         tower = cast(Any, self.model).model.vision_tower
         return list(getattr(tower, "vision_model", tower).encoder.layers)
 
+    @property
+    def encoder_lead(self) -> int:
+        return CLASS_TOKENS[self._vision.model_type]
+
     def count_lead(self, image: ProcessedImage, tile: int) -> int:
-        return 0 if self._drops_first else CLASS_TOKENS[self._vision.model_type]
+        return 0 if self._drops_first else self.encoder_lead
 
     def write_image(self, image: ProcessedImage) -> list[ImagePiece]:
         (tokens,) = self.count_tokens(image)

@@ -133,9 +133,23 @@ class Qwen2VL(TransformersVLM):
         still = patches[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, self._frames, -1, -1)
         return still.reshape(rows * cols * merge * merge, -1)
 
+    def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        """The patches of one cell are neighbours."""
+        return torch.arange(cells[0] * cells[1]).repeat_interleave(int(self._vision.spatial_merge_size) ** 2)
+
 
 class Qwen2_5VL(Qwen2VL):
     name = "Qwen2.5-VL"
+
+    def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        """Cells one window after the other, as its layers work through them."""
+        from transformers.vision_utils import get_vision_window_index
+
+        merge = int(self._vision.spatial_merge_size)
+        order, _ = get_vision_window_index(
+            torch.tensor([[1, *patches]]), merge, int(self._vision.window_size), self.patch_px
+        )
+        return order.repeat_interleave(merge**2)
 
     @classmethod
     def model_class(cls) -> type[PreTrainedModel]:

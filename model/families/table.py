@@ -40,13 +40,13 @@ _PREFIX = (
     "on from, and an image can't be taken away from what stands behind it alone"
 )
 _ENCODER = (
-    "it encodes images and texts and has no language model that answers (the tab “CLIP” compares with it: app.py "
-    "--encoder, or python -m inspector clip)"
+    "it encodes images and texts and has no language model that answers (the tab “CLIP” compares with it: open it "
+    "under “Models”, by app.py --encoder, or with python -m inspector clip)"
 )
+ENCODERS = ("clip", "siglip", "siglip2")
+"""``model_type`` of what :mod:`model.encoders` opens."""
 REFUSED = {
-    "clip": _ENCODER,
-    "siglip": _ENCODER,
-    "siglip2": _ENCODER,
+    **dict.fromkeys(ENCODERS, _ENCODER),
     "qwen3_5": _HYBRID,
     "qwen3_5_moe": _HYBRID,
     "qwen3_next": _HYBRID,

@@ -39,6 +39,7 @@ from model.families.choice_rules import ChoiceRules, read_defaults
 from model.families.opened_vlm import OpenedVLM
 from model.families.template_chat import TemplateChat
 from model.families.transformers_text import TextModel, forget_hooks
+from model.families.vision_attention import make_readable, reading
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
 from model.memory import guard_memory
@@ -165,6 +166,27 @@ class TransformersVLM(OpenedVLM):
         layers (zeros at text)."""
         return {}
 
+    @property
+    def encoder_lead(self) -> int:
+        """Places of the image encoder before its patches (a class token)."""
+        return 0
+
+    @property
+    def encoder_depth(self) -> int:
+        """Blocks of the image encoder that have a part in what stands in the row."""
+        blocks = len(self.vision_blocks)
+        layers = getattr(self.config, "vision_feature_layer", None)  # of the states before, between and behind them
+        chosen = (-1,) if layers is None else (layers,) if isinstance(layers, int) else layers
+        return max(int(layer) % (blocks + 1) for layer in chosen)
+
+    def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        """``[place]``: the cell in which each place of the encoder lies, of ``cells`` (rows, cols) row by row, for
+        a picture of ``patches`` (rows, cols); −1 for a place in none."""
+        each = self.cell_px // self.patch_px
+        lines, columns = (torch.arange(count) // each for count in patches)
+        found = torch.where((lines[:, None] < cells[0]) & (columns < cells[1]), lines[:, None] * cells[1] + columns, -1)
+        return torch.cat((torch.full((self.encoder_lead,), -1), found.flatten()))
+
     # --- opening ---
 
     def __init__(
@@ -181,6 +203,7 @@ class TransformersVLM(OpenedVLM):
         processor = load_image_processor(folder, self.image_processors)
         self.model = load_weights(self.model_class(), folder, self._placed)
         self.text = TextModel(self.text_module, cast(nn.Module, cast(Any, self.model).lm_head))
+        make_readable(self.vision_blocks)
         self.tokenizer = load_chat_tokenizer(folder, self.embedding.num_embeddings)
         self.pixels = PixelScale.of(processor)
         self._geometry = self.read_geometry(processor)
@@ -365,6 +388,23 @@ class TransformersVLM(OpenedVLM):
 
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
         return tuple(self.pixels.apply(picture) for picture in image.pictures)
+
+    @property
+    def encoder_heads(self) -> int:
+        """Heads of each block of the image encoder."""
+        settings = self.config.vision_config
+        return int(getattr(settings, "num_attention_heads", None) or settings.num_heads)
+
+    @guard_memory
+    def read_encoder(self, image: ProcessedImage, tile: int, cell: int) -> Tensor:
+        """``[layer head cell]``: where each head of the image encoder looks from the patches of one cell of a tile, the
+        mean of theirs, summed over the patches of each cell. What goes to a class token is left out."""
+        part = self.encoder_inputs(image)[tile]
+        height, width = part.shape[1:]
+        patches = height // self.patch_px, width // self.patch_px
+        with reading(self.map_places(patches, self.count_cells(image, tile)), cell) as found:
+            self.encode([part])
+        return found.patterns[: self.encoder_depth]
 
     # --- the language model ---
 

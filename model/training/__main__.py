@@ -94,7 +94,7 @@ def describe(event: Event) -> str | None:
     if isinstance(event, StepEvent) and (event.step % 10 == 0 or event.step == event.steps):
         return (
             f"[{event.stage}] {event.step}/{event.steps} loss {event.loss:.4f} |g| {event.gradient_norm:.2f} "
-            f"{event.tokens_per_s:,.0f}/s, {event.eta_s:.0f} s to go"
+            f"{event.tokens_per_s:,.0f}/s, {event.waited_s:.2f} s for its rows, {event.eta_s:.0f} s to go"
         )
     if isinstance(event, EvalEvent):
         shares = ", ".join(f"{family} {share:.2f}" for family, share in event.accuracy.items())

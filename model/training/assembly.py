@@ -112,11 +112,9 @@ def _plan(parts: Parts, folder: Path, weights: bool) -> _Plan:
     # Some vocabularies have spare rows.
     missing = max(0, len(tokenizer) - int(known or 0)) if is_whole(known) else 0
     language_settings = read_language(language, extra_tokens=missing)
+    settings = {**vision_settings, **language_settings, **sizes, **names}
     config = VLMConfig(
-        **vision_settings,
-        **language_settings,
-        **sizes,
-        **names,
+        **settings,
         mp_kind=parts.projector,
         vlm_extra_tokens=extra,
         lm_chat_template=template,

@@ -183,7 +183,8 @@ def _count_activations(config: VLMConfig, stage: Stage, step: StepShape, precisi
     if "vision_encoder" in stage.learning_rates:
         width, inner = config.vit_hidden_dim, config.vit_inter_dim
         patches = step.tiles * count_patches(config)
-        found += config.vit_n_blocks * patches * (9 * width + item * (2 * inner + 6 * width))
+        block = patches * (9 * width + item * (2 * inner + 6 * width))
+        found += _count_blocks(stage, config.vit_n_blocks, block, 4 * patches * width)
         found += config.vit_n_blocks * _cast(precision, 4 * width * width + 2 * width * inner)
     if stage.kind == "contrastive":
         # The text tower is as wide whatever the model is: two layers of 128.
@@ -204,8 +205,14 @@ def _count_decoder(config: VLMConfig, stage: Stage, step: StepShape, precision: 
         norms, entering = 4 * (6 if trains else 2) * width, inside - (0 if trains else inner)
     block = norms + item * (entering + 7 * stage.lora_rank)
     matrices = 2 * width * queries + 2 * width * keys + 3 * width * inner
-    found = config.lm_n_blocks * (step.positions * block + _cast(precision, matrices))
+    found = _count_blocks(stage, config.lm_n_blocks, step.positions * block, 4 * step.positions * width)
+    found += config.lm_n_blocks * _cast(precision, matrices)
     return found + LOGIT_BYTES * step.labels * config.lm_vocab_size
+
+
+def _count_blocks(stage: Stage, blocks: int, inside: int, entering: int) -> int:
+    """All blocks' activations; what is computed again on the way back is there for one block at a time."""
+    return blocks * entering + inside if stage.checkpointing else blocks * inside
 
 
 def _cast(precision: str, weights: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ from model.losses import info_nce, retrieval_accuracy
 from model.sample import Sample
 from model.training.batches import PairBatch
 from model.training.events import ModuleSize
+from model.training.exchange import gather_rows, share_out
 from model.training.recipe import MODULES, Stage
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
@@ -42,32 +44,55 @@ class LanguageLoss(nn.Module):
 
 class ContrastiveLoss(nn.Module):
     """The dual encoder under InfoNCE: captions against pictures, and phrases against patches where there are any.
-    Returns the mean loss times the number of pairs."""
+    Returns the mean loss times the number of pairs. Where several processes share a batch, each embeds its own pictures
+    and its share of the texts, and the contrast is between those of all."""
 
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__()
         self.dual = dual
 
     def forward(self, batch: PairBatch) -> Tensor:
-        return self.measure(batch)[0] * len(batch.tiles)
+        return self.measure(batch)[0] * len(batch)
 
     def measure(self, batch: PairBatch) -> tuple[Tensor, float, float]:
         """Loss, and how often the nearest caption and the nearest phrase are the right ones."""
-        return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
+        if len(batch.tiles):
+            return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
+        # A process without a picture of its own still has texts.
+        return self.contrast(batch.tiles.new_zeros(0, 1, self.dual.vision_encoder.width), batch)
 
     def contrast(self, patches: Tensor, batch: PairBatch) -> tuple[Tensor, float, float]:
         """:meth:`measure` of ``patches [pair patch d]``, what the encoder made of the batch's tiles."""
         dual = self.dual
-        images, captions = dual.embed_images(patches), dual.embed_texts(batch.captions)
+        owners = batch.process_of_pair
+        images, captions = dual.embed_images(patches), self._embed_texts(batch.captions, batch)
+        if owners is not None:
+            images = gather_rows(images, owners)
         loss = info_nce(images, captions, batch.caption_of_tile, dual.bounded(dual.log_temperature))
         caption_accuracy = retrieval_accuracy(images, captions, batch.caption_of_tile)
         phrase_accuracy = float("nan")
         if len(batch.phrases) > 1:
-            places = dual.embed_patches(patches[batch.patch_places[:, 0], batch.patch_places[:, 1]])
-            phrases = dual.embed_texts(batch.phrases)
+            pairs, numbers = batch.patch_places.unbind(dim=1)
+            if owners is None:
+                places = dual.embed_patches(patches[pairs, numbers])
+            else:
+                here = owners == dist.get_rank()
+                own = here[pairs]
+                chosen = patches[here.cumsum(0)[pairs[own]] - 1, numbers[own]]
+                places = gather_rows(dual.embed_patches(chosen), owners[pairs])
+            phrases = self._embed_texts(batch.phrases, batch)
             loss = loss + info_nce(places, phrases, batch.phrase_of_place, dual.bounded(dual.patch_log_temperature))
             phrase_accuracy = retrieval_accuracy(places, phrases, batch.phrase_of_place)
         return loss, caption_accuracy, phrase_accuracy
+
+    def _embed_texts(self, texts: Sequence[str], batch: PairBatch) -> Tensor:
+        """Unit vectors ``[text width]``, of which each process that shares the batch makes some."""
+        if batch.process_of_pair is None:
+            return self.dual.embed_texts(texts)
+        own = texts[dist.get_rank() :: dist.get_world_size()]
+        # Without a text of its own a process lets one go through, of which nothing is used: all tell alike.
+        embedded = self.dual.embed_texts(own or texts[:1])[: len(own)]
+        return gather_rows(embedded, share_out(len(texts)))
 
     @torch.no_grad()
     def choose_captions(self, batch: PairBatch) -> Tensor:
@@ -121,19 +146,21 @@ def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenize
         if stage.lora_rank and part_of(name) == "decoder":
             wanted = "lora_" in name
         parameter.requires_grad_(wanted)
+    vlm.decoder.recompute = vlm.vision_encoder.recompute = stage.checkpointing
     return module
 
 
 def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
-    """AdamW with a group for each part, and one more for what doesn't decay; see ``decay`` of
-    :class:`model.training.recipe.Stage`."""
+    """AdamW with a group for each part, and one more for what doesn't decay: temperatures, and what ``decay`` of
+    :class:`model.training.recipe.Stage` spares. Temperatures stay within their bound."""
+    temperatures = {f"dual.{name}" for name in DualEncoder.TEMPERATURES}
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             # Places of patches and tokens are tables, too, and have a leading axis of one or stand alone.
             table = id(parameter) in embeddings or name.endswith(("position_embedding", "class_embedding", "positions"))
-            spared = stage.decay == "matrices" and (table or parameter.ndim < 2)
+            spared = name in temperatures or (stage.decay == "matrices" and (table or parameter.ndim < 2))
             groups.setdefault((part_of(name), 0.0 if spared else stage.weight_decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
@@ -147,6 +174,9 @@ def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
     optimizer.register_step_post_hook(
         lambda stepped, *_: increment_version([one for group in stepped.param_groups for one in group["params"]])
     )
+    if isinstance(module, ContrastiveLoss):
+        dual = module.dual
+        optimizer.register_step_post_hook(lambda *_: dual.bound_temperatures())
     return optimizer
 
 

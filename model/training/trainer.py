@@ -33,6 +33,7 @@ from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.feed import Feed
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
@@ -98,6 +99,7 @@ class Trainer:
         self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
         self._estimates: dict[str, MemoryEstimate] = {}
         self._changed: set[str] = set()
+        self._feed: Feed | None = None
         self._sound = True
         """Whether the weights of this moment may be kept."""
         self._last_run_update = 0.0
@@ -185,6 +187,8 @@ class Trainer:
             if not ended:
                 # Whoever listened went away, or the process is being ended: the last state is there to go on from.
                 self._note(status="stopped")
+            if self._feed is not None:
+                self._feed.close()
             if self.recipe.tracker:
                 self.accelerator.end_training()
             self.folder.unlock()
@@ -223,10 +227,11 @@ class Trainer:
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
         learner: Learner = (
-            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed)
+            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
             if contrastive
-            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
+            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
         )
+        self._feed = learner.feed
         good = GoodWeights(module)
         self._update_run(stage=stage.name, stage_index=index, step=step, memory=self._memory_json())
         yield self._say(
@@ -279,6 +284,7 @@ class Trainer:
                 seconds,
                 seconds / step * (stage.steps - step),
                 learned.dropped,
+                *learner.feed.last_step,
             )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
@@ -296,6 +302,7 @@ class Trainer:
             if asked == "stop":
                 break
             last_tick = time.monotonic()
+        learner.feed.close()
         self._close(stage, module)
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)

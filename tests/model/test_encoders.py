@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from model import InputError, OpenedImage, load_vlm, save_vlm
 from model.clip import DualEncoder
 from model.encoders.opening import encoder_of, is_encoder, load_encoder
 from model.encoders.text_tower import SHAPE, WEIGHTS, find_tower, save_tower
+from model.families.vision_attention import ATTENTION
 from model.training.synthetic import scenes as sc
 from tests import tiny_checkpoints as made
 from tests.tiny_encoders import NAMES, build_encoder
@@ -165,9 +167,92 @@ def test_other_families_have_patches_alone(tiny, name):
     assert len(image.patches) == sum(grid.rows * grid.cols for grid in image.grids)
     torch.testing.assert_close(image.patches.norm(dim=-1), torch.ones(len(image.patches)))
     assert not encoder.has_text
-    for asked in (lambda: encoder.encode_texts(["a"]), lambda: encoder.read_attention(None, 0)):
-        with pytest.raises(InputError):
-            asked()
+    with pytest.raises(InputError):
+        encoder.encode_texts(["a"])
+
+
+@pytest.mark.parametrize("size", [(150, 100), (56, 56)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("idefics3", "llava", "llava always", "llava next", "onevision", "internvl", "gemma3", "gemma3 rest"),
+        *("qwen2 vl", "qwen2.5 vl", "qwen3 vl"),
+    ],
+)
+def test_the_attention_of_other_encoders_is_transformers_own_put_together_by_cells(tiny, name, size, monkeypatch):
+    """Their eager attention, in which every pattern is there whole, in the order in which their places lie."""
+    vlm = tiny(name).vlm
+    encoder = encoder_of(vlm)
+    image = encoder.reader.process_image(OpenedImage(made.noise(*size)))
+    before = encoder.encode_image(image).patches
+    cells = len(before)
+    chosen = [0, cells // 2, cells - 1]
+    found = [encoder.read_attention(image, cell) for cell in chosen]
+    assert torch.equal(encoder.encode_image(image).patches, before)
+
+    parts, heads = whole_patterns(vlm, image, monkeypatch)
+    assert found[0].shape == (encoder.n_layers, heads, cells)
+    places = places_of_cells(name, vlm, image)
+    assert len(places) == cells
+    for cell, pattern in zip(chosen, found, strict=True):
+        for layer in range(encoder.n_layers):
+            rows = parts[layer][:, places[cell]].mean(dim=1)
+            expected = torch.stack([rows[:, own].sum(dim=-1) for own in places], dim=-1)
+            torch.testing.assert_close(pattern[layer], expected, atol=1e-5, rtol=0)
+
+
+def whole_patterns(vlm, image, monkeypatch):
+    """``[head place place]`` of each layer, of the part that stands for the image."""
+    layers = []
+    attentions = {id(module): n for n, block in enumerate(vlm.vision_blocks) for module in block.modules()}
+    source = sys.modules[type(vlm.vision_blocks[0]).__module__]
+    eager = source.eager_attention_forward
+
+    def keep(module, *given, **more):
+        output, weights = eager(module, *given, **more)
+        layer = attentions[id(module)]
+        if layer == len(layers):
+            layers.append(weights[0])
+        else:  # the next window of the same layer
+            layers[layer] = torch.stack(
+                [torch.block_diag(*pair) for pair in zip(layers[layer], weights[0], strict=True)]
+            )
+        return output, weights
+
+    settings = {
+        id(one.config): one.config for block in vlm.vision_blocks for one in block.modules() if hasattr(one, "config")
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(source, "eager_attention_forward", keep)
+        for config in settings.values():
+            config._attn_implementation = "eager"
+        encoder = vlm.for_images(1)
+        inputs = encoder.encoder_inputs(image)
+        encoder.encode([inputs[image.thumbnail_tile or 0]])
+        for config in settings.values():
+            config._attn_implementation = ATTENTION
+    return layers, layers[0].shape[0]
+
+
+def places_of_cells(name, vlm, image):
+    """Where the patches of each cell of the shown part lie among the places of its encoder, counted out."""
+    vlm = vlm.for_images(1)
+    tile = image.thumbnail_tile or 0
+    width = vlm.encoder_inputs(image)[tile].shape[2]
+    rows, cols = vlm.count_cells(image, tile)
+    each, across = vlm.cell_px // vlm.patch_px, width // vlm.patch_px
+    if name.startswith("qwen"):
+        order = [(r, c) for r in range(rows) for c in range(cols)]
+        if "2.5" in name:  # windows of 2 × 2 cells
+            order.sort(key=lambda place: (place[0] // 2, place[1] // 2))
+        start = {place: 4 * n for n, place in enumerate(order)}
+        return [[start[r, c] + n for n in range(4)] for r in range(rows) for c in range(cols)]
+    lead = int(name.startswith(("llava", "internvl")))
+    return [
+        [lead + (r * each + y) * across + c * each + x for y in range(each) for x in range(each)]
+        for r in range(rows)
+        for c in range(cols)
+    ]
 
 
 def test_a_tower_comes_back_as_it_was_and_goes_with_its_encoder_only(tmp_path, golden, embedded):

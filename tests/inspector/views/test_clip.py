@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import gradio as gr
 import pytest
+import torch
 
 from inspector.__main__ import main
 from inspector.bounds import Bounds
@@ -97,6 +98,16 @@ def test_what_was_compared_goes_with_the_answer(handlers, compared, store, shown
             handlers.pick(page, state, 0, event(image=0, patch=0))
     with pytest.raises(gr.Error):
         handlers.change_layer(shown, compared[-2], 0)  # no patch was chosen
+
+
+def test_another_model_s_own_encoder_reads_the_same_images_anew(store, handlers, compared, shown, event, monkeypatch):
+    other = store.get("embedded").redraw(1)
+    monkeypatch.setattr(store, "get", lambda name: other)
+    with pytest.raises(gr.Error, match="Compare"):
+        handlers.pick(shown, compared[-2], 0, event(image=0, patch=0))
+    fresh = handlers.compare(shown, compared[-2], OWN, "", LABELS, "a {}", "", 0)[-2]
+    assert fresh.used != compared[-2].used
+    assert not torch.allclose(fresh.read.encoded[0].patches, compared[-2].read.encoded[0].patches)
 
 
 @pytest.mark.parametrize(

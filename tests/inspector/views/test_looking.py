@@ -39,7 +39,8 @@ def test_a_position_beyond_the_row_is_refused(handlers, shown, event, data, sent
 
 def test_nothing_is_drawn_before_anything_was_asked(handlers, event):
     assert handlers.select_token(None, *CONTROLS, event(position=0)) == [gr.skip()] * 5
-    assert handlers.draw_plots(None, "mean", "mean", False) == [gr.skip()] * len(handlers.attention.plots)
+    assert handlers.draw_maps(None, "mean", "mean", False) == [gr.skip()] * len(handlers.attention.maps)
+    assert handlers.draw_plots(None, False) == [gr.skip()] * len(handlers.attention.plots)
     assert handlers.draw_batch(None, "row") == [gr.skip()] * len(handlers.batch.outputs)
     with pytest.raises(gr.Error, match="batch"):
         handlers.make_files(None, "row")
@@ -81,11 +82,11 @@ def test_a_head_that_is_clicked_is_picked_shown_and_named(handlers, shown, event
 
 
 def test_the_board_and_two_plots_are_drawn_of_either_side(handlers, shown):
-    drawn = handlers.draw_plots(shown, "1", "mean", False)
-    board = json.loads(drawn[1]["data"])
-    assert (board["layer"], board["head"], board["readers"]) == (1, None, False)
-    assert [plot["visible"] for plot in drawn[2:]] == [True, True]
+    _, board = handlers.draw_maps(shown, "1", "mean", False)
+    data = json.loads(board["data"])
+    assert (data["layer"], data["head"], data["readers"]) == (1, None, False)
+    assert [plot["visible"] for plot in handlers.draw_plots(shown, False)] == [True, True]
     seen, *_ = handlers.look_again(shown, *CONTROLS[:-1], READERS)
-    drawn = handlers.draw_plots(seen, "mean", "mean", False)
-    assert json.loads(drawn[1]["data"])["readers"]
-    assert [plot["visible"] for plot in drawn[2:]] == [True, False]
+    _, board = handlers.draw_maps(seen, "mean", "mean", False)
+    assert json.loads(board["data"])["readers"]
+    assert [plot["visible"] for plot in handlers.draw_plots(seen, False)] == [True, False]

@@ -12,17 +12,17 @@ from inspector.views.patch_words import PatchWordsHandlers, begin
 
 
 def test_the_panel_has_a_word_on_every_cell_and_the_facts_are_the_commands(store, shown):
-    panel, facts = PatchWordsHandlers(store, Bounds()).read(shown, 1, "logit lens", "residual", "yellow")
+    panel, facts, kept = PatchWordsHandlers(store, Bounds()).read(shown, 1, "logit lens", "residual", "yellow")
     found = measure_words(store.get("embedded"), shown.inspection, 1)
     assert panel["value"].count('class="pw-cell"') == len(found.cells) == 48
     assert all(f'data-vlm-position="{cell.position}"' in panel["value"] for cell in found.cells)
     assert facts.pop("found")["logit_lens"]["cells"][1] == found.count("yellow")[0]
-    assert facts == found.to_json()
+    assert facts == found.to_json() == kept.to_json()
 
 
 def test_what_was_read_goes_with_the_answer_and_the_layers_are_the_models():
-    panel, layer, facts, readers = begin(30)
-    assert (layer["value"], layer["maximum"], facts) == (0, 29, None)
+    panel, layer, facts, kept, readers = begin(30)
+    assert (layer["value"], layer["maximum"], facts, kept) == (0, 29, None, None)
     assert "pw-cell" not in panel["value"]
     assert "<table" not in readers["value"]
 
