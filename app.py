@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -72,14 +73,24 @@ def build_demo(
     jobs: JobTable | None = None,
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
+    parts: Sequence[str] = (),
 ) -> gr.Blocks:
     """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`; ``allowed``: checkpoints
-    that a person may open; ``encoders``: of the CLIP tab, beside the models' own."""
+    that a person may open; ``encoders``: of the CLIP tab, beside the models' own; ``parts``: of
+    “build a VLM”, beside these."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
-    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public, allowed=allowed, encoders=encoders)
+    return build_ui(
+        store,
+        jobs or open_jobs(public),
+        bounds,
+        open_to_all=public,
+        allowed=allowed,
+        encoders=encoders,
+        parts=parts,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="E", help="CLIP or SigLIP for the tab “CLIP”; repeat"
+    )
+    parser.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="P",
+        help="image encoder or language model for “build a VLM”, folder or hub id; repeat",
     )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
@@ -113,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         store = open_models(read_sources(options.model), options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
         encoders = EncoderStore(options.encoder, device=options.device, dtype=options.dtype)
-        demo = build_demo(store, options.public, jobs, allowed, encoders)
+        demo = build_demo(store, options.public, jobs, allowed, encoders, options.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

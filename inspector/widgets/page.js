@@ -56,6 +56,14 @@
     const earlier = written() !== asked;
     if (results.hasAttribute("data-earlier") !== earlier) results.toggleAttribute("data-earlier", earlier);
   };
+  // Moments are written in the zone of whoever reads them.
+  const localise = () => {
+    for (const time of document.querySelectorAll("time[datetime]:not([data-local])")) {
+      time.dataset.local = "yes";
+      time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    }
+  };
+  new MutationObserver(localise).observe(document.body, { childList: true, subtree: true });
   let due = 0;
   const later = () => { cancelAnimationFrame(due); due = requestAnimationFrame(compare); };
   document.addEventListener("vlm:data", () => {
