@@ -27,7 +27,7 @@ from inspector.which_image.seen import SeenAnswer
 from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory, read_kind
 from model.hub import HubCheckpoint, check_weights
 from model.memory import format_bytes, release_memory
-from model.training.assembly import open_base
+from model.training.assembly import make_base
 from model.training.recipe import ASSEMBLED, NEW, Recipe
 
 _log = logging.getLogger(__name__)
@@ -280,7 +280,7 @@ class ModelStore:
     def get_base(self, recipe: Recipe) -> VLM:
         """The model that a recipe began from; one that is no checkpoint is made again."""
         if recipe.base in (NEW, ASSEMBLED):
-            return open_base(recipe)
+            return make_base(recipe)
         name = next((name for name, own in self._sources.items() if own == recipe.base), None)
         return _trainable(self.get(name) if name is not None else self._get_private(recipe.base))
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import VLMConfig
 from model.devices import BALANCED, Placement, place
 from model.errors import InputError
+from model.families.adapter import add_adapter, holds_adapter, read_adapter
 from model.families.checkpoint_files import check_fit, check_numbers, read_object
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
@@ -84,6 +85,8 @@ def load_vlm(
     known or can't be inspected, and before anything is loaded if the weights don't fit the device.
     """
     folder, local = find_folder(source)
+    if holds_adapter(folder):
+        return _open_adapter(folder, device, dtype, quantize)
     family = _find_family(folder)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     if family is None:
@@ -92,6 +95,27 @@ def load_vlm(
     more = {} if quantize is None else {"quantize": quantize}
     with refuse_shortage():
         return family(folder, BALANCED if placement.balanced else placement.device, placement.dtype, **more)
+
+
+def _open_adapter(
+    folder: Path, device: torch.device | str, dtype: torch.dtype | str, quantize: str | None
+) -> InspectableVLM:
+    """The adapter's base, changed by it."""
+    from model.families.transformers_vlm import TransformersVLM  # which takes long to import
+
+    adapter = read_adapter(folder)
+    if quantize is not None:
+        raise InputError("An adapter can't be added into quantised weights; open it without --quantize.")
+    try:
+        base = load_vlm(adapter.base, device=device, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"The adapter in {folder} changes “{adapter.base}”, which can't be opened: {error}") from error
+    if not isinstance(base, TransformersVLM) or holds_adapter(find_folder(adapter.base)[0]):
+        raise InputError(
+            f"The adapter in {folder} changes “{adapter.base}”, which is no checkpoint of transformers; adapters are "
+            "read for these alone."
+        )
+    return add_adapter(base, adapter, folder)
 
 
 def plan_memory(

@@ -65,7 +65,8 @@ def show_plans(
     if there is none. ``beyond``: what the model can't make of them."""
     if not plans:
         return (
-            '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
+            '<p class="vi-empty">Drop pictures, or paste them or their address, to see how each is resized, cut into '
+            "tiles and counted in tokens. "
             "A prompt without images is fine too.</p>"
         )
     items = []
@@ -83,7 +84,7 @@ def show_plans(
     total = sum(plan.tokens for plan in plans)
     return (
         f'<ol class="vi-plans">{"".join(items)}</ol>'
-        f'<p class="vi-caption">{total:,} tokens for all images. Drop more anywhere on the page.</p>'
+        f'<p class="vi-caption">{total:,} tokens for all images. Drop or paste more anywhere on the page.</p>'
         + (f'<p class="vi-beyond" role="note">{escape(beyond)}</p>' if beyond else "")
     )
 

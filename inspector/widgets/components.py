@@ -85,8 +85,8 @@ class _Widget(gr.HTML):
 
 
 class TokenStrip(_Widget):
-    """The whole row of tokens. Triggers ``select`` with ``{position}`` when a person selects a token, wherever on the
-    page that was; of several quick ones with the first and the last."""
+    """The whole row of tokens. Triggers ``select`` with ``{position, maps}`` when a person selects a token, wherever
+    on the page that was; of several quick ones with the first and the last."""
 
     _name = "token_strip"
 

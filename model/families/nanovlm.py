@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from model.chat import ChatRenderer
-from model.collator import IGNORE_LABEL, Batch
+from model.collator import IGNORE_LABEL, Batch, shift_labels
 from model.config import VLMConfig
 from model.errors import InputError
 from model.families.nanovlm_chat import NanoVLMChat
@@ -271,13 +271,10 @@ class VLM(nn.Module, OpenedVLM):
         return self.decoder.head(self.hidden(batch, tap))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats over the labels, each predicted from the position before it: the one place where
-        labels are shifted. Only positions that predict a label meet the vocabulary. InputError if there is no label.
-        """
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_LABEL)
+        """Mean cross-entropy in nats over the labels, each predicted from the position before it. Only positions that
+        predict a label meet the vocabulary. InputError if there is no label."""
+        targets = shift_labels(batch.labels)
         trained = targets != IGNORE_LABEL
-        if not bool(trained.any()):
-            raise InputError("No position of the batch has a label, so there is nothing to learn; check the loss mask.")
         logits = self.decoder.head(self._states(batch, trained))
         return F.cross_entropy(logits.float(), targets[trained])
 

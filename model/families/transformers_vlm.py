@@ -107,8 +107,12 @@ class TransformersVLM(OpenedVLM):
         """What stands in the row for an image: its runs of image tokens, one for each tile, and what is around them."""
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`model.families.protocol.InspectableVLM.encode`."""
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the projector reads of each of :meth:`encoder_inputs`, ``[patch d]``; without gradients."""
+
+    @abstractmethod
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """``[token embed]`` of what :meth:`read_patches` gave, with gradients where they are asked for."""
 
     @property
     @abstractmethod
@@ -162,8 +166,8 @@ class TransformersVLM(OpenedVLM):
         return None
 
     def deep_arguments(self, extra: Tensor) -> Mapping[str, Any]:
-        """What the text model is told of ``extra [layer pos width]``, the features that are added behind its first
-        layers (zeros at text)."""
+        """What the text model is told of ``extra [layer batch pos width]``, the features that are added behind its
+        first layers (zeros at text)."""
         return {}
 
     @property
@@ -273,6 +277,17 @@ class TransformersVLM(OpenedVLM):
             else:
                 part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
             found[part] += weight.numel()
+        return found
+
+    @property
+    def projectors(self) -> dict[str, nn.Module]:
+        """The modules between its two models, by their names in it. A learned line break is no module and not among
+        them."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2].startswith(_PROJECTORS):
+                several = module.named_children() if isinstance(module, nn.ModuleList) else ()
+                found |= {f"{name}.{number}": one for number, one in several} or {name: module}
         return found
 
     @property
@@ -389,6 +404,11 @@ class TransformersVLM(OpenedVLM):
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
         return tuple(self.pixels.apply(picture) for picture in image.pictures)
 
+    @guard_memory
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return self.project(self.read_patches(inputs))
+
     @property
     def encoder_heads(self) -> int:
         """Heads of each block of the image encoder."""
@@ -422,11 +442,22 @@ class TransformersVLM(OpenedVLM):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
+        return self.read_rows(embeds, position_ids, visible, cache, tap)
+
+    def read_rows(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """:meth:`decode` with gradients where they are asked for, and of several rows where there is no cache: ``embeds
+        [batch pos embed]``, ``position_ids [axes batch pos]``, ``visible [batch 1 pos pos]``."""
         width = self.text.width
         more: Mapping[str, Any] = {}
         if self.extra_layers:
-            extra = embeds[0, :, width:].unflatten(-1, (self.extra_layers, width)).transpose(0, 1)
-            more = self.deep_arguments(extra)
+            more = self.deep_arguments(embeds[..., width:].unflatten(-1, (self.extra_layers, width)).movedim(-2, 0))
         return self.text.run(embeds[..., :width], position_ids, visible, cache, tap, **more)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_nanovlm, save_vlm
+from model.checkpoint import load_nanovlm, load_vlm, save_vlm
 from model.devices import add_placement
 from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.assembly import open_base
 from model.training.cpu import bound_memory
 from model.training.evaluation.accuracy import measure
@@ -32,6 +33,7 @@ from model.training.stage_data import open_stage_data, report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
+from model.training.tuned import TunedVLM
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,12 +151,15 @@ def check(options: argparse.Namespace) -> None:
     """Prints, for every stage and each of its sources, a report of the data, and under “memory” what each stage will
     take, in bytes. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
-    vlm = open_base(recipe)
+    base = open_base(recipe)
+    vlm = base.opened if isinstance(base, TunedVLM) else base
     found: dict[str, Any] = {}
     memory: dict[str, Any] = {}
     for index, stage in enumerate(recipe.stages):
         reports = report_stage(vlm, recipe, index, options.sample)
         found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
+        if not isinstance(vlm, VLM):  # of others the layers aren't known
+            continue
         data = open_stage_data(recipe, index, vlm.config)
         memory[stage.name] = estimate_stage(vlm, recipe, index, data, draw_step(vlm, recipe, index, data)).to_json()
     print(json.dumps({**found, "memory": memory}, indent=2, ensure_ascii=False))
@@ -173,7 +178,7 @@ def teach(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
     measured = measure(
-        load_nanovlm(options.model, device=options.device, dtype=options.dtype),
+        load_vlm(options.model, device=options.device, dtype=options.dtype),
         easy_limit=options.easy_limit,
         n_each=options.each,
     )

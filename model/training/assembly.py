@@ -21,17 +21,20 @@ from model.backbones import (
     read_vision,
 )
 from model.chat import Message
-from model.checkpoint import empty_vlm, find_folder, load_nanovlm
+from model.checkpoint import empty_vlm, find_folder, load_vlm
 from model.config import CHAT_TEMPLATE, VLMConfig, region_tokens
 from model.errors import InputError
+from model.families.adapter import holds_adapter
 from model.families.checkpoint_files import CONFIG, read_object, read_template
 from model.families.nanovlm import VLM
 from model.families.nanovlm_chat import NanoVLMChat
+from model.families.transformers_vlm import TransformersVLM
 from model.projector import Projector
 from model.tokenizer import load_tokenizer
 from model.training.fresh import new_vlm
 from model.training.parts import MOST_TOKENS, Parts
-from model.training.recipe import NEW, Recipe
+from model.training.recipe import ASSEMBLED, NEW, Recipe
+from model.training.tuned import Trainee, tune
 from model.values import is_whole
 
 TURN = {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
@@ -40,11 +43,26 @@ REGIONS = 8
 """Tiles along a side that the markers reach to, as nanoVLM's do."""
 
 
-def open_base(recipe: Recipe) -> VLM:
-    """The model that a recipe begins from. InputError where there is none."""
-    if recipe.parts is not None:
-        return assemble(recipe.parts, recipe.seed, recipe.folder)
-    return new_vlm(recipe.seed) if recipe.base == NEW else load_nanovlm(recipe.base)
+def open_base(recipe: Recipe) -> Trainee:
+    """The model that a recipe begins from, whatever its family, ready to be trained. InputError where there is none, or
+    its stages want of it what it isn't trained for."""
+    if recipe.base in (NEW, ASSEMBLED):
+        return make_base(recipe)
+    if holds_adapter(find_folder(recipe.base)[0]):
+        raise InputError(
+            f"“{recipe.base}” is an adapter, and what is trained from it would be an adapter to an adapter, which "
+            "nothing reads; begin with its base, or merge the two first."
+        )
+    opened = load_vlm(recipe.base, device="cpu", dtype=torch.float32)
+    if isinstance(opened, VLM):
+        return opened
+    assert isinstance(opened, TransformersVLM)
+    return tune(opened, recipe)
+
+
+def make_base(recipe: Recipe) -> VLM:
+    """The model that a recipe begins from where that is no checkpoint. InputError where its parts don't go together."""
+    return new_vlm(recipe.seed) if recipe.parts is None else assemble(recipe.parts, recipe.seed, recipe.folder)
 
 
 @dataclass(frozen=True)
@@ -74,11 +92,11 @@ def assemble(parts: Parts, seed: int, folder: Path = Path()) -> VLM:
     encoder: nn.Module
     decoder: nn.Module
     if _is_nanovlm(plan.vision):
-        encoder = load_nanovlm(plan.vision).vision_encoder
+        encoder = _load_whole(plan.vision).vision_encoder
     else:
         encoder = import_vision(plan.vision, _read_options(parts))[1]
     if _is_nanovlm(plan.language):
-        decoder = load_nanovlm(plan.language).decoder
+        decoder = _load_whole(plan.language).decoder
     else:
         decoder = import_language(plan.language, extra_tokens=plan.rows, seed=seed)[1]
     vlm = empty_vlm(plan.config, plan.tokenizer)
@@ -123,6 +141,12 @@ def _plan(parts: Parts, folder: Path, weights: bool) -> _Plan:
         vlm_load_backbone_weights=False,
     )
     return _Plan(vision, language, config, tokenizer, extra, missing)
+
+
+def _load_whole(folder: Path) -> VLM:
+    opened = load_vlm(folder, device="cpu", dtype=torch.float32)
+    assert isinstance(opened, VLM)
+    return opened
 
 
 def _read_options(parts: Parts) -> VisionOptions:

@@ -26,6 +26,7 @@ from model.training.data.example import CaptionedImage, Example
 from model.training.data.ledger import NO_LABEL, TOO_LONG, UNRENDERED, Entry
 from model.training.feed import Draw, Feed
 from model.training.recipe import Stage
+from model.training.tuned import Trainee, TunedBatch, TunedVLM
 
 MAX_DROPPED = 1000
 """So many useless examples in a row end the run: the data, not the luck, is at fault."""
@@ -35,7 +36,7 @@ class FeatureCache:
     """What the frozen image encoder made of each tile, kept by the tile's content, in the precision that it computes
     in. The least used go first when ``max_bytes`` are full."""
 
-    def __init__(self, vlm: VLM, max_bytes: int = 4 << 30) -> None:
+    def __init__(self, vlm: Trainee, max_bytes: int = 4 << 30) -> None:
         self._vlm = vlm
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -45,6 +46,7 @@ class FeatureCache:
     def features(self, tiles: Tensor, chunk: int = 64) -> Tensor:
         """``[tile patch vit_hidden_dim]`` of ``tiles [tile 3 tile_px tile_px]`` (float32, on the processor), on the
         model's device. Always without dropout: what is kept must not hold one draw of it for good."""
+        assert isinstance(self._vlm, VLM)
         self._vlm.vision_encoder.eval()
         keys = [hashlib.blake2b(tile.contiguous().numpy(), digest_size=16).digest() for tile in tiles]
         missing = {key: n for n, key in enumerate(keys) if key not in self._kept}
@@ -64,6 +66,18 @@ class FeatureCache:
                 self._kept.move_to_end(key)
         return torch.stack([found[key] for key in keys]).to(self._vlm.device)
 
+    def read_images(self, images: Sequence[ProcessedImage]) -> tuple[Tensor, ...]:
+        """``[part patch d]`` of each image, on the processor: as :meth:`features`, of another family's encoder, whose
+        inputs needn't be of one size."""
+        assert isinstance(self._vlm, TunedVLM)
+        found = []
+        for image in images:
+            key = image.digest + repr(image.original_size).encode()
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            found.append(self._kept[key] if key in self._kept else self._keep(key, self._vlm.read_patches(image).cpu()))
+        return tuple(found)
+
     def _keep(self, key: bytes, value: Tensor) -> Tensor:
         self._kept[key] = value
         self._bytes += value.nbytes
@@ -75,6 +89,8 @@ class FeatureCache:
 
 def with_features(batch: Batch, cache: FeatureCache | None) -> Batch:
     """The batch with the frozen encoder's output in place of computing it again."""
+    if cache is not None and isinstance(batch, TunedBatch):
+        return replace(batch, patches=cache.read_images(batch.images))
     if cache is None or not len(batch.tiles):
         return batch
     return replace(batch, features=cache.features(batch.tiles.cpu()))
@@ -83,6 +99,11 @@ def with_features(batch: Batch, cache: FeatureCache | None) -> Batch:
 def count_patches(config: VLMConfig) -> int:
     """The image encoder's positions for one tile."""
     return (config.tile_px // config.patch_px) ** 2
+
+
+def batched_patches(vlm: Trainee) -> int:
+    """The image encoder's positions for one tile that stand in a batch: none where each image is read by itself."""
+    return 0 if isinstance(vlm, TunedVLM) else count_patches(vlm.config)
 
 
 @dataclass(frozen=True)
@@ -121,13 +142,13 @@ def blank_sample(pad_token_id: int) -> Sample:
     return Sample(ids, none, (Span("padding", 0, 2),), (), none, torch.zeros_like(ids))
 
 
-def usable_sample(vlm: VLM, example: Example) -> Sample | None:
+def usable_sample(vlm: Trainee, example: Example) -> Sample | None:
     """The example rendered; None if it can't be, or is longer than the model, or has no label."""
     try:
         sample = vlm.prepare(example.conversation)
     except InputError:
         return None
-    return sample if len(sample) <= vlm.config.lm_max_position_embeddings and bool(sample.loss_mask.any()) else None
+    return sample if len(sample) <= vlm.max_positions and bool(sample.loss_mask.any()) else None
 
 
 class RowMaker:
@@ -137,7 +158,7 @@ class RowMaker:
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         stage: Stage,
         mixture: Mixture[Example],
         seed: int,
@@ -148,7 +169,7 @@ class RowMaker:
         self.passed_over: list[Entry] = []
         """What was drawn since somebody last took this list, and can't be used."""
         self._vlm, self._stage, self._mixture, self._seed = vlm, stage, mixture, seed
-        limit = min(vlm.config.lm_max_position_embeddings, stage.batch_tokens)
+        limit = min(vlm.max_positions, stage.batch_tokens)
         self._limit = min(limit, stage.row_tokens) if stage.packing != "off" else limit
         self._wanted = stage.batch_rows * stage.accumulate
         self.feed = Feed(self._render, stage.steps, self._wanted, accelerator=accelerator, workers=workers)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from model.collator import Batch, collate
+from model.collator import Batch
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.sample import Sample
@@ -22,6 +22,7 @@ from model.training.batches import (
     FeatureCache,
     PairBatch,
     RowMaker,
+    batched_patches,
     blank_sample,
     count_patches,
     join_pairs,
@@ -36,6 +37,7 @@ from model.training.data.ledger import UNRENDERED, Entry
 from model.training.feed import Draw, Feed
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
+from model.training.tuned import Trainee
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Learned:
 class Learner(ABC):
     """Draws the rows of a step from a stage's mixture and computes their loss."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage) -> None:
+    def __init__(self, vlm: Trainee, accelerator: Accelerator, stage: Stage) -> None:
         self.vlm, self.accelerator, self.stage = vlm, accelerator, stage
         self.passed_over: list[Entry] = []
         """Draws that couldn't be used, until somebody takes them off."""
@@ -72,7 +74,7 @@ class LanguageLearner(Learner):
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         accelerator: Accelerator,
         stage: Stage,
         mixture: Mixture[Any],
@@ -84,7 +86,7 @@ class LanguageLearner(Learner):
         self._rows = RowMaker(vlm, stage, mixture, seed, accelerator=accelerator, workers=workers)
         self.passed_over, self.feed = self._rows.passed_over, self._rows.feed
         self._cache = cache
-        self._tile_patches = 0 if cache is not None else count_patches(vlm.config)
+        self._tile_patches = 0 if cache is not None else batched_patches(vlm)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
@@ -117,7 +119,7 @@ class LanguageLearner(Learner):
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         mask = self.stage.packing == "document"
-        batch = collate(samples, pad_token_id=self.vlm.pad_token_id, document_mask=mask)
+        batch = self.vlm.collate(list(samples), document_mask=mask)
         with self.accelerator.autocast():
             return with_features(batch.to(self.accelerator.device), self._cache)
 
@@ -136,6 +138,7 @@ class PairLearner(Learner):
         workers: int | str = 0,
     ) -> None:
         super().__init__(vlm, accelerator, stage)
+        self.vlm: VLM = vlm
         self._mixture, self._seed = mixture, seed
         self._pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
         most = stage.batch_tokens // patches * accelerator.num_processes

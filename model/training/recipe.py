@@ -70,9 +70,10 @@ class Stage:
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
     longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight but temperatures, as
     nanoVLM's optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases and embeddings.
-    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only, else also before the first step.
-    ``checkpointing``: of each block only what enters it is kept for the way back, and the rest computed again there
-    (Chen et al. 2016): the same step in less memory and more time.
+    ``lora_alpha`` 0 is twice the rank; ``lora_targets``: the linear maps of the language model's blocks that have an
+    adapter, by their last names, all if none is named; ``eval_every`` 0 measures at the end only, else also before the
+    first step. ``checkpointing``: of each block only what enters it is kept for the way back, and the rest computed
+    again there (Chen et al. 2016): the same step in less memory and more time.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -96,6 +97,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     lora_rank: int = 0
     lora_alpha: float = 0.0
+    lora_targets: tuple[str, ...] = ()
     head: HeadKind = "linear"
     packing: Literal["off", "leak", "document"] = "off"
     row_tokens: int = 320
@@ -155,6 +157,10 @@ class Stage:
         need(
             not self.lora_rank or "decoder" in self.learning_rates,
             "lora_rank is set but the decoder has no learning rate",
+        )
+        need(
+            isinstance(self.lora_targets, tuple) and all(isinstance(one, str) for one in self.lora_targets),
+            f'lora_targets is {name_value(self.lora_targets)}; it must be a list of names such as ["q_proj", "v_proj"]',
         )
 
     def _check_data(self, need: Callable[[bool, str], None]) -> None:
@@ -235,7 +241,7 @@ class Recipe:
         stages = []
         for stage in self.stages:
             table = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
-            table["betas"] = list(stage.betas)
+            table |= {"betas": list(stage.betas), "lora_targets": list(stage.lora_targets)}
             table["learning_rates"] = dict(stage.learning_rates)
             for name in ("data", "held_out"):
                 table[name] = [_absolute(entry, self.folder) for entry in table[name]]
@@ -303,8 +309,9 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
             if not isinstance(tables_of_key, list | tuple):
                 raise InputError(f"Stage “{name}”: {key} must be a list of [[stages.{key}]] tables.")
             entry[key] = tuple(tables_of_key)
-        if isinstance(entry.get("betas"), list):
-            entry["betas"] = tuple(entry["betas"])
+        for key in ("betas", "lora_targets"):
+            if isinstance(entry.get(key), list):
+                entry[key] = tuple(entry[key])
         stages.append(Stage(**entry))
     return Recipe(stages=tuple(stages), folder=folder, **values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from model.checkpoint import copy_vlm
 from model.clip import DualEncoder
 from model.collator import IGNORE_LABEL, Batch
+from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.losses import info_nce, retrieval_accuracy
 from model.sample import Sample
@@ -22,6 +23,7 @@ from model.training.batches import PairBatch
 from model.training.events import ModuleSize
 from model.training.exchange import gather_rows, share_out
 from model.training.recipe import MODULES, Stage
+from model.training.tuned import Trainee, TunedVLM
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,16 +32,17 @@ class LanguageLoss(nn.Module):
     """The VLM under the next-token loss. Returns the SUM over labels, so that steps, processes and packs of different
     sizes weigh every token alike."""
 
-    def __init__(self, vlm: VLM) -> None:
+    def __init__(self, vlm: Trainee) -> None:
         super().__init__()
         self.vlm = vlm
 
     def forward(self, batch: Batch) -> Tensor:
         labels = count_labels(batch)
+        vlm: Any = self.vlm  # each takes batches of its own making
         if not labels:
             # A process without labels of its own still takes part in the exchange of gradients.
-            return self.vlm.hidden(batch).sum() * 0.0
-        return self.vlm.loss(batch) * labels
+            return cast(Tensor, vlm.hidden(batch).sum() * 0.0)
+        return cast(Tensor, vlm.loss(batch) * labels)
 
 
 class ContrastiveLoss(nn.Module):
@@ -130,10 +133,12 @@ def belongs_to_model(name: str) -> bool:
     return part_of(name) in MODULES and "lora_" not in name
 
 
-def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+def build_stage(stage: Stage, vlm: Trainee, seed: int, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
     """The module that computes the stage's loss, with exactly the parts of ``stage.learning_rates`` unfrozen."""
     module: nn.Module
-    if stage.kind == "contrastive":
+    if isinstance(vlm, TunedVLM):
+        module = LanguageLoss(vlm)  # it has its adapters
+    elif stage.kind == "contrastive":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = ContrastiveLoss(DualEncoder(vlm.vision_encoder, tokenizer, head=stage.head))
@@ -146,7 +151,10 @@ def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenize
         if stage.lora_rank and part_of(name) == "decoder":
             wanted = "lora_" in name
         parameter.requires_grad_(wanted)
-    vlm.decoder.recompute = vlm.vision_encoder.recompute = stage.checkpointing
+    if isinstance(vlm, TunedVLM):
+        vlm.recompute(stage.checkpointing)
+    else:
+        vlm.decoder.recompute = vlm.vision_encoder.recompute = stage.checkpointing
     return module
 
 
@@ -219,9 +227,13 @@ def lora_config(stage: Stage) -> Any:
 
     # peft calls it whole, but only ever divides it by the rank.
     alpha: Any = stage.lora_alpha or 2 * stage.lora_rank
-    return LoraConfig(
-        r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
-    )
+    targets = list(stage.lora_targets or LORA_TARGETS)
+    if unknown := sorted(set(targets) - set(LORA_TARGETS)):
+        raise InputError(
+            f"Stage “{stage.name}”: lora_targets names {', '.join(unknown)}; the language model has "
+            f"{', '.join(LORA_TARGETS)}."
+        )
+    return LoraConfig(r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
 
 
 def adapter_state(vlm: VLM) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from model.checkpoint import save_vlm
 from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
 from model.memory import is_shortage
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.assembly import open_base
@@ -51,6 +52,7 @@ from model.training.stages import (
     rates,
 )
 from model.training.trainer_state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
+from model.training.tuned import Trainee, TunedVLM
 
 PAUSE_POLL_S = 0.2
 
@@ -67,7 +69,7 @@ class Trainer:
         out: str | Path,
         *,
         resume: bool = False,
-        vlm: VLM | None = None,
+        vlm: Trainee | None = None,
         keep_request: bool = False,
     ) -> None:
         self.recipe = recipe
@@ -83,14 +85,15 @@ class Trainer:
             self._check_state()
         self.vlm = vlm or open_base(recipe)
         self.vlm.to(self.accelerator.device)
-        if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
+        base = self.vlm.base_fingerprint if isinstance(self.vlm, TunedVLM) else self.vlm.fingerprint
+        if run is not None and run["base_fingerprint"] != base:
             raise InputError(
                 f"The run in {self.folder.path} began from other weights than “{recipe.base}” has now; "
                 "bring those back or start a new run."
             )
         if self.is_main:
             if run is None:
-                self.folder.create(recipe.to_toml(), self.vlm.fingerprint)
+                self.folder.create(recipe.to_toml(), base)
             else:
                 self.folder.reopen(recipe.to_toml())
                 if not keep_request:
@@ -198,9 +201,10 @@ class Trainer:
     def _run_stage(self, index: int, stage: Stage) -> Generator[Event, None, bool]:
         """True if somebody asked to stop."""
         seed = stage_seed(self.recipe, index)
-        data = open_stage_data(self.recipe, index, self.vlm.config)
+        opened: InspectableVLM = self.vlm.opened if isinstance(self.vlm, TunedVLM) else self.vlm
+        data = open_stage_data(self.recipe, index, None if isinstance(self.vlm, TunedVLM) else self.vlm.config)
         self._check_data(stage, data)
-        self._open_ledger(stage, look_at_stage(self.vlm, self.recipe, index, data))
+        self._open_ledger(stage, look_at_stage(opened, self.recipe, index, data))
         if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
             first = draw_step(self.vlm, self.recipe, index, data)
             self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
@@ -226,11 +230,12 @@ class Trainer:
         )
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
-        learner: Learner = (
-            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
-            if contrastive
-            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
-        )
+        learner: Learner
+        if contrastive:
+            assert isinstance(self.vlm, VLM)
+            learner = PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
+        else:
+            learner = LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
         self._feed = learner.feed
         good = GoodWeights(module)
         self._update_run(stage=stage.name, stage_index=index, step=step, memory=self._memory_json())
@@ -394,6 +399,9 @@ class Trainer:
     def _close(self, stage: Stage, module: nn.Module) -> None:
         """Keeps what lives only as long as its stage: the adapter, the text tower."""
         module.eval()
+        if isinstance(self.vlm, TunedVLM):
+            self.accelerator.free_memory()
+            return
         if self.is_main and stage.lora_rank:
             with replacing(self.folder.path / ADAPTER) as staging:
                 lora_config(stage).save_pretrained(staging)
@@ -415,6 +423,12 @@ class Trainer:
     def _keep_model(self) -> None:
         """Writes the weights as they are. InputError where that can't be; what was there before stays."""
         if not self.is_main:
+            return
+        if isinstance(self.vlm, TunedVLM):
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in self.vlm.changes().values()):
+                raise InputError("The weights hold numbers that are not finite; they are not kept.")
+            with replacing(self.folder.path / MODEL) as staging:
+                self.vlm.save(staging)
             return
         plain = plain_vlm(self.vlm)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in plain.parameters()):

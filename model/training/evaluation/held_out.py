@@ -12,11 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from model.collator import collate
 from model.families.nanovlm import VLM
 from model.training.batches import (
     FeatureCache,
-    count_patches,
+    batched_patches,
     make_pairs,
     split_rows,
     usable_sample,
@@ -26,6 +25,7 @@ from model.training.evaluation.answering import answer_probes, count_families, p
 from model.training.events import Answered
 from model.training.recipe import Stage
 from model.training.stages import ContrastiveLoss, count_labels
+from model.training.tuned import Trainee
 
 SHOWN_ANSWERS = 8
 EVAL_ROWS = 16
@@ -50,7 +50,7 @@ class HeldOut:
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         accelerator: Accelerator,
         stage: Stage,
         examples: Sequence[Any],
@@ -88,6 +88,7 @@ class HeldOut:
     def _contrast(self, module: ContrastiveLoss) -> HeldOutScore:
         if not self._examples:
             return HeldOutScore(None)
+        assert isinstance(self._vlm, VLM)
         pairs = make_pairs(self._vlm, list(self._examples), np.random.default_rng((self._seed, 3)))
         with torch.no_grad(), self._accelerator.autocast():
             loss, captions, phrases = module.measure(pairs.to(self._accelerator.device))
@@ -115,12 +116,13 @@ class HeldOut:
             ]
             if not samples:
                 continue
-            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm.config)):
-                batch = collate(part, pad_token_id=self._vlm.pad_token_id)
+            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, batched_patches(self._vlm)):
+                batch = self._vlm.collate(list(part))
                 count = count_labels(batch)
                 with self._accelerator.autocast():
                     features = with_features(batch.to(self._vlm.device), self._cache)
-                    total += float(self._vlm.loss(features)) * count
+                    vlm: Any = self._vlm  # each takes batches of its own making
+                    total += float(vlm.loss(features)) * count
                 labels += count
         return total / labels if labels else None
 
