@@ -29,6 +29,7 @@ from inspector.runs.presets import (
     HUB,
     NEW,
     PRESETS,
+    PROJECTORS,
     SOURCES,
     UPLOAD,
     Form,
@@ -44,8 +45,7 @@ from inspector.server.admission import admit_file
 from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
 from inspector.widgets import FileInput
-from model import VLM, InputError
-from model.config import PROJECTORS
+from model import InputError
 from model.training.assembly import plan_parts
 from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
 from model.training.synthetic.outlines import OUTLINES
@@ -261,7 +261,7 @@ class RecipeReader:
             self.store.get_trainable(form.base)
         return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
 
-    def base_of(self, form: Form, recipe: Recipe) -> VLM:
+    def base_of(self, form: Form, recipe: Recipe) -> Any:
         """A model of the shape that will be trained, with or without weights."""
         if recipe.parts is not None:
             return plan_parts(recipe.parts)

@@ -118,7 +118,8 @@ class ResultHandlers:
         base = gr.update(choices=[*own, *list_bases(self.store.names)], value=name)
         filled = fill_fields(self.form, {**PRESETS[SECOND_STAGE].values, "base": base})
         inform("The form above is filled for stage 2, from this run's model; press Start.")
-        return [own, SECOND_STAGE, say_why(SECOND_STAGE), *filled]
+        # What was shown of the run before says nothing about the next one.
+        return [own, "", "", SECOND_STAGE, say_why(SECOND_STAGE), *filled]
 
     def _admit(self, job: str, own: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
         """This page's own models with the run's first, and its name."""
@@ -188,7 +189,7 @@ def wire_result(
     view.go_on.click(
         handlers.go_on,
         [job, view.own_models],
-        [view.own_models, form.preset, form.why, *filled_fields(form)],
+        [view.own_models, form.modules, form.reports, form.preset, form.why, *filled_fields(form)],
         api_name="train_go_on",
         concurrency_limit=None,
         show_progress="hidden",
