@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from huggingface_hub import snapshot_download
@@ -118,6 +118,12 @@ def _open_adapter(
     return add_adapter(base, adapter, folder)
 
 
+def _find_base(source: str | Path) -> Path:
+    """Where the weights of a checkpoint lie: an adapter's are its base's."""
+    folder, _ = find_folder(source)
+    return find_folder(read_adapter(folder).base)[0] if holds_adapter(folder) else folder
+
+
 def plan_memory(
     source: str | Path,
     *,
@@ -128,7 +134,7 @@ def plan_memory(
 ) -> MemoryNeed:
     """What :func:`load_vlm` will take and what is free, before anything is loaded; a hub id is fetched for it.
     ``positions``: how long a prompt is planned for. InputError as for :func:`load_vlm`."""
-    folder, _ = find_folder(source)
+    folder = _find_base(source)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     return estimate_memory(folder, placement, positions)
 
@@ -136,7 +142,7 @@ def plan_memory(
 def read_kind(source: str | Path) -> str:
     """“nanoVLM”, or the ``model_type`` of the checkpoint's config.json; a hub id is fetched for it. InputError where
     there is none."""
-    folder, _ = find_folder(source)
+    folder = _find_base(source)
     return str(read_object(folder / CONFIG).get("model_type") or "nanoVLM")[:60]
 
 
@@ -374,16 +380,23 @@ def save_vlm(vlm: VLM, folder: str | Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def save_shape(vlm: VLM, folder: Path) -> None:
-    """Writes config and tokenizer, all of a checkpoint but its weights."""
+def save_shape(vlm: InspectableVLM, folder: Path) -> None:
+    """Writes config, tokenizer and what else there is of a checkpoint but its weights."""
+    if not isinstance(vlm, VLM):
+        source = cast("TransformersVLM", vlm).folder
+        for path in {found for pattern in (CONFIG, *TEXT_FILES) for found in source.glob(pattern) if found.is_file()}:
+            shutil.copyfile(path, folder / path.name)
+        return
     vlm.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     _write_tokenizer_config(vlm, folder)
     text = json.dumps(vlm.config.to_dict(), indent=4, ensure_ascii=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load_shape(folder: Path) -> VLM:
+def load_shape(folder: Path) -> InspectableVLM:
     """A model without weights (see :func:`empty_vlm`) from what :func:`save_shape` wrote."""
+    if (family := _find_family(folder)) is not None:
+        return family(folder, "meta")
     config = VLMConfig.read(folder / CONFIG)
     return empty_vlm(config, load_tokenizer(folder, config.vlm_extra_tokens))
 

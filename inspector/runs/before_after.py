@@ -6,11 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+<<<<<<< HEAD
 from PIL import Image
 
 from model import VLM
 from model.image import ProcessedImage
 from model.training.evaluation.answering import Probe, answer_probes, probe_examples
+=======
+from model import VLM, InspectableVLM
+from model.training.evaluation.answering import answer_probes, probe_examples
+>>>>>>> main
 from model.training.events import Answered
 from model.training.recipe import Recipe
 from model.training.stage_data import draw_held_out
@@ -53,17 +58,21 @@ def word_of(recipe: Recipe) -> WordSpec | None:
     return None
 
 
-def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> Iterator[HeldOutComparison | str]:
+def measure_change(
+    before: InspectableVLM, after: InspectableVLM, recipe: Recipe, count: int = 48
+) -> Iterator[HeldOutComparison | str]:
     """Says what it is doing, then yields the :class:`HeldOutComparison`. Questions are held out: the run never saw
     them. None comes after a contrastive stage, which answers nothing."""
     word = word_of(recipe)
     if word is None and recipe.stages[-1].kind == "contrastive":
         return
     yield "choosing held-out questions"
-    if word is not None:
-        probes = word_probes(before, word, count // 2)
+    nanovlm = before if isinstance(before, VLM) else None
+    if word is not None and nanovlm is not None:
+        probes = word_probes(nanovlm, word, count // 2)
     else:
-        probes = probe_examples(before, draw_held_out(recipe, -1, before.config, count), count, recipe.seed)
+        held_out = draw_held_out(recipe, -1, None if nanovlm is None else nanovlm.config, count)
+        probes = probe_examples(before, held_out, count, recipe.seed)
     if not probes:
         return
     yield f"{len(probes)} held-out questions to the model before"

@@ -17,16 +17,22 @@ from inspector.bounds import format_bound
 from inspector.intake import quote
 from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
-from model import VLM, InputError
+from model import VLM, InputError, InspectableVLM
 from model.checkpoint import empty_vlm, save_shape
+<<<<<<< HEAD
 from model.memory import format_bytes, measure_free_ram
 from model.sample import Sample
 from model.training.data.data_report import DataReport, write_text
+=======
+from model.families.transformers_vlm import TransformersVLM
+from model.training.data.data_report import DataReport
+>>>>>>> main
 from model.training.events import ModuleSize
 from model.training.memory_estimate import FirstStep, MemoryEstimate, StepShape, combine, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
 from model.training.stage_data import Report, open_stage_data, report_stage
 from model.training.stages import build_stage, module_sizes
+from model.training.tuned import check_tuning, count_trained
 
 CHECKED = 200
 """Examples that a data check renders."""
@@ -36,14 +42,23 @@ OWN = ("scenes", "word")
 """Sources that are drawn by this program: nothing foreign is read."""
 
 
-def size_modules(vlm: VLM, stage: Stage) -> tuple[ModuleSize, ...]:
+def size_modules(vlm: InspectableVLM, stage: Stage) -> tuple[ModuleSize, ...]:
     """What ``stage`` would train of a model like ``vlm``, by building it without memory: ``vlm`` stays as it is."""
+    if isinstance(vlm, TransformersVLM):
+        return count_trained(vlm, stage)
+    assert isinstance(vlm, VLM)
     empty = empty_vlm(vlm.config, vlm.tokenizer)
     with torch.device("meta"):
         return module_sizes(build_stage(stage, empty, 0, vlm.tokenizer))
 
 
-def check_data(vlm: VLM, recipe: Recipe) -> list[Report]:
+def check_base(vlm: InspectableVLM, recipe: Recipe) -> None:
+    """InputError for a recipe that a model of this family can't go through."""
+    if isinstance(vlm, TransformersVLM):
+        check_tuning(vlm, recipe)
+
+
+def check_data(vlm: InspectableVLM, recipe: Recipe) -> list[Report]:
     """A report for each data table of the first stage; of pairs for the contrastive stage just name and count.
     InputError if they can't be read. ``vlm`` needs no weights."""
     return report_stage(vlm, recipe, 0, CHECKED)
@@ -118,7 +133,7 @@ class DataCheck:
     """:func:`check_data` beside this process: looked at until it has an answer, closed whatever comes. Data of this
     program's own are looked at in it, at the first look."""
 
-    def __init__(self, pool: ParserPool, vlm: VLM, recipe: Recipe, page: tuple[str, ...] = ()) -> None:
+    def __init__(self, pool: ParserPool, vlm: InspectableVLM, recipe: Recipe, page: tuple[str, ...] = ()) -> None:
         tables = recipe.stages[0].data
         self.plan: StagePlan | None = None
         """What the run will take; known with the reports."""

@@ -20,6 +20,8 @@ from model.values import name_value
 
 NEW = "new"
 """The base that knows nothing: random weights, the embedded model's shape."""
+NANOVLM = "nanoVLM"
+"""The kind of base that every preset is made for."""
 TEXT = 1000
 """Characters of a field that holds words."""
 
@@ -191,6 +193,17 @@ WORDS = {
     "projector": "Projector",
 }
 RATE = Range(0, 1, whole=False)
+
+
+def fit_preset(name: str, kind: str) -> dict[str, Any]:
+    """What the preset fills the form with for a base of this ``kind`` ("nanoVLM", a model_type, "" if it isn't known):
+    of other families than nanoVLM's the language model is trained by LoRA alone. InputError for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}.")
+    values = dict(PRESETS[name].values)
+    if kind not in ("", NANOVLM) and values.get("base") != NEW and values.get("decoder_rate"):
+        values |= {key: PRESETS["LoRA"].values[key] for key in ("decoder_rate", "lora_rank")}
+    return values
 
 
 def list_data(bounds: Bounds) -> tuple[str, ...]:

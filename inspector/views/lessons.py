@@ -45,7 +45,9 @@ OUTLINE = """() => {
         const found = document.getElementById(said.dataset.target);
         if (!found || !found.offsetParent) { if (left) setTimeout(find, 100, left - 1); return; }
         found.classList.add('vi-lesson-target');
-        found.scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
+        const taken = parseFloat(getComputedStyle(found).scrollMarginTop) || 0;
+        const block = found.offsetHeight > innerHeight - taken ? 'start' : 'nearest';
+        found.scrollIntoView({ block, behavior: calm ? 'auto' : 'smooth' });
     };
     find(20);
 }"""

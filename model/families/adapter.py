@@ -118,7 +118,7 @@ def add_adapter(vlm: TransformersVLM, adapter: Adapter, folder: Path) -> Transfo
             weight.add_(product.to(weight))
         else:
             weight.copy_(tensor)
-    vlm.__dict__["fingerprint"] = fingerprint
+    vlm.adapted, vlm.__dict__["fingerprint"] = True, fingerprint
     return vlm
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from model.chat import ChatRenderer, ImagePiece
 from model.collator import Batch
-from model.devices import place
+from model.devices import Placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import (
     CONFIG,
@@ -89,6 +89,8 @@ class TransformersVLM(OpenedVLM):
     that needs no torchvision (``…Pil``)."""
     plain_template: ClassVar[str | None] = None
     """The chat template of checkpoints that bring none; ``IMAGE`` stands for the image token."""
+    adapted = False
+    """Whether an adapter was added into its weights: they lie in no one folder."""
 
     # --- what a family says ---
 
@@ -200,9 +202,11 @@ class TransformersVLM(OpenedVLM):
         dtype: torch.dtype = torch.float32,
         quantize: str | None = None,
     ) -> None:
-        """The model of a checkpoint folder, where :func:`model.devices.place` says. InputError for anything that can't
-        be used."""
-        self._placed = place(device, dtype, {}, quantize)
+        """The model of a checkpoint folder, where :func:`model.devices.place` says; on the device “meta” it has no
+        weights and takes no memory. InputError for anything that can't be used."""
+        shape = str(device) == "meta"
+        self._placed = Placement(torch.device("meta"), dtype) if shape else place(device, dtype, {}, quantize)
+        self.folder = folder
         self.folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
         self.model = load_weights(self.model_class(), folder, self._placed)
@@ -270,12 +274,10 @@ class TransformersVLM(OpenedVLM):
 
     def count_parts(self) -> dict[str, int]:
         found = dict.fromkeys(("image encoder", "projector", "language model"), 0)
+        language = {id(weight) for part in (self.text.model, self.text.head) for weight in part.parameters()}
         for name, weight in self.model.named_parameters():
-            steps = name.split(".")
-            if "language_model" in steps or "lm_head" in steps:
-                part = "language model"
-            else:
-                part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
+            projects = any(step.startswith(_PROJECTORS) for step in name.split("."))
+            part = "language model" if id(weight) in language else "projector" if projects else "image encoder"
             found[part] += weight.numel()
         return found
 

@@ -24,7 +24,6 @@ from model.chat import Message
 from model.checkpoint import empty_vlm, find_folder, load_vlm
 from model.config import CHAT_TEMPLATE, VLMConfig, region_tokens
 from model.errors import InputError
-from model.families.adapter import holds_adapter
 from model.families.checkpoint_files import CONFIG, read_object, read_template
 from model.families.nanovlm import VLM
 from model.families.nanovlm_chat import NanoVLMChat
@@ -48,11 +47,6 @@ def open_base(recipe: Recipe) -> Trainee:
     its stages want of it what it isn't trained for."""
     if recipe.base in (NEW, ASSEMBLED):
         return make_base(recipe)
-    if holds_adapter(find_folder(recipe.base)[0]):
-        raise InputError(
-            f"“{recipe.base}” is an adapter, and what is trained from it would be an adapter to an adapter, which "
-            "nothing reads; begin with its base, or merge the two first."
-        )
     opened = load_vlm(recipe.base, device="cpu", dtype=torch.float32)
     if isinstance(opened, VLM):
         return opened

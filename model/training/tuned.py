@@ -25,6 +25,7 @@ from model.families.nanovlm import VLM
 from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
 from model.sample import Row, Sample, see
+from model.training.events import ModuleSize
 from model.training.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
@@ -68,13 +69,7 @@ class TunedVLM(nn.Module):
         super().__init__()
         self.opened, self.base = opened, base
         self.base_fingerprint = opened.fingerprint
-        names = {module: name for name, module in opened.model.named_modules()}
-        found = {
-            name: module
-            for name, module in opened.text.model.named_modules(prefix=names[opened.text.model])
-            if isinstance(module, nn.Linear)
-        }
-        self._adapter = _describe(found, rank, alpha, targets, base)
+        self._adapter = _describe(choose_maps(opened, targets), rank, alpha, base)
         projectors = opened.projectors
         self._saved = projectors if projects else {}
         if rank:
@@ -210,15 +205,10 @@ Trainee = VLM | TunedVLM
 """What the trainer can train."""
 
 
-def _describe(maps: Mapping[str, nn.Module], rank: int, alpha: float, targets: Sequence[str], base: str) -> Any:
-    """peft's description of adapters on those of the linear ``maps`` that are called so. InputError for a name that
-    none has."""
+def _describe(maps: Mapping[str, nn.Module], rank: int, alpha: float, base: str) -> Any:
+    """peft's description of adapters on linear ``maps``."""
     from peft import LoraConfig
 
-    known = {name.rsplit(".", 1)[-1] for name in maps}
-    if unknown := sorted(set(targets) - known):
-        raise InputError(f"lora_targets names {', '.join(unknown)}; the language model has {', '.join(sorted(known))}.")
-    wanted = set(targets) or known
     return LoraConfig(
         r=rank or 1,
         # peft calls it whole, but only ever divides it by the rank.
@@ -226,37 +216,78 @@ def _describe(maps: Mapping[str, nn.Module], rank: int, alpha: float, targets: S
         lora_dropout=0.0,
         bias="none",
         # By their whole names: the encoder has maps that are called the same. Without any, peft's word for it.
-        target_modules=[name for name in maps if name.rsplit(".", 1)[-1] in wanted] if rank else "dummy-target-modules",
+        target_modules=list(maps) if rank else "dummy-target-modules",
         base_model_name_or_path=base,
     )
 
 
 def tune(opened: TransformersVLM, recipe: Recipe) -> TunedVLM:
     """``opened``, the recipe's base, ready for its stages. InputError where they want what isn't trained here."""
+    check_tuning(opened, recipe)
+    stage = next((stage for stage in recipe.stages if stage.lora_rank), recipe.stages[0])
+    return TunedVLM(
+        opened,
+        str(Path(recipe.base).resolve()) if Path(recipe.base).expanduser().is_dir() else recipe.base,
+        rank=stage.lora_rank,
+        alpha=stage.lora_alpha,
+        targets=stage.lora_targets,
+        projects=any("MP" in one.learning_rates for one in recipe.stages),
+        seed=recipe.seed,
+    )
+
+
+def check_tuning(opened: TransformersVLM, recipe: Recipe) -> None:
+    """InputError for a recipe that a model of this family can't go through, with the first reason."""
+    if opened.adapted:
+        raise InputError(
+            "This model is a base and an adapter, and what is trained from it would be an adapter to an adapter, which "
+            "nothing reads; begin with its base, or merge the two and save them first."
+        )
     for stage in recipe.stages:
-        check_stage(stage, opened)
+        who = f"Stage “{stage.name}”: a {opened.name} model"
+        if stage.kind == "contrastive" or "vision_encoder" in stage.learning_rates:
+            raise InputError(f"{who} keeps its image encoder as it is; train MP (the projector) and decoder (by LoRA).")
+        if "decoder" in stage.learning_rates and not stage.lora_rank:
+            raise InputError(
+                f"{who} has its language model trained by LoRA alone; set lora_rank, or leave decoder out."
+            )
+        if stage.packing != "off" and not opened.text.shifts:
+            raise InputError(
+                f"{who} has rotary angles that change with the length of the row, so samples can't share one; set "
+                "packing to “off”."
+            )
+        if stage.lora_rank:
+            choose_maps(opened, stage.lora_targets)
     adapted = [stage for stage in recipe.stages if stage.lora_rank]
-    kinds = {(stage.lora_rank, stage.lora_alpha, stage.lora_targets) for stage in adapted}
-    if len(kinds) > 1:
+    if len({(stage.lora_rank, stage.lora_alpha, stage.lora_targets) for stage in adapted}) > 1:
         raise InputError(
             f"The stages {', '.join(f'“{stage.name}”' for stage in adapted)} have different lora_rank, lora_alpha or "
             "lora_targets; what comes out is one adapter, so give all of them the same."
         )
-    rank, alpha, targets = kinds.pop() if kinds else (0, 0.0, ())
-    base = str(Path(recipe.base).resolve()) if Path(recipe.base).expanduser().is_dir() else recipe.base
-    projects = any("MP" in stage.learning_rates for stage in recipe.stages)
-    return TunedVLM(opened, base, rank=rank, alpha=alpha, targets=targets, projects=projects, seed=recipe.seed)
 
 
-def check_stage(stage: Stage, opened: TransformersVLM) -> None:
-    """InputError for a stage that a model of this family can't go through."""
-    who = f"Stage “{stage.name}”: a {opened.name} model"
-    if stage.kind == "contrastive" or "vision_encoder" in stage.learning_rates:
-        raise InputError(f"{who} keeps its image encoder as it is; train MP (the projector) and decoder (with LoRA).")
-    if "decoder" in stage.learning_rates and not stage.lora_rank:
-        raise InputError(f"{who} has its language model trained by LoRA alone; set lora_rank, or leave decoder out.")
-    if stage.packing != "off" and not opened.text.shifts:
-        raise InputError(
-            f"{who} has rotary angles that change with the length of the row, so samples can't share one; set packing "
-            "to “off”."
-        )
+def choose_maps(opened: TransformersVLM, targets: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear maps of the language model's blocks that are called so, all if none is named, by their whole names.
+    InputError for a name that none has."""
+    place = next(name for name, module in opened.model.named_modules() if module is opened.text.model)
+    maps = {
+        name: module for name, module in opened.text.model.named_modules(prefix=place) if isinstance(module, nn.Linear)
+    }
+    known = {name.rpartition(".")[2] for name in maps}
+    if unknown := sorted(set(targets) - known):
+        raise InputError(f"lora_targets names {', '.join(unknown)}; the language model has {', '.join(sorted(known))}.")
+    return {name: module for name, module in maps.items() if name.rpartition(".")[2] in (targets or known)}
+
+
+def count_trained(opened: TransformersVLM, stage: Stage) -> tuple[ModuleSize, ...]:
+    """What ``stage`` would train of each part, and what it has; nothing is made for it."""
+    parts = opened.count_parts()
+    projector = sum(weight.numel() for module in opened.projectors.values() for weight in module.parameters())
+    maps = choose_maps(opened, stage.lora_targets).values() if stage.lora_rank else ()
+    adapters = sum(stage.lora_rank * (one.in_features + one.out_features) for one in maps)
+    decoder = parts["language model"] + adapters
+    return (
+        ModuleSize("vision_encoder", opened.n_parameters + adapters - projector - decoder, 0),
+        ModuleSize("MP", projector, projector if "MP" in stage.learning_rates else 0),
+        ModuleSize("decoder", decoder, adapters if "decoder" in stage.learning_rates else 0),
+    )

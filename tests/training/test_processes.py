@@ -45,16 +45,17 @@ def test_two_processes_have_the_losses_of_one_and_render_half_of_the_rows_each(m
     two = [event for event in lines if event["event"] == "step"]
     assert {event["processes"] for event in lines if event["event"] == "start"} == {2}
     assert [(e["stage"], e["step"]) for e in two] == [(e.stage, e.step) for e in one]
-    # Packed rows hold other samples, so angles are other numbers; AdamW makes much of that from the second step on.
-    assert [e["loss"] for e in two[:10]] == pytest.approx([e.loss for e in one[:10]], rel=1e-5)
+    # Where a gradient is nearly 0, AdamW makes a whole step of its last digit: that is for later steps to differ by.
+    exact = [n for n, event in enumerate(one) if event.step == 1 or event.stage in ("part 0", "part 1")]
+    assert [two[n]["loss"] for n in exact] == pytest.approx([one[n].loss for n in exact], rel=1e-5)
     assert [e["loss"] for e in two] == pytest.approx([e.loss for e in one], rel=1e-3)
-    assert [e["gradient_norm"] for e in two[:10]] == pytest.approx([e.gradient_norm for e in one[:10]], rel=1e-4)
+    assert [two[n]["gradient_norm"] for n in exact] == pytest.approx([one[n].gradient_norm for n in exact], rel=1e-4)
     for alone, shared in zip(one, two, strict=True):
         assert abs(2 * shared["rendered"] - alone.rendered) <= 1
 
 
 PAIRS = """
-import sys
+import copy, sys
 import torch, torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -69,14 +70,14 @@ vlm = load_vlm(sys.argv[1])
 accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 rates = {"vision_encoder": 1e-3, "text": 1e-3}
 module = build_stage(Stage("s", "contrastive", 5, rates, ({"source": "x"},)), vlm, 0, vlm.tokenizer)
-wrapped = accelerator.prepare(module)
+alone, wrapped = copy.deepcopy(module), accelerator.prepare(module)
 scenes = CaptionedScenes(vlm.config, count=5, seed=2)
 rendered = [render_pair(vlm, scenes[number]) for number in range(5)]
 worst = 0.0
 # Shared out evenly, unevenly, and with nothing for one of them.
 for owners in ([0, 1, 0, 1, 0], [1, 1, 1, 0, 1], [0, 0, 0, 0, 0]):
     found = []
-    for net, shared in ((module, False), (wrapped, True)):
+    for net, shared in ((alone, False), (wrapped, True)):
         here = [not shared or owner == accelerator.process_index for owner in owners]
         batch = join_pairs(
             [tile for (tile, _), own in zip(rendered, here) if own],
@@ -86,18 +87,56 @@ for owners in ([0, 1, 0, 1, 0], [1, 1, 1, 0, 1], [0, 0, 0, 0, 0]):
         )
         loss = net(batch) / len(batch)
         accelerator.backward(loss)
-        gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-        module.zero_grad(set_to_none=True)
+        gradients = {
+            name.removeprefix("module."): p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+        }
+        net.zero_grad(set_to_none=True)
         found.append((loss.item(), gradients))
     (one, expected), (other, gradients) = found
     assert expected.keys() == gradients.keys()
     assert sum(bool(g.abs().max() > 1e-4) for g in expected.values()) > 10
     worst = max(worst, abs(one - other), *(float((gradients[n] - expected[n]).abs().max()) for n in expected))
-print(f"worst {worst}")
+print(f"worst {worst}", flush=True)
 assert worst < 1e-5
 """
 
 
-def test_pairs_of_two_processes_have_the_gradients_of_one(golden):
-    result = launch("--no-python", sys.executable, "-c", PAIRS, str(golden / "tiny_vlm"))
+def test_pairs_of_two_processes_have_the_gradients_of_one(golden, tmp_path):
+    script = tmp_path / "pairs.py"
+    script.write_text(PAIRS)
+    result = launch(str(script), str(golden / "tiny_vlm"))
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+SPOILT = """
+import math, os, sys
+from pathlib import Path
+from model.errors import InputError
+from model.training import feed, stages
+from model.training.__main__ import main
+if os.environ["RANK"] == "1":
+    learn, fetch, calls = stages.LanguageLoss.forward, feed.Feed._fetch, []
+    def forward(self, batch):
+        calls.append(1)
+        return learn(self, batch) * (math.nan if sys.argv[1] == "nan" and len(calls) == 2 else 1)
+    def lose(self):
+        if sys.argv[1] == "worker" and calls:
+            raise InputError("A process that renders rows was ended.")
+        return fetch(self)
+    stages.LanguageLoss.forward, feed.Feed._fetch = forward, lose
+sys.stderr = open(sys.argv[4] + os.environ["RANK"], "w")
+sys.exit(main(["run", sys.argv[2], "--out", sys.argv[3], "--quiet"]))
+"""
+
+
+@pytest.mark.parametrize(("fault", "sentence"), [("nan", "loss became nan at step 2"), ("worker", "renders rows")])
+def test_a_fault_of_one_process_ends_all_with_its_sentence(make_recipe, tmp_path, fault, sentence):
+    path = tmp_path / "recipe.toml"
+    path.write_text(make_recipe({"steps": 5, "batch_rows": 2}).to_toml())
+    script = tmp_path / "spoilt.py"
+    script.write_text(SPOILT)
+    launch(str(script), fault, str(path), str(tmp_path / "run"), str(tmp_path / "said"))
+    said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert sentence in said[0]
+    assert sentence in json.loads((tmp_path / "run" / "run.json").read_text())["error"]

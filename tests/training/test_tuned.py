@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from model import Conversation, InputError, Message, load_vlm
+from model.checkpoint import load_shape, save_shape
 from model.packing import pack_samples
 from model.training.__main__ import main
 from model.training.assembly import open_base
@@ -18,7 +19,7 @@ from model.training.batches import FeatureCache, with_features
 from model.training.events import DoneEvent, StartEvent, StepEvent
 from model.training.recipe import build_recipe
 from model.training.trainer import Trainer
-from model.training.tuned import TunedVLM, check_stage
+from model.training.tuned import TunedVLM, check_tuning, count_trained
 from tests.tiny_checkpoints import BUILDERS, causal, embeds_of, noise
 
 TWO = ("smolvlm", "qwen2.5 vl")
@@ -141,9 +142,10 @@ def test_one_step_of_every_family(name, tiny, recipe_of, tmp_path):
     assert sizes["vision_encoder"][1] == 0
     assert sizes["MP"][0] == sizes["MP"][1] > 0
     assert 0 < sizes["decoder"][1] < sizes["decoder"][0]
-    counted = trainer.vlm.opened.count_parts()
+    counted = tiny(name).vlm.count_parts()
     newline = getattr(tiny(name).model.model, "image_newline", torch.zeros(0)).numel()
     assert sizes["MP"][0] == counted["projector"] - newline
+    assert start.trainable == count_trained(tiny(name).vlm, trainer.recipe.stages[0])  # told before it begins
     images = [noise(90, 60)]
     with torch.no_grad():
         theirs = with_peft(tiny(name).model, tmp_path / "run" / "model")(**tiny(name).inputs(images)).logits
@@ -230,9 +232,9 @@ def test_an_angle_that_depends_on_the_row_s_length_forbids_packing(tiny, recipe_
     made = copy.copy(load_vlm(tiny("smolvlm").folder))
     made.text.model.rotary_emb.rope_type = "dynamic"
     assert not made.text.shifts
-    stage = recipe_of("smolvlm", {"packing": "document", "row_tokens": 600}).stages[0]
+    recipe = recipe_of("smolvlm", {"packing": "document", "row_tokens": 600})
     with pytest.raises(InputError, match="set packing to “off”"):
-        check_stage(stage, made)
+        check_tuning(made, recipe)
 
 
 def test_an_adapter_of_other_weights_is_refused(tiny, recipe_of, tmp_path):
@@ -263,6 +265,18 @@ def test_an_adapter_of_other_weights_is_refused(tiny, recipe_of, tmp_path):
     refuses("shape|doesn't have")
     weights.write_bytes(weights.read_bytes()[:-8])
     refuses("can't be read")
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen3 vl", "llava", "onevision"])
+def test_a_shape_without_weights_renders_the_same_rows(name, tiny, tmp_path):
+    save_shape(tiny(name).vlm, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    shape = load_shape(tmp_path)
+    assert all(weight.is_meta for weight in shape.model.parameters())
+    for images in ([(90, 60)], [(60, 90), (300, 200)], []):
+        one, two = shape.prepare(example(images)), tiny(name).vlm.prepare(example(images))
+        assert torch.equal(one.input_ids, two.input_ids)
+        assert torch.equal(one.loss_mask, two.loss_mask)
 
 
 def test_the_commands_take_other_families(recipe_of, tmp_path, capsys):

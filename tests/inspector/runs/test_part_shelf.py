@@ -48,7 +48,7 @@ def test_a_recipe_that_the_form_wrote_comes_back_into_it_whole(preset, tmp_path)
 
 def test_what_the_form_has_no_field_for_is_told(tmp_path):
     recipe = read_recipe("embedded")
-    with pytest.raises(InputError, match="isn't offered here"):
+    with pytest.raises(InputError, match="isn't offered on this server"):
         open_recipe(read_recipe("llava"), ("embedded",), PartShelf())
     opened = open_recipe(recipe, ("embedded",), PartShelf())
     assert any("stage “" in sentence for sentence in opened.left_out)
