@@ -27,7 +27,8 @@ def check(task: dict[str, Any]) -> dict[str, Any]:
     vlm = load_shape(Path(task["model"]))
     reports = check_data(vlm, recipe)
     try:
-        plan = plan_stage(vlm, recipe).to_json()
+        found = plan_stage(vlm, recipe)
+        plan = None if found is None else found.to_json()
     except InputError:
         plan = None
     shown = [report.shorten().to_json() if isinstance(report, DataReport) else report for report in reports]

@@ -6,16 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-<<<<<<< HEAD
 from PIL import Image
 
-from model import VLM
+from model import VLM, InspectableVLM
 from model.image import ProcessedImage
 from model.training.evaluation.answering import Probe, answer_probes, probe_examples
-=======
-from model import VLM, InspectableVLM
-from model.training.evaluation.answering import answer_probes, probe_examples
->>>>>>> main
 from model.training.events import Answered
 from model.training.recipe import Recipe
 from model.training.stage_data import draw_held_out

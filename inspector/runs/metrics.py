@@ -19,14 +19,10 @@ from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
 from model import VLM, InputError, InspectableVLM
 from model.checkpoint import empty_vlm, save_shape
-<<<<<<< HEAD
+from model.families.transformers_vlm import TransformersVLM
 from model.memory import format_bytes, measure_free_ram
 from model.sample import Sample
 from model.training.data.data_report import DataReport, write_text
-=======
-from model.families.transformers_vlm import TransformersVLM
-from model.training.data.data_report import DataReport
->>>>>>> main
 from model.training.events import ModuleSize
 from model.training.memory_estimate import FirstStep, MemoryEstimate, StepShape, combine, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
@@ -88,8 +84,11 @@ class StagePlan:
         return cls(MemoryEstimate(**values["memory"]), rows)
 
 
-def plan_stage(vlm: VLM, recipe: Recipe) -> StagePlan:
-    """Of the first stage. InputError where no row can be drawn. ``vlm`` needs no weights."""
+def plan_stage(vlm: InspectableVLM, recipe: Recipe) -> StagePlan | None:
+    """Of the first stage; None of families whose layers aren't known. InputError where no row can be drawn. ``vlm``
+    needs no weights."""
+    if not isinstance(vlm, VLM):
+        return None
     data = open_stage_data(recipe, 0, vlm.config)
     step = draw_step(vlm, recipe, 0, data)
     return StagePlan(estimate_stage(vlm, recipe, 0, data, step), tuple(_show_rows(vlm, step)))
@@ -114,8 +113,11 @@ def _draw_images(sample: Sample) -> tuple[str, ...]:
     return tuple(found)
 
 
-def least_memory(vlm: VLM, recipe: Recipe) -> MemoryEstimate:
-    """What the first stage takes whatever its data are: everything but activations and features."""
+def least_memory(vlm: InspectableVLM, recipe: Recipe) -> MemoryEstimate | None:
+    """What the first stage takes whatever its data are: everything but activations and features. None as
+    :func:`plan_stage`."""
+    if not isinstance(vlm, VLM):
+        return None
     stage = recipe.stages[0]
     return combine(vlm.config, stage, size_modules(vlm, stage), StepShape(0, 0, 0), 0, "fp32")
 

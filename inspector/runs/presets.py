@@ -87,7 +87,6 @@ _COMMON: dict[str, Any] = {
     "packing": "off",
     "batch_rows": 16,
     "eval_every": 25,
-    "base": EMBEDDED,
     "vision": EMBEDDED,
     "language": EMBEDDED,
     "projector": "linear",
@@ -201,7 +200,12 @@ def fit_preset(name: str, kind: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}.")
     values = dict(PRESETS[name].values)
-    if kind not in ("", NANOVLM) and values.get("base") != NEW and values.get("decoder_rate"):
+    if kind in ("", NANOVLM):
+        return values
+    if name == FIRST_STAGE:  # their projector is their own, and goes on from where it is
+        del values["base"]
+        values["projector_rate"] = PRESETS[BUILD].values["projector_rate"]
+    if "base" not in values and values.get("decoder_rate"):
         values |= {key: PRESETS["LoRA"].values[key] for key in ("decoder_rate", "lora_rank")}
     return values
 

@@ -22,12 +22,8 @@ from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
 from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobTable
-<<<<<<< HEAD
-from inspector.runs.metrics import DataCheck, least_memory, say_room, size_modules
+from inspector.runs.metrics import DataCheck, check_base, least_memory, say_room, size_modules
 from inspector.runs.part_shelf import EMBEDDED, PartShelf
-=======
-from inspector.runs.metrics import DataCheck, check_base, size_modules
->>>>>>> main
 from inspector.runs.presets import (
     BUILT_IN,
     HUB,
@@ -51,15 +47,9 @@ from inspector.server.admission import admit_file
 from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
 from inspector.widgets import FileInput
-<<<<<<< HEAD
-from model import InputError
+from model import InputError, InspectableVLM
 from model.training.assembly import plan_parts
 from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
-=======
-from model import InputError, InspectableVLM
-from model.training.events import ModuleSize
-from model.training.recipe import KINDS, PACKINGS, Recipe
->>>>>>> main
 from model.training.synthetic.outlines import OUTLINES
 from model.training.synthetic.word import COLOUR_LOOKS
 
@@ -266,49 +256,36 @@ class RecipeReader:
             # What was typed counts for nothing: only what this person uploaded is read.
             path, images = (str(upload.path), str(upload.images)) if upload is not None else ("", "")
             form = replace(form, path=path, source=source, images=images)
-<<<<<<< HEAD
         base: Any = write_base(form, self.shelf) if form.base == ASSEMBLED else NEW
         if form.base not in (ASSEMBLED, NEW):
             base = self.store.source_of(form.base)
-        if form.base in self.store.names:
-            self.store.get_trainable(form.base)
-        return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
-
-    def base_of(self, form: Form, recipe: Recipe) -> Any:
-        """A model of the shape that will be trained, with or without weights."""
-        if recipe.parts is not None:
-            return plan_parts(recipe.parts)
-        return self.store.get_trainable(self.store.names[0] if form.base == NEW else form.base)
-
-    def show_parts(self, form: Form, recipe: Recipe) -> str:
-        """Parameters of each part, and what is taken whatever the data are. InputError for parts that don't fit."""
-        vlm = self.base_of(form, recipe)
-        memory = show_memory(least_memory(vlm, recipe), self.bounds.run_bytes, least=True)
-        return show_modules(size_modules(vlm, recipe.stages[0])) + memory
-
-    def admit(self, form: Form, recipe: Recipe) -> str:
-        """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
-        vlm = self.base_of(form, recipe)
-        if why := say_room(least_memory(vlm, recipe), self.bounds.run_bytes):
-            raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
-        return self.show_parts(form, recipe)
-=======
-        base = NEW if form.base == NEW else self.store.source_of(form.base)
         recipe = write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
         check_base(self.base_of(form, recipe), recipe)
         return form, recipe
 
     def base_of(self, form: Form, recipe: Recipe) -> InspectableVLM:
-        """A model of the shape that will be trained."""
+        """A model of the shape that will be trained, with or without weights."""
+        if recipe.parts is not None:
+            return plan_parts(recipe.parts)
         if form.base != NEW:
             return self.store.get(form.base)
         # One that is there renders as the new one will, and making a tokenizer takes seconds.
         alike = next((name for name in self.store.names if self.store.kind_of(name) == NANOVLM), None)
         return self.store.get_base(recipe) if alike is None else self.store.get(alike)
 
-    def sizes(self, form: Form, recipe: Recipe) -> tuple[ModuleSize, ...]:
-        return size_modules(self.base_of(form, recipe), recipe.stages[0])
->>>>>>> main
+    def show_parts(self, form: Form, recipe: Recipe) -> str:
+        """Parameters of each part, and what is taken whatever the data are. InputError for parts that don't fit."""
+        vlm = self.base_of(form, recipe)
+        memory = least_memory(vlm, recipe)
+        told = "" if memory is None else show_memory(memory, self.bounds.run_bytes, least=True)
+        return show_modules(size_modules(vlm, recipe.stages[0])) + told
+
+    def admit(self, form: Form, recipe: Recipe) -> str:
+        """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
+        memory = least_memory(self.base_of(form, recipe), recipe)
+        if memory is not None and (why := say_room(memory, self.bounds.run_bytes)):
+            raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
+        return self.show_parts(form, recipe)
 
 
 @dataclass(frozen=True)
@@ -320,22 +297,16 @@ class FormHandlers:
     pool: ParserPool
     shelf: UploadShelf
 
-<<<<<<< HEAD
-    def fill(self, preset: str) -> list[Any]:
-        if preset not in PRESETS:
-            raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
-        values, most = dict(PRESETS[preset].values), self.reader.bounds.run_steps
-=======
     def fill(self, preset: str, base: str) -> list[Any]:
         try:
-            kind = "" if base == NEW else self.reader.store.kind_of(str(base))
+            kind = "" if base in (NEW, ASSEMBLED) else self.reader.store.kind_of(str(base))
             values, most = fit_preset(preset, kind), self.reader.bounds.run_steps
         except InputError as error:
             raise refuse(error) from error
->>>>>>> main
         if "steps" in values and values["steps"] > most:
             values["steps"] = most
-        if "base" in values and values["base"] not in (NEW, ASSEMBLED, *self.reader.store.names):
+        if values and "base" not in values and base in (NEW, ASSEMBLED):
+            # What an earlier preset began from is none of this one's business; a model that was picked stays.
             values["base"] = self.reader.store.names[0]
         return [say_why(preset), *fill_fields(self.form, values)]
 
@@ -401,14 +372,9 @@ class FormHandlers:
     async def check(self, request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
         def begin() -> tuple[DataCheck, str]:
             found, recipe = self.reader.read(preset, upload, values)
-<<<<<<< HEAD
             vlm = self.reader.base_of(found, recipe)
             shown = show_modules(size_modules(vlm, recipe.stages[0]))
             return DataCheck(self.pool, vlm, recipe, _checking(request)), shown
-=======
-            shown = show_modules(self.reader.sizes(found, recipe))
-            return DataCheck(self.pool, self.reader.base_of(found, recipe), recipe, _checking(request)), shown
->>>>>>> main
 
         # What an earlier check found is about nothing from now on, also where this one fails.
         yield "", "", ""
@@ -467,13 +433,10 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     handlers = FormHandlers(form, reader, pool, shelf)
     # Arrow keys change a choice faster than the form follows; the last one counts.
     last: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-<<<<<<< HEAD
     filled = [form.why, *filled_fields(form)]
-    filling = form.preset.input(handlers.fill, form.preset, filled, api_name="train_preset", **last)
-=======
-    filled = [form.why, *form.plain.values(), *form.where]
-    form.preset.input(handlers.fill, [form.preset, form.fields["base"]], filled, api_name="train_preset", **last)
->>>>>>> main
+    filling = form.preset.input(
+        handlers.fill, [form.preset, form.fields["base"]], filled, api_name="train_preset", **last
+    )
     form.fields["data"].input(_ask_for, form.fields["data"], form.where, api_name="train_data", **last)
     unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.

@@ -87,14 +87,7 @@ class ResultHandlers:
             recipe = self.jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
             before = self.store.get_base(recipe)
-<<<<<<< HEAD
-            after = self.store.get_trainable(admit_run(self.store, self.jobs, job))
-=======
             after = self.store.get(admit_run(self.store, self.jobs, job))
-            yield show_comparison(None, None, "asking this page's prompt")
-            for comparison in _compare_prompt(before, after, values, self.bounds):
-                yield show_comparison(comparison, None, "taking images away from this page's prompt")
->>>>>>> main
             for found in measure_change(before, after, recipe):
                 if isinstance(found, HeldOutComparison):
                     measured = found
