@@ -25,6 +25,7 @@ from inspector.which_image.model_comparison import Comparison, compare_answers
 from model import InputError
 from model.training.runs import MODEL
 
+TO_FORM = "() => { document.querySelector('#train-preset').scrollIntoView({ block: 'center' }); }"
 EMPTY = (
     '<p class="vi-empty">When a run has ended, the same questions with the same seed go to the model before and after '
     "it: questions that the run never saw, and this page's prompt.</p>"
@@ -117,7 +118,6 @@ class ResultHandlers:
         own, name = self._admit(job, own)
         base = gr.update(choices=[*own, *list_bases(self.store.names)], value=name)
         filled = fill_fields(self.form, {**PRESETS[SECOND_STAGE].values, "base": base})
-        inform("The form above is filled for stage 2, from this run's model; press Start.")
         # What was shown of the run before says nothing about the next one.
         return [own, "", "", SECOND_STAGE, say_why(SECOND_STAGE), *filled]
 
@@ -186,7 +186,7 @@ def wire_result(
         concurrency_limit=None,
         show_progress="hidden",
     )
-    view.go_on.click(
+    gone_on = view.go_on.click(
         handlers.go_on,
         [job, view.own_models],
         [view.own_models, form.modules, form.reports, form.preset, form.why, *filled_fields(form)],
@@ -194,6 +194,8 @@ def wire_result(
         concurrency_limit=None,
         show_progress="hidden",
     )
+    # The form that is filled now stands far above the button.
+    gone_on.success(None, None, None, js=TO_FORM, api_visibility="private")
     view.export.click(handlers.export, job, view.files, api_name="train_export", concurrency_limit=1)
     pushed = [view.token, view.pushed]
     view.push.click(

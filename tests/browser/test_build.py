@@ -39,6 +39,12 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
     page.wait_for_selector("#train-parts:visible", timeout=60_000)
     page.wait_for_selector("#train-modules .tr-memory", timeout=60_000)
     assert "98,304" in page.inner_text("#train-modules")
+    # What one preset begins from is none of the next one's business.
+    page.get_by_label("LoRA", exact=True).check()
+    page.wait_for_function("document.querySelector('#train-base input').value === 'embedded'", timeout=60_000)
+    page.get_by_label("build a VLM").check()
+    page.wait_for_selector("#train-parts:visible", timeout=60_000)
+    page.wait_for_selector("#train-modules .tr-memory", timeout=60_000)
     page.click("#train-projector input")
     page.get_by_role("option", name="mlp").click()
     page.wait_for_function("document.querySelector('#train-modules').innerText.includes('135,552')", timeout=60_000)
@@ -62,9 +68,6 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
         "document.querySelector('#train-preset input:checked').value === 'instruction tuning'", timeout=60_000
     )
     assert "build a VLM" in page.input_value("#train-base input")
-    # A preset begins from its own base and never from the last one's.
-    page.get_by_label("LoRA", exact=True).check()
-    page.wait_for_function("document.querySelector('#train-base input').value === 'embedded'", timeout=60_000)
     page.click("#train-compare")
     page.wait_for_selector("#train-result .ba-headline", timeout=SLOW_MS)
     assert "of 48" in page.inner_text("#train-result .ba-headline")
