@@ -116,7 +116,7 @@ def show_memory(memory: MemoryEstimate, most: int | None, *, least: bool = False
     refused = f'<p class="tr-error">This won\'t fit: {escape(why)}.</p>' if why else ""
     return (
         f'<p class="tr-memory"><b>Memory: {said} {format_bytes(memory.total)}</b> at the peak '
-        f'<span class="vi-note">({parts}; gradients and activations take turns)</span></p>{refused}'
+        f'<span class="vi-caption">({parts}; gradients and activations take turns)</span></p>{refused}'
     )
 
 

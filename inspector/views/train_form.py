@@ -190,7 +190,7 @@ def build_form(store: ModelStore, bounds: Bounds, shelf: PartShelf | None = None
             fields["seed"] = gr.Number(values["seed"], label="Seed", step=1, min_width=80)
     with gr.Accordion("Open a recipe, or see what data look like", open=False, elem_id="train-files-in"):
         recipe = FileInput(
-            label="A recipe (.toml), to fill the form with", file_types=[".toml"], height=90, elem_id="train-recipe"
+            label="A recipe (.toml), to fill the form with", file_types=[".toml"], height=130, elem_id="train-recipe"
         )
         opened = gr.HTML(elem_id="train-opened")
         show_samples = gr.Button("A sample file of each format", size="sm", elem_id="train-show-samples")
