@@ -68,6 +68,20 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
         "document.querySelector('#train-preset input:checked').value === 'instruction tuning'", timeout=60_000
     )
     assert "build a VLM" in page.input_value("#train-base input")
+    page.click("#train-export")
+    page.wait_for_selector("#train-files:visible", timeout=60_000)
+    button, file = (page.locator(name).bounding_box() for name in ("#train-export", "#train-files"))
+    assert 0 <= file["y"] - (button["y"] + button["height"]) < 40
+    # The curve has its beginning whenever the tab is opened after a reload.
+    page.reload()
+    page.wait_for_timeout(2000)
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_selector(ENDED, timeout=60_000)
+    page.wait_for_selector("#train-chart canvas:visible", timeout=60_000)
+    page.locator("#train-chart .vlm-chart").focus()
+    page.keyboard.press("Home")
+    assert "step 1:" in page.inner_text("#train-chart .vlm-read")
+    assert "held out at 0" in page.inner_text("#train-chart .vlm-read")
     page.click("#train-compare")
     page.wait_for_selector("#train-result .ba-headline", timeout=SLOW_MS)
     assert "of 48" in page.inner_text("#train-result .ba-headline")
