@@ -314,7 +314,8 @@ def _show_pairs(last: dict[str, Any], shares: Sequence[str]) -> str:
         f'<p class="vi-caption">Retrieval on held-out pairs after step {last["at"]:,}: each picture (row) '
         f"chooses among the captions (columns); {right} of {len(matrix)} choose their own, framed. “caption” is the "
         "share of all pictures whose nearest caption is their own, “phrase” of patches and phrases. To try it on your "
-        "own images: “Use this model”, then the tab CLIP.</p>"
+        "own images: “Use this model”, then "
+        '<button type="button" class="tr-goto" data-goto="CLIP">the tab CLIP</button>.</p>'
         f'<ul class="tr-shares">{"".join(shares)}</ul>'
         f"{show_matrix('Softmax over each row: which caption?', matrix, head, own, shares=True)}"
     )

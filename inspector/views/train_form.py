@@ -232,7 +232,7 @@ def build_form(store: ModelStore, bounds: Bounds, shelf: PartShelf | None = None
 def say_why(preset: str) -> str:
     found = PRESETS[preset]
     took = (
-        f" Its {found.values['steps']:,} steps took {found.seconds} s where they were measured."
+        f" Its {found.values['steps']:,} steps took {found.seconds} s on one thread of a busy machine."
         if found.seconds
         else ""
     )

@@ -56,6 +56,12 @@
     const earlier = written() !== asked;
     if (results.hasAttribute("data-earlier") !== earlier) results.toggleAttribute("data-earlier", earlier);
   };
+  // What is said of one tab may lead to another.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-goto]");
+    const tab = link && document.querySelector(`[role=tab][data-tab-id="${link.dataset.goto}"]`);
+    if (tab) { tab.click(); tab.focus(); }
+  });
   // Moments are written in the zone of whoever reads them.
   const localise = () => {
     for (const time of document.querySelectorAll("time[datetime]:not([data-local])")) {

@@ -108,11 +108,16 @@ def test_what_cannot_be_trained_starts_nothing(reader, table, request_of):
 def test_a_preset_fills_the_form_and_a_check_reads_it(reader, table, request_of):
     pool = ParserPool(table.bounds)
     handlers = FormHandlers(reader.form, reader, pool, UploadShelf(table.uploads, pool, table.used_uploads))
-    _, *filled = handlers.fill("instruction tuning")
+    _, *filled = handlers.fill("instruction tuning", "embedded")
     by_name = dict(zip(reader.form.plain, filled, strict=False))
     assert by_name["steps"] == PRESETS["instruction tuning"].values["steps"]
+    # A model that was picked stays; what an earlier preset began from does not.
+    assert by_name["base"] == gr.skip()
+    for former in ("new", "parts"):
+        _, *filled = handlers.fill("LoRA", former)
+        assert dict(zip(reader.form.plain, filled, strict=False))["base"] == "embedded"
     with pytest.raises(gr.Error, match="begin"):
-        handlers.fill("magic")
+        handlers.fill("magic", "embedded")
 
     async def check(**changes):
         inputs = values(reader, **changes)
