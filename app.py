@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from inspector.server.lean_gradio import write_no_stubs
 
@@ -75,16 +77,18 @@ def build_demo(
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
     tools: bool = False,
+    parts: Sequence[str] = (),
 ) -> gr.Blocks:
     """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`; ``allowed``: checkpoints
-    that a person may open; ``encoders``: of the CLIP tab, beside the models' own; ``tools``: as
-    :func:`inspector.ui.build_ui` has it."""
+    that a person may open; ``encoders``: of the CLIP tab, beside the models' own; ``tools`` and ``parts``: as
+    :func:`inspector.ui.build_ui` has them."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
     jobs = jobs or open_jobs(public)
-    return build_ui(store, jobs, bounds, open_to_all=public, allowed=allowed, encoders=encoders, tools=tools)
+    more: dict[str, Any] = {"allowed": allowed, "encoders": encoders, "tools": tools, "parts": parts}
+    return build_ui(store, jobs, bounds, open_to_all=public, **more)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,6 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="E", help="CLIP or SigLIP for the tab “CLIP”; repeat"
+    )
+    parser.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="P",
+        help="image encoder or language model for “build a VLM”, folder or hub id; repeat",
     )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
@@ -125,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         encoders = EncoderStore(options.encoder, device=options.device, dtype=options.dtype)
         if options.mcp:
             offer_tools(TOOLS)
-        demo = build_demo(store, options.public, jobs, allowed, encoders, options.mcp)
+        demo = build_demo(store, options.public, jobs, allowed, encoders, options.mcp, options.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.runs.jobs import JobTable
+from inspector.runs.part_shelf import list_parts
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.fetching import Fetcher
 from inspector.server.gate import Gate
@@ -65,14 +67,17 @@ def build_ui(
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
     tools: bool = False,
+    parts: Sequence[str] = (),
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
     ``open_to_all``: whether it may be asked under any host name. ``allowed``: checkpoints that a person may open, see
     :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own.
-    ``tools``: whether there are events for assistants of other programs, see :mod:`inspector.views.tools`."""
+    ``tools``: whether there are events for assistants of other programs, see :mod:`inspector.views.tools`.
+    ``parts``: encoders and language models that a VLM may be put together from, beside these."""
     jobs, bounds, encoders = jobs or JobTable(), bounds or Bounds(), encoders or EncoderStore()
     fetcher = Fetcher(allowed, bounds.hub_bytes)
+    shelf = list_parts((*(store.source_of(name) for name in store.names), *encoders.sources, *parts), allowed)
     open_cache()
     folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
     kept = int(bounds.sweep_s), int(bounds.cache_hours * 3600)
@@ -124,7 +129,7 @@ def build_ui(
                     with gr.Tab("Batch", id="Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train", id="Train"):
-                        train = train_view.build_train(store, jobs)
+                        train = train_view.build_train(store, jobs, shelf)
                 results = build_results(*answer)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
         wire_prompt(prompt, store, folder)
@@ -153,7 +158,7 @@ def build_ui(
         which_view.wire_which_image(which, store, encoders, shown, told, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
-        train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
+        train_view.wire_train(train, store, jobs, demo, prompt, person, timer, shelf)
         wire_inspect(store, demo)
         if tools:
             wire_tools(store, demo)

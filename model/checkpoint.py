@@ -256,8 +256,9 @@ def _tie(vlm: VLM) -> None:
         vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
 
 
-def find_folder(source: str | Path) -> tuple[Path, bool]:
-    """Where a checkpoint lies, and whether it lay there before: a hub id is fetched. InputError if it can't be."""
+def find_folder(source: str | Path, *, weights: bool = True) -> tuple[Path, bool]:
+    """Where a checkpoint lies, and whether it lay there before: a hub id is fetched, without ``weights`` only its small
+    files. InputError if it can't be."""
     if source == "embedded":
         return EMBEDDED, True
     path = Path(source).expanduser()
@@ -267,7 +268,7 @@ def find_folder(source: str | Path) -> tuple[Path, bool]:
     if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
         raise InputError(f"“{text}” is no folder; give “embedded”, a checkpoint folder, or a hub id owner/name.")
     try:
-        patterns = [CONFIG, *WEIGHT_FILES, *TEXT_FILES]
+        patterns = [CONFIG, *(WEIGHT_FILES if weights else ()), *TEXT_FILES]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         # Processes that work for strangers have no token; what the owner fetched with one is there already.

@@ -452,7 +452,7 @@ This run's saved state is damaged, so it can't go on; start it anew.
 You have a run that isn't over ({}); stop it first, this server gives each person {} at a time.
 {} runs are waiting already; try again in a few minutes.
 No position of the step has a label, so there is nothing to learn; check the data's answers.
-The memory doesn't suffice for stage “{}”; lower batch_rows (and raise accumulate as much), or row_tokens.
+The memory doesn't suffice for stage “{}”{}; {}{}.
 The model can't be saved ({}); the one before it is kept.
 The {} of stage “{}”; {}. Lower the learning rates.
 Another process is training in {}; stop it first.

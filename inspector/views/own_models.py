@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from inspector.runs.jobs import JobTable
-from inspector.runs.presets import NEW
 from inspector.server.toasts import warn
 from inspector.session import SECRET, ModelStore
+from inspector.views.train_form import list_bases
 from inspector.views.train_result import admit_run
 from model import InputError
 
@@ -53,8 +53,7 @@ class OwnModels:
         """The person's own models, and the list of models that training begins from."""
         if not own:
             return [gr.skip(), gr.skip()]
-        common = [(name, name) for name in self.store.names]
-        return [own, gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)])]
+        return [own, gr.update(choices=[*own, *list_bases(self.store.names)])]
 
 
 def _read(kept: Any) -> tuple[dict[str, str], str]:

@@ -56,6 +56,20 @@
     const earlier = written() !== asked;
     if (results.hasAttribute("data-earlier") !== earlier) results.toggleAttribute("data-earlier", earlier);
   };
+  // What is said of one tab may lead to another.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-goto]");
+    const tab = link && document.querySelector(`[role=tab][data-tab-id="${link.dataset.goto}"]`);
+    if (tab) { tab.click(); tab.focus(); }
+  });
+  // Moments are written in the zone of whoever reads them.
+  const localise = () => {
+    for (const time of document.querySelectorAll("time[datetime]:not([data-local])")) {
+      time.dataset.local = "yes";
+      time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    }
+  };
+  new MutationObserver(localise).observe(document.body, { childList: true, subtree: true });
   let due = 0;
   const later = () => { cancelAnimationFrame(due); due = requestAnimationFrame(compare); };
   document.addEventListener("vlm:data", () => {

@@ -19,15 +19,18 @@ from model.devices import add_placement
 from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.assembly import open_base
+from model.training.cpu import bound_memory
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
 from model.training.evaluation.stage_losses import measure_stages, write_losses
 from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
+from model.training.memory_estimate import draw_step, estimate_stage
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, TOWER, RunFolder, write_text
-from model.training.stage_data import report_stage
+from model.training.stage_data import open_stage_data, report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
@@ -121,6 +124,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("Name a recipe to run, or add --resume to go on with the run in the folder.")
     else:
         recipe = read_recipe(options.recipe, options.set)
+    bound_memory()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe, options.out, resume=options.resume, keep_request=options.keep_request)
@@ -150,15 +154,21 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
+    """Prints, for every stage and each of its sources, a report of the data, and under “memory” what each stage will
+    take, in bytes. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
     base = open_base(recipe)
     vlm = base.opened if isinstance(base, TunedVLM) else base
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     for index, stage in enumerate(recipe.stages):
         reports = report_stage(vlm, recipe, index, options.sample)
         found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+        if not isinstance(vlm, VLM):  # of others the layers aren't known
+            continue
+        data = open_stage_data(recipe, index, vlm.config)
+        memory[stage.name] = estimate_stage(vlm, recipe, index, data, draw_step(vlm, recipe, index, data)).to_json()
+    print(json.dumps({**found, "memory": memory}, indent=2, ensure_ascii=False))
 
 
 def teach(options: argparse.Namespace) -> None:

@@ -93,7 +93,8 @@ class StepEvent(Event):
 
 @dataclass(frozen=True)
 class EvalEvent(Event):
-    """On held-out data: the mean loss, the share of answers that are right to the letter per family, some answers.
+    """On held-out data, after ``step`` steps (0: before the first): the mean loss, the share of answers that are right
+    to the letter per family, of how many (``counts``), some answers.
     ``shares [pair caption]``, of a contrastive stage: how each picture's choice is spread over the captions of the
     pairs that ``answers`` are about, in their order."""
 
@@ -103,6 +104,7 @@ class EvalEvent(Event):
     accuracy: Mapping[str, float]
     answers: tuple[Answered, ...] = field(default=())
     shares: tuple[tuple[float, ...], ...] = field(default=())
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ class Stage:
     longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight but temperatures, as
     nanoVLM's optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases and embeddings.
     ``lora_alpha`` 0 is twice the rank; ``lora_targets``: the linear maps of the language model's blocks that have an
-    adapter, by their last names, all if none is named; ``eval_every`` 0 measures at the end only. ``checkpointing``: of
-    each block only what enters it is kept for the way back, and the rest computed again there (Chen et al. 2016): the
-    same step in less memory and more time.
+    adapter, by their last names, all if none is named; ``eval_every`` 0 measures at the end only, else also before the
+    first step. ``checkpointing``: of each block only what enters it is kept for the way back, and the rest computed
+    again there (Chen et al. 2016): the same step in less memory and more time.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.

@@ -25,15 +25,18 @@ from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
+from model.memory import is_shortage
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.assembly import open_base
 from model.training.batches import FeatureCache
+from model.training.cpu import read_peak
 from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.feed import Feed
 from model.training.learners import LanguageLearner, Learner, PairLearner
+from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
 from model.training.stage_data import StageData, look_at_stage, open_stage_data, stage_seed
@@ -97,6 +100,7 @@ class Trainer:
                     self.folder.clear_request()
         self.accelerator.wait_for_everyone()
         self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
+        self._estimates: dict[str, MemoryEstimate] = {}
         self._changed: set[str] = set()
         self._feed: Feed | None = None
         self._sound = True
@@ -177,7 +181,7 @@ class Trainer:
             yield self._finish(stage, "stopped" if stopped else "done")
         except Exception as error:
             ended = True
-            failure = _as_input_error(error, stage)
+            failure = _as_input_error(error, stage, self._estimates.get(stage.name))
             yield self._fail(stage, failure or error)
             if failure is None or failure is error:
                 raise
@@ -201,6 +205,9 @@ class Trainer:
         data = open_stage_data(self.recipe, index, None if isinstance(self.vlm, TunedVLM) else self.vlm.config)
         self._check_data(stage, data)
         self._open_ledger(stage, look_at_stage(opened, self.recipe, index, data))
+        if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
+            first = draw_step(self.vlm, self.recipe, index, data)
+            self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         optimizer = build_optimizer(stage, module)
@@ -231,7 +238,7 @@ class Trainer:
             learner = LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
         self._feed = learner.feed
         good = GoodWeights(module)
-        self._update_run(stage=stage.name, stage_index=index, step=step)
+        self._update_run(stage=stage.name, stage_index=index, step=step, memory=self._memory_json())
         yield self._say(
             StartEvent(
                 stage.name,
@@ -246,6 +253,8 @@ class Trainer:
                 step,
             )
         )
+        if step == 0 and stage.eval_every:
+            yield self._measure(held_out, module, good, stage, step)
         last_save = last_tick = time.monotonic()
         module.train()
         while step < stage.steps:
@@ -287,13 +296,7 @@ class Trainer:
                 self.accelerator.log(values, step=step)
             yield self._say(event)
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
-                found = held_out.measure(module)
-                loss = math.nan if found.loss is None else found.loss
-                yield self._say(
-                    EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares)
-                )
-                if found.loss is not None and not math.isfinite(found.loss):
-                    self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
+                yield self._measure(held_out, module, good, stage, step)
             asked = self._request()
             ends = step == stage.steps or asked != "run"
             if ends or self._same_everywhere(time.monotonic() - last_save >= stage.save_every_s):
@@ -309,6 +312,18 @@ class Trainer:
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)
 
+    def _measure(self, held_out: HeldOut, module: nn.Module, good: GoodWeights, stage: Stage, step: int) -> EvalEvent:
+        """On what the stage holds out, first of all with the weights that it begins with."""
+        found = held_out.measure(module)
+        loss = math.nan if found.loss is None else found.loss
+        event = EvalEvent(
+            stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares, found.counts
+        )
+        self._say(event)
+        if found.loss is not None and not math.isfinite(found.loss):
+            self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
+        return event
+
     def _clip(self, module: nn.Module, stage: Stage) -> float:
         norm = self.accelerator.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
         return float(norm) if norm is not None else 0.0
@@ -319,6 +334,13 @@ class Trainer:
         self._sound = good.restore()
         kept = "the last weights with a finite loss are kept" if self._sound else "so it was with the first weights"
         raise InputError(f"The {what} of stage “{stage.name}”; {kept}. Lower the learning rates.")
+
+    # --- memory ---
+
+    def _memory_json(self) -> dict[str, Any]:
+        """What each stage was to take, and the most that the run took by now, in bytes."""
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_peak()
+        return {"peak": peak, "stages": {name: found.to_json() for name, found in self._estimates.items()}}
 
     # --- the account of the data ---
 
@@ -371,7 +393,7 @@ class Trainer:
                 },
             )
         self.accelerator.wait_for_everyone()
-        self._update_run(step=step, ledger=self._ledger_json())
+        self._update_run(step=step, ledger=self._ledger_json(), memory=self._memory_json())
         return self._say(SavedEvent(stage.name, time.time(), step, STATE))
 
     def _close(self, stage: Stage, module: nn.Module) -> None:
@@ -419,7 +441,7 @@ class Trainer:
 
     def _finish(self, stage: Stage, status: str) -> DoneEvent:
         fingerprint = self.vlm.fingerprint
-        self._update_run(status=status, fingerprint=fingerprint, ledger=self._ledger_json())
+        self._update_run(status=status, fingerprint=fingerprint, ledger=self._ledger_json(), memory=self._memory_json())
         return self._say(DoneEvent(stage.name, time.time(), status, MODEL, fingerprint))
 
     def _fail(self, stage: Stage, error: Exception) -> FailedEvent:
@@ -476,18 +498,26 @@ class Trainer:
         return asked
 
 
-def _as_input_error(error: Exception, stage: Stage) -> InputError | None:
+SAVING = {
+    "activations": "lower batch_rows (and raise accumulate as much), or row_tokens",
+    "optimizer": "train fewer parts, or the language model through lora_rank; or ",
+    "features": "lower cache_mib; or ",
+    "weights": "begin from a smaller model; or ",
+}
+"""What makes each part of a run's memory smaller."""
+
+
+def _as_input_error(error: Exception, stage: Stage, estimate: MemoryEstimate | None) -> InputError | None:
     """What a person can do something about, said in one sentence; None for what is a fault of the program."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, DataStopped):
         return InputError(str(error))
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return InputError(
-            f"The memory doesn't suffice for stage “{stage.name}”; lower batch_rows (and raise "
-            "accumulate as much), or row_tokens."
-        )
+    if is_shortage(error):
+        need = "" if estimate is None else f", which takes {estimate}"
+        first = "" if estimate is None or estimate.largest == "activations" else SAVING[estimate.largest]
+        rows = SAVING["activations"]
+        return InputError(f"The memory doesn't suffice for stage “{stage.name}”{need}; {first}{rows}.")
     if isinstance(error, WRITE_ERRORS):
         return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
     return None

@@ -271,7 +271,7 @@ def report_data(
         lint=tuple(lints.values()),
         problems=tuple(getattr(source, "problems", ())),
         looks=tuple(looks),
-        text_of_looks=tuple(_text(vlm, look.sample) for look in looks),
+        text_of_looks=tuple(write_text(vlm, look.sample) for look in looks),
         ledger=replace(open_ledger(name, source), looked_at=len(numbers), dropped=_entries(drops.sorted())),
     )
 
@@ -405,7 +405,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
     )
 
 
-def _text(vlm: InspectableVLM, sample: Sample) -> str:
+def write_text(vlm: InspectableVLM, sample: Sample) -> str:
     """The sample's text with every run of image tokens written once with its length."""
     parts = []
     for span in sample.spans:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -106,3 +106,9 @@ def score(answered: Iterable[Answered]) -> dict[str, float]:
         if one.family != "all":
             right[one.family].append(one.right)
     return {family: sum(hits) / len(hits) for family, hits in right.items()}
+
+
+def count_families(answered: Sequence[Answered]) -> dict[str, int]:
+    """How many answers each share of :func:`score` is of."""
+    named = Counter(one.family for one in answered if one.family != "all")
+    return {"all": len(answered), **named} if answered else {}

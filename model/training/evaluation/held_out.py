@@ -21,7 +21,7 @@ from model.training.batches import (
     usable_sample,
     with_features,
 )
-from model.training.evaluation.answering import answer_probes, probe_examples, score
+from model.training.evaluation.answering import answer_probes, count_families, probe_examples, score
 from model.training.events import Answered
 from model.training.recipe import Stage
 from model.training.stages import ContrastiveLoss, count_labels
@@ -34,13 +34,14 @@ EVAL_ROWS = 16
 @dataclass(frozen=True)
 class HeldOutScore:
     """``loss``: mean in nats per label or pair; None if nothing held out has any. ``accuracy``: the share that is
-    right, by family of questions; ``answers``: some of them. ``shares``: see :class:`model.training.events.EvalEvent`.
-    """
+    right, by family of questions, of ``counts``; ``answers``: some of them. ``shares``: see
+    :class:`model.training.events.EvalEvent`."""
 
     loss: float | None
     accuracy: Mapping[str, float] = field(default_factory=dict)
     answers: tuple[Answered, ...] = ()
     shares: tuple[tuple[float, ...], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class HeldOut:
@@ -79,7 +80,8 @@ class HeldOut:
                 return HeldOutScore(loss)
             with self._accelerator.autocast():
                 answered = answer_probes(self._vlm, self._probes)
-            return HeldOutScore(loss, score(answered), tuple(answered[n] for n in self._shown))
+            shown = tuple(answered[n] for n in self._shown)
+            return HeldOutScore(loss, score(answered), shown, counts=count_families(answered))
         finally:
             module.train(training)
 
@@ -99,7 +101,8 @@ class HeldOut:
             Answered("which of these captions?", own, shown.captions[place], "caption")
             for own, place in zip(shown.captions, nearest, strict=True)
         )
-        return HeldOutScore(float(loss), found, answers, tuple(map(tuple, shares.tolist())))
+        counts = {name: len(pairs.tiles if name == "caption" else pairs.patch_places) for name in found}
+        return HeldOutScore(float(loss), found, answers, tuple(map(tuple, shares.tolist())), counts)
 
     @torch.no_grad()
     def _mean_loss(self) -> float | None:
