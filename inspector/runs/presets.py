@@ -409,7 +409,9 @@ def _open_data(table: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:
             return {"data": name}
     path, source = str(table.get("path", "")), str(table["source"])
     if source not in SOURCES:
-        raise InputError(f"The recipe's data are of the kind “{source[:40]}”, which this form doesn't offer.")
+        raise InputError(
+            f"The recipe's data are of the kind “{source[:40]}”, which this form doesn't offer; run it from a shell."
+        )
     if source in ("auto", "rows") and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return {"data": HUB, "path": path + (f":{table['subset']}" if "subset" in table else ""), "source": source}
     left_out.append(f"the file “{name_table(table)}”: upload it again")

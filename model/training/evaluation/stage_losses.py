@@ -50,7 +50,8 @@ def write_losses(losses: Sequence[StageLoss], command: str) -> str:
                 "Questions were held out then, not pictures: many a held-out picture had been trained on with another "
                 "question. Below are the shipped weights on what the same stages hold out today: scenes of which no "
                 "picture is trained on. (easy-VQA's training pictures are left out, for these weights know them all; "
-                "its test split is in the table of answers.)"
+                "its test split is in the table of answers.) What the language stage asked, pictures told in words, is "
+                "rehearsed by no later one."
             ),
             "",
             "```",
