@@ -107,7 +107,7 @@ def add_adapter(vlm: TransformersVLM, adapter: Adapter, folder: Path) -> Transfo
         down = found.get(f"{module}.lora_A.weight")
         if weight is None or (matrix and (matrix != "B.weight" or down is None or down.shape[0] != tensor.shape[1])):
             raise InputError(
-                f"The adapter in {folder} changes {name}, which “{adapter.base}” doesn't have; name the adapter's own base."
+                f"The adapter in {folder} changes {name}, which “{adapter.base}” doesn't have; name its own base."
             )
         shape = (tensor.shape[0], down.shape[1]) if matrix and down is not None else tuple(tensor.shape)
         if shape != tuple(weight.shape):

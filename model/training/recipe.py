@@ -218,7 +218,7 @@ class Recipe:
             if not allowed.holds(value := getattr(self, name)):
                 raise InputError(f"{name} {allowed.refuse(value)}.")
         if self.workers != "auto" and not WORKERS.holds(self.workers):
-            raise InputError(f"workers {WORKERS.refuse(self.workers)}; “auto” starts as many as pay.")
+            raise InputError(f"The number of workers {WORKERS.refuse(self.workers)}; “auto” starts as many as pay.")
         if not self.stages:
             raise InputError("The recipe has no stage; add a [[stages]] table.")
         if self.precision not in PRECISIONS:
