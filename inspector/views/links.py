@@ -156,7 +156,7 @@ class LinkHandlers:
             return [*nothing, tab]
         counts = page.attention.pattern.shape[:2]
         layer, head = (
-            name if name.isdecimal() and int(name) < count else attention_view.MEAN
+            name if name in map(str, range(count)) else attention_view.MEAN
             for name, count in zip((link.layer, link.head), counts, strict=True)
         )
         first, last = link.token if link.first is None else link.first, link.token

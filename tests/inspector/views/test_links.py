@@ -72,8 +72,9 @@ def test_what_a_link_restores_is_what_was_selected(handlers, asked, request_of):
     looked, _, _, first, last, layer, head, tab = handlers.restore(fresh, False, False, False, request_of(**link))
     assert (looked.start, looked.selected, first, last, layer, head) == (9, 12, 9, 12, "2", "1")
     assert tab == gr.update(selected="Attention")
-    # A model with fewer layers, and a row that is shorter.
-    assert handlers.restore(fresh, False, False, False, request_of(**{**link, "layer": "99"}))[5] == "mean"
+    # A model with fewer layers, what is no layer, and a row that is shorter.
+    for other in ("99", "9" * 6000, "²", "-1"):
+        assert handlers.restore(fresh, False, False, False, request_of(**{**link, "layer": other}))[5] == "mean"
     beyond = request_of(**{**link, "token": "9999"})
     assert handlers.restore(fresh, False, False, False, beyond)[:7] == [gr.skip()] * 7
     run = handlers.restore(fresh, False, False, False, request_of(job="anything"))
