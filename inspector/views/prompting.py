@@ -56,7 +56,8 @@ class PromptHandlers:
 
     def add(self, model: str, gallery: GalleryValue, files: list[str]) -> Planned:
         """Behind the images that are there; in the place of an example's, if one of them can be opened."""
-        before, added = gallery or [], [(path, None) for path in files or []]
+        before = gallery or []
+        added: list[tuple[str, str | None]] = [(path, None) for path in files or []]
         try:
             is_example = recognise_example(paths_of(before), self.folder) is not None
         except InputError:
