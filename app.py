@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from inspector.server.lean_gradio import write_no_stubs
 
@@ -27,8 +29,10 @@ from inspector.bounds import private_bounds, public_bounds  # noqa: E402
 from inspector.encoder.store import EncoderStore  # noqa: E402
 from inspector.runs.jobs import JobTable  # noqa: E402
 from inspector.server.fetching import ANY, read_allowed, read_environment  # noqa: E402
+from inspector.server.mcp_tools import offer_tools  # noqa: E402
 from inspector.session import ModelStore  # noqa: E402
 from inspector.ui import build_ui, launch_options, warm_up  # noqa: E402
+from inspector.views.tools import TOOLS  # noqa: E402
 from inspector.views.train import jobs_from  # noqa: E402
 from model import InputError  # noqa: E402
 from model.devices import add_placement  # noqa: E402
@@ -72,14 +76,19 @@ def build_demo(
     jobs: JobTable | None = None,
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
+    tools: bool = False,
+    parts: Sequence[str] = (),
 ) -> gr.Blocks:
     """The app over the models of ``store``, with ``jobs`` or else those of :func:`open_jobs`; ``allowed``: checkpoints
-    that a person may open; ``encoders``: of the CLIP tab, beside the models' own."""
+    that a person may open; ``encoders``: of the CLIP tab, beside the models' own; ``tools`` and ``parts``: as
+    :func:`inspector.ui.build_ui` has them."""
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     bounds = public_bounds() if public else private_bounds()
-    return build_ui(store, jobs or open_jobs(public), bounds, open_to_all=public, allowed=allowed, encoders=encoders)
+    jobs = jobs or open_jobs(public)
+    more: dict[str, Any] = {"allowed": allowed, "encoders": encoders, "tools": tools, "parts": parts}
+    return build_ui(store, jobs, bounds, open_to_all=public, **more)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", action="append", default=[], metavar="M", help="checkpoint folder or hub id; repeat")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="E", help="CLIP or SigLIP for the tab “CLIP”; repeat"
+    )
+    parser.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="P",
+        help="image encoder or language model for “build a VLM”, folder or hub id; repeat",
     )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
@@ -103,6 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="let people open checkpoints on the page: these hub ids, by commas, or any and every folder (not with "
         "--public)",
     )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="offer the tokens and the verdict as tools of the Model Context Protocol, under /gradio_api/mcp/",
+    )
     add_placement(parser)
     options = parser.parse_args(arguments)
     # Who stands behind a proxy is told in one place, inspector.persons, and not also by the web server, which would
@@ -113,7 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
         store = open_models(read_sources(options.model), options.device, options.dtype, options.quantize)
         jobs = open_jobs(options.public)
         encoders = EncoderStore(options.encoder, device=options.device, dtype=options.dtype)
-        demo = build_demo(store, options.public, jobs, allowed, encoders)
+        if options.mcp:
+            offer_tools(TOOLS)
+        demo = build_demo(store, options.public, jobs, allowed, encoders, options.mcp, options.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -123,7 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     # What containers and Spaces send ends the server as Ctrl-C does, and the second one doesn't wait for runs to save.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        demo.launch(server_port=options.port, server_name=name, prevent_thread_lock=True, **launch_options())
+        serving = {"server_port": options.port, "server_name": name, "mcp_server": options.mcp}
+        demo.launch(prevent_thread_lock=True, **serving, **launch_options())
         warm_up(store.get(store.names[0]))  # while the first browser is still reading the page
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ words        are a drawn shape's own colour and kind among the words on its patc
 families     a read-out of transformers' models against SDPA and eager attention; which-image on one of them
 precision    errors of the self-checks in float32, bfloat16 and float16, and what these take on this CPU
 training     a training step against a plain loop
+run-memory   what six runs take at most, against what was estimated before
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
 uploads      how long others wait while somebody uploads 150 MB of JSON
@@ -35,6 +36,7 @@ PARTS = (
     "families",
     "precision",
     "training",
+    "run-memory",
     "page",
     "turns",
     "uploads",

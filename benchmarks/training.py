@@ -8,20 +8,26 @@ process; ratios are what counts.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from benchmarks.timing import SHAPE_222M, embedded_tokenizer, peak_mib, reset_peak
 from model import VLM, Batch, VLMConfig
 from model.training.accelerator import choose_precision
 from model.training.batches import FeatureCache, with_features
 from model.training.cpu import processor_flags
-from model.training.recipe import Stage
+from model.training.events import StepEvent
+from model.training.recipe import Recipe, Stage
 from model.training.stages import build_optimizer, build_stage, count_labels
+from model.training.trainer import Trainer
 from model.training.trainer_state import GoodWeights
 
 SHAPE_8K = {
@@ -130,7 +136,67 @@ def report(name: str, target: float, ours: Measured, plain: Measured) -> None:
     )
 
 
-def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> None:
+def write_photos(folder: Path, count: int) -> None:
+    """JPEG files of 12 megapixels with a caption beside each, about as large as a telephone's."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 255, (1500, 2000, 3), dtype=np.uint8))
+        coarse.resize((4000, 3000), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=85)
+        (folder / f"{number}.txt").write_text(f"photo number {number}")
+
+
+def feed(steps: int = 8, rows: int = 4) -> None:
+    """How much of a step of the trainer itself goes by waiting for rows, with and without workers."""
+    with tempfile.TemporaryDirectory() as place:
+        photos = Path(place) / "photos"
+        photos.mkdir()
+        write_photos(photos, 12)
+        for workers in (0, 1):
+            stage = Stage(
+                "feed",
+                "instruction",
+                steps,
+                INSTRUCTION,
+                ({"source": "captions", "path": str(photos)},),
+                batch_rows=rows,
+                eval_examples=0,
+                save_every_s=1e9,
+            )
+            vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
+            run = Trainer(Recipe((stage,), workers=workers), Path(place) / f"run {workers}", vlm=vlm).run()
+            found = [event for event in run if isinstance(event, StepEvent)]
+            # The first step warms up, and the second is the first that workers are there for.
+            seconds = found[-1].seconds - found[1].seconds
+            waited = sum(event.waited_s for event in found[2:])
+            print(
+                f"{f'{rows} photos of 12 MP a step, 222M shape, workers = {workers}':56} "
+                f"{seconds / (steps - 2):7.2f} s, of which {waited / seconds:6.1%} for rows (wanted 5 % at most)",
+                flush=True,
+            )
+
+
+def checkpoint() -> None:
+    """Time and memory of a step that keeps only what enters each block, against one that keeps all."""
+    vlm = VLM(VLMConfig(**SHAPE_222M), embedded_tokenizer())
+    batch = make_batch(vlm, 4, 512, 1)
+    ours, _ = steps(vlm, INSTRUCTION, batch, choose_precision("auto"))
+
+    def keeping() -> None:
+        vlm.decoder.recompute = False
+        ours()
+
+    def recomputing() -> None:
+        vlm.decoder.recompute = True
+        ours()
+
+    ratios = compare(recomputing, keeping, 2)
+    for name, found in zip(("checkpointing = true", "checkpointing = false"), ratios, strict=True):
+        print(
+            f"instruction step, 4 rows of 512 tokens, {name:22} {found.seconds:7.2f} s {found.mib:6.0f} MiB", flush=True
+        )
+
+
+def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16", "checkpoint", "feed")) -> None:
     torch.manual_seed(0)
     if "222m" in which:
         for name, rates, target in (("alignment", ALIGNMENT, 1.8), ("instruction", INSTRUCTION, 1.4)):
@@ -152,3 +218,7 @@ def main(repeats: int = 3, which: tuple[str, ...] = ("222m", "8k", "bf16")) -> N
             batch = make_batch(vlm, 4, 128, 1)
             pair = steps(vlm, INSTRUCTION, batch, "bf16")[0], steps(vlm, INSTRUCTION, batch)[0]
             report("instruction step, 222M shape, bf16 against fp32", 1.5, *compare(*pair, repeats))
+    if "checkpoint" in which:
+        checkpoint()
+    if "feed" in which:
+        feed()

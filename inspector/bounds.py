@@ -73,6 +73,10 @@ class Bounds:
     cache_hours: float = _bound(2, 24, "h", "uploaded images and made files are kept")
     made_s: float = _bound(600, 86_400, "s", "exports, batches and reports that were made are kept")
     made_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "exports, batches and reports that were made and not fetched")
+    link_days: float = _bound(7, 30, "days", "images of a link are kept, where links keep any")
+    links: int = _bound(1000, 1000, "", "links whose images are kept")
+    link_bytes: int = _bound(1 * GIB, 4 * GIB, "bytes", "images of links, everybody's together")
+    link_bytes_per_person: int = _bound(64 * MIB, 1 * GIB, "bytes", "images of one person's links")
     sweep_s: float = _bound(60, 60, "s", "between two sweeps of what is too old")
 
     # Data of strangers, parsed in a process of their own.

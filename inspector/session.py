@@ -24,11 +24,12 @@ from inspector.row.attention import AttentionMap, ReaderMap
 from inspector.row.prompt import Prompt
 from inspector.runs.discretion import hide_paths
 from inspector.which_image.seen import SeenAnswer
-from model import VLM, InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory, read_kind
+from model import InputError, InspectableVLM, MemoryNeed, load_vlm, plan_memory, read_kind
 from model.hub import HubCheckpoint, check_weights
 from model.memory import format_bytes, release_memory
-from model.training.assembly import open_base
+from model.training.assembly import make_base
 from model.training.recipe import ASSEMBLED, NEW, Recipe
+from model.training.runs import WEIGHTS
 
 _log = logging.getLogger(__name__)
 SECRET = "run:"
@@ -213,10 +214,6 @@ class ModelStore:
             need = plan()
         return need
 
-    def get_trainable(self, name: str) -> VLM:
-        """:meth:`get` for what only nanoVLM's models can do. InputError for another family, too."""
-        return _trainable(self.get(name))
-
     def watch(self, before_block: Callable[[], None]) -> None:
         """Has ``before_block`` called before every block of every model here, in the thread that computes; what it
         raises ends that pass."""
@@ -277,17 +274,23 @@ class ModelStore:
             raise self._unknown(name)
         return source
 
-    def get_base(self, recipe: Recipe) -> VLM:
+    def kind_of(self, name: str) -> str:
+        """“nanoVLM” or the model_type of a model, by its files; "" where they would have to be fetched for it.
+        InputError for an unknown name."""
+        source = self.source_of(name)
+        return read_kind(source) if source == "embedded" or Path(source).is_dir() else ""
+
+    def get_base(self, recipe: Recipe) -> InspectableVLM:
         """The model that a recipe began from; one that is no checkpoint is made again."""
         if recipe.base in (NEW, ASSEMBLED):
-            return open_base(recipe)
+            return make_base(recipe)
         name = next((name for name, own in self._sources.items() if own == recipe.base), None)
-        return _trainable(self.get(name) if name is not None else self._get_private(recipe.base))
+        return self.get(name) if name is not None else self._get_private(recipe.base)
 
     def _get_private(self, source: str) -> InspectableVLM:
-        weights = Path(source) / "model.safetensors"
+        weights = next((path for name in WEIGHTS if (path := Path(source) / name).is_file()), None)
         # A run that went on has other weights in the same place.
-        key = f"{source}@{weights.stat().st_mtime_ns}" if weights.is_file() else source
+        key = source if weights is None else f"{source}@{weights.stat().st_mtime_ns}"
         with self._private_lock:
             if key not in self._private:
                 try:
@@ -302,11 +305,3 @@ class ModelStore:
 
 def _weigh(vlm: InspectableVLM) -> int:
     return vlm.n_parameters * vlm.dtype.itemsize
-
-
-def _trainable(vlm: InspectableVLM) -> VLM:
-    if not isinstance(vlm, VLM):
-        raise InputError(
-            f"This is a {vlm.family} model; it can be asked and inspected here, but only nanoVLM's are trained."
-        )
-    return vlm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inspector.row.feature_store import FEATURES
 from inspector.row.prompt import Prompt, Turn
 from inspector.row.row_store import ROWS
 from inspector.runs.jobs import JobTable
+from inspector.runs.part_shelf import list_parts
 from inspector.server.blocks import GuardedBlocks, keep_swept
 from inspector.server.fetching import Fetcher
 from inspector.server.gate import Gate
@@ -34,16 +36,19 @@ from inspector.views import comparing as comparing_view
 from inspector.views import header as header_view
 from inspector.views import image_edits as edits_view
 from inspector.views import lessons as lessons_view
+from inspector.views import links as links_view
 from inspector.views import models as models_view
+from inspector.views import own_models as own_models_view
 from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import train as train_view
 from inspector.views import which_image as which_view
 from inspector.views.folding import build_item
-from inspector.views.looking import wire_looking
+from inspector.views.looking import LookingHandlers, wire_looking
 from inspector.views.programs import wire_inspect, wire_tokens
 from inspector.views.prompting import wire_prompt
 from inspector.views.results import build_answer, build_results
+from inspector.views.tools import wire_tools
 from model import InspectableVLM, open_image
 from model.training.synthetic.examples import EXAMPLES
 
@@ -61,13 +66,18 @@ def build_ui(
     open_to_all: bool = False,
     allowed: frozenset[str] | None = frozenset(),
     encoders: EncoderStore | None = None,
+    tools: bool = False,
+    parts: Sequence[str] = (),
 ) -> GuardedBlocks:
     """The page over the models of ``store``; start it with ``launch(**launch_options())``. ``jobs``: where training
     runs are kept (a temporary folder if None). ``bounds``: what it gives (a private server's if None).
     ``open_to_all``: whether it may be asked under any host name. ``allowed``: checkpoints that a person may open, see
-    :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own."""
+    :class:`inspector.server.fetching.Fetcher`. ``encoders``: what the CLIP tab offers beside the model's own.
+    ``tools``: whether there are events for assistants of other programs, see :mod:`inspector.views.tools`.
+    ``parts``: encoders and language models that a VLM may be put together from, beside these."""
     jobs, bounds, encoders = jobs or JobTable(), bounds or Bounds(), encoders or EncoderStore()
     fetcher = Fetcher(allowed, bounds.hub_bytes)
+    shelf = list_parts((*(store.source_of(name) for name in store.names), *encoders.sources, *parts), allowed)
     open_cache()
     folder = Path(tempfile.mkdtemp(prefix="examples-", dir=own_folder()))
     kept = int(bounds.sweep_s), int(bounds.cache_hours * 3600)
@@ -90,6 +100,7 @@ def build_ui(
         # At the top level: inside a tab that isn't open they would not come back after a reload. The secret only keeps
         # the browser's copy readable after a restart; what it holds is the person's own.
         person = gr.BrowserState(None, storage_key="vlm-inspector-runs", secret="vlm-inspector-01")
+        picked = gr.BrowserState(None, storage_key="vlm-inspector-models", secret="vlm-inspector-01")
         timer = gr.Timer(train_view.PERIOD_S, active=False)
         examples = prompt_view.build_examples()
         with gr.Row(equal_height=False, elem_classes="vi-body"):
@@ -118,16 +129,24 @@ def build_ui(
                     with gr.Tab("Batch", id="Batch"):
                         batch = batch_view.build_batch()
                     with gr.Tab("Train", id="Train"):
-                        train = train_view.build_train(store, jobs)
+                        train = train_view.build_train(store, jobs, shelf)
                 results = build_results(*answer)
         gr.HTML(show_bounds(bounds), elem_id="bounds")
-        wire_prompt(prompt, store)
+        wire_prompt(prompt, store, folder)
         own = train.result.own_models
         models_view.wire_models(
             models, results.former, shown, own, comparing_tab, clip.encoder, store, encoders, fetcher, demo
         )
         page = asking_view.Page(header, prompt, results, attention, which, words, clip, edits, shown, gr.State(None))
-        asking = asking_view.wire_asking(page, store, demo, folder)
+        looking = LookingHandlers(attention, batch, store, bounds)
+        own_models = own_models_view.OwnModels(store, jobs)
+        own_models_view.wire_own_models(own_models, models.picker, models.folded, own, train.run.job, picked)
+        links = links_view.LinkHandlers(store, demo.links, prompt, looking, own_models, folder)
+        # Something real as soon as the page is open.
+        filled = [*prompt.contents, prompt.model, *prompt.settings, header.note, own, train.form.fields["base"]]
+        loaded = demo.load(links.open, picked, filled, api_name="load", show_progress="hidden")
+        asking = asking_view.wire_asking(page, store, demo, folder, loaded)
+        links_view.wire_links(links, header, asking.opened, results, attention, tabs, shown, demo)
         lessons_view.wire_lessons(lessons, lesson, asking, tabs, batch, store, shown, demo)
         wire_looking(results, attention, batch, store, shown, demo)
         words_view.wire_patch_words(words, store, shown, demo)
@@ -139,8 +158,10 @@ def build_ui(
         which_view.wire_which_image(which, store, encoders, shown, told, demo)
         battery_view.wire_battery(battery, store, demo, prompt)
         comparing_view.wire_comparing(comparing, store, shown, demo, prompt)
-        train_view.wire_train(train, store, jobs, demo, prompt, person, timer)
+        train_view.wire_train(train, store, jobs, demo, prompt, person, timer, shelf)
         wire_inspect(store, demo)
+        if tools:
+            wire_tools(store, demo)
     return demo
 
 

@@ -105,9 +105,7 @@ def import_vision(folder: str | Path, options: VisionOptions | None = None) -> t
     heads are left out. InputError for another kind of model, for weights that are missing, and for sizes that don't go
     together."""
     folder, options = Path(folder), options or VisionOptions()
-    values, kind = read_part(folder, VISION, "image encoder")
-    vision = _Settings(values.get("vision_config") or values, folder)
-    settings = _vision_settings(vision, kind, options)
+    settings, kind = read_vision(folder, options)
     side = settings["vit_img_size"] // settings["vit_patch_size"]
     # Of the sizes that belong to no encoder any will do that go together.
     config = VLMConfig(
@@ -127,7 +125,10 @@ def import_vision(folder: str | Path, options: VisionOptions | None = None) -> t
     return settings, encoder.eval()
 
 
-def _vision_settings(vision: _Settings, kind: str, options: VisionOptions) -> dict[str, Any]:
+def read_vision(folder: Path, options: VisionOptions) -> tuple[dict[str, Any], str]:
+    """The encoder's settings, and its kind, from its config.json alone. InputError as :func:`import_vision`."""
+    values, kind = read_part(folder, VISION, "image encoder")
+    vision = _Settings(values.get("vision_config") or values, folder)
     layers, patch = vision.whole("num_hidden_layers"), vision.whole("patch_size")
     layer = options.feature_layer if options.feature_layer is not None else -2 if kind == "clip" else -1
     if not (is_whole(layer) and -layers <= layer <= -1):
@@ -145,7 +146,7 @@ def _vision_settings(vision: _Settings, kind: str, options: VisionOptions) -> di
         raise InputError("A DINOv2 with gated layers (giant) isn't read here; use small, base or large.")
     width = vision.whole("hidden_size")
     inner = int(width * vision["mlp_ratio"]) if kind == "dinov2" else vision.whole("intermediate_size")
-    return {
+    settings = {
         "vit_hidden_dim": width,
         "vit_inter_dim": inner,
         "vit_patch_size": patch,
@@ -159,6 +160,7 @@ def _vision_settings(vision: _Settings, kind: str, options: VisionOptions) -> di
         **({} if layer == -1 else {"vit_post_norm": False}),
         **({} if _ACTIVATIONS[act] == "gelu_tanh" else {"vit_activation": _ACTIVATIONS[act]}),
     }
+    return settings, kind
 
 
 def _rename_clip(source: Mapping[str, Tensor], config: VLMConfig) -> dict[str, Tensor]:
@@ -250,34 +252,8 @@ def import_language(
     """The decoder in ``folder`` (shards and an index are understood), and its settings under this project's ``lm_*``
     names. ``extra_tokens`` rows are added to the embedding, drawn from N(0, 0.02²) with ``seed``. InputError for
     another kind of model, for weights that are missing, and for what these blocks don't compute."""
-    from transformers import CONFIG_MAPPING  # takes a second, and few runs need it
-
     folder = Path(folder)
-    found, kind = read_part(folder, LANGUAGE, "language model")
-    values = _Settings(found, folder)
-    width, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
-    # What a file leaves out is as that kind of model has it.
-    theirs_config = CONFIG_MAPPING[kind].from_dict(found)
-    _refuse_language(theirs_config)
-    head_dim = getattr(theirs_config, "head_dim", None)
-    settings = {
-        "lm_hidden_dim": width,
-        "lm_inter_dim": values.whole("intermediate_size"),
-        "lm_rms_eps": theirs_config.rms_norm_eps,
-        "lm_re_base": theirs_config.rope_parameters["rope_theta"],
-        "lm_max_position_embeddings": theirs_config.max_position_embeddings,
-        "lm_base_vocab_size": values.whole("vocab_size"),
-        "extra_token_amount": extra_tokens,
-        "lm_vocab_size": values.whole("vocab_size") + extra_tokens,
-        "lm_n_heads": heads,
-        "lm_n_kv_heads": theirs_config.num_key_value_heads or heads,
-        "lm_dropout": theirs_config.attention_dropout,
-        "lm_n_blocks": values.whole("num_hidden_layers"),
-        "lm_tie_weights": theirs_config.tie_word_embeddings,
-        **({"lm_head_dim": head_dim} if head_dim and head_dim * heads != width else {}),
-        **({"lm_qkv_bias": True} if kind == "qwen2" else {}),
-        **({"lm_qk_norm": True} if kind == "qwen3" else {}),
-    }
+    settings, theirs_config, kind = _read_language(folder, extra_tokens)
     config = VLMConfig(**settings)
     source = {name.removeprefix("model."): tensor for name, tensor in _read_shards(folder).items()}
     generator = torch.Generator().manual_seed(seed)
@@ -305,6 +281,42 @@ def import_language(
         raise InputError(f"{folder} is no whole {kind} checkpoint: it lacks {error.args[0]}.") from None
     _fill(decoder, state, folder)
     return settings, decoder.eval()
+
+
+def read_language(folder: Path, *, extra_tokens: int = 0) -> dict[str, Any]:
+    """The decoder's settings, from its config.json alone. InputError as :func:`import_language`."""
+    return _read_language(folder, extra_tokens)[0]
+
+
+def _read_language(folder: Path, extra_tokens: int) -> tuple[dict[str, Any], PreTrainedConfig, str]:
+    from transformers import CONFIG_MAPPING  # takes a second, and few runs need it
+
+    found, kind = read_part(folder, LANGUAGE, "language model")
+    values = _Settings(found, folder)
+    width, heads = values.whole("hidden_size"), values.whole("num_attention_heads")
+    # What a file leaves out is as that kind of model has it.
+    theirs_config = CONFIG_MAPPING[kind].from_dict(found)
+    _refuse_language(theirs_config)
+    head_dim = getattr(theirs_config, "head_dim", None)
+    settings = {
+        "lm_hidden_dim": width,
+        "lm_inter_dim": values.whole("intermediate_size"),
+        "lm_rms_eps": theirs_config.rms_norm_eps,
+        "lm_re_base": theirs_config.rope_parameters["rope_theta"],
+        "lm_max_position_embeddings": theirs_config.max_position_embeddings,
+        "lm_base_vocab_size": values.whole("vocab_size"),
+        "extra_token_amount": extra_tokens,
+        "lm_vocab_size": values.whole("vocab_size") + extra_tokens,
+        "lm_n_heads": heads,
+        "lm_n_kv_heads": theirs_config.num_key_value_heads or heads,
+        "lm_dropout": theirs_config.attention_dropout,
+        "lm_n_blocks": values.whole("num_hidden_layers"),
+        "lm_tie_weights": theirs_config.tie_word_embeddings,
+        **({"lm_head_dim": head_dim} if head_dim and head_dim * heads != width else {}),
+        **({"lm_qkv_bias": True} if kind == "qwen2" else {}),
+        **({"lm_qk_norm": True} if kind == "qwen3" else {}),
+    }
+    return settings, theirs_config, kind
 
 
 def _refuse_language(config: PreTrainedConfig) -> None:

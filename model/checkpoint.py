@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import VLMConfig
 from model.devices import BALANCED, Placement, place
 from model.errors import InputError
+from model.families.adapter import add_adapter, holds_adapter, read_adapter
 from model.families.checkpoint_files import check_fit, check_numbers, read_object
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
@@ -84,6 +85,8 @@ def load_vlm(
     known or can't be inspected, and before anything is loaded if the weights don't fit the device.
     """
     folder, local = find_folder(source)
+    if holds_adapter(folder):
+        return _open_adapter(folder, device, dtype, quantize)
     family = _find_family(folder)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     if family is None:
@@ -92,6 +95,33 @@ def load_vlm(
     more = {} if quantize is None else {"quantize": quantize}
     with refuse_shortage():
         return family(folder, BALANCED if placement.balanced else placement.device, placement.dtype, **more)
+
+
+def _open_adapter(
+    folder: Path, device: torch.device | str, dtype: torch.dtype | str, quantize: str | None
+) -> InspectableVLM:
+    """The adapter's base, changed by it."""
+    from model.families.transformers_vlm import TransformersVLM  # which takes long to import
+
+    adapter = read_adapter(folder)
+    if quantize is not None:
+        raise InputError("An adapter can't be added into quantised weights; open it without --quantize.")
+    try:
+        base = load_vlm(adapter.base, device=device, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"The adapter in {folder} changes “{adapter.base}”, which can't be opened: {error}") from error
+    if not isinstance(base, TransformersVLM) or holds_adapter(find_folder(adapter.base)[0]):
+        raise InputError(
+            f"The adapter in {folder} changes “{adapter.base}”, which is no checkpoint of transformers; adapters are "
+            "read for these alone."
+        )
+    return add_adapter(base, adapter, folder)
+
+
+def _find_base(source: str | Path) -> Path:
+    """Where the weights of a checkpoint lie: an adapter's are its base's."""
+    folder, _ = find_folder(source)
+    return find_folder(read_adapter(folder).base)[0] if holds_adapter(folder) else folder
 
 
 def plan_memory(
@@ -104,7 +134,7 @@ def plan_memory(
 ) -> MemoryNeed:
     """What :func:`load_vlm` will take and what is free, before anything is loaded; a hub id is fetched for it.
     ``positions``: how long a prompt is planned for. InputError as for :func:`load_vlm`."""
-    folder, _ = find_folder(source)
+    folder = _find_base(source)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     return estimate_memory(folder, placement, positions)
 
@@ -112,7 +142,7 @@ def plan_memory(
 def read_kind(source: str | Path) -> str:
     """“nanoVLM”, or the ``model_type`` of the checkpoint's config.json; a hub id is fetched for it. InputError where
     there is none."""
-    folder, _ = find_folder(source)
+    folder = _find_base(source)
     return str(read_object(folder / CONFIG).get("model_type") or "nanoVLM")[:60]
 
 
@@ -127,7 +157,8 @@ def load_nanovlm(
     folder, local = find_folder(source)
     if (family := _find_family(folder)) is not None:
         raise InputError(
-            f"This is a {family.name} model; it can be asked and inspected here, but only nanoVLM's are trained."
+            f"This is a {family.name} model, and this is done with nanoVLM's alone; tune it by a recipe: python -m "
+            "model.training run."
         )
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype)
     return _load(folder, local, placement, tokenizer)
@@ -225,8 +256,9 @@ def _tie(vlm: VLM) -> None:
         vlm.decoder.head.weight = vlm.decoder.token_embedding.weight
 
 
-def find_folder(source: str | Path) -> tuple[Path, bool]:
-    """Where a checkpoint lies, and whether it lay there before: a hub id is fetched. InputError if it can't be."""
+def find_folder(source: str | Path, *, weights: bool = True) -> tuple[Path, bool]:
+    """Where a checkpoint lies, and whether it lay there before: a hub id is fetched, without ``weights`` only its small
+    files. InputError if it can't be."""
     if source == "embedded":
         return EMBEDDED, True
     path = Path(source).expanduser()
@@ -236,7 +268,7 @@ def find_folder(source: str | Path) -> tuple[Path, bool]:
     if isinstance(source, Path) or path.exists() or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
         raise InputError(f"“{text}” is no folder; give “embedded”, a checkpoint folder, or a hub id owner/name.")
     try:
-        patterns = [CONFIG, *WEIGHT_FILES, *TEXT_FILES]
+        patterns = [CONFIG, *(WEIGHT_FILES if weights else ()), *TEXT_FILES]
         return Path(snapshot_download(text, allow_patterns=patterns)), False
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         # Processes that work for strangers have no token; what the owner fetched with one is there already.
@@ -349,16 +381,23 @@ def save_vlm(vlm: VLM, folder: str | Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def save_shape(vlm: VLM, folder: Path) -> None:
-    """Writes config and tokenizer, all of a checkpoint but its weights."""
+def save_shape(vlm: InspectableVLM, folder: Path) -> None:
+    """Writes config, tokenizer and what else there is of a checkpoint but its weights."""
+    if not isinstance(vlm, VLM):
+        source = cast("TransformersVLM", vlm).folder
+        for path in {found for pattern in (CONFIG, *TEXT_FILES) for found in source.glob(pattern) if found.is_file()}:
+            shutil.copyfile(path, folder / path.name)
+        return
     vlm.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     _write_tokenizer_config(vlm, folder)
     text = json.dumps(vlm.config.to_dict(), indent=4, ensure_ascii=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load_shape(folder: Path) -> VLM:
+def load_shape(folder: Path) -> InspectableVLM:
     """A model without weights (see :func:`empty_vlm`) from what :func:`save_shape` wrote."""
+    if (family := _find_family(folder)) is not None:
+        return family(folder, "meta")
     config = VLMConfig.read(folder / CONFIG)
     return empty_vlm(config, load_tokenizer(folder, config.vlm_extra_tokens))
 

@@ -53,6 +53,8 @@ class DualEncoder(nn.Module):
     phrases can be matched to places as well as captions to pictures.
     """
 
+    TEMPERATURES = ("log_temperature", "patch_log_temperature")
+
     def __init__(
         self,
         vision_encoder: VisionEncoder,
@@ -93,6 +95,13 @@ class DualEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(longest, device=device)[None, :] < lengths[:, None]
         return unit(self.text_head(self.text(ids, mask)))
+
+    @torch.no_grad()
+    def bound_temperatures(self) -> None:
+        """Takes back what a step did beyond the bound: a temperature that stays behind it has no gradient there."""
+        for name in self.TEMPERATURES:
+            parameter = getattr(self, name)
+            parameter.copy_(self.bounded(parameter))
 
     @staticmethod
     def bounded(log_temperature: Tensor) -> Tensor:

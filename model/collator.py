@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.errors import InputError
 from model.sample import Row, Sample
 
 IGNORE_LABEL = -100
@@ -48,6 +49,15 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """``[batch pos]``: what each position must predict, of ``labels [batch pos]``: the one place where these are
+    shifted. InputError if there is none."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_LABEL)
+    if not bool((targets != IGNORE_LABEL).any()):
+        raise InputError("No position of the batch has a label, so there is nothing to learn; check the loss mask.")
+    return targets
 
 
 def _stack_tiles(tiles: Sequence[Tensor]) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VLMConfig
-from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate
-from model.masks import is_causal
+from model.layers import RMSNorm, RotaryEmbedding, SwiGLU, rotate, run_block
+from model.masks import Documents, is_causal
 from model.tap import Tap
 
 
@@ -93,9 +93,10 @@ class KeptKeys(KVCache):
 @dataclass(frozen=True)
 class Pass:
     """What all layers of one forward pass share: the mask ``[batch 1 query key]`` (see :mod:`model.masks`), the rotary
-    angles ``[batch query d]``, the cache and the tap. ``causal``: the mask hides the future and nothing else."""
+    angles ``[batch query d]``, the cache and the tap. ``causal``: the mask hides the future and nothing else.
+    In a pass that nobody looks into, documents may stand for the mask."""
 
-    mask: Tensor
+    mask: Tensor | Documents
     cos: Tensor
     sin: Tensor
     cache: KVCache | None = None
@@ -104,7 +105,7 @@ class Pass:
 
     @property
     def first_query(self) -> int:
-        return self.mask.shape[-1] - self.mask.shape[-2]
+        return 0 if isinstance(self.mask, Documents) else self.mask.shape[-1] - self.mask.shape[-2]
 
 
 class CausalAttention(nn.Module):
@@ -138,13 +139,16 @@ class CausalAttention(nn.Module):
         v = self.v_proj(x).view(batch, pos, self.n_kv_heads, -1).transpose(1, 2)
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
         mask, attend = context.mask, F.scaled_dot_product_attention
+        if isinstance(mask, Documents):
+            z = mask.attend(attend, q, k, v, dropout_p=dropout, scale=self.scale, enable_gqa=True)
+            return self._leave(z, dropout)
         if context.tap is not None:
             attend = context.tap.attend
             mask = context.tap.edit(self.layer, mask, self.n_heads, context.first_query, q.dtype)
             if context.tap.reader is not None:
                 context.tap.reader.observe(q, k, v, mask, self.scale, self.out_proj.weight)
-        dropout = self.dropout if self.training else 0.0
         causal = context.causal and mask is context.mask
         z = attend(
             q,
@@ -156,8 +160,11 @@ class CausalAttention(nn.Module):
             scale=self.scale,
             enable_gqa=True,
         )
-        z = self.out_proj(z.transpose(1, 2).reshape(batch, pos, -1))
-        return F.dropout(z, dropout, self.training)
+        return self._leave(z, dropout)
+
+    def _leave(self, z: Tensor, dropout: float) -> Tensor:
+        """``[batch head pos d]`` to the residual stream."""
+        return F.dropout(self.out_proj(z.transpose(1, 2).flatten(2)), dropout, self.training)
 
 
 class DecoderBlock(nn.Module):
@@ -178,7 +185,7 @@ class DecoderBlock(nn.Module):
 
 class LanguageModel(nn.Module):
     """``inputs_embeds [batch pos lm_hidden_dim]`` to hidden states of the same shape, after the last norm;
-    :attr:`head` makes logits of them."""
+    :attr:`head` makes logits of them. Under :class:`model.masks.Documents` the batch is one flat run of positions."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
@@ -190,6 +197,8 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.lm_hidden_dim, config.lm_vocab_size, bias=False)
         if config.lm_tie_weights:
             self.head.weight = self.token_embedding.weight
+        self.recompute = False
+        """Whether training runs the blocks again on the way back; see :func:`model.layers.run_block`."""
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache of the weights' own type, where they are."""
@@ -207,7 +216,7 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         inputs_embeds: Tensor,
-        mask: Tensor,
+        mask: Tensor | Documents,
         position_ids: Tensor,
         *,
         cache: KVCache | None = None,
@@ -215,12 +224,13 @@ class LanguageModel(nn.Module):
         rope_length: int | None = None,
     ) -> Tensor:
         cos, sin = self.rotary_embd(position_ids, rope_length)
-        context = Pass(mask, cos, sin, cache, tap, mask.dtype == torch.bool or is_causal(mask))
+        causal = isinstance(mask, Tensor) and (mask.dtype == torch.bool or is_causal(mask))
+        context = Pass(mask, cos, sin, cache, tap, causal)
         x = inputs_embeds
         for layer, block in enumerate(self.blocks):
             if tap is not None:
                 x = tap.replace(layer, x, context.first_query)
-            x = block(x, context)
+            x = run_block(block, x, context, recompute=self.recompute and self.training)
         if tap is not None:
             x = tap.replace(len(self.blocks), x, context.first_query)
         if cache is not None and not isinstance(cache, KeptKeys):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def run_block(block: nn.Module, x: Tensor, *context: Any, recompute: bool = False) -> Tensor:
+    """The block's output. ``recompute``: the way back keeps ``x`` alone and runs the block again (Chen et al. 2016,
+    arXiv 1604.06174), so that the memory of a pass is that of one block and of what stands between them."""
+    if not (recompute and torch.is_grad_enabled()):
+        return block(x, *context)
+    found: Tensor = checkpoint(block, x, *context, use_reentrant=False)
+    return found
 
 
 class RMSNorm(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Activation, VLMConfig
+from model.layers import run_block
 
 
 class PatchEmbedding(nn.Module):
@@ -113,12 +114,14 @@ class VisionEncoder(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vit_n_blocks))
         if config.vit_post_norm:
             self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.recompute = False
+        """As :attr:`model.language.LanguageModel.recompute`."""
 
     def forward(self, tiles: Tensor) -> Tensor:
         x = F.dropout(self.patch_embedding(tiles), self.dropout, self.training)
         if hasattr(self, "pre_norm"):
             x = self.pre_norm(x)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute and self.training)
         x = x[:, self.first_patch :]
         return self.layer_norm(x) if hasattr(self, "layer_norm") else x

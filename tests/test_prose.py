@@ -184,8 +184,8 @@ RESULTS = {
     "Only the tokens cost the old answer at least 1 nat: they hold something that this edit leaves, or that stands elsewhere in the picture.": lambda: edited(0.0, -1.0),
     "Neither costs the old answer 1 nat: it stands without what this edit took away, and without those tokens.": lambda: edited(2.0, -0.9),
     "There is no token to cut: what this edit takes away has none of its own in the row.": lambda: edited(0.0, 0.0, 0),
-    "Other orders tried: 3. Predictions that were right: 1 of 2. The answer changed in 2 (predicted in 1): inconsistency rate 0.67.": lambda: image_order.summarise_orders(ORDERS).sentence,
-    "Other orders tried: 1. Predictions that were right: none was made. The answer changed in 0: inconsistency rate 0.00.": lambda: image_order.summarise_orders([ORDERS[0], ORDERS[3]]).sentence,
+    "Other orders tried: 3. Predictions that were right: 1 of 2. The answer changed in 2 of them (67%), and was predicted to in 1; a change that was predicted is no fault.": lambda: image_order.summarise_orders(ORDERS).sentence,
+    "Other orders tried: 1. Predictions that were right: none was made. The answer changed in 0 of them (0%); a change that was predicted is no fault.": lambda: image_order.summarise_orders([ORDERS[0], ORDERS[3]]).sentence,
     "Turn 1 is answered “red” in every row. Turn 2 is answered “blue” in per-turn; “red” in packed. Share of the effects that is of other turns' images: 0.00 in per-turn, 0.20 in packed.": lambda: " ".join(prompt_layouts.tell_layouts(LAYOUT_CELLS)),
     "None of the layouts fits the model; see what each says.": lambda: prompt_layouts.tell_layouts(LAYOUT_CELLS[2:])[0],
     "There is no other order to try.": lambda: image_order.summarise_orders(ORDERS[:1]).sentence,
@@ -330,7 +330,7 @@ ERRORS = {
     "Stage “one”: steps is 0; it must be a whole number from 1 to 10,000,000.": lambda here: stage(here, steps=0),
     "Stage “one”: learning_rates is empty, so nothing trains; name vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={}),
     "Stage “one”: learning_rates names “lm”; instruction trains vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={"lm": 1e-3}),
-    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, clip, data, decay, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
+    "Stage “one” has the unknown key learning_rate; allowed are accumulate, batch_rows, batch_tokens, betas, checkpointing, clip, data, decay, eval_every, eval_examples, final_rate, head, held_out, kind, leak_share, learning_rates, lora_alpha, lora_rank, lora_targets, name, packing, row_tokens, save_every_s, steps, warmup_steps, weight_decay.": lambda here: stage(here, learning_rate=1e-3),
     "Stage “one”: a step has batch_rows × accumulate = 262,144 rows; at most 65,536 are taken, lower one of them.": lambda here: stage(here, batch_rows=4096, accumulate=64),
     "The recipe has no stage; add a [[stages]] table.": lambda here: build_recipe({"stages": []}, here),
     "Steps is 601; it must be a whole number from 1 to 600.": lambda here: form(steps=601),
@@ -452,7 +452,7 @@ This run's saved state is damaged, so it can't go on; start it anew.
 You have a run that isn't over ({}); stop it first, this server gives each person {} at a time.
 {} runs are waiting already; try again in a few minutes.
 No position of the step has a label, so there is nothing to learn; check the data's answers.
-The memory doesn't suffice for stage “{}”; lower batch_rows (and raise accumulate as much), or row_tokens.
+The memory doesn't suffice for stage “{}”{}; {}{}.
 The model can't be saved ({}); the one before it is kept.
 The {} of stage “{}”; {}. Lower the learning rates.
 Another process is training in {}; stop it first.

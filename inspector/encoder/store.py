@@ -43,6 +43,11 @@ class EncoderStore:
     def names(self) -> tuple[str, ...]:
         return (OWN, *self._sources)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the checkpoints beside the model's own lie."""
+        return tuple(self._sources.values())
+
     def add(self, title: str, source: str) -> str:
         """Loads the checkpoint at ``source`` and offers it to everybody, under the name that is given back. InputError
         for one that can't be used."""

@@ -88,10 +88,11 @@ class PermutationSummary:
         if not self.orders:
             return "There is no other order to try."
         told = f"{self.right} of {self.predicted}" if self.predicted else "none was made"
-        expected = f" (predicted in {self.changes_predicted})" if self.predicted else ""
+        expected = f", and was predicted to in {self.changes_predicted}" if self.predicted else ""
+        # A question that names a place asks about another image in another order: to change is right there.
         return (
             f"Other orders tried: {self.orders}. Predictions that were right: {told}. The answer changed in "
-            f"{self.changed}{expected}: inconsistency rate {self.inconsistency:.2f}."
+            f"{self.changed} of them ({self.inconsistency:.0%}){expected}; a change that was predicted is no fault."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -346,11 +346,15 @@ def _conclude(case: Case, found: Routes, narrowest: Narrowest | None) -> str:
     what = f"cutting {narrowest.edges}" if single else "cutting every edge that leaves it"
     first = (
         f"Image {k}: {what} in {layers} lowers log p by at least {say(narrowest.effect)} nats, "
-        f"{narrowest.share:.0%} of the {say(narrowest.whole)} nats that it costs everywhere and in all layers "
-        f"({floor})" + ("; nothing narrower that was measured holds half." if wide else ".")
+        f"against {say(narrowest.whole)} nats when that is cut everywhere and in all layers "
+        f"({narrowest.share:.0%} of it; {floor})"
+        + ("; nothing narrower that was measured holds half." if wide else ".")
     )
     alone = {kept.edges: kept.nats for kept in total.kept}
-    numbers = "; ".join(f"{edges} {say(route.whole)} (alone it keeps {say(alone[edges])})" for edges, route in routes)
+    numbers = "; ".join(
+        f"{edges} {say(route.whole)} (left as the only way, {say(alone[edges])} nats of the answer stay)"
+        for edges, route in routes
+    )
     able = [edges for edges, _ in routes if alone[edges] >= HALF * narrowest.whole]
     second = f" Cut in all layers, in nats: {numbers}."
     if single:

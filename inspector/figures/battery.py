@@ -29,6 +29,31 @@ def show_progress(progress: SuiteProgress) -> str:
     return f"{progress.done} of {progress.total} items, {progress.cell} …" if progress.cell else ""
 
 
+GROUPS = {
+    "adjacent": "each image with its own question",
+    "ordinal digit": "“in image 2”",
+    "ordinal word": "“in the second image”",
+    "ordinal from 0": "“in <image: 1>”, counted from 0",
+    "last": "“in the last image”",
+    "content": "named by what only it shows",
+    "return": "a later turn asks back about an earlier image",
+    "adjacent vs ordinal": "its own image, or the number that is named",
+    "adjacent vs content": "its own image, or the one that shows what is named",
+    "ordinal vs content": "the number that is named, or what only another shows",
+    "packed": "packed samples",
+    "packed, document mask": "packed samples that can't see one another",
+    "guessed": "the answer that the model would guess anyway",
+    "null": "the question holds its answer: no image is needed",
+    "null, own sample": "the same, as a packed sample of its own",
+}
+"""What the groups of drawn prompts ask, in words; results keep the short names."""
+
+
+def show_group(name: str) -> str:
+    """In words, with the short name that the files have."""
+    return f"{escape(GROUPS.get(name, name))} <small>{escape(name)}</small>"
+
+
 def show_battery(battery: Battery | None, model: str = "") -> str:
     """Scores first, then cells; what could not be tried says why."""
     if battery is None:
@@ -48,9 +73,9 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
             "replaced",
             "most attended",
             "“the question selects it”",
-            "twin’s answer",
-            "other swaps flip",
-            "orders predicted",
+            "recoloured: says the new colour",
+            "another image exchanged: answer changes",
+            "other orders: answer as predicted",
         ),
         [_cell(cell) for cell in tried],
         "Cells",
@@ -60,15 +85,16 @@ def show_battery(battery: Battery | None, model: str = "") -> str:
 
 
 def _score(score: Score) -> list[str]:
+    name = score.name.replace("gives its twin's answer", "for a recoloured one gives the new colour")
     if score.limit is None:
-        return [escape(score.name), show_count(score.share), "", ""]
+        return [escape(name), show_count(score.share), "", ""]
     wanted = f"{'≥' if score.at_least else '≤'} {score.limit:g}"
-    return [escape(score.name), show_count(score.share), wanted, _MARKS[score.ok]]
+    return [escape(name), show_count(score.share), wanted, _MARKS[score.ok]]
 
 
 def _cell(cell: CellResult) -> list[str]:
     shares = (cell.right, cell.named, cell.exchanged, cell.attended, cell.selected, cell.twin, cell.others, cell.orders)
-    return [escape(cell.cell), *(show_count(share) for share in shares)]
+    return [show_group(cell.cell), *(show_count(share) for share in shares)]
 
 
 def _conflicts(cells: list[CellResult]) -> str:
@@ -76,12 +102,12 @@ def _conflicts(cells: list[CellResult]) -> str:
     for cell in cells:
         if cell.followed:
             told = ", ".join(f"{escape(name) or 'neither'} {show_count(share)}" for name, share in cell.followed)
-            rows.append([escape(cell.cell), told])
+            rows.append([show_group(cell.cell), told])
     return table(("two cues that point apart", "the answer follows"), rows, "Conflicts") if rows else ""
 
 
 def _left_out(battery: Battery) -> str:
-    rows = [[escape(cell.cell), show_count(cell.gate)] for cell in battery.cells if not cell.testable]
+    rows = [[show_group(cell.cell), show_count(cell.gate)] for cell in battery.cells if not cell.testable]
     if not rows:
         return ""
     title = f"not testable on this model (below {GATE:g} without the other images)"

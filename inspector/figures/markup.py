@@ -65,7 +65,8 @@ def show_plans(
     if there is none. ``beyond``: what the model can't make of them."""
     if not plans:
         return (
-            '<p class="vi-empty">Drop pictures above to see how each is resized, cut into tiles and counted in tokens. '
+            '<p class="vi-empty">Drop pictures, or paste them or their address, to see how each is resized, cut into '
+            "tiles and counted in tokens. "
             "A prompt without images is fine too.</p>"
         )
     items = []
@@ -83,7 +84,7 @@ def show_plans(
     total = sum(plan.tokens for plan in plans)
     return (
         f'<ol class="vi-plans">{"".join(items)}</ol>'
-        f'<p class="vi-caption">{total:,} tokens for all images. Drop more anywhere on the page.</p>'
+        f'<p class="vi-caption">{total:,} tokens for all images. Drop or paste more anywhere on the page.</p>'
         + (f'<p class="vi-beyond" role="note">{escape(beyond)}</p>' if beyond else "")
     )
 
@@ -262,8 +263,10 @@ def show_findings(findings: Sequence[Finding]) -> str:
 
 
 def show_looks_needs(sentence: str) -> str:
-    """The line under the answer; it begins with a verb, as its subject is the answer."""
-    return f'<p class="vi-looks" role="status">The answer {escape(sentence)}</p>'
+    """The line under the answer; it begins with a verb, as its subject is the answer. Its button, worked by the page's
+    script, opens the tab that tests it."""
+    why = '<button type="button" class="vi-why">why?</button>'
+    return f'<p class="vi-looks"><span role="status">The answer {escape(sentence)}</span> {why}</p>'
 
 
 def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, memory: MemoryNeed | None = None) -> str:
@@ -274,10 +277,10 @@ def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, mem
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
     known = "".join(f'<p class="vi-caption">{escape(sentence)}</p>' for sentence in vlm.notes)
     return (
-        f'<span class="vi-chip"><b>{escape(model)}</b> · {escape(vlm.family)} · {size} · '
-        f"<span{title}>{escape(vlm.placement)}</span> · "
-        f'<code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; click copies all of it">'
-        f"#{inspection.fingerprint[:8]}</code>{note}</span>{known}"
+        f'<span class="vi-chip"><b>{escape(model)}</b> · {escape(vlm.family)} · {size}'
+        f'<span class="vi-medium"> · <span{title}>{escape(vlm.placement)}</span></span>'
+        f'<span class="vi-wide"> · <code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; '
+        f'click copies all of it">#{inspection.fingerprint[:8]}</code></span>{note}</span>{known}'
     )
 
 

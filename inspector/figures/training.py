@@ -13,11 +13,25 @@ from inspector.figures.clip import MatrixHead, name_texts, show_matrix
 from inspector.row.numbers import say
 from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobState
+from inspector.runs.metrics import StagePlan, say_room
 from inspector.runs.progress import Progress
+from model.memory import format_bytes
 from model.training.data.data_report import DataReport
 from model.training.data.ledger import Entry, Ledger, read_stage_ledgers
 from model.training.events import ModuleSize
+from model.training.memory_estimate import MemoryEstimate
 
+MEMORY_NAMES = {
+    "program": "program",
+    "weights": "weights",
+    "kept": "last good weights",
+    "optimizer": "AdamW's moments",
+    "gradients": "gradients",
+    "activations": "activations",
+    "features": "features kept of images",
+}
+LATELY = 10
+"""Steps whose mean loss is said beside the last one's."""
 MAX_POINTS = 1500
 """A curve that is sent whole is thinned to about so many points; those that follow come one by one."""
 PART_NAMES = {"vision_encoder": "image encoder", "MP": "projector", "decoder": "language model", "text": "text tower"}
@@ -92,6 +106,36 @@ def show_modules(sizes: Sequence[ModuleSize | dict[str, Any]]) -> str:
     )
 
 
+def show_memory(memory: MemoryEstimate, most: int | None, *, least: bool = False) -> str:
+    """What a run will take, by part, and whether it fits; ``least``: without what depends on the data."""
+    parts = " · ".join(
+        f"{name} {format_bytes(value)}" for key, name in MEMORY_NAMES.items() if (value := getattr(memory, key))
+    )
+    said = "at least" if least else "about"
+    why = say_room(memory, most)
+    refused = f'<p class="tr-error">This won\'t fit: {escape(why)}.</p>' if why else ""
+    return (
+        f'<p class="tr-memory"><b>Memory: {said} {format_bytes(memory.total)}</b> at the peak '
+        f'<span class="vi-caption">({parts}; gradients and activations take turns)</span></p>{refused}'
+    )
+
+
+def show_plan(plan: StagePlan | None, most: int | None) -> str:
+    """The memory of a run, and the beginning of its first batch as it will be drawn."""
+    if plan is None:
+        return ""
+    rows = "".join(
+        '<div class="tr-row">'
+        + "".join(f'<img src="{escape(image, quote=True)}" alt="image {n + 1}">' for n, image in enumerate(row.images))
+        + f"<pre>{escape(row.text)}</pre></div>"
+        for row in plan.rows
+    )
+    return (
+        f"{show_memory(plan.memory, most)}<details open><summary>The first batch, as the run will draw it "
+        f"({len(plan.rows)} of its rows)</summary>{rows}</details>"
+    )
+
+
 def show_reports(reports: Sequence[DataReport | dict[str, Any]]) -> str:
     """Counts, lengths, what will be dropped, the lint, and a few samples."""
     return "".join(_show_report(report) for report in reports)
@@ -152,7 +196,8 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
         parts.append(f"step {last['step']:,} of {last['steps']:,}")
         if len(progress.stages) > 1:
             parts.append(f"stage “{escape(str(last['stage']))}”")
-        parts.append(f"loss {last['loss']:.3f}")
+        mean = _mean_loss(progress)
+        parts.append(f"last loss {last['loss']:.3f}" + (f", mean of the last {mean[1]} {mean[0]:.3f}" if mean else ""))
         parts.append(f"|gradient| {last.get('gradient_norm', 0):.2f}")
         rates = ", ".join(
             f"{PART_NAMES.get(part, part)} {rate:.1e}" for part, rate in last.get("learning_rates", {}).items()
@@ -163,6 +208,8 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
             parts.append(f"{_duration(last.get('eta_s', 0))} to go")
         elif not state.live:
             parts.append(f"took {_duration(last.get('seconds', 0))}")
+    if memory := _say_memory(state.run):
+        parts.append(memory)
     prints = []
     if state.run.get("base_fingerprint"):
         prints.append(f"from <code>{escape(state.run['base_fingerprint'][:8])}</code>")
@@ -188,6 +235,25 @@ def show_status(state: JobState | None, progress: Progress, *, live: bool = True
     )
 
 
+def _mean_loss(progress: Progress) -> tuple[float, int] | None:
+    """The mean loss of the last steps of a stage, and how many these are; None without any."""
+    first = progress.stages[-1].offset if progress.stages else 0
+    losses = [loss for step, loss, *_ in progress.train[-LATELY:] if step > first and loss == loss]
+    return (sum(losses) / len(losses), len(losses)) if losses else None
+
+
+def _say_memory(run: Mapping[str, Any]) -> str:
+    """What a run was to take, beside the most that it took; "" where it doesn't say."""
+    memory = run.get("memory")
+    if not isinstance(memory, Mapping) or not isinstance(peak := memory.get("peak"), int) or not peak:
+        return ""
+    stages = memory.get("stages")
+    found = [stage.get("total") for stage in stages.values()] if isinstance(stages, Mapping) else []
+    totals = [total for total in found if isinstance(total, int)]
+    said = f" of {format_bytes(max(totals))} estimated" if totals else ""
+    return f"memory {format_bytes(peak)}{said}"
+
+
 def _duration(seconds: float) -> str:
     seconds = max(0, round(seconds))
     if seconds < 90:
@@ -205,14 +271,17 @@ def show_evaluation(progress: Progress) -> str:
             f'<p class="vi-caption">Step {last["at"]:,}: none of this data is held out, so there is no question that '
             "the run never saw.</p>"
         )
-    before = progress.evaluations[-2]["accuracy"] if len(progress.evaluations) > 1 else {}
+    stage = [one for one in progress.evaluations if one["stage"] == last["stage"]]
+    before = stage[0]["accuracy"] if len(stage) > 1 else {}
     shares, moved = [], False
     for family in sorted(last["accuracy"], key=lambda family: (family != "all", family)):
         share = last["accuracy"][family]
         change = round(100 * (share - before.get(family, share)))
         moved = moved or bool(change)
         points = f" <small>({say(change, 0, sign=True)})</small>" if change else ""
-        shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{points}</li>")
+        asked = last.get("counts", {}).get(family)
+        of = f" of {asked:,}" if asked else ""
+        shares.append(f"<li>{escape(family)} <b>{share:.0%}</b>{of}{points}</li>")
     rows = []
     if last.get("shares"):
         return _show_pairs(last, shares)
@@ -221,11 +290,15 @@ def show_evaluation(progress: Progress) -> str:
         mark = '<span class="tr-right">✓ right</span>' if right else '<span class="tr-wrong">✗ wrong</span>'
         rows.append([escape(one["question"]), f"<b>{escape(one['answered'])}</b>", escape(one["expected"]), mark])
     answers = table(["held-out question", "answer", "expected", "verdict"], rows, "sample answers") if rows else ""
-    since = f"; in brackets, points since step {progress.evaluations[-2]['at']:,}" if moved else ""
+    since = f"; in brackets, points since {_name_step(stage[0])}" if moved else ""
     return (
         f'<p class="vi-caption">Held-out data after step {last["at"]:,}: share answered right to the letter{since}.'
         f'</p><ul class="tr-shares">{"".join(shares)}</ul>{answers}'
     )
+
+
+def _name_step(evaluation: Mapping[str, Any]) -> str:
+    return "before the first step" if not evaluation["step"] else f"step {evaluation['at']:,}"
 
 
 def _show_pairs(last: dict[str, Any], shares: Sequence[str]) -> str:
@@ -238,8 +311,11 @@ def _show_pairs(last: dict[str, Any], shares: Sequence[str]) -> str:
     own = range(len(matrix))
     right = sum(max(row) == row[n] for n, row in enumerate(matrix))
     return (
-        f'<p class="vi-caption">Held-out pairs after step {last["at"]:,}: each picture (row) chooses among the '
-        f"captions (columns); {right} of {len(matrix)} choose their own, framed.</p>"
+        f'<p class="vi-caption">Retrieval on held-out pairs after step {last["at"]:,}: each picture (row) '
+        f"chooses among the captions (columns); {right} of {len(matrix)} choose their own, framed. “caption” is the "
+        "share of all pictures whose nearest caption is their own, “phrase” of patches and phrases. To try it on your "
+        "own images: “Use this model”, then "
+        '<button type="button" class="tr-goto" data-goto="CLIP">the tab CLIP</button>.</p>'
         f'<ul class="tr-shares">{"".join(shares)}</ul>'
         f"{show_matrix('Softmax over each row: which caption?', matrix, head, own, shares=True)}"
     )
@@ -291,8 +367,14 @@ def _say_entry(entry: Entry) -> str:
 
 def run_label(state: JobState) -> str:
     """How a run is called in lists; unique by its id's first letters."""
-    begun = datetime.fromtimestamp(state.created, UTC).strftime("%d %b %H:%M")
-    return f"{state.title} · {begun} UTC · {state.id[:4]}"
+    return f"{state.title} · {state.id[:4]}"
+
+
+def show_time(moment: float) -> str:
+    """A moment in seconds since 1970; the page writes it in the zone of whoever reads it."""
+    begun = datetime.fromtimestamp(moment, UTC)
+    shown = begun.strftime("%d %b %H:%M")
+    return f'<time datetime="{begun.isoformat(timespec="seconds")}">{shown} UTC</time>'
 
 
 def show_history(runs: Sequence[tuple[JobState, Progress, Sequence[str]]]) -> str:
@@ -301,14 +383,15 @@ def show_history(runs: Sequence[tuple[JobState, Progress, Sequence[str]]]) -> st
         return '<p class="vi-empty">Your runs will be listed here, to be compared curve over curve.</p>'
     rows = []
     for state, progress, settings in runs:
-        train = f"{progress.train[-1][1]:.3f}" if progress.train else "–"
+        mean = _mean_loss(progress)
+        train = f"{mean[0]:.3f}" if mean else "–"
         held = f"{progress.held_out[-1][1]:.3f}" if progress.held_out else "–"
         # A list that isn't drawn again before the run is over must not say what it is doing.
         word = "not over yet" if state.live else STATUS_WORDS[state.status]
-        link = f'<a href="?job={escape(state.id)}">{escape(run_label(state))}</a>'
+        link = f'<a href="?job={escape(state.id)}">{escape(run_label(state))}</a><br>{show_time(state.created)}'
         # Wide enough for words: on a narrow screen the table scrolls in its frame.
         name = f'<th scope=row style="min-width:160px">{link}</th>'
         rows.append(
             [name, word, f"<td class=num>{train}</td>", f"<td class=num>{held}</td>", escape("; ".join(settings))]
         )
-    return table(["run", "state", "train loss", "held-out loss", "settings"], rows, "runs")
+    return table(["run", "state", f"train loss, mean of {LATELY}", "held-out loss", "settings"], rows, "runs")

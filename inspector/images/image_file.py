@@ -33,7 +33,8 @@ class ImageFile:
         self.path = path
         self._decoder = decoder
         self._identity = _identify(path)
-        self._digest = _digest(path)
+        self.digest = _digest(path)
+        """SHA-256 of the file's bytes."""
         self._lock = threading.Lock()
         self._stored_pixels: int | None = None
         self._facts: Facts | None = None
@@ -110,7 +111,7 @@ class ImageFile:
             identity = _identify(self.path)
             if identity == self._identity:
                 return True
-            if _digest(self.path) != self._digest:
+            if _digest(self.path) != self.digest:
                 return False
         except InputError:
             return False

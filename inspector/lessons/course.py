@@ -14,7 +14,8 @@ from model import InputError
 class Lesson:
     """``key`` stands in links. ``example``: the name of the prompt that shows it; ``tab`` and ``target``: the tab that
     is opened and the ``id`` of what is outlined there. ``tell`` answers ``question`` with the shown prompt's own
-    numbers. ``arrangement`` of the Batch tab, where it matters."""
+    numbers. ``arrangement`` of the Batch tab, where it matters. ``stage``: of the picture of the pipeline,
+    which is shown where there is one."""
 
     key: str
     question: str
@@ -23,13 +24,22 @@ class Lesson:
     target: str
     tell: Callable[[ShownPrompt], str]
     arrangement: str = "row"
+    stage: str = ""
 
 
 _PRESET = "train-preset"
 
 LESSONS: tuple[Lesson, ...] = (
-    Lesson("parts", "What is a VLM made of?", "three", "See", "viewer", model_parts.describe_pipeline),
-    Lesson("projector", "What does the projector do?", "three", "See", "viewer", model_parts.describe_projector),
+    Lesson("parts", "What is a VLM made of?", "three", "See", "viewer", model_parts.describe_pipeline, stage="asked"),
+    Lesson(
+        "projector",
+        "What does the projector do?",
+        "three",
+        "See",
+        "viewer",
+        model_parts.describe_projector,
+        stage="asked",
+    ),
     Lesson(
         "stage-1",
         "Stage 1: what is trained first?",
@@ -37,9 +47,20 @@ LESSONS: tuple[Lesson, ...] = (
         "Train",
         "train-preset",
         model_parts.describe_first_stage,
+        stage="stage-1",
     ),
-    Lesson("stage-2", "Stage 2: and then?", "single", "Train", _PRESET, model_parts.describe_second_stage),
-    Lesson("frozen", "Why is the encoder frozen?", "single", "Train", _PRESET, model_parts.describe_frozen_encoder),
+    Lesson(
+        "stage-2", "Stage 2: and then?", "single", "Train", _PRESET, model_parts.describe_second_stage, stage="stage-2"
+    ),
+    Lesson(
+        "frozen",
+        "Why is the encoder frozen?",
+        "single",
+        "Train",
+        _PRESET,
+        model_parts.describe_frozen_encoder,
+        stage="stage-2",
+    ),
     Lesson("tensors", "What is in a batch?", "three", "Batch", "tensors", row_parts.describe_tensors),
     Lesson("input-ids", "What do input_ids hold?", "three", "See", "strip", row_parts.describe_input_ids),
     Lesson(

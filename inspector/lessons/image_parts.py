@@ -61,7 +61,10 @@ def describe_resizing(shown: ShownPrompt) -> str:
             f"{'image' if parts else 'Image'} {number}: {size_of(image.original_size)} → resized to "
             f"{size_of(image.resized_size)}{stretched} → {image.grid[0]} × {image.grid[1]} tiles{thumbnail}"
         )
-    return f"{'; '.join(parts)}. That follows from the sizes alone, before the model runs."
+    return (
+        f"{'; '.join(parts)}. That follows from the sizes alone, before the model runs. nanoVLM's rule: the longer "
+        "side to at most its limit, then both sides to whole tiles (an image may be stretched a bit), then it is cut."
+    )
 
 
 def describe_image_string(shown: ShownPrompt) -> str:

@@ -47,7 +47,9 @@ def describe_projector(shown: ShownPrompt) -> str:
         f"{image.shape[-1]:,} numbers, the width of the language model's word embeddings, so that both stand in one "
         f"row. Measured here: its {len(image):,} outputs have a median length of {float(lengths[0]):.2f} "
         f"({float(lengths[1]):.2f} for {len(words):,} word embeddings), and the nearest of those words has a median "
-        f"cosine of {float(near.amax(dim=-1).median()):.2f}: an image token is no word in disguise."
+        f"cosine of {float(near.amax(dim=-1).median()):.2f}: an image token is no word in disguise. "
+        "LLaVA's was one linear map, LLaVA-1.5's a small MLP; nanoVLM merges neighbouring patches "
+        "(pixel shuffle) before its linear map."
     )
 
 

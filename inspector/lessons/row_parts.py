@@ -88,16 +88,20 @@ def describe_turns(shown: ShownPrompt) -> str:
     return (
         f"This row has {count_of(shown.images, 'image')} and {count_of(questions, 'question')} with their answers, one "
         "after the other. A visual question answering sample often has one image at its beginning and many questions "
-        "about it; each later question also sees the earlier ones and their answers."
+        "about it; each later question also sees the earlier ones and their answers. nanoVLM puts all images of a "
+        "sample before its first question."
     )
 
 
 def describe_labels(shown: ShownPrompt) -> str:
     labels = shown.inspection.batch.labels
-    trained = int((labels != IGNORE_LABEL).sum())
+    ids = labels[labels != IGNORE_LABEL].tolist()
+    trained, named = len(ids), ""
+    if len(ids) <= 8:
+        named = f" ({list_of([shown.token(token) for token in ids])})"
     return (
         f"labels hold the id where a token is trained on and {IGNORE_LABEL} elsewhere: {trained:,} of "
-        f"{labels.numel():,} here, the assistant's words and the token that ends them. Each is compared with the "
+        f"{labels.numel():,} here, the assistant's words and what ends them{named}. Each is compared with the "
         "prediction of the position before it; that shift happens in the loss and not in the batch."
     )
 
@@ -110,5 +114,6 @@ def describe_attention_mask(shown: ShownPrompt) -> str:
     return (
         f"attention_mask is 0 where nobody may look: {int((~padded).sum()):,} of {padded.numel():,} entries when these "
         f"turns are padded to a batch, {int((~attended).sum()):,} of {len(attended):,} in the row as it is. "
-        f"{shown.token(pad)} stands {count_of(real, 'time', 'times')} in the row as a real token: there the mask is 1."
+        f"{shown.token(pad)} stands {count_of(real, 'time', 'times')} in the row as a real token: there the mask is 1. "
+        "Separators between packed samples are masked like padding."
     )

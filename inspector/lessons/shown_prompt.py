@@ -66,7 +66,7 @@ class ShownPrompt:
 
     def token(self, token_id: int) -> str:
         """As it is written in sentences."""
-        return f"“{self.vlm.token_text(token_id)}”"
+        return f"“{self.vlm.token_text(token_id)}”".replace("\n", "⏎")
 
     def is_image(self) -> Tensor:
         """``[pos]`` bool."""

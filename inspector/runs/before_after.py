@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from model import VLM
-from model.training.evaluation.answering import answer_probes, probe_examples
+from PIL import Image
+
+from model import VLM, InspectableVLM
+from model.image import ProcessedImage
+from model.training.evaluation.answering import Probe, answer_probes, probe_examples
 from model.training.events import Answered
 from model.training.recipe import Recipe
 from model.training.stage_data import draw_held_out
@@ -21,12 +24,24 @@ Shares = tuple[float, float, int]
 class HeldOutComparison:
     """The same held-out questions to both. ``groups``: all together; where the run taught a ``word``, those whose
     answer it is, those that it plays a part in otherwise, and everything else. ``families``: by kind of question.
-    ``answers``: before and after, in pairs."""
+    ``answers``: before and after, in pairs, each about its ``pictures``."""
 
     groups: dict[str, Shares]
     families: dict[str, Shares]
     answers: tuple[tuple[Answered, Answered], ...]
     word: str | None = None
+    pictures: tuple[tuple[Image.Image, ...], ...] = ()
+
+    @property
+    def headline(self) -> tuple[str, Shares]:
+        """What the run was for, and how it went: the word's own questions where it taught one, else all."""
+        if self.word is None:
+            right = [(one.right, two.right) for one, two in self.answers]
+            before, after = (sum(side) / len(right) for side in zip(*right, strict=True))
+            return "all questions", (before, after, len(right))
+        own = f"answer: “{self.word}”"
+        name = own if own in self.groups else next(iter(self.groups))
+        return (f"“{self.word}”" if name == own else name), self.groups[name]
 
 
 def word_of(recipe: Recipe) -> WordSpec | None:
@@ -38,17 +53,21 @@ def word_of(recipe: Recipe) -> WordSpec | None:
     return None
 
 
-def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> Iterator[HeldOutComparison | str]:
+def measure_change(
+    before: InspectableVLM, after: InspectableVLM, recipe: Recipe, count: int = 48
+) -> Iterator[HeldOutComparison | str]:
     """Says what it is doing, then yields the :class:`HeldOutComparison`. Questions are held out: the run never saw
     them. None comes after a contrastive stage, which answers nothing."""
     word = word_of(recipe)
     if word is None and recipe.stages[-1].kind == "contrastive":
         return
     yield "choosing held-out questions"
-    if word is not None:
-        probes = word_probes(before, word, count // 2)
+    nanovlm = before if isinstance(before, VLM) else None
+    if word is not None and nanovlm is not None:
+        probes = word_probes(nanovlm, word, count // 2)
     else:
-        probes = probe_examples(before, draw_held_out(recipe, -1, before.config, count), count, recipe.seed)
+        held_out = draw_held_out(recipe, -1, None if nanovlm is None else nanovlm.config, count)
+        probes = probe_examples(before, held_out, count, recipe.seed)
     if not probes:
         return
     yield f"{len(probes)} held-out questions to the model before"
@@ -58,7 +77,18 @@ def measure_change(before: VLM, after: VLM, recipe: Recipe, count: int = 48) -> 
     pairs = tuple(zip(first, second, strict=True))
     families = _count(pairs, [one.family or "all" for one in first])
     groups = _count(pairs, [_group(one.family, word) for one in first])
-    yield HeldOutComparison(groups, dict(sorted(families.items())), pairs, word.word if word else None)
+    name = word.word if word else None
+    yield HeldOutComparison(groups, dict(sorted(families.items())), pairs, name, tuple(map(_draw_pictures, probes)))
+
+
+def _draw_pictures(probe: Probe) -> tuple[Image.Image, ...]:
+    """As the model reads them, each whole: its thumbnail, or its first tile where that is all."""
+    return tuple(map(_draw_picture, probe.sample.images))
+
+
+def _draw_picture(image: ProcessedImage) -> Image.Image:
+    tile = image.tiles[-1 if image.has_thumbnail else 0]
+    return Image.fromarray((tile.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy())
 
 
 def _group(family: str, word: WordSpec | None) -> str:

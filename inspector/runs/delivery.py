@@ -27,7 +27,7 @@ from inspector.runs.discretion import (
 )
 from model import InputError
 from model.training.recipe import Recipe, read_recipe
-from model.training.runs import ADAPTER, METRICS, MODEL, RECIPE
+from model.training.runs import ADAPTER, METRICS, MODEL, RECIPE, WEIGHTS
 
 COMMAND = "python -m model.training run recipe.toml --out RUN"
 CONFIGS = ("config.json", "adapter_config.json")
@@ -35,8 +35,8 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 
 def pack_run(folder: Path, run: dict[str, Any]) -> Path:
-    """A zip of a run's folder: the checkpoint in nanoVLM's format, the adapter if there is one, recipe, curves, and how
-    to run it again. InputError if there is no checkpoint yet."""
+    """A zip of a run's folder: the checkpoint in nanoVLM's format and the adapter if there is one, of other families
+    that alone; recipe, curves, and how to run it again. InputError if there are no weights yet."""
     _check_weights(folder)
     path = new_folder() / "run.zip"
     try:
@@ -75,7 +75,7 @@ def _write_recipe(recipe: Recipe, folder: Path, run: dict[str, Any]) -> str:
 
 
 def _check_weights(folder: Path) -> None:
-    if not (folder / MODEL / "model.safetensors").is_file():
+    if not any((folder / MODEL / name).is_file() for name in WEIGHTS):
         raise InputError("This run has no weights yet; wait until it has ended, or stop it and keep what is there.")
 
 

@@ -30,6 +30,7 @@ from model.training.runs import (
     RECIPE,
     RUN,
     STATE,
+    WEIGHTS,
     RunFolder,
     read_small,
     read_values,
@@ -215,8 +216,8 @@ class JobFolder:
             "a damaged run",
             min(self.last_sign(), LAST_YEAR),
             "failed",
-            has_model=_is_file(self.run.path / MODEL / "model.safetensors"),
-            has_adapter=_is_file(self.run.path / ADAPTER / "adapter_model.safetensors"),
+            has_model=any(_is_file(self.run.path / MODEL / name) for name in WEIGHTS),
+            has_adapter=any(_is_file(self.run.path / name / WEIGHTS[1]) for name in (ADAPTER, MODEL)),
         )
         try:
             record = self.read()

@@ -2,49 +2,143 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from inspector.bounds import format_bound
 from inspector.intake import quote
 from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
-from model import VLM, InputError
+from model import VLM, InputError, InspectableVLM
 from model.checkpoint import empty_vlm, save_shape
-from model.training.data.data_report import DataReport
+from model.families.transformers_vlm import TransformersVLM
+from model.memory import format_bytes, measure_free_ram
+from model.sample import Sample
+from model.training.data.data_report import DataReport, write_text
 from model.training.events import ModuleSize
+from model.training.memory_estimate import FirstStep, MemoryEstimate, StepShape, combine, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
-from model.training.stage_data import Report, report_stage
+from model.training.stage_data import Report, open_stage_data, report_stage
 from model.training.stages import build_stage, module_sizes
+from model.training.tuned import check_tuning, count_trained
 
 CHECKED = 200
 """Examples that a data check renders."""
+SHOWN_ROWS, SHOWN_IMAGES, SHOWN_PX, SHOWN_TEXT = 4, 4, 96, 4_000
+"""Of the first batch: rows, images of a row, their longest side, and letters of its text."""
 OWN = ("scenes", "word")
 """Sources that are drawn by this program: nothing foreign is read."""
 
 
-def size_modules(vlm: VLM, stage: Stage) -> tuple[ModuleSize, ...]:
+def size_modules(vlm: InspectableVLM, stage: Stage) -> tuple[ModuleSize, ...]:
     """What ``stage`` would train of a model like ``vlm``, by building it without memory: ``vlm`` stays as it is."""
+    if isinstance(vlm, TransformersVLM):
+        return count_trained(vlm, stage)
+    assert isinstance(vlm, VLM)
     empty = empty_vlm(vlm.config, vlm.tokenizer)
     with torch.device("meta"):
         return module_sizes(build_stage(stage, empty, 0, vlm.tokenizer))
 
 
-def check_data(vlm: VLM, recipe: Recipe) -> list[Report]:
+def check_base(vlm: InspectableVLM, recipe: Recipe) -> None:
+    """InputError for a recipe that a model of this family can't go through."""
+    if isinstance(vlm, TransformersVLM):
+        check_tuning(vlm, recipe)
+
+
+def check_data(vlm: InspectableVLM, recipe: Recipe) -> list[Report]:
     """A report for each data table of the first stage; of pairs for the contrastive stage just name and count.
     InputError if they can't be read. ``vlm`` needs no weights."""
     return report_stage(vlm, recipe, 0, CHECKED)
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One row of a batch: its text with image tokens counted, and its images as data URIs."""
+
+    text: str
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the first stage of a run will take, and the beginning of its first batch, as the run will draw it."""
+
+    memory: MemoryEstimate
+    rows: tuple[BatchRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"memory": self.memory.to_json(), "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StagePlan:
+        rows = tuple(BatchRow(row["text"], tuple(row["images"])) for row in values["rows"])
+        return cls(MemoryEstimate(**values["memory"]), rows)
+
+
+def plan_stage(vlm: InspectableVLM, recipe: Recipe) -> StagePlan | None:
+    """Of the first stage; None of families whose layers aren't known. InputError where no row can be drawn. ``vlm``
+    needs no weights."""
+    if not isinstance(vlm, VLM):
+        return None
+    data = open_stage_data(recipe, 0, vlm.config)
+    step = draw_step(vlm, recipe, 0, data)
+    return StagePlan(estimate_stage(vlm, recipe, 0, data, step), tuple(_show_rows(vlm, step)))
+
+
+def _show_rows(vlm: VLM, step: FirstStep) -> list[BatchRow]:
+    rows = [BatchRow(caption) for caption in step.captions[:SHOWN_ROWS]]
+    for sample in step.samples[:SHOWN_ROWS]:
+        text = write_text(vlm, sample)
+        rows.append(BatchRow(text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…", _draw_images(sample)))
+    return rows
+
+
+def _draw_images(sample: Sample) -> tuple[str, ...]:
+    found = []
+    for image in sample.images[:SHOWN_IMAGES]:
+        pixels = (image.tiles[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+        picture, out = Image.fromarray(pixels), io.BytesIO()
+        picture.thumbnail((SHOWN_PX, SHOWN_PX))
+        picture.save(out, "PNG")
+        found.append("data:image/png;base64," + base64.b64encode(out.getvalue()).decode())
+    return tuple(found)
+
+
+def least_memory(vlm: InspectableVLM, recipe: Recipe) -> MemoryEstimate | None:
+    """What the first stage takes whatever its data are: everything but activations and features. None as
+    :func:`plan_stage`."""
+    if not isinstance(vlm, VLM):
+        return None
+    stage = recipe.stages[0]
+    return combine(vlm.config, stage, size_modules(vlm, stage), StepShape(0, 0, 0), 0, "fp32")
+
+
+def say_room(memory: MemoryEstimate, most: int | None) -> str | None:
+    """Why it won't fit what a run is given, ``most``, or what is free now; None if it does."""
+    free = measure_free_ram()
+    for room, whose in ((most, "a run is given here"), (free, "are free on this machine now")):
+        if room is not None and memory.total > room:
+            return f"it takes {memory}, and {format_bytes(room)} {whose}"
+    return None
 
 
 class DataCheck:
     """:func:`check_data` beside this process: looked at until it has an answer, closed whatever comes. Data of this
     program's own are looked at in it, at the first look."""
 
-    def __init__(self, pool: ParserPool, vlm: VLM, recipe: Recipe, page: tuple[str, ...] = ()) -> None:
+    def __init__(self, pool: ParserPool, vlm: InspectableVLM, recipe: Recipe, page: tuple[str, ...] = ()) -> None:
         tables = recipe.stages[0].data
+        self.plan: StagePlan | None = None
+        """What the run will take; known with the reports."""
         self._pool = pool
         self._own = (vlm, recipe) if all(table["source"] in OWN for table in tables) else None
         if self._own is not None:
@@ -75,13 +169,16 @@ class DataCheck:
             if not self._pool.own.acquire(blocking=False):
                 return None
             try:
-                return check_data(*self._own)
+                found_here = check_data(*self._own)
+                self.plan = plan_stage(*self._own)
+                return found_here
             finally:
                 self._pool.own.release()
         found = self._reading.look()
         if found is None:
             return None
-        return [DataReport.from_json(report) if "measured" in report else report for report in found]
+        self.plan = None if found["plan"] is None else StagePlan.from_json(found["plan"])
+        return [DataReport.from_json(report) if "measured" in report else report for report in found["reports"]]
 
     def close(self) -> None:
         """Ends what is going on and leaves no folder."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inspector.bounds import Bounds, private_bounds
 from inspector.runs.discretion import name_base
+from inspector.runs.part_shelf import EMBEDDED, PartShelf
 from model import InputError
+from model.config import PROJECTORS
 from model.ranges import SEEDS, Range, is_finite
-from model.training.recipe import RANGES, Recipe, Stage, build_recipe
+from model.training.recipe import ASSEMBLED, RANGES, Recipe, Stage, build_recipe
 from model.training.stage_data import name_table
 from model.values import name_value
 
 NEW = "new"
 """The base that knows nothing: random weights, the embedded model's shape."""
+NANOVLM = "nanoVLM"
+"""The kind of base that every preset is made for."""
 TEXT = 1000
 """Characters of a field that holds words."""
 
@@ -39,7 +43,8 @@ SOURCES = ("auto", "rows", "llava", "chat", "captions")
 @dataclass(frozen=True)
 class Form:
     """The fields. Rates: 0 is frozen; ``text_rate`` is the contrastive stage's text tower. ``path``: the upload or hub
-    id; ``source``: its reader; ``images``: the upload's folder, in which its images are looked for."""
+    id; ``source``: its reader; ``images``: the upload's folder, in which its images are looked for. ``vision``,
+    ``language`` and ``projector`` count where ``base`` is “parts”."""
 
     kind: str
     base: str
@@ -56,16 +61,21 @@ class Form:
     batch_rows: int
     eval_every: int
     seed: int
+    vision: str = EMBEDDED
+    language: str = EMBEDDED
+    projector: str = "linear"
     images: str = ""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A way to begin: ``why`` says what it does to the model; the rest fills the form."""
+    """A way to begin: ``why`` says what it does to the model; ``seconds`` its steps took where they were measured, with
+    one thread of a processor with AMX that others worked on, too (0: not measured); the rest fills the form."""
 
     title: str
     why: str
     values: Mapping[str, Any]
+    seconds: int = 0
 
 
 _COMMON: dict[str, Any] = {
@@ -77,13 +87,27 @@ _COMMON: dict[str, Any] = {
     "packing": "off",
     "batch_rows": 16,
     "eval_every": 25,
+    "vision": EMBEDDED,
+    "language": EMBEDDED,
+    "projector": "linear",
 }
+BUILD = "build a VLM"
+FIRST_STAGE, SECOND_STAGE = "projector alignment", "instruction tuning"
 PRESETS: dict[str, Preset] = {
     "projector alignment": Preset(
         "projector alignment",
-        "The projector alone learns, on questions whose answer is the caption: image features find their place among "
-        "the words. Encoder and language model stay as they are.",
-        {**_COMMON, "kind": "alignment", "data": "scenes: captions", "steps": 100, "projector_rate": 2e-3},
+        "The first stage: a new projector between the embedded model's encoder and language model learns alone, on "
+        "questions whose answer is the caption, until image features find their place among the words. Both others "
+        "stay as they are. “Go on with stage 2” follows.",
+        {
+            **_COMMON,
+            "kind": "alignment",
+            "base": ASSEMBLED,
+            "data": "scenes: captions",
+            "steps": 100,
+            "projector_rate": 1e-2,
+        },
+        seconds=30,
     ),
     "instruction tuning": Preset(
         "instruction tuning",
@@ -97,6 +121,7 @@ PRESETS: dict[str, Preset] = {
             "projector_rate": 5e-4,
             "decoder_rate": 5e-4,
         },
+        seconds=103,
     ),
     "LoRA": Preset(
         "LoRA",
@@ -111,6 +136,7 @@ PRESETS: dict[str, Preset] = {
             "decoder_rate": 2e-3,
             "lora_rank": 8,
         },
+        seconds=98,
     ),
     "contrastive demo": Preset(
         "contrastive demo",
@@ -125,6 +151,20 @@ PRESETS: dict[str, Preset] = {
             "vision_rate": 1.5e-3,
             "text_rate": 1.5e-3,
             "batch_rows": 48,
+        },
+        seconds=194,
+    ),
+    BUILD: Preset(
+        BUILD,
+        "Choose an image encoder and a language model that were trained apart; a fresh projector joins them and learns "
+        "first, on captions. Below: how large each part is, and the memory that it takes.",
+        {
+            **_COMMON,
+            "kind": "alignment",
+            "base": ASSEMBLED,
+            "data": "scenes: captions",
+            "steps": 200,
+            "projector_rate": 1e-3,
         },
     ),
     "custom": Preset("custom", "Every field is yours; a learning rate of 0 freezes its part.", {}),
@@ -151,8 +191,27 @@ WORDS = {
     "path": "Data set on the hub",
     "source": "Format",
     "packing": "Packing",
+    "vision": "Image encoder",
+    "language": "Language model",
+    "projector": "Projector",
 }
 RATE = Range(0, 1, whole=False)
+
+
+def fit_preset(name: str, kind: str) -> dict[str, Any]:
+    """What the preset fills the form with for a base of this ``kind`` ("nanoVLM", a model_type, "" if it isn't known):
+    of other families than nanoVLM's the language model is trained by LoRA alone. InputError for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}.")
+    values = dict(PRESETS[name].values)
+    if kind in ("", NANOVLM):
+        return values
+    if name == FIRST_STAGE:  # their projector is their own, and goes on from where it is
+        del values["base"]
+        values["projector_rate"] = PRESETS[BUILD].values["projector_rate"]
+    if "base" not in values and values.get("decoder_rate"):
+        values |= {key: PRESETS["LoRA"].values[key] for key in ("decoder_rate", "lora_rank")}
+    return values
 
 
 def list_data(bounds: Bounds) -> tuple[str, ...]:
@@ -177,7 +236,8 @@ def _words(value: Any, name: str) -> str:
 def read_form(**values: Any) -> Form:
     """Checks that every number is one and every text a text, whatever a program sends; ranges are the business of
     :func:`write_recipe`. InputError names the field."""
-    values = {**values, "path": "" if values["path"] is None else values["path"]}
+    parts = {"vision": EMBEDDED, "language": EMBEDDED, "projector": PROJECTORS[0]}
+    values = {**parts, **values, "path": "" if values["path"] is None else values["path"]}
     return Form(
         **{
             **{key: _words(values[key], name) for key, name in WORDS.items()},
@@ -203,9 +263,20 @@ def _check_ranges(form: Form, bounds: Bounds) -> None:
             raise InputError(f"{name} {allowed[key].refuse(value)}.")
 
 
-def write_recipe(form: Form, base: str, title: str, bounds: Bounds | None = None) -> Recipe:
-    """The recipe of a form; ``base`` is where its base model lies. ``bounds``: those of the server that will train; a
-    private one's if None. InputError for what can't be trained, or is more than they give."""
+def write_base(form: Form, shelf: PartShelf) -> dict[str, str]:
+    """The [base] table of a form whose base is put together from parts. InputError for a part that isn't offered."""
+    if form.projector not in PROJECTORS:
+        raise InputError(f"There is no projector “{form.projector[:40]}”; choose one of {', '.join(PROJECTORS)}.")
+    return {
+        "vision": shelf.find_vision(form.vision),
+        "language": shelf.find_language(form.language),
+        "projector": form.projector,
+    }
+
+
+def write_recipe(form: Form, base: str | Mapping[str, str], title: str, bounds: Bounds | None = None) -> Recipe:
+    """The recipe of a form; ``base`` is where its base model lies, or a [base] table. ``bounds``: those of the server
+    that will train; a private one's if None. InputError for what can't be trained, or is more than they give."""
     bounds = bounds or private_bounds()
     _check_ranges(form, bounds)
     contrastive = form.kind == "contrastive"
@@ -281,6 +352,70 @@ def _data_table(form: Form, bounds: Bounds) -> dict[str, Any]:
         "streaming": True,
         **({"subset": subset} if subset else {}),
     }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the form can show of a recipe: ``values`` by the form's fields, and sentences on what it can't show."""
+
+    values: Mapping[str, Any]
+    left_out: tuple[str, ...]
+
+
+_SHOWN = ("steps", "kind", "lora_rank", "packing", "batch_rows", "eval_every")
+_SET_BY_FORM = ("name", "learning_rates", "data", "betas", "decay", "eval_examples", "save_every_s", "batch_tokens")
+
+
+def open_recipe(recipe: Recipe, bases: Collection[str], shelf: PartShelf) -> Opened:
+    """The form's fields for a recipe; ``bases`` are the models that it offers. What the form has no field for is told
+    and left at the form's own. InputError for a base that isn't here."""
+    stage = recipe.stages[0]
+    left_out = [f"stage “{other.name}”: run it after this one, from its result" for other in recipe.stages[1:]]
+    values: dict[str, Any] = {**_COMMON, "seed": recipe.seed, "path": "", "source": "auto"}
+    values |= {name: getattr(stage, name) for name in _SHOWN}
+    rates = {"vision_rate": "vision_encoder", "projector_rate": "MP", "decoder_rate": "decoder", "text_rate": "text"}
+    values |= {field: float(stage.learning_rates.get(part, 0.0)) for field, part in rates.items()}
+    if recipe.parts is not None:
+        values |= {"base": ASSEMBLED, "projector": recipe.parts.projector}
+        values |= {of: shelf.name_of(getattr(recipe.parts, of), of) for of in ("vision", "language")}
+    elif recipe.base in (NEW, *bases):
+        values["base"] = recipe.base
+    else:
+        raise InputError(
+            f"The recipe begins from “{name_base(recipe.base, None)[:80]}”, which isn't offered here; choose one of "
+            f"{', '.join(bases)} in it, or run it with the command line."
+        )
+    values |= _open_data(stage.data[0], left_out)
+    left_out += [f"the data “{name_table(table)}”: one table is shown" for table in stage.data[1:]]
+    left_out += [f"the held-out data “{name_table(table)}”" for table in stage.held_out]
+    plain = Stage(stage.name, stage.kind, stage.steps, stage.learning_rates, stage.data)
+    others = (name for name in vars(plain) if name not in (*_SHOWN, *_SET_BY_FORM, "held_out"))
+    left_out += [
+        f"{name} = {name_value(getattr(stage, name))}"
+        for name in others
+        if getattr(stage, name) != getattr(plain, name)
+    ]
+    return Opened(values, tuple(left_out))
+
+
+def _open_data(table: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:
+    """The form's fields about the data of one table."""
+    for name, known in BUILT_IN.items():
+        if all(table.get(key) == known.get(key) for key in ("source", "set", "split")):
+            more = {
+                key: value for key, value in table.items() if key not in ("seed", "weight") and value != known.get(key)
+            }
+            left_out += [f"{key} = {name_value(value)} of the data" for key, value in more.items()]
+            return {"data": name}
+    path, source = str(table.get("path", "")), str(table["source"])
+    if source not in SOURCES:
+        raise InputError(
+            f"The recipe's data are of the kind “{source[:40]}”, which this form doesn't offer; run it from a shell."
+        )
+    if source in ("auto", "rows") and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return {"data": HUB, "path": path + (f":{table['subset']}" if "subset" in table else ""), "source": source}
+    left_out.append(f"the file “{name_table(table)}”: upload it again")
+    return {"data": UPLOAD, "source": source}
 
 
 def describe_recipe(recipe: Recipe) -> list[str]:

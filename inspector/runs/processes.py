@@ -148,8 +148,9 @@ def measure_memory(session: int) -> int:
             # After the name, which may hold anything: state, parent, group, session.
             if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[3]) != session:
                 continue
-            for line in (entry / "status").read_bytes().splitlines():
-                if line.startswith((b"RssAnon:", b"RssShmem:")):
+            for line in (entry / "smaps_rollup").read_bytes().splitlines():
+                # What workers share with the process that they were forked from counts once.
+                if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
                     total += 1024 * int(line.split()[1])
     return total
 

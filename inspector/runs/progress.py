@@ -228,6 +228,7 @@ def _eval(event: dict[str, Any]) -> dict[str, Any]:
         "loss": _number(event["loss"]),
         "accuracy": {family: share for family, share in shares.items() if math.isfinite(share)},
         "answers": answers,
+        "counts": {_text(family): _count(count) for family, count in event.get("counts", {}).items()},
     }
 
 

@@ -36,6 +36,11 @@ class Upload:
     source: str
 
     @property
+    def is_alone(self) -> bool:
+        """Whether one file is all that came."""
+        return sum(1 for _ in (self.folder / DATA).iterdir()) == 1 and self.path.is_file()
+
+    @property
     def images(self) -> Path:
         """Where the images that came with it are looked for."""
         return self.folder / DATA

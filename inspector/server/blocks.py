@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from inspector.bounds import Bounds
+from inspector.images.link_shelf import open_shelf
 from inspector.server.connections import close_silent_connections
 from inspector.server.inputs import StrictBlocks
 from inspector.server.pages import Pages
@@ -26,6 +27,7 @@ class GuardedBlocks(PlainToasts, StrictBlocks):
     def __init__(self, bounds: Bounds, open_to_all: bool, **options: Any) -> None:
         self.open_to_all = open_to_all
         self.open_pages = Pages()
+        self.links = open_shelf(bounds, open_to_all)
         self.turns = Turns()
         super().__init__(bounds, **options)
 

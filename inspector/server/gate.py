@@ -57,6 +57,8 @@ _API = re.compile(
     r"heartbeat/[\w-]{1,64}|queue/(join|data|status)|call/(v2/)?[^/]+(/[^/]+)?|cancel|reset/?|upload|"
     r"upload_progress|file=.*|file/.*|custom_component/.*)"
 )
+# Where tools are offered: one way of speaking the protocol, of which each call is an event like any other.
+_TOOLS = re.compile(r"/gradio_api/mcp/?")
 # Each of these makes the whole page, or its description, anew: a twentieth to an eighth of a second of the processor.
 _OPENING = re.compile(r"/(config/?)?|/gradio_api/(info/?|openapi\.json|call/v2/.*)")
 _CALL = re.compile(r"/gradio_api/call/(?:v2/)?([^/]+)/?")
@@ -145,7 +147,8 @@ class Gate:
         if not blocks.open_to_all and not _is_local(headers.get("origin", "//localhost").partition("//")[2]):
             await _answer(send, 403, "This server takes nothing that another site's page sends.")
             return
-        if not (_PAGE.fullmatch(path) or _API.fullmatch(path)):
+        tools = _TOOLS.fullmatch(path) and blocks.mcp_server
+        if not (_PAGE.fullmatch(path) or _API.fullmatch(path) or tools):
             await _answer(send, 404, "There is nothing at this address.")
             return
         address = believe(scope, count_proxies())

@@ -37,6 +37,7 @@ async def sweep_for_ever(blocks: Any) -> AsyncIterator[None]:
             if dropped := sweep_pages(blocks, sizes):
                 await asyncio.to_thread(let_go, dropped)
             await asyncio.to_thread(sweep, open_cache() / MADE, blocks.bounds.made_s, blocks.bounds.made_bytes)
+            await asyncio.to_thread(blocks.links.sweep)
             await asyncio.to_thread(sweep_files, open_cache(), 3600 * blocks.bounds.cache_hours)
 
     sweeping = asyncio.create_task(repeat())

@@ -12,6 +12,7 @@ import gradio as gr
 
 from inspector.figures.markup import show_answer, show_looks_needs, show_notes, show_provenance, show_seen
 from inspector.figures.payload import strip_payload, viewer_payload
+from inspector.images.example_files import PAGE_EXAMPLES
 from inspector.row.ask import Inspection, ask, attend, inspect_unfinished
 from inspector.row.prompt import name_missing
 from inspector.server.blocks import GuardedBlocks
@@ -25,12 +26,12 @@ from inspector.views import patch_words as words_view
 from inspector.views import prompt as prompt_view
 from inspector.views import which_image as which_view
 from inspector.views.header import HeaderView
+from inspector.views.prompting import REMEMBERED, remember
 from inspector.views.results import ResultsView
 from inspector.which_image.looks_needs import is_quick, measure_looks_needs
 from inspector.which_image.seen import SeenAnswer, measure_all_seen
 from inspector.widgets import encode
 from model import InputError
-from model.training.synthetic.examples import EXAMPLES
 
 OPENING_EXAMPLE = 1
 """Three images, one asked about."""
@@ -98,9 +99,29 @@ class AskingHandlers:
             # A program gets the sentence as an error; on the page it stands under the button that was pressed.
             raise refuse(error, seen=False) from error
 
-    def load_example(self, index: int, model: str, history: list) -> list[Any]:
-        values = prompt_view.load_example(self.store, model, index, self.folder)
-        return [*values, [*history[-19:], values[0]]]
+    def load_example(self, index: int, model: str) -> list[Any]:
+        """Values for the prompt's contents."""
+        return prompt_view.load_example(self.store, model, index, self.folder)
+
+    def bring_back(self, model: str, asked: tuple[prompt_view.AskedPrompt, ...], number: str) -> list[Any]:
+        """Values for the prompt's contents: an earlier one's."""
+        found = next((one for one in asked if str(one.number) == number), None)
+        if found is None:
+            raise refuse("That prompt isn't kept any more; choose another, or write it anew.")
+        return prompt_view.fill_contents(self.store, model, found.written, self.page.prompt.bounds)
+
+    def remember_asked(
+        self, page: Shown | None, history: list, asked: tuple[prompt_view.AskedPrompt, ...]
+    ) -> list[Any]:
+        """What Undo goes back to, the prompts that were asked on this page, and the choice of them, newest first."""
+        if page is None:
+            return [gr.skip()] * 3
+        written = prompt_view.write_prompt(page.inspection.prompt)
+        asked = tuple(one for one in asked if one.written != written)[1 - REMEMBERED :]
+        asked += (prompt_view.AskedPrompt(asked[-1].number + 1 if asked else 1, written),)
+        choices = [(one.label, str(one.number)) for one in reversed(asked)]
+        picker = gr.update(choices=choices, value=choices[0][1], visible=len(asked) > 1)
+        return [remember(history, *written), asked, picker]
 
     def stop(self, before: Shown | None, stopped: Answering | None, *options: Any) -> list[Any]:
         if stopped is None:
@@ -145,6 +166,10 @@ class AskingHandlers:
             if any(tokens):
                 yield self._finish(on_its_way, inspect_unfinished(vlm, asked, tokens), options)
             raise
+
+    def look_behind(self, page: Shown | None, history: list, asked: tuple[prompt_view.AskedPrompt, ...]) -> list[Any]:
+        """All that is done when an answer is there: :meth:`look_closer` and :meth:`remember_asked`."""
+        return [*self.look_closer(page), *self.remember_asked(page, history, asked)]
 
     def look_closer(self, page: Shown | None) -> list[Any]:
         """What other pictures change in what was seen, and the line on looking and needing: where both cost next to
@@ -213,21 +238,22 @@ class Asking:
         return asked
 
 
-def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path) -> Asking:
-    """``folder``: as :class:`AskingHandlers` has it."""
+def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path, begun: Any) -> Asking:
+    """``folder``: as :class:`AskingHandlers` has it. ``begun``: the event that has filled in what the page opens
+    with."""
     handlers = AskingHandlers(page, store, folder)
     prompt, answered, place = page.prompt, page.answered, Rank.ASK.place
     inputs = [*prompt.inputs, *page.attention.controls]
     in_turn = demo.turns.run(Rank.ASK, handlers.ask)
     # What describes the API names parameters after the function's, and has no names for those behind an asterisk.
     _name_parameters(in_turn, (*prompt_view.INPUT_NAMES, *attention_view.CONTROL_NAMES))
-    look = demo.turns.run(Rank.LOOK, handlers.look_closer)
+    behind = demo.turns.run(Rank.LOOK, handlers.look_behind)
 
     def closer(asked: Any) -> None:
         asked.success(
-            look,
-            page.shown,
-            [page.results.answer, page.results.looks],
+            behind,
+            [page.shown, prompt.history, prompt.asked],
+            [page.results.answer, page.results.looks, prompt.history, prompt.asked, prompt.earlier],
             concurrency_id=Rank.LOOK.place,
             api_visibility="private",
             show_progress="hidden",
@@ -248,16 +274,16 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
     ]
 
     def loader(index: int) -> Any:
-        return lambda model, history: handlers.load_example(index, model, history)
+        return lambda model: handlers.load_example(index, model)
 
-    filled: list[Any] = [*prompt.contents, prompt.history]
+    filled = prompt.contents
     # The same as /ask, so described once: what describes the API is sent with every page.
     again: dict[str, Any] = {"concurrency_id": place, "api_visibility": "undocumented"}
-    for index, (button, example) in enumerate(zip(prompt.examples, EXAMPLES, strict=True)):
+    for index, (button, example) in enumerate(zip(prompt.examples, PAGE_EXAMPLES, strict=True)):
         name = example.name.replace("-", "_")
         loaded = button.click(
             loader(index),
-            [prompt.model, prompt.history],
+            prompt.model,
             filled,
             api_name=f"example_{name}",
             concurrency_limit=None,
@@ -275,11 +301,17 @@ def wire_asking(page: Page, store: ModelStore, demo: GuardedBlocks, folder: Path
             )
         )
 
-    # Something real as soon as the page is open.
-    loaded = demo.load(
-        loader(OPENING_EXAMPLE), [prompt.model, prompt.history], filled, api_name="load", show_progress="hidden"
+    back = prompt.earlier.input(
+        handlers.bring_back,
+        [prompt.model, prompt.asked, prompt.earlier],
+        filled,
+        api_name="earlier_prompt",
+        concurrency_limit=None,
+        show_progress="hidden",
     )
-    opened = loaded.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
+    asks.append(back.success(in_turn, inputs, answered, api_name="ask_earlier_prompt", show_progress="hidden", **again))
+
+    opened = begun.success(in_turn, inputs, answered, api_name="ask_on_load", show_progress="hidden", **again)
     asks.append(opened)
     for asked in asks:
         closer(asked)

@@ -43,6 +43,7 @@ class AttentionView:
     look: gr.Button
     sight: Sight
     board: HeadBoard
+    plots_sight: Sight
     images: gr.Plot
     kinds: gr.Plot
 
@@ -73,7 +74,7 @@ class AttentionView:
     @property
     def plots(self) -> list[Any]:
         """What :func:`draw_plots` fills."""
-        return [self.images, self.kinds]
+        return [self.plots_sight, self.images, self.kinds]
 
 
 def begin(selected: int) -> list[Any]:
@@ -87,13 +88,13 @@ def build_attention() -> AttentionView:
         f"choosing it.</p>{show_info('Attention', EXPLAIN)}</div>"
     )
     summary = gr.HTML('<p class="vi-empty">Ask first; then select any token.</p>', elem_id="attention-summary")
-    sight = Sight("heat")
+    sight = Sight("heat", "maps")
     board = HeadBoard(elem_id="head-board")
     with gr.Row():
         layer = gr.Dropdown([MEAN], value=MEAN, label="Heat: layer", min_width=110, elem_id="layer")
         head = gr.Dropdown([MEAN], value=MEAN, label="Heat: head", min_width=110, elem_id="head")
         own_row = gr.Checkbox(
-            False, label="an answer token's own row, not the row that chose it", min_width=180, elem_id="own-row"
+            False, label="what an answer token read, not the step that chose it", min_width=180, elem_id="own-row"
         )
         exclude_sinks = gr.Checkbox(
             False, label="exclude sinks (rest scaled up to 1)", min_width=160, elem_id="exclude-sinks"
@@ -105,12 +106,13 @@ def build_attention() -> AttentionView:
         first = gr.Number(None, label="From token", precision=0, minimum=0, min_width=90, elem_id="stretch-first")
         last = gr.Number(None, label="to token (mean)", precision=0, minimum=0, min_width=90, elem_id="stretch-last")
         look = gr.Button("Look", size="sm", min_width=64, scale=0, elem_id="stretch-look")
+    plots_sight = Sight("heat")
     # Unseen until they are drawn: the label of an empty plot is one that screen readers may not be given.
     plot: dict[str, Any] = {"show_label": False, "min_width": 270, "visible": False}
     with gr.Row():
         images, kinds = (gr.Plot(label=label, **plot) for label in ("per image", "per kind"))
     controls = (layer, head, own_row, exclude_sinks, own_scale)
-    return AttentionView(summary, *controls, side, first, last, look, sight, board, images, kinds)
+    return AttentionView(summary, *controls, side, first, last, look, sight, board, plots_sight, images, kinds)
 
 
 def choices(attention: AttentionMap) -> tuple[Any, Any]:
@@ -192,9 +194,14 @@ def _summarise_reads(
 
 
 def draw_maps(
-    inspection: Inspection, attention: AttentionMap | ReaderMap, layer: str, head: str, own_scale: bool
+    inspection: Inspection,
+    attention: AttentionMap | ReaderMap,
+    layer: str,
+    head: str,
+    own_scale: bool,
+    along: bool = False,
 ) -> list[Any]:
-    """Values for :attr:`AttentionView.maps`."""
+    """Values for :attr:`AttentionView.maps`; ``along``: with the heat of the same attention."""
     layers, heads = attention.pattern.shape[:2]
     board = board_payload(
         inspection.row,
@@ -203,13 +210,13 @@ def draw_maps(
         head=_picked(head, heads),
         shared_scale=not own_scale,
     )
-    return [answer_sight(), gr.update(data=encode(board))]
+    return [answer_sight(along), gr.update(data=encode(board))]
 
 
 def draw_plots(attention: AttentionMap | ReaderMap, own_scale: bool) -> list[Any]:
     """Values for :attr:`AttentionView.plots`."""
     if isinstance(attention, ReaderMap):
         plot = plot_readers_by_layer(attention, shared_scale=not own_scale)
-        return [gr.update(value=plot, visible=True), gr.update(visible=False)]
+        return [answer_sight(), gr.update(value=plot, visible=True), gr.update(visible=False)]
     plots = plot_images_by_layer(attention, shared_scale=not own_scale), plot_kinds_by_layer(attention)
-    return [gr.update(value=plot, visible=True) for plot in plots]
+    return [answer_sight(), *(gr.update(value=plot, visible=True) for plot in plots)]

@@ -22,9 +22,11 @@ _NOTHING = show_notes(["There is nothing to take away yet; ask something first."
 @dataclass(frozen=True)
 class HeaderView:
     """``file`` and ``archive`` are never seen: Export and ``bundle`` fill them and the page's script downloads them.
-    ``command`` and ``bundle`` are shown by Share."""
+    ``address`` is shown by Link, ``command`` and ``bundle`` by Command (``share``)."""
 
     provenance: gr.HTML
+    link: gr.Button
+    address: gr.Textbox
     share: gr.Button
     export: gr.Button
     file: gr.DownloadButton
@@ -41,7 +43,7 @@ COPY = """(text) => {
     if (field) { field.focus(); field.select(); }
     if (navigator.clipboard && text) navigator.clipboard.writeText(text).catch(() => {});
 }"""
-"""After Share: the line is in the clipboard where the browser allows that, and selected in any case."""
+"""After Command: the line is in the clipboard where the browser allows that, and selected in any case."""
 
 
 LINE = "Asks the same again without a browser, where the image files lie (answers that you gave are left to the model)"
@@ -49,13 +51,14 @@ RUN = "RUN stands for the folder that the run's export was unpacked into"
 
 
 def show_line(line: str) -> Any:
-    """An update of ``command``: what Share gives, and what has to be put into it."""
+    """An update of ``command``: the line, and what has to be put into it."""
     return gr.update(value=line, label=f"{LINE}; {RUN}" if RUN_MODEL in line else LINE, visible=True)
 
 
 def build_title(title: str) -> gr.HTML:
     """The name of the page, and the chip of the model that answered, which an answer fills."""
     gr.HTML(
+        '<a class="vi-skip" href="#viewer">Skip to the results</a>'
         f'<h1 title="what a vision-language model saw, token by token, and where it looked">{title}</h1>',
         elem_classes="vi-title",
     )
@@ -64,10 +67,20 @@ def build_title(title: str) -> gr.HTML:
 
 def build_header(provenance: gr.HTML) -> HeaderView:
     """The end of the row that begins with :func:`build_title`."""
-    share = gr.Button("Share", size="sm", min_width=64, elem_id="share")
+    link = gr.Button("Link", size="sm", min_width=50, elem_id="link")
+    share = gr.Button("Command", size="sm", min_width=64, elem_id="share")
     export = gr.Button("Export", size="sm", min_width=64, elem_id="export")
     file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
     note = gr.HTML(elem_id="header-note")
+    address = gr.Textbox(
+        label="Opens the page with what is asked and selected now",
+        lines=1,
+        max_lines=3,
+        interactive=False,
+        buttons=["copy"],
+        visible=False,
+        elem_id="link-text",
+    )
     command = gr.Textbox(
         label=LINE,
         lines=1,
@@ -85,12 +98,12 @@ def build_header(provenance: gr.HTML) -> HeaderView:
         elem_id="bundle",
     )
     archive = gr.DownloadButton(NAME, visible="hidden", elem_id="bundle-file")
-    return HeaderView(provenance, share, export, file, command, bundle, archive, note)
+    return HeaderView(provenance, link, address, share, export, file, command, bundle, archive, note)
 
 
 @dataclass(frozen=True)
 class HeaderHandlers:
-    """What Export and Share call; ``page`` is what the page shows."""
+    """What Export and Command call; ``page`` is what the page shows."""
 
     store: ModelStore
     bounds: Bounds

@@ -64,7 +64,12 @@ class LookingHandlers:
     ) -> list[Any]:
         last = read_event(event, "position", int)
         first = read_event(event, "first", int) if "first" in event._data else None
-        return self._look(page, first, last, layer, head, own_row, exclude_sinks, own_scale, side)
+        found = self._look(page, first, last, layer, head, own_row, exclude_sinks, own_scale, side)
+        looked = found[0]
+        # Who looks at the maps has them with the rest: asking for them would take another quarter of a second.
+        if page is None or event._data.get("maps") is not True:
+            return [*found, *[gr.skip()] * len(self.attention.maps)]
+        return [*found, *attention_view.draw_maps(page.inspection, looked.map, layer, head, own_scale, along=True)]
 
     def look_again(self, page: Shown | None, *options: Any) -> list[Any]:
         return self._look(page, None if page is None else page.start, 0 if page is None else page.selected, *options)
@@ -156,8 +161,10 @@ def wire_looking(
     arranged: list[Any] = [shown, batch.arrangement]
     scaled: list[Any] = [shown, attention.layer, attention.head, attention.own_scale]
     draw_batch = handlers.draw_batch
-    maps = attention.sight.seen(handlers.draw_maps, scaled, attention.maps, api_name="draw_maps", **unseen)
-    maps.then(handlers.draw_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **unseen)
+    attention.sight.seen(handlers.draw_maps, scaled, attention.maps, api_name="draw_maps", **unseen)
+    attention.plots_sight.seen(
+        handlers.draw_plots, [shown, attention.own_scale], attention.plots, api_name="draw_plots", **unseen
+    )
     batch.sight.seen(draw_batch, arranged, batch.outputs, api_name="draw_batch", **unseen)
     batch.arrangement.input(draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
     inputs: list[Any] = [shown, *attention.looking]
@@ -167,7 +174,7 @@ def wire_looking(
     results.strip.select(
         demo.turns.run(Rank.LOOK, handlers.select_token),
         inputs,
-        looked,
+        [*looked, *attention.maps],
         api_name="select_token",
         trigger_mode="multiple",
         **place,

@@ -13,14 +13,14 @@ from PIL import Image
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_asked, show_info, show_notes, show_plans
 from inspector.figures.payload import data_uri, thumbnail_uri
-from inspector.images.image_file import SHELF, PromptImage
+from inspector.images.example_files import PAGE_EXAMPLES, write_example
+from inspector.images.image_file import SHELF, ImageFile, PromptImage
 from inspector.row.ask import GenerationSettings
 from inspector.row.prompt import MAX_IMAGES, Prompt, Turn, check_count, check_pixels
 from inspector.session import ModelStore
 from inspector.widgets import FilesButton
 from inspector.widgets.image_list import ImageList
 from model import ImagePlan, InputError, InspectableVLM
-from model.training.synthetic.examples import EXAMPLES
 from model.values import is_number, name_value
 
 MAX_TURNS = Bounds().turns
@@ -76,6 +76,8 @@ class PromptView:
     refused: gr.HTML
     rejected: gr.HTML
     history: gr.State
+    asked: gr.State
+    earlier: gr.Dropdown
     questions: tuple[gr.Textbox, ...]
     answers: tuple[gr.Textbox, ...]
     rows: tuple[gr.Group, ...]
@@ -108,8 +110,20 @@ class PromptView:
         ]
 
     @property
+    def written(self) -> list[Any]:
+        """What a person puts together, as Undo and links bring it back: see :func:`fill_contents`."""
+        return [
+            self.gallery,
+            self.shown_turns,
+            self.layout,
+            self.document_mask,
+            *self.questions,
+            *self.answers,
+        ]
+
+    @property
     def contents(self) -> list[Any]:
-        """What an example fills in; see :func:`load_example`."""
+        """What :func:`fill_contents` fills."""
         return [
             self.gallery,
             self.plans,
@@ -139,13 +153,13 @@ def build_examples() -> tuple[gr.Button, ...]:
     with gr.Row(elem_classes="vi-examples"):
         rules = "".join(
             f".gradio-container #example-{example.name}{{{show_thumbnails(example.draw_images())}}}"
-            for example in EXAMPLES
+            for example in PAGE_EXAMPLES
         )
         gr.HTML(f'<h2 class="vi-heading">Examples</h2><style>{rules}</style>', elem_classes="vi-examples-title")
         with gr.Row(elem_classes="vi-examples-line"):
             return tuple(
                 gr.Button(example.title, size="sm", min_width=40, elem_id=f"example-{example.name}")
-                for example in EXAMPLES
+                for example in PAGE_EXAMPLES
             )
 
 
@@ -182,7 +196,9 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
             refused = gr.HTML(elem_id="refused-files")
             rejected = gr.HTML(elem_id="rejected-files")
             plans = ImageList(show_plans([], [], []), limit=MAX_UPLOAD_MB << 20, elem_id="plans")
+        # What Undo goes back to, and what was asked on this page.
         history: gr.State = gr.State([])
+        former: gr.State = gr.State(())
         shown_turns: gr.State = gr.State(1)
         rows, questions, answers = [], [], []
         for number in range(1, MAX_TURNS + 1):
@@ -211,6 +227,14 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
         with gr.Row():
             add_turn = gr.Button("Add turn", size="sm", min_width=80, elem_id="add-turn")
             drop_turn = gr.Button("Remove last turn", size="sm", min_width=100, elem_id="drop-turn")
+        earlier = gr.Dropdown(
+            [],
+            value=None,
+            label="Asked before on this page",
+            visible=False,
+            filterable=False,
+            elem_id="earlier-prompts",
+        )
         layout = gr.Radio(
             [("all images first", "images-first"), ("one image per turn", "per-turn"), ("packed samples", "packed")],
             value="images-first",
@@ -251,6 +275,8 @@ def build_prompt(store: ModelStore, examples: tuple[gr.Button, ...], bounds: Bou
         refused,
         rejected,
         history,
+        former,
+        earlier,
         tuple(questions),
         tuple(answers),
         tuple(rows),
@@ -286,6 +312,27 @@ def read_prompt(
     prompt = Prompt(images, turns, layout, bool(document_mask), bounds)  # type: ignore[arg-type]
     check_pixels(images, bounds)
     return prompt, [Path(path).name for path in paths]
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt that was asked on a page: values of :attr:`PromptView.written` behind its number."""
+
+    number: int
+    written: list[Any]
+
+    @property
+    def label(self) -> str:
+        gallery, turns, _, _, *texts = self.written
+        images = len(gallery)
+        return f"{images} {'image' if images == 1 else 'images'} · {texts[turns - 1]}"
+
+
+def write_prompt(prompt: Prompt) -> list[Any]:
+    """:func:`write_contents` of a prompt that was asked; what the model answered is left to it."""
+    turns = [(turn.user, "" if turn.answer_ids is not None else turn.assistant) for turn in prompt.turns]
+    paths = [image.path for image in prompt.images if isinstance(image, ImageFile)]
+    return write_contents(paths, turns, prompt.layout, prompt.document_mask)
 
 
 def begin_settings(vlm: InspectableVLM, bounds: Bounds) -> tuple[list[float], str]:
@@ -390,7 +437,9 @@ def refuse_files(files: list[Any]) -> str:
         if not isinstance(name, str) or not isinstance(size, int | float) or not is_number(size):
             raise InputError(f"A file is described by {name_value(file)}; give its name and its size in bytes.")
         shown = name if len(name) <= 80 else f"{name[:80]}…"
-        if size > MAX_UPLOAD_MB << 20:
+        if file.get("fetched") is False:
+            sentences.append(f"“{shown}” can't be fetched from there by a page; save the picture and drop the file.")
+        elif size > MAX_UPLOAD_MB << 20:
             # Decimals enough that a file just above the limit doesn't read as if it were at it.
             sentences.append(f"“{shown}” has {size / 2**20:,.2f} MiB; at most {MAX_UPLOAD_MB} are taken, scale it.")
         else:
@@ -421,26 +470,38 @@ def show_turns(count: int) -> list[Any]:
     return [gr.update(visible=number < count) for number in range(MAX_TURNS)]
 
 
-def load_example(store: ModelStore, model: str, index: int, folder: Path) -> list[Any]:
-    """Values for :attr:`PromptView.contents`. Pictures are drawn into ``folder``."""
-    example = EXAMPLES[index]
-    gallery: list[tuple[str, str | None]] = []
-    for number, picture in enumerate(example.draw_images(), start=1):
-        path = folder / f"{example.name}-{number}.png"
-        if not path.exists():
-            picture.save(path)
-        gallery.append((str(path), None))
-    kept, plans, rejected = plan_images(store, model, gallery, Bounds())  # pictures of our own are small
-    turns = len(example.turns)
-    questions = [*example.turns, *[""] * (MAX_TURNS - turns)]
+def fill_contents(store: ModelStore, model: str, written: Sequence[Any], bounds: Bounds) -> list[Any]:
+    """Values for :attr:`PromptView.contents` from those of :attr:`PromptView.written`."""
+    gallery, turns, layout, document_mask, *texts = written
     return [
-        kept,
-        plans,
-        rejected,
+        *plan_images(store, model, gallery, bounds),
         turns,
-        example.layout,
-        gr.update(value=False, visible=example.layout == "packed"),
-        *questions,
-        *[""] * MAX_TURNS,
+        layout,
+        gr.update(value=document_mask, visible=layout == "packed"),
+        *texts,
         *show_turns(turns),
     ]
+
+
+def write_contents(
+    paths: Sequence[str | Path],
+    turns: Sequence[tuple[str, str]],
+    layout: str = "images-first",
+    document_mask: bool = False,
+) -> list[Any]:
+    """Values of :attr:`PromptView.written`; ``turns``: question and given answer of each."""
+    blank = [""] * (MAX_TURNS - len(turns))
+    questions, answers = [question for question, _ in turns], [answer for _, answer in turns]
+    gallery = [(str(path), None) for path in paths]
+    return [gallery, len(turns), layout, document_mask, *questions, *blank, *answers, *blank]
+
+
+def write_example_contents(index: int, folder: Path) -> list[Any]:
+    """:func:`write_contents` of an example; its pictures are drawn into ``folder``."""
+    example = PAGE_EXAMPLES[index]
+    return write_contents(write_example(example, folder), [(turn, "") for turn in example.turns], example.layout)
+
+
+def load_example(store: ModelStore, model: str, index: int, folder: Path) -> list[Any]:
+    """Values for :attr:`PromptView.contents`. Pictures are drawn into ``folder``."""
+    return fill_contents(store, model, write_example_contents(index, folder), Bounds())  # pictures of our own are small

@@ -12,11 +12,11 @@ import gradio as gr
 
 from inspector.bounds import Bounds, format_bound, private_bounds, public_bounds
 from inspector.figures.markup import show_notes
-from inspector.figures.training import show_modules
 from inspector.persons import identify
 from inspector.runs.delivery import COMMAND
 from inspector.runs.discretion import hide_all_paths, hide_paths
 from inspector.runs.jobs import JobTable
+from inspector.runs.part_shelf import PartShelf
 from inspector.runs.presets import UPLOAD
 from inspector.runs.uploads import Upload
 from inspector.server.blocks import GuardedBlocks
@@ -59,13 +59,13 @@ class TrainView:
     history: HistoryView
 
 
-def build_train(store: ModelStore, jobs: JobTable) -> TrainView:
+def build_train(store: ModelStore, jobs: JobTable, shelf: PartShelf | None = None) -> TrainView:
     gr.HTML(
         '<div class="vi-caption">Train a copy of a model, watch it learn, and see what changed.'
         f"{say_bounds(jobs.bounds)}"
         f"<details><summary>How it runs, and what it can't show</summary>{EXPLAIN}</details></div>"
     )
-    form = build_form(store, jobs.bounds)
+    form = build_form(store, jobs.bounds, shelf)
     gr.HTML('<h2 class="vi-heading">The run</h2>')
     run = build_run()
     gr.HTML('<h2 class="vi-heading">What it changed</h2>')
@@ -106,7 +106,7 @@ class TrainHandlers:
         try:
             found, recipe = self.reader.read(preset, upload, values)
             mine = upload.folder if upload is not None and found.data == UPLOAD else None
-            shown = show_modules(self.reader.sizes(found, recipe))
+            shown = self.reader.admit(found, recipe)
             yield [shown, *self._follow_new(known, self.jobs.start(identify(request), recipe, mine)), ""]
         except InputError as error:
             # Beside the button, one sentence however often it is pressed; a program gets it as an error.
@@ -172,16 +172,17 @@ def wire_train(
     prompt: prompt_view.PromptView,
     person: gr.BrowserState,
     timer: gr.Timer,
+    shelf: PartShelf | None = None,
 ) -> None:
     """``person`` and ``timer`` must be declared at the top level of the Blocks, or nothing comes back after a reload
     while another tab is open."""
     form, run, result = view.form, view.run, view.result
-    reader = RecipeReader(form, store, jobs.bounds)
-    seen = watched(run, timer, [result.compare, result.use, result.export, result.push])
+    reader = RecipeReader(form, store, jobs.bounds, shelf or PartShelf())
+    seen = watched(run, timer, [result.compare, result.use, result.export, result.push, result.go_on])
     wire_form(form, reader, jobs)
     wire_run(run, jobs, timer, seen)
     wire_history(view.history, run, jobs, person)
-    wire_result(result, store, jobs, prompt, run.job, form.fields["base"], demo)
+    wire_result(result, store, jobs, prompt, run.job, form, demo)
     started: list[Any] = [run.job, person, view.history.history, view.history.overlay, *seen]
     asked: list[Any] = [form.modules, *started, form.note]
     handlers = TrainHandlers(reader, jobs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,41 @@ from typing import Any
 import gradio as gr
 
 from inspector.bounds import Bounds
-from inspector.figures.training import show_modules, show_reports
-from inspector.files import open_cache
+from inspector.figures.markup import show_notes
+from inspector.figures.training import show_memory, show_modules, show_plan, show_reports
+from inspector.files import new_folder, open_cache
 from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
+from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobTable
-from inspector.runs.metrics import DataCheck, size_modules
+from inspector.runs.metrics import DataCheck, check_base, least_memory, say_room, size_modules
+from inspector.runs.part_shelf import EMBEDDED, PartShelf
 from inspector.runs.presets import (
     BUILT_IN,
     HUB,
+    NANOVLM,
     NEW,
     PRESETS,
+    PROJECTORS,
     SOURCES,
     UPLOAD,
     Form,
+    fit_preset,
     list_data,
+    open_recipe,
     read_form,
+    write_base,
     write_recipe,
 )
+from inspector.runs.samples import write_samples
 from inspector.runs.uploads import SUFFIXES, Intake, Upload, UploadShelf
 from inspector.server.admission import admit_file
 from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
 from inspector.widgets import FileInput
-from model import InputError
-from model.training.events import ModuleSize
-from model.training.recipe import KINDS, PACKINGS, Recipe
+from model import InputError, InspectableVLM
+from model.training.assembly import plan_parts
+from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
 from model.training.synthetic.outlines import OUTLINES
 from model.training.synthetic.word import COLOUR_LOOKS
 
@@ -64,6 +74,11 @@ class TrainForm:
     rgb: gr.Textbox
     preset: gr.Radio
     why: gr.HTML
+    recipe: Any
+    opened: gr.HTML
+    show_samples: gr.Button
+    samples: gr.File
+    parts: Any
     fields: dict[str, Any]
     file: gr.File
     upload: gr.State
@@ -85,7 +100,17 @@ class TrainForm:
         return {name: field for name, field in self.fields.items() if field not in self.where}
 
 
-def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
+def list_bases(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What a run may begin from."""
+    return [
+        *((name, name) for name in names),
+        (f"{ASSEMBLED}: put together below", ASSEMBLED),
+        (f"{NEW}: random weights", NEW),
+    ]
+
+
+def build_form(store: ModelStore, bounds: Bounds, shelf: PartShelf | None = None) -> TrainForm:
+    shelf = shelf or PartShelf()
     with gr.Group(elem_classes="tr-teach"):
         gr.HTML(
             '<p class="vi-good">The model has never heard of “purple” or “star”. Teach it the word, in about a '
@@ -105,12 +130,12 @@ def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
             )
         teach = gr.Button("Teach it a word", variant="primary", elem_id="train-teach")
     preset = gr.Radio(list(PRESETS), value=FIRST, label="Or begin with", elem_id="train-preset")
-    why = gr.HTML(_why(FIRST), elem_id="train-why")
-    values = {"seed": 0, "base": store.names[0], "path": "", "source": "auto", **PRESETS[FIRST].values}
+    why = gr.HTML(say_why(FIRST), elem_id="train-why")
+    values = {"seed": 0, "path": "", "source": "auto", **PRESETS[FIRST].values, "base": store.names[0]}
     fields: dict[str, Any] = {}
     with gr.Row():
         fields["base"] = gr.Dropdown(
-            [*store.names, (f"{NEW}: random weights", NEW)],
+            list_bases(store.names),
             value=values["base"],
             label="Base model",
             min_width=150,
@@ -120,6 +145,22 @@ def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
             list(list_data(bounds)), value=values["data"], label="Data", min_width=150, elem_id="train-data"
         )
         fields["steps"] = gr.Number(values["steps"], label="Steps", step=1, min_width=90, elem_id="train-steps")
+    with gr.Row(visible=False, elem_id="train-parts") as parts:
+        for name, label, known in (
+            ("vision", "Image encoder", shelf.vision),
+            ("language", "Language model", shelf.language),
+        ):
+            fields[name] = gr.Dropdown(
+                list(known),
+                value=EMBEDDED,
+                label=f"{label}{', or a hub id or folder' if shelf.anything else ''}",
+                allow_custom_value=shelf.anything,
+                min_width=180,
+                elem_id=f"train-{name}",
+            )
+        fields["projector"] = gr.Dropdown(
+            list(PROJECTORS), value=PROJECTORS[0], label="Projector", min_width=110, elem_id="train-projector"
+        )
     with gr.Row():
         file = FileInput(
             label=f"Data file ({', '.join(SUFFIXES)})",
@@ -147,6 +188,13 @@ def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
             fields["batch_rows"] = gr.Number(values["batch_rows"], label="Rows per batch", step=1, min_width=90)
             fields["eval_every"] = gr.Number(values["eval_every"], label="Evaluate every … steps", step=1, min_width=90)
             fields["seed"] = gr.Number(values["seed"], label="Seed", step=1, min_width=80)
+    with gr.Accordion("Open a recipe, or see what data look like", open=False, elem_id="train-files-in"):
+        recipe = FileInput(
+            label="A recipe (.toml), to fill the form with", file_types=[".toml"], height=130, elem_id="train-recipe"
+        )
+        opened = gr.HTML(elem_id="train-opened")
+        show_samples = gr.Button("A sample file of each format", size="sm", elem_id="train-show-samples")
+        samples = gr.File(label="To look at, or to upload", interactive=False, visible=False, elem_id="train-samples")
     with gr.Row():
         check = gr.Button("Check: what trains, on what", size="sm", elem_id="train-check")
         halt = gr.Button("Stop checking", size="sm", visible=False, elem_id="train-halt")
@@ -155,11 +203,40 @@ def build_form(store: ModelStore, bounds: Bounds) -> TrainForm:
     modules = gr.HTML(elem_id="train-modules")
     reports = gr.HTML(elem_id="train-reports")
     upload: gr.State = gr.State(None)
-    return TrainForm(teach, word, rgb, preset, why, fields, file, upload, check, halt, start, note, modules, reports)
+    # The order of a program's arguments is that of the fields, and what came later comes last.
+    last = ("vision", "language", "projector")
+    fields = {name: field for name, field in fields.items() if name not in last} | {name: fields[name] for name in last}
+    return TrainForm(
+        teach=teach,
+        word=word,
+        rgb=rgb,
+        preset=preset,
+        why=why,
+        recipe=recipe,
+        opened=opened,
+        show_samples=show_samples,
+        samples=samples,
+        parts=parts,
+        fields=fields,
+        file=file,
+        upload=upload,
+        check=check,
+        halt=halt,
+        start=start,
+        note=note,
+        modules=modules,
+        reports=reports,
+    )
 
 
-def _why(preset: str) -> str:
-    return f'<p class="vi-caption">{escape(PRESETS[preset].why)}</p>'
+def say_why(preset: str) -> str:
+    found = PRESETS[preset]
+    took = (
+        f" Its {found.values['steps']:,} steps took {found.seconds} s on one thread of a busy machine."
+        if found.seconds
+        else ""
+    )
+    return f'<p class="vi-caption">{escape(found.why + took)}</p>'
 
 
 @dataclass(frozen=True)
@@ -169,6 +246,7 @@ class RecipeReader:
     form: TrainForm
     store: ModelStore
     bounds: Bounds
+    shelf: PartShelf = field(default_factory=PartShelf)
 
     def read(self, preset: str, upload: Upload | None, values: Sequence[Any]) -> tuple[Form, Recipe]:
         """InputError for values that ask for nothing that can be trained."""
@@ -178,17 +256,36 @@ class RecipeReader:
             # What was typed counts for nothing: only what this person uploaded is read.
             path, images = (str(upload.path), str(upload.images)) if upload is not None else ("", "")
             form = replace(form, path=path, source=source, images=images)
-        base = NEW if form.base == NEW else self.store.source_of(form.base)
-        if form.base in self.store.names:
-            self.store.get_trainable(form.base)
-        return form, write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
+        base: Any = write_base(form, self.shelf) if form.base == ASSEMBLED else NEW
+        if form.base not in (ASSEMBLED, NEW):
+            base = self.store.source_of(form.base)
+        recipe = write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
+        check_base(self.base_of(form, recipe), recipe)
+        return form, recipe
 
-    def base_of(self, form: Form) -> Any:
-        """A model of the shape that will be trained."""
-        return self.store.get_trainable(self.store.names[0] if form.base == NEW else form.base)
+    def base_of(self, form: Form, recipe: Recipe) -> InspectableVLM:
+        """A model of the shape that will be trained, with or without weights."""
+        if recipe.parts is not None:
+            return plan_parts(recipe.parts)
+        if form.base != NEW:
+            return self.store.get(form.base)
+        # One that is there renders as the new one will, and making a tokenizer takes seconds.
+        alike = next((name for name in self.store.names if self.store.kind_of(name) == NANOVLM), None)
+        return self.store.get_base(recipe) if alike is None else self.store.get(alike)
 
-    def sizes(self, form: Form, recipe: Recipe) -> tuple[ModuleSize, ...]:
-        return size_modules(self.base_of(form), recipe.stages[0])
+    def show_parts(self, form: Form, recipe: Recipe) -> str:
+        """Parameters of each part, and what is taken whatever the data are. InputError for parts that don't fit."""
+        vlm = self.base_of(form, recipe)
+        memory = least_memory(vlm, recipe)
+        told = "" if memory is None else show_memory(memory, self.bounds.run_bytes, least=True)
+        return show_modules(size_modules(vlm, recipe.stages[0])) + told
+
+    def admit(self, form: Form, recipe: Recipe) -> str:
+        """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
+        memory = least_memory(self.base_of(form, recipe), recipe)
+        if memory is not None and (why := say_room(memory, self.bounds.run_bytes)):
+            raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
+        return self.show_parts(form, recipe)
 
 
 @dataclass(frozen=True)
@@ -200,14 +297,53 @@ class FormHandlers:
     pool: ParserPool
     shelf: UploadShelf
 
-    def fill(self, preset: str) -> list[Any]:
-        if preset not in PRESETS:
-            raise refuse(InputError(f"There is no such way to begin; choose one of {', '.join(PRESETS)}."))
-        values, most = PRESETS[preset].values, self.reader.bounds.run_steps
+    def fill(self, preset: str, base: str) -> list[Any]:
+        try:
+            kind = "" if base in (NEW, ASSEMBLED) else self.reader.store.kind_of(str(base))
+            values, most = fit_preset(preset, kind), self.reader.bounds.run_steps
+        except InputError as error:
+            raise refuse(error) from error
         if "steps" in values and values["steps"] > most:
-            values = {**values, "steps": most}
-        filled = [values.get(name, gr.skip()) for name in self.form.plain]
-        return [_why(preset), *filled, *(_ask_for(values["data"]) if "data" in values else [gr.skip()] * 3)]
+            values["steps"] = most
+        if values and "base" not in values and base in (NEW, ASSEMBLED):
+            # What an earlier preset began from is none of this one's business; a model that was picked stays.
+            values["base"] = self.reader.store.names[0]
+        return [say_why(preset), *fill_fields(self.form, values)]
+
+    def open(self, path: str | None) -> list[Any]:
+        """A recipe's file into the form."""
+        try:
+            file = admit_file(path, open_cache())
+            found = open_recipe(read_recipe(file), self.reader.store.names, self.reader.shelf)
+        except InputError as error:
+            raise refuse(InputError(hide_paths(str(error))), stays=True) from error
+        told = [f"Not in the form: {sentence}." for sentence in found.left_out]
+        values = dict(found.values)
+        # What an address or a file is called has its own field, shown with the data.
+        filled = fill_fields(self.form, values)
+        if values["data"] == HUB:
+            filled[len(self.form.plain) + 1] = gr.update(visible=True, value=values["path"])
+        return [
+            show_notes(told) if told else '<p class="vi-good">✓ The form says all that the recipe does.</p>',
+            *filled,
+        ]
+
+    def describe(self, preset: str, upload: Upload | None, *values: Any) -> list[Any]:
+        """What would train, whenever the base or one of its parts is chosen; the former check is over with it."""
+        try:
+            base = dict(zip(self.form.fields, values, strict=True))["base"]
+            shown = _ask_for_parts(base)
+            if base != ASSEMBLED:
+                return [shown, "", "", ""]
+            # The data may not be there yet, and are not looked at.
+            plain = [
+                "scenes: captions" if name == "data" and value in (UPLOAD, HUB) else value
+                for name, value in zip(self.form.fields, values, strict=True)
+            ]
+            found, recipe = self.reader.read(preset, upload, plain)
+            return [shown, "", self.reader.show_parts(found, recipe), ""]
+        except InputError as error:
+            return [gr.skip(), show_notes([hide_paths(str(error))]), "", ""]
 
     async def upload(self, request: gr.Request, path: str | None, old: Upload | None) -> AsyncIterator[Any]:
         page = request.session_hash or ""
@@ -236,22 +372,48 @@ class FormHandlers:
     async def check(self, request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
         def begin() -> tuple[DataCheck, str]:
             found, recipe = self.reader.read(preset, upload, values)
-            shown = show_modules(self.reader.sizes(found, recipe))
-            return DataCheck(self.pool, self.reader.base_of(found), recipe, _checking(request)), shown
+            vlm = self.reader.base_of(found, recipe)
+            shown = show_modules(size_modules(vlm, recipe.stages[0]))
+            return DataCheck(self.pool, vlm, recipe, _checking(request)), shown
 
+        # What an earlier check found is about nothing from now on, also where this one fails.
+        yield "", "", ""
         try:
             checking, shown = await asyncio.to_thread(begin)
         except InputError as error:
             raise refuse(error, stays=True) from error
-        async with aclosing(_follow(checking)) as looks:
+        explain = partial(_explain_bare, upload) if upload is not None else None
+        async with aclosing(_follow(checking, explain)) as looks:
             async for reports in looks:
-                yield (gr.skip(), gr.skip()) if reports is None else (shown, show_reports(reports))
+                if reports is None:
+                    yield gr.skip(), gr.skip(), gr.skip()
+                    continue
+                plan = show_plan(checking.plan, self.reader.bounds.run_bytes)
+                yield shown, plan + show_reports(reports), ""
+
+    def show_samples(self) -> Any:
+        try:
+            return gr.update(value=[str(path) for path in write_samples(new_folder())], visible=True)
+        except InputError as error:
+            raise refuse(error) from error
 
     def stop(self, request: gr.Request) -> None:
         self.pool.stop(_checking(request))
 
     def take_halt_back(self, request: gr.Request) -> Any:
         return gr.update(visible=self.pool.is_reading(_checking(request)))
+
+
+def fill_fields(form: TrainForm, values: Mapping[str, Any]) -> list[Any]:
+    """Values for :func:`filled_fields`; fields without one stay."""
+    filled = [values.get(name, gr.skip()) for name in form.plain]
+    where = _ask_for(values["data"]) if "data" in values else [gr.skip()] * 3
+    return [*filled, *where, _ask_for_parts(values["base"]) if "base" in values else gr.skip()]
+
+
+def filled_fields(form: TrainForm) -> list[Any]:
+    """What a preset fills: the plain fields, those about data of one's own, and the row of parts."""
+    return [*form.plain.values(), *form.where, form.parts]
 
 
 def offer_halt() -> Any:
@@ -271,12 +433,22 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     handlers = FormHandlers(form, reader, pool, shelf)
     # Arrow keys change a choice faster than the form follows; the last one counts.
     last: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-    filled = [form.why, *form.plain.values(), *form.where]
-    form.preset.input(handlers.fill, form.preset, filled, api_name="train_preset", **last)
+    filled = [form.why, *filled_fields(form)]
+    filling = form.preset.input(
+        handlers.fill, [form.preset, form.fields["base"]], filled, api_name="train_preset", **last
+    )
     form.fields["data"].input(_ask_for, form.fields["data"], form.where, api_name="train_data", **last)
     unseen: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     # The newest counts: it ends an older one of the same page, which a browser would otherwise wait for.
     newest: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
+    form.recipe.upload(handlers.open, form.recipe, [form.opened, *filled[1:]], api_name="train_open_recipe", **last)
+    form.show_samples.click(handlers.show_samples, None, form.samples, api_name="train_samples", concurrency_limit=1)
+    chosen = [form.fields[name].input for name in ("base", "vision", "language", "projector")]
+    asked = [form.preset, form.upload, *form.fields.values()]
+    told = [form.parts, form.note, form.modules, form.reports]
+    gr.on(chosen, handlers.describe, asked, told, api_name="train_parts", **last)
+    # What a preset fills counts when it is there.
+    filling.then(handlers.describe, asked, told, **unseen)
     taken = [form.upload, form.fields["source"]]
     form.file.upload(handlers.upload, [form.file, form.upload], taken, api_name="train_upload", **newest)
     form.file.clear(handlers.remove_upload, form.upload, form.upload, api_name="cleared", **unseen)
@@ -285,7 +457,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     checked = form.check.click(
         handlers.check,
         [form.preset, form.upload, *form.fields.values()],
-        [form.modules, form.reports],
+        [form.modules, form.reports, form.note],
         api_name="train_check",
         show_progress_on=[form.reports],
         **newest,
@@ -301,7 +473,18 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     checked.then(handlers.take_halt_back, None, form.halt, **unseen)
 
 
-async def _follow(reading: Intake | DataCheck) -> AsyncGenerator[Any, None]:
+def _explain_bare(upload: Upload, error: InputError) -> InputError:
+    """A file that names images and came without any is told apart from one with a slip in it."""
+    if upload.is_alone and "is not there" in str(error):
+        return InputError(
+            f"{error} “{upload.path.name}” came alone: put it in one zip with its images, and upload that."
+        )
+    return error
+
+
+async def _follow(
+    reading: Intake | DataCheck, explain: Callable[[InputError], InputError] | None = None
+) -> AsyncGenerator[Any, None]:
     """None at every look until it is known what was read, then that; nothing where it was stopped. Whoever closes this
     ends the reading: at every step gradio notices a closed page."""
     try:
@@ -311,7 +494,7 @@ async def _follow(reading: Intake | DataCheck) -> AsyncGenerator[Any, None]:
     except ReadingStopped:
         return
     except InputError as error:
-        raise refuse(error, stays=True) from error
+        raise refuse(error if explain is None else explain(error), stays=True) from error
     finally:
         await asyncio.to_thread(reading.close)
     yield found
@@ -322,6 +505,10 @@ def _discard(file: Path) -> None:
     with contextlib.suppress(OSError):  # another upload of the same bytes was taken in before
         file.unlink()
         file.parent.rmdir()
+
+
+def _ask_for_parts(base: Any) -> Any:
+    return gr.update(visible=base == ASSEMBLED)
 
 
 def _ask_for(data: Any) -> list[Any]:

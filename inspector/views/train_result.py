@@ -11,22 +11,24 @@ import gradio as gr
 
 from inspector.bounds import Bounds
 from inspector.figures.before_after import show_comparison
-from inspector.runs.before_after import HeldOutComparison, measure_change
+from inspector.runs.before_after import HeldOutComparison, measure_change, word_of
 from inspector.runs.delivery import pack_run, push_run
 from inspector.runs.jobs import JobTable
-from inspector.runs.presets import NEW
+from inspector.runs.presets import PRESETS, SECOND_STAGE
 from inspector.server.blocks import GuardedBlocks
 from inspector.server.toasts import inform, refuse, warn
 from inspector.server.turns import Rank
 from inspector.session import ModelStore
 from inspector.views import prompt as prompt_view
+from inspector.views.train_form import TrainForm, fill_fields, filled_fields, list_bases, say_why
 from inspector.which_image.model_comparison import Comparison, compare_answers
 from model import InputError
 from model.training.runs import MODEL
 
+TO_FORM = "() => { document.querySelector('#train-preset').scrollIntoView({ block: 'center' }); }"
 EMPTY = (
     '<p class="vi-empty">When a run has ended, the same questions with the same seed go to the model before and after '
-    "it: this page's prompt, and questions that the run never saw.</p>"
+    "it: questions that the run never saw, and this page's prompt.</p>"
 )
 
 
@@ -42,12 +44,14 @@ class ResultView:
     push: gr.Button
     pushed: gr.HTML
     own_models: gr.State
+    go_on: gr.Button
 
 
 def build_result() -> ResultView:
     with gr.Row():
         compare = gr.Button("Compare before and after", size="sm", interactive=False, elem_id="train-compare")
         use = gr.Button("Use this model", size="sm", interactive=False, elem_id="train-use")
+        go_on = gr.Button("Go on with stage 2", size="sm", interactive=False, elem_id="train-go-on")
         export = gr.Button("Export", size="sm", min_width=80, interactive=False, elem_id="train-export")
     # Beside the button that makes it, above what may be long.
     files = gr.File(
@@ -65,7 +69,7 @@ def build_result() -> ResultView:
             )
             push = gr.Button("Push", size="sm", min_width=80, interactive=False, elem_id="train-push")
         pushed = gr.HTML()
-    return ResultView(compare, use, export, result, files, repository, token, push, pushed, gr.State([]))
+    return ResultView(compare, use, export, result, files, repository, token, push, pushed, gr.State([]), go_on)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class ResultHandlers:
     store: ModelStore
     jobs: JobTable
     bounds: Bounds
+    form: TrainForm
 
     def compare(self, job: str, *values: Any) -> Iterator[str]:
         comparison: Comparison | None = None
@@ -83,34 +88,48 @@ class ResultHandlers:
             recipe = self.jobs.recipe((job or "").strip())
             yield show_comparison(None, None, "loading both models")
             before = self.store.get_base(recipe)
-            after = self.store.get_trainable(admit_run(self.store, self.jobs, job))
-            yield show_comparison(None, None, "asking this page's prompt")
-            for comparison in _compare_prompt(before, after, values, self.bounds):
-                yield show_comparison(comparison, None, "taking images away from this page's prompt")
+            after = self.store.get(admit_run(self.store, self.jobs, job))
             for found in measure_change(before, after, recipe):
                 if isinstance(found, HeldOutComparison):
                     measured = found
                 else:
-                    yield show_comparison(comparison, None, found)
+                    yield show_comparison(None, None, found)
+            # A word that was taught is nothing that this page's prompt asks about.
+            if word_of(recipe) is None:
+                yield show_comparison(None, measured, "asking this page's prompt")
+                for comparison in _compare_prompt(before, after, values, self.bounds):
+                    yield show_comparison(comparison, measured, "taking images away from this page's prompt")
             yield show_comparison(comparison, measured, over=True)
         except InputError as error:
             raise refuse(error, stays=True) from error
 
     def use(self, job: str, own: list[tuple[str, str]]) -> list[Any]:
+        own, name = self._admit(job, own)
+        common = [(shared, shared) for shared in self.store.names]
+        inform(f"“{own[0][0]}” is in the model picker of this page, for you alone.")
+        return [
+            own,
+            gr.update(choices=[*common, *own], value=name, visible=True),
+            gr.update(choices=[*own, *list_bases(self.store.names)]),
+        ]
+
+    def go_on(self, job: str, own: list[tuple[str, str]]) -> list[Any]:
+        """The form for the second stage, from what this run made."""
+        own, name = self._admit(job, own)
+        base = gr.update(choices=[*own, *list_bases(self.store.names)], value=name)
+        filled = fill_fields(self.form, {**PRESETS[SECOND_STAGE].values, "base": base})
+        # What was shown of the run before says nothing about the next one.
+        return [own, "", "", SECOND_STAGE, say_why(SECOND_STAGE), *filled]
+
+    def _admit(self, job: str, own: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
+        """This page's own models with the run's first, and its name."""
         try:
             name = admit_run(self.store, self.jobs, job)
             fingerprint = self.store.get(name).fingerprint
         except InputError as error:
             raise refuse(error, stays=True) from error
         label = f"{self.store.title_of(name)} #{fingerprint[:8]}"
-        own = [(label, name), *(entry for entry in own if entry[1] != name)]
-        common = [(shared, shared) for shared in self.store.names]
-        inform(f"“{label}” is in the model picker of this page, for you alone.")
-        return [
-            own,
-            gr.update(choices=[*common, *own], value=name, visible=True),
-            gr.update(choices=[*common, *own, (f"{NEW}: random weights", NEW)]),
-        ]
+        return [(label, name), *(entry for entry in own if entry[1] != name)], name
 
     def export(self, job: str) -> Any:
         try:
@@ -135,11 +154,11 @@ def wire_result(
     jobs: JobTable,
     prompt: prompt_view.PromptView,
     job: gr.Textbox,
-    base: gr.Dropdown,
+    form: TrainForm,
     demo: GuardedBlocks,
 ) -> None:
-    """``job`` names the run; ``base`` is the form's list of models to begin from."""
-    handlers = ResultHandlers(store, jobs, prompt.bounds)
+    """``job`` names the run; ``form`` is what begins the next one."""
+    handlers = ResultHandlers(store, jobs, prompt.bounds, form)
     compared = view.compare.click(
         demo.turns.run(Rank.EXPERIMENT, handlers.compare, demo.bounds.study_s),
         [job, *prompt.inputs],
@@ -162,11 +181,21 @@ def wire_result(
     view.use.click(
         handlers.use,
         [job, view.own_models],
-        [view.own_models, prompt.model, base],
+        [view.own_models, prompt.model, form.fields["base"]],
         api_name="train_use",
         concurrency_limit=None,
         show_progress="hidden",
     )
+    gone_on = view.go_on.click(
+        handlers.go_on,
+        [job, view.own_models],
+        [view.own_models, form.modules, form.reports, form.preset, form.why, *filled_fields(form)],
+        api_name="train_go_on",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    # The form that is filled now stands far above the button.
+    gone_on.success(None, None, None, js=TO_FORM, api_visibility="private")
     view.export.click(handlers.export, job, view.files, api_name="train_export", concurrency_limit=1)
     pushed = [view.token, view.pushed]
     view.push.click(

@@ -29,8 +29,8 @@ REMEMBERED = 30
 """Runs that a browser keeps the ids of."""
 STEERING = 3
 """Buttons that steer a run: pause, resume, stop."""
-AFTER = 4
-"""Buttons that need a run with weights: compare, use, export, push."""
+AFTER = 5
+"""Buttons that need a run with weights: compare, use, export, push, go on."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,10 @@ class SeenAnswer:
         if not self.images:
             return "The question sees no image, so there is nothing that the answer could have been read off."
         total = len(self.tokens)
+        if not self.guessed:
+            tokens = "The answer's token" if total == 1 else f"None of the answer's {total} tokens"
+            never = " not" if total == 1 else ""
+            return f"{tokens} would{never} have been said without the images: log p falls by {STRONG:g} nat or more."
         said = (
             f"{self.guessed} of {total} {'token' if total == 1 else 'tokens'} would have been said without the "
             f"images: log p falls by less than {STRONG:g} nat"

@@ -39,13 +39,19 @@ def encode(value: Any) -> str | None:
     return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
+def _read_lean(file: str) -> str:
+    """A script or sheet without indentation and lines of comment: every page is sent all of them."""
+    lines = map(str.strip, (_FOLDER / file).read_text("utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
 @cache
 def _script(name: str, dressed: bool) -> str:
     # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
     # widget, at every change of a property.
-    style, shared, own = ((_FOLDER / file).read_text("utf-8") for file in ("widgets.css", "selection.js", f"{name}.js"))
-    sheet = _FOLDER / f"{name}.css"
-    rules = f"const OWN_STYLE = {json.dumps(sheet.read_text('utf-8'))};\n" if sheet.exists() else ""
+    style, shared, own = map(_read_lean, ("widgets.css", "selection.js", f"{name}.js"))
+    sheet = f"{name}.css"
+    rules = f"const OWN_STYLE = {json.dumps(_read_lean(sheet))};\n" if (_FOLDER / sheet).exists() else ""
     return f"const STYLE = {json.dumps(style) if dressed else 'null'};\n{rules}{shared}\n{own}"
 
 
@@ -85,8 +91,8 @@ class _Widget(gr.HTML):
 
 
 class TokenStrip(_Widget):
-    """The whole row of tokens. Triggers ``select`` with ``{position}`` when a person selects a token, wherever on the
-    page that was; of several quick ones with the first and the last."""
+    """The whole row of tokens. Triggers ``select`` with ``{position, maps}`` when a person selects a token, wherever
+    on the page that was; of several quick ones with the first and the last."""
 
     _name = "token_strip"
 

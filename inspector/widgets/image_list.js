@@ -101,6 +101,33 @@ panel.addEventListener("change", (event) => {
   if (!kept.length) event.stopImmediatePropagation();
 }, true);
 
+// What is let in goes the way of the Add button, whose field exists also while the gallery is hidden.
+function letIn(files) {
+  const kept = sift(files), field = panel.querySelector(".vi-image-buttons input[type=file]");
+  if (!kept.length) return;
+  field.files = parcel(kept).files;
+  sifted = true;
+  field.dispatchEvent(new Event("change", { bubbles: true }));
+  sifted = false;
+}
+// The browser fetches it and not the server, which opens nothing that it is told an address of.
+function fetchImage(address) {
+  const title = decodeURIComponent(new URL(address).pathname.split("/").pop() || "image").slice(0, 80);
+  return fetch(address, { credentials: "omit" }).then((answer) => (answer.ok ? answer.blob() : Promise.reject())).then(
+    (blob) => letIn([new File([blob], title, { type: blob.type })]),
+    () => { told = true; trigger("refuse", { files: [{ name: address, size: 0, fetched: false }] }); });
+}
+const addressIn = (data) => { const text = (data.getData("text/uri-list") || data.getData("text/plain")).trim().split("\n")[0]; return /^https?:\/\/\S+$/i.test(text) ? text : null; };
+const writes = (node) => node.isContentEditable || /^(TEXTAREA|INPUT)$/.test(node.tagName);
+function paste(event) {
+  if (!element.isConnected) { document.removeEventListener("paste", paste); return; }
+  const files = [...event.clipboardData.files], address = files.length || writes(event.target) ? null : addressIn(event.clipboardData);
+  if (!files.length && !address) return;
+  event.preventDefault();
+  if (files.length) letIn(files); else fetchImage(address);
+}
+document.addEventListener("paste", paste);
+
 const brings = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
 // Other fields for files, as for training data, take their own.
 const elsewhere = (event) => { const field = event.target.closest && event.target.closest(".upload-container"); return field && !panel.contains(field); };
@@ -113,14 +140,10 @@ function receive(event) {
   if (!brings(event) || !event.dataTransfer.files.length || elsewhere(event)) return;
   event.preventDefault();
   event.stopPropagation();
-  const kept = sift([...event.dataTransfer.files]), field = panel.querySelector(".vi-image-buttons input[type=file]");
+  const files = [...event.dataTransfer.files];
   // An empty drop, so that the field under the pointer ends its highlight.
   event.target.dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer: new DataTransfer() }));
-  if (!kept.length) return;
-  field.files = parcel(kept).files;
-  sifted = true;
-  field.dispatchEvent(new Event("change", { bubbles: true }));
-  sifted = false;
+  letIn(files);
 }
 document.addEventListener("dragover", over, true);
 document.addEventListener("drop", receive, true);

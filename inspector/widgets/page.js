@@ -56,6 +56,20 @@
     const earlier = written() !== asked;
     if (results.hasAttribute("data-earlier") !== earlier) results.toggleAttribute("data-earlier", earlier);
   };
+  // What is said of one tab may lead to another.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-goto]");
+    const tab = link && document.querySelector(`[role=tab][data-tab-id="${link.dataset.goto}"]`);
+    if (tab) { tab.click(); tab.focus(); }
+  });
+  // Moments are written in the zone of whoever reads them.
+  const localise = () => {
+    for (const time of document.querySelectorAll("time[datetime]:not([data-local])")) {
+      time.dataset.local = "yes";
+      time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    }
+  };
+  new MutationObserver(localise).observe(document.body, { childList: true, subtree: true });
   let due = 0;
   const later = () => { cancelAnimationFrame(due); due = requestAnimationFrame(compare); };
   document.addEventListener("vlm:data", () => {
@@ -75,6 +89,51 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && event.target.closest("[id^=question-]")) pressed = written();
+  });
+  // A lecture: large print, nothing beside the matter, and keys (a presenter's too) that go through the questions.
+  const root = document.documentElement, lecturing = () => root.classList.contains("vi-present");
+  const present = (on) => {
+    root.classList.toggle("vi-present", on);
+    const button = document.querySelector(".vi-present-switch");
+    if (button) button.setAttribute("aria-pressed", String(on));
+    requestAnimationFrame(() => dispatchEvent(new Event("resize")));
+  };
+  const address = new URL(location.href);
+  if (address.searchParams.has("present")) present(true);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest(".vi-skip")) {
+      event.preventDefault();
+      document.querySelector(".vi-results [role=tab][aria-selected=true]").focus();
+      return;
+    }
+    if (!event.target.closest(".vi-present-switch")) return;
+    present(!lecturing());
+    const now = new URL(location.href);
+    if (lecturing()) now.searchParams.set("present", ""); else now.searchParams.delete("present");
+    history.replaceState(history.state, "", now);
+  });
+  const STEPS = { ArrowRight: "#lesson-next", PageDown: "#lesson-next", ArrowLeft: "#lesson-back", PageUp: "#lesson-back" };
+  document.addEventListener("keydown", (event) => {
+    const button = lecturing() && STEPS[event.key];
+    if (!button || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || typing(event.target)) return;
+    // Where arrows move something already they go on doing so.
+    if (event.key.startsWith("Arrow") && event.target.closest("#strip, #viewer, #head-board, [role=tablist], [role=radiogroup], input, canvas")) return;
+    event.preventDefault();
+    document.querySelector(button).click();
+  });
+  // On a phone what changes is below what was touched, so the page goes there.
+  const narrow = matchMedia("(max-width: 899px)"), calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const goTo = (selector, block) => {
+    const goal = narrow.matches && document.querySelector(selector);
+    if (goal && goal.offsetParent) goal.scrollIntoView({ block, behavior: calm.matches ? "auto" : "smooth" });
+  };
+  document.addEventListener("click", (event) => {
+    if (event.target.closest(".vi-why")) document.querySelector('.vi-results [data-tab-id="Which image?"]').click();
+    else if (event.target.closest("#ask, .vi-examples-line button, .vi-again")) goTo(".vi-answer-panel", "start");
+    else if (event.target.closest(".vi-results > .tabs [role=tab]")) setTimeout(goTo, 150, ".vi-results > .tabs > .tabitem, .vi-results > #viewer", "nearest");
+  });
+  document.addEventListener("vlm:select", (event) => {
+    if (event.detail.position !== null && event.detail.origin !== "server") goTo("#readout", "nearest");
   });
   // The column ends at the window's foot, however much of the header and the examples still stands above it.
   const fit = () => {

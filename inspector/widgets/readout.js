@@ -33,10 +33,10 @@ function draw() {
   const parts = [];
   // The shift first: what is read here, and what must come out of it.
   const shift = el("div", { class: "vlm-shift" },
-    el("div", {}, el("div", { class: "vlm-cap" }, `read at ${p}`), piece(row, p, "")),
+    el("div", {}, el("div", { class: "vlm-cap" }, `at ${p} it reads`), piece(row, p, "")),
     el("div", { class: "vlm-arrow", "aria-hidden": "true" }, "→"));
-  if (next === null) shift.append(el("div", {}, el("div", { class: "vlm-cap" }, "predicts"), el("span", { class: "vlm-note" }, "nothing, the row ends")));
-  else shift.append(el("div", {}, el("div", { class: "vlm-cap" }, row.trained[next] ? `must predict, at ${next}` : `next, at ${next}: not trained on`), piece(row, next, row.trained[next] ? "vlm-goal" : "vlm-hollow")));
+  if (next === null) shift.append(el("div", {}, el("div", { class: "vlm-cap" }, "and says next"), el("span", { class: "vlm-note" }, "nothing, the row ends")));
+  else shift.append(el("div", {}, el("div", { class: "vlm-cap" }, row.trained[next] ? `and learns to say next, at ${next}` : `then comes, at ${next} (not learned)`), piece(row, next, row.trained[next] ? "vlm-goal" : "vlm-hollow")));
   parts.push(shift);
   const list = el("dl", {});
   const add = (...nodes) => list.append(...nodes);

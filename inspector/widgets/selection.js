@@ -4,6 +4,7 @@
 const IMAGE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A65628", "#A23E8C"];
 const imageColour = (i) => IMAGE_COLOURS[i % IMAGE_COLOURS.length];
 const bus = (window.vlmBus = window.vlmBus || { position: null, row: null, heat: null, images: [] });
+bus.inSight = bus.inSight || {}; // by name: whether what takes long to draw is near the window's visible part
 bus.stretch = bus.stretch || null; // [first, last] where several tokens are selected
 
 if (STYLE !== null && !document.getElementById("vlm-style")) {
@@ -137,12 +138,14 @@ const formatShare = (v) => (!v ? "0" : v >= 0.1 ? v.toFixed(3) : v >= 0.001 ? v.
 const formatPercent = (v) => (!v ? "0 %" : v < 0.0001 ? "< 0.01 %" : `${(100 * v).toFixed(v < 0.1 ? 2 : 1)} %`);
 const formatPx = (v) => String(Math.round(v * 10) / 10);
 
-// A colour bar with numbers at both ends and in the middle.
+// A colour bar with numbers at both ends and in the middle; a share ("of 1") in percent.
 function colourBar(max, unit, clipped) {
   const ramp = el("span", { class: "vlm-ramp" });
   ramp.style.background = `linear-gradient(90deg, ${VIRIDIS.map((c) => `rgb(${c})`).join(",")})`;
   const digits = max >= 1 ? 2 : Math.min(6, Math.max(2, 2 - Math.floor(Math.log10(max || 1))));
-  return el("span", { class: "vlm-bar" }, ramp, el("span", { class: "vlm-ticks" }, el("span", {}, "0"), el("span", {}, (max / 2).toFixed(digits)), el("span", {}, (clipped ? "≥ " : "") + max.toFixed(digits) + " " + unit)));
+  const write = (value) => (unit === "of 1" ? formatPercent(value) : value.toFixed(digits));
+  const top = write(max) + (unit === "of 1" ? "" : ` ${unit}`) + (clipped ? " and more" : "");
+  return el("span", { class: "vlm-bar" }, ramp, el("span", { class: "vlm-ticks" }, el("span", {}, "0"), el("span", {}, write(max / 2)), el("span", {}, top)));
 }
 function badge(index) {
   const node = el("span", { class: "vlm-badge" + (index >= IMAGE_COLOURS.length ? " vlm-again" : "") }, String(index + 1));
@@ -207,7 +210,7 @@ function summarise(row, heat, images, p) {
     span.title + (cell ? ` · row ${cell.row + 1}, column ${cell.col + 1}` : ""),
     cell ? `covers ${boxText(cell.box)} of the original` : null,
     `label ${row.trained[p] ? row.ids[p] : "−100, ignored"} · attention mask ${row.masked[p] ? 0 : 1}` + (Number.isNaN(row.loss[p]) ? "" : ` · loss ${row.loss[p].toFixed(3)} nats`),
-    next === null ? null : row.trained[next] ? `must predict ${visibleText(row.text(next))} at ${next}` : `followed by ${row.spanOf(next).kind === "image" ? "an image token" : visibleText(row.text(next))}; not trained on it`,
+    next === null ? null : row.trained[next] ? `learns to say ${visibleText(row.text(next))} next, at ${next}` : `followed by ${row.spanOf(next).kind === "image" ? "an image token" : visibleText(row.text(next))}; not trained on it`,
     heat && heat.values.length === row.n ? shareText(heat, p) : null,
   ];
 }

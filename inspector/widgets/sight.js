@@ -10,8 +10,13 @@ function ask() {
   trigger("seen", {});
 }
 // Far above still counts: what stands below may be tall.
-new IntersectionObserver((entries) => { near = entries[entries.length - 1].isIntersecting; ask(); }, { rootMargin: "1000px 0px 200px" }).observe(element);
-// A new row grows for a moment, until its pictures have come, and may push this line out of sight; new heat doesn't.
+new IntersectionObserver((entries) => { near = entries[entries.length - 1].isIntersecting; if (props.named) bus.inSight[props.named] = near; ask(); }, { rootMargin: "1000px 0px 200px" }).observe(element);
+// A new row grows for a moment, until its pictures have come, and may push this line out of sight; new heat doesn't. What
+// was sent along with it is here a moment later.
 let row = null;
-listen("vlm:data", () => { dim(); clearTimeout(timer); timer = setTimeout(ask, row === bus.row ? 0 : 200); row = bus.row; });
-watch(Object.keys({ data: 0 }), () => { drawn = asked; dim(); });
+listen("vlm:data", () => { dim(); clearTimeout(timer); timer = setTimeout(ask, row === bus.row ? 20 : 200); row = bus.row; });
+watch(Object.keys({ data: 0 }), () => setTimeout(() => {
+  if (props.data && props.data.endsWith(" along")) asked = newest();
+  drawn = asked;
+  dim();
+}, 0));

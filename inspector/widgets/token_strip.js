@@ -3,7 +3,7 @@ const WHY_PADDING = "The row begins with <|im_end|> because nanoVLM pads on the 
 const WHY_SEPARATOR = "Packing puts one masked <|im_end|> after each sample. Without a document mask nothing else keeps the samples apart.";
 const ABOUT = "Every position of the row in order, as chat template, images and text make it; labels and mask are what the collator hands to training, losses come from one pass over the finished row. Colours tell what is there and how much attention it got, not what the answer depends on.";
 const MODES = [
-  ["kind", "kind", "what each token is"], ["label", "label", "what the loss is computed on, and what each position must predict"],
+  ["kind", "kind", "what each token is"], ["label", "label", "what the loss is computed on, and what each position learns to say next"],
   ["mask", "mask", "the attention mask"], ["loss", "loss", "−ln p of each token, given all before it"], ["attention", "attention", "share of the selected token's attention"],
 ];
 const KINDS = { padding: "padding", separator: "separator", special: "special token", role: "role", region: "tile marker", image: "image tokens", text: "question text", answer: "answer" };
@@ -181,7 +181,7 @@ function drawMap() {
       const v = heat ? heat.values[p] / heat.max : state.mode === "loss" ? (Number.isNaN(row.loss[p]) ? -1 : row.loss[p] / top) : state.mode === "label" ? (row.trained[p] ? 1 : -1) : state.mode === "mask" ? (row.masked[p] ? -1 : 1) : -1;
       for (let i = x(p), end = Math.max(x(p + 1), i + 1); i < end && i < width; i++) level[i] = Math.max(level[i], v);
     }
-    const flat = state.mode === "label" ? "#009E73" : state.mode === "mask" ? grey : null;
+    const flat = state.mode === "label" ? (DARK() ? "#cbd5e1" : "#334155") : state.mode === "mask" ? grey : null;
     for (let i = 0; i < width; i++) if (level[i] >= 0) { pen.fillStyle = flat || `rgb(${viridis(level[i])})`; pen.fillRect(i, 0, 1, height * 0.8); }
   }
   if (bus.position !== null && bus.position < row.n) {
@@ -383,7 +383,7 @@ listen("vlm:select", ({ position, origin }) => {
     // What was asked for by name is shown even inside a run; a cell on the image lights its folded run.
     if (origin === "find" && fold(row.spans[index]) && !state.open.has(index)) { state.open.add(index); draw(); }
     const stretch = bus.stretch;
-    ask(stretch ? { position: stretch[1], first: stretch[0] } : { position });
+    ask({ ...(stretch ? { position: stretch[1], first: stretch[0] } : { position }), maps: !!bus.inSight.maps });
     if (origin !== "strip") spoken.textContent = `selected ${position}, ${row.spanOf(position).title}`;
   }
   const node = mark();

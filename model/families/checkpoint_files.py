@@ -94,7 +94,9 @@ def check_weights(folder: Path) -> None:
 
 def load_weights(kind: type[PreTrainedModel], folder: Path, placement: Placement) -> PreTrainedModel:
     """The model in evaluation mode, every weight from the files. InputError if one is missing, left over, of another
-    shape, or no finite number."""
+    shape, or no finite number. On the device meta it has none, and no file of them is needed."""
+    if placement.device.type == "meta":
+        return _build_shape(kind, folder)
     check_weights(folder)
     with quiet_transformers():
         try:
@@ -127,6 +129,22 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, placement: Placement
         return cast("PreTrainedModel", model.eval())
     moved: PreTrainedModel = model.to(placement.device).eval()
     return moved
+
+
+def _build_shape(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    from transformers import GenerationConfig
+
+    with quiet_transformers():
+        try:
+            config = cast(Any, kind).config_class.from_pretrained(str(folder), local_files_only=True)
+            with torch.device("meta"):
+                model: PreTrainedModel = cast(Any, kind)._from_config(config, attn_implementation="sdpa")
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # configurations fail in their own way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"The checkpoint in {folder} can't be built ({reason[:300]}).") from error
+    return model.requires_grad_(False).eval()
 
 
 def _placing(placement: Placement) -> dict[str, Any]:

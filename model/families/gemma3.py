@@ -116,6 +116,9 @@ class Gemma3(TransformersVLM):
         return (begins.long().cumsum(0) - 1).where(is_image, -1)
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
+        return list(cast(Any, self.model).model.vision_tower(pixel_values=pixels).last_hidden_state)
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return list(cast(Any, self.model).model.multi_modal_projector(torch.stack(list(patches))))

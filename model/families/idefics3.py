@@ -98,10 +98,12 @@ class Idefics3(TransformersVLM):
         return str(getattr(self.tokenizer, attribute, None) or usual)
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        core = cast(Any, self.model).model
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        return list(core.connector(core.vision_model(pixel_values=pixels).last_hidden_state))
+        return list(cast(Any, self.model).model.vision_model(pixel_values=pixels).last_hidden_state)
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return list(cast(Any, self.model).model.connector(torch.stack(list(patches))))
 
 
 class SmolVLM(Idefics3):

@@ -91,6 +91,16 @@ class InternVL(TransformersVLM):
         return ImagePiece("region", tile, text, None if known is None else (int(known),))
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """``[token patch·d]``: the patches of one image token lie beside one another (pixel shuffle)."""
+        core, config = cast(Any, self.model).model, cast(Any, self.model.config)
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
+        states = core.vision_tower(pixel_values=pixels, output_hidden_states=True, return_dict=True)
+        layer = config.vision_feature_layer
+        found = states.last_hidden_state if layer == -1 else states.hidden_states[layer]
+        side = int(pixels.shape[-1]) // self.patch_px
+        square = found[:, 1:].reshape(len(found), side, side, -1)
+        return list(core.pixel_shuffle(square, scale_factor=config.downsample_ratio).flatten(1, 2))
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return list(cast(Any, self.model).model.multi_modal_projector(torch.stack(list(patches))))

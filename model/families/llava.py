@@ -92,6 +92,13 @@ class Llava(TransformersVLM):
         return [ImagePiece("image", 0, ids=(self.image_token_id,) * tokens)]
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        return list(cast(Any, self.model).model.get_image_features(pixel_values=pixels).pooler_output)
+        tower = cast(Any, self.model).model.vision_tower
+        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layers = cast(Any, self.model.config).vision_feature_layer
+        found = torch.cat([states[n] for n in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        return list(found[:, int(self._drops_first) :])
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return list(cast(Any, self.model).model.multi_modal_projector(torch.stack(list(patches))))

@@ -106,18 +106,6 @@ class LlavaNext(Llava):
         tiles = [padded[y : y + side, x : x + side] for y in range(0, tall, side) for x in range(0, wide, side)]
         return tuple(self.pixels.apply(picture) for picture in (image.thumbnail, *tiles))
 
-    @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """``[patch width]`` of each tile by itself; see :meth:`arrange_features`."""
-        config = cast(Any, self.model.config)
-        pixels = torch.stack(list(inputs)).to(self.device, self.dtype)
-        states = self._inner.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-        layers = config.vision_feature_layer
-        found = torch.cat([states[n] for n in ([layers] if isinstance(layers, int) else layers)], dim=-1)
-        dropped = CLASS_TOKENS[self._vision.model_type]
-        return list(self._inner.multi_modal_projector(found[:, dropped:]))
-
-    @torch.no_grad()
     def arrange_features(self, image: ProcessedImage, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         width, height = image.original_size
         packed, _ = self._inner.pack_image_features(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from model.chat import ChatRenderer
-from model.collator import IGNORE_LABEL, Batch
+from model.collator import IGNORE_LABEL, Batch, shift_labels
 from model.config import VLMConfig
 from model.errors import InputError
 from model.families.nanovlm_chat import NanoVLMChat
@@ -33,7 +33,7 @@ from model.image import (
 )
 from model.language import KVCache, LanguageModel
 from model.layers import rotate
-from model.masks import build_mask, mask_visible
+from model.masks import find_documents, make_mask, mask_visible
 from model.memory import guard_memory
 from model.projector import Projector
 from model.sample import Row, Sample, TokenGrid
@@ -263,7 +263,7 @@ class VLM(nn.Module, OpenedVLM):
         """The decoder's output after its last norm, ``[batch pos lm_hidden_dim]``."""
         embeds = self.embed(batch)
         segments = batch.segment_ids if batch.document_mask else None
-        mask = build_mask(batch.attention_mask, segments, embeds.shape[1], embeds.dtype)
+        mask = make_mask(batch.attention_mask, segments, embeds.dtype)
         return self.decoder(embeds, mask, batch.position_ids, tap=tap)
 
     def forward(self, batch: Batch, tap: Tap | None = None) -> Tensor:
@@ -271,12 +271,22 @@ class VLM(nn.Module, OpenedVLM):
         return self.decoder.head(self.hidden(batch, tap))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats over the labels, each predicted from the position before it: the one place where
-        labels are shifted. Only positions that predict a label meet the vocabulary. InputError if there is no label.
-        """
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_LABEL)
+        """Mean cross-entropy in nats over the labels, each predicted from the position before it. Only positions that
+        predict a label meet the vocabulary. InputError if there is no label."""
+        targets = shift_labels(batch.labels)
         trained = targets != IGNORE_LABEL
-        if not bool(trained.any()):
-            raise InputError("No position of the batch has a label, so there is nothing to learn; check the loss mask.")
-        logits = self.decoder.head(self.hidden(batch)[trained])
+        logits = self.decoder.head(self._states(batch, trained))
         return F.cross_entropy(logits.float(), targets[trained])
+
+    def _states(self, batch: Batch, chosen: Tensor) -> Tensor:
+        """Of :meth:`hidden`, those of the ``chosen [batch pos]`` positions alone, ``[chosen lm_hidden_dim]``. Padding
+        and separators, which nobody attends to, are left out of the pass, and no mask is made."""
+        attended = batch.attention_mask
+        apart = batch.document_mask and bool((batch.segment_ids != batch.segment_ids[:, :1]).any())
+        # A label right behind padding is predicted from padding, which sees padding: that takes the mask.
+        if bool((chosen & ~attended).any()) or (not apart and bool(attended.all())):
+            return self.hidden(batch)[chosen]
+        documents = find_documents(attended, batch.segment_ids if apart else None)
+        embeds, positions = self.embed(batch)[attended][None], batch.position_ids[attended][None]
+        states = self.decoder(embeds, documents, positions, rope_length=attended.shape[1])
+        return states[0, chosen[attended]]

@@ -10,8 +10,8 @@ added behind layers 0, 1, …, zeros at text. So whoever keeps, exchanges or com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from model.language import KVCache
 from model.picture import ImageGeometry
 from model.sample import Row, Sample
 from model.tap import Tap
+
+if TYPE_CHECKING:
+    from model.generate import Step
 
 
 class InspectableVLM(Protocol):
@@ -228,6 +231,19 @@ class InspectableVLM(Protocol):
     def read_out(self, states: Tensor) -> Tensor:
         """``[… vocab]`` float32 of ``states [… width]`` of any layer, by the last norm and the head: the logit lens
         (nostalgebraist 2020). Of the last layer's states these are the model's own logits."""
+        ...
+
+    def generate(
+        self,
+        sample: Sample,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Step]:
+        """What it says behind ``sample``, token by token; see :func:`model.generate.continue_row`."""
         ...
 
     def convert(self, dtype: torch.dtype) -> InspectableVLM:

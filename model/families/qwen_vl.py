@@ -9,7 +9,7 @@ features of deeper layers of its encoder behind the language model's first layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -110,19 +110,31 @@ class Qwen2VL(TransformersVLM):
         return torch.cat(found, dim=1) if found else torch.zeros((_AXES, 0), dtype=torch.long)
 
     @torch.no_grad()
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         # One by one: sizes differ, and an image's features don't depend on its company to the last bit.
-        return [self._encode_picture(picture.to(self.device, self.dtype)) for picture in inputs]
+        return [self._read_picture(picture.to(self.device, self.dtype)) for picture in inputs]
 
-    def _encode_picture(self, picture: Tensor) -> Tensor:
-        output = self._run_encoder(picture)
-        return cast(Tensor, output.pooler_output[0])
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return [self._merge(states) for states in patches]
+
+    def _read_picture(self, picture: Tensor) -> Tensor:
+        """``[patch d]``: the patches of one image token are neighbours, tokens row by row."""
+        return cast(Tensor, self._run_encoder(picture).last_hidden_state)
+
+    def _merge(self, states: Tensor) -> Tensor:
+        return cast(Tensor, self._encoder.merger(states))
+
+    @property
+    def _encoder(self) -> Any:
+        return cast(Any, self.model).model.visual
 
     def _run_encoder(self, picture: Tensor) -> Any:
+        return self._encoder(self.cut_patches(picture), grid_thw=self._lay_grid(picture))
+
+    def _lay_grid(self, picture: Tensor) -> Tensor:
+        """``[1 3]``: frames, rows and columns of patches, as the encoder is told them."""
         rows, cols = picture.shape[1] // self.patch_px, picture.shape[2] // self.patch_px
-        return cast(Any, self.model).model.get_image_features(
-            self.cut_patches(picture), image_grid_thw=torch.tensor([[1, rows, cols]], device=self.device)
-        )
+        return torch.tensor([[1, rows, cols]], device=self.device)
 
     def cut_patches(self, picture: Tensor) -> Tensor:
         """``[patch value]`` of ``picture [3 height width]``, as the encoder reads it: the patches of one image token
@@ -157,6 +169,15 @@ class Qwen2_5VL(Qwen2VL):
 
         return Qwen2_5_VLForConditionalGeneration
 
+    def _read_picture(self, picture: Tensor) -> Tensor:
+        # Its blocks look at windows, and its patches stay in their order: the projector's tokens are put back.
+        from transformers.vision_utils import get_vision_window_index
+
+        merge = int(self._vision.spatial_merge_size)
+        order, _ = get_vision_window_index(self._lay_grid(picture), merge, self._vision.window_size, self.patch_px)
+        states = super()._read_picture(picture).unflatten(0, (-1, merge * merge))
+        return states[order.argsort().to(states.device)].flatten(0, 1)
+
 
 class Qwen3VL(Qwen2VL):
     name = "Qwen3-VL"
@@ -171,12 +192,37 @@ class Qwen3VL(Qwen2VL):
 
         return Qwen3VLForConditionalGeneration
 
-    def _encode_picture(self, picture: Tensor) -> Tensor:
-        output = self._run_encoder(picture)
-        return torch.cat((output.pooler_output[0], *(own[0] for own in output.deepstack_features)), dim=-1)
+    def _read_picture(self, picture: Tensor) -> Tensor:
+        """``[patch (1 + extra_layers)·d]``: what each of the :attr:`_mergers` reads."""
+        read: dict[nn.Module, Tensor] = {}
+        hooks = [one.register_forward_pre_hook(_keep_input(read)) for one in self._mergers[1:]]
+        try:
+            last = super()._read_picture(picture)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat((last, *(read[one] for one in self._mergers[1:])), dim=-1)
+
+    def _merge(self, states: Tensor) -> Tensor:
+        own = states.chunk(len(self._mergers), dim=-1)
+        return torch.cat([merge(part.contiguous()) for merge, part in zip(self._mergers, own, strict=True)], dim=-1)
+
+    @property
+    def _mergers(self) -> list[nn.Module]:
+        """The last one, then those of deeper layers in the order of these layers."""
+        layers = list(self._vision.deepstack_visual_indexes)
+        deeper = [self._encoder.deepstack_merger_list[layers.index(layer)] for layer in sorted(layers)]
+        return [self._encoder.merger, *deeper]
 
     def deep_arguments(self, extra: Tensor) -> Mapping[str, Any]:
         holds = (extra != 0).any(dim=0).any(dim=-1)
         if not bool(holds.any()):
             return {}
-        return {"visual_pos_masks": holds[None], "deepstack_visual_embeds": list(extra[:, holds])}
+        return {"visual_pos_masks": holds, "deepstack_visual_embeds": list(extra[:, holds])}
+
+
+def _keep_input(found: dict[nn.Module, Tensor]) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[module] = args[0]
+
+    return keep

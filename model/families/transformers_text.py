@@ -160,19 +160,23 @@ class TextModel:
         tap: Tap | None = None,
         **more: Any,
     ) -> Tensor:
-        """See :meth:`model.families.protocol.InspectableVLM.decode`; ``more`` goes to the text model as it is."""
+        """See :meth:`model.families.protocol.InspectableVLM.decode`; ``more`` goes to the text model as it is. Without
+        a cache there may be several rows: ``embeds [batch pos width]``, ``position_ids [axes batch pos]``, ``visible
+        [batch 1 pos pos]``."""
         count, keys = visible.shape[-2:]
         places = self._place_keys(position_ids, cache, keys)
         masks = self._make_masks(visible, position_ids[0], places, embeds)
         inspected = _Pass(tap, keys - count)
         positions = position_ids.to(embeds.device)
+        if positions.ndim == 2:
+            positions = positions[:, None]
         reads = _READS.set(tap is not None and tap.states is not None)
         try:
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=masks,
-                # [1 pos], or [axes 1 pos] where positions have several axes.
-                position_ids=positions if len(positions) == 1 else positions[:, None],
+                # [batch pos], or [axes batch pos] where positions have several axes.
+                position_ids=positions[0] if len(positions) == 1 else positions,
                 past_key_values=None if cache is None else _CacheView(cache),
                 use_cache=cache is not None,
                 inspected=inspected,
@@ -185,6 +189,13 @@ class TextModel:
             cache.length += count
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    @property
+    def shifts(self) -> bool:
+        """Whether what a row means stays the same where all of it stands further on."""
+        kind: Any = getattr(self.model.rotary_emb, "rope_type", "default")
+        kinds = kind.values() if isinstance(kind, Mapping) else (kind,)
+        return all(one in _STEADY_ROPE for one in kinds)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:
         """See :meth:`model.families.protocol.InspectableVLM.rotate_keys`."""
@@ -236,7 +247,9 @@ class TextModel:
 
         if self.window is None:
             return mask(visible)
-        near = (queries.cpu()[:, None] - places[None]) < self.window
+        near = (queries.cpu()[..., :, None] - places[..., None, :]) < self.window
+        if near.ndim == 3:
+            near = near[:, None]
         sliding = mask(visible & near.to(visible.device))
         return {_FULL: mask(visible), _SLIDING: sliding} if self.mixed else sliding
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from model.chat import ChatRenderer, ImagePiece
 from model.collator import Batch
-from model.devices import place
+from model.devices import Placement, place
 from model.errors import InputError
 from model.families.checkpoint_files import (
     CONFIG,
@@ -89,6 +89,8 @@ class TransformersVLM(OpenedVLM):
     that needs no torchvision (``…Pil``)."""
     plain_template: ClassVar[str | None] = None
     """The chat template of checkpoints that bring none; ``IMAGE`` stands for the image token."""
+    adapted = False
+    """Whether an adapter was added into its weights: they lie in no one folder."""
 
     # --- what a family says ---
 
@@ -107,8 +109,12 @@ class TransformersVLM(OpenedVLM):
         """What stands in the row for an image: its runs of image tokens, one for each tile, and what is around them."""
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`model.families.protocol.InspectableVLM.encode`."""
+    def read_patches(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the projector reads of each of :meth:`encoder_inputs`, ``[patch d]``; without gradients."""
+
+    @abstractmethod
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """``[token embed]`` of what :meth:`read_patches` gave, with gradients where they are asked for."""
 
     @property
     @abstractmethod
@@ -162,8 +168,8 @@ class TransformersVLM(OpenedVLM):
         return None
 
     def deep_arguments(self, extra: Tensor) -> Mapping[str, Any]:
-        """What the text model is told of ``extra [layer pos width]``, the features that are added behind its first
-        layers (zeros at text)."""
+        """What the text model is told of ``extra [layer batch pos width]``, the features that are added behind its
+        first layers (zeros at text)."""
         return {}
 
     @property
@@ -196,9 +202,11 @@ class TransformersVLM(OpenedVLM):
         dtype: torch.dtype = torch.float32,
         quantize: str | None = None,
     ) -> None:
-        """The model of a checkpoint folder, where :func:`model.devices.place` says. InputError for anything that can't
-        be used."""
-        self._placed = place(device, dtype, {}, quantize)
+        """The model of a checkpoint folder, where :func:`model.devices.place` says; on the device “meta” it has no
+        weights and takes no memory. InputError for anything that can't be used."""
+        shape = str(device) == "meta"
+        self._placed = Placement(torch.device("meta"), dtype) if shape else place(device, dtype, {}, quantize)
+        self.folder = folder
         self.folder_config = read_object(folder / CONFIG)
         processor = load_image_processor(folder, self.image_processors)
         self.model = load_weights(self.model_class(), folder, self._placed)
@@ -266,13 +274,22 @@ class TransformersVLM(OpenedVLM):
 
     def count_parts(self) -> dict[str, int]:
         found = dict.fromkeys(("image encoder", "projector", "language model"), 0)
+        language = {id(weight) for part in (self.text.model, self.text.head) for weight in part.parameters()}
         for name, weight in self.model.named_parameters():
-            steps = name.split(".")
-            if "language_model" in steps or "lm_head" in steps:
-                part = "language model"
-            else:
-                part = "projector" if any(step.startswith(_PROJECTORS) for step in steps) else "image encoder"
+            projects = any(step.startswith(_PROJECTORS) for step in name.split("."))
+            part = "language model" if id(weight) in language else "projector" if projects else "image encoder"
             found[part] += weight.numel()
+        return found
+
+    @property
+    def projectors(self) -> dict[str, nn.Module]:
+        """The modules between its two models, by their names in it. A learned line break is no module and not among
+        them."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2].startswith(_PROJECTORS):
+                several = module.named_children() if isinstance(module, nn.ModuleList) else ()
+                found |= {f"{name}.{number}": one for number, one in several} or {name: module}
         return found
 
     @property
@@ -389,6 +406,11 @@ class TransformersVLM(OpenedVLM):
     def encoder_inputs(self, image: ProcessedImage) -> tuple[Tensor, ...]:
         return tuple(self.pixels.apply(picture) for picture in image.pictures)
 
+    @guard_memory
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return self.project(self.read_patches(inputs))
+
     @property
     def encoder_heads(self) -> int:
         """Heads of each block of the image encoder."""
@@ -422,11 +444,22 @@ class TransformersVLM(OpenedVLM):
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
+        return self.read_rows(embeds, position_ids, visible, cache, tap)
+
+    def read_rows(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """:meth:`decode` with gradients where they are asked for, and of several rows where there is no cache: ``embeds
+        [batch pos embed]``, ``position_ids [axes batch pos]``, ``visible [batch 1 pos pos]``."""
         width = self.text.width
         more: Mapping[str, Any] = {}
         if self.extra_layers:
-            extra = embeds[0, :, width:].unflatten(-1, (self.extra_layers, width)).transpose(0, 1)
-            more = self.deep_arguments(extra)
+            more = self.deep_arguments(embeds[..., width:].unflatten(-1, (self.extra_layers, width)).movedim(-2, 0))
         return self.text.run(embeds[..., :width], position_ids, visible, cache, tap, **more)
 
     def rotate_keys(self, keys: Tensor, by: int) -> Tensor:

@@ -14,22 +14,27 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_nanovlm, save_vlm
+from model.checkpoint import load_nanovlm, load_vlm, save_vlm
 from model.devices import add_placement
 from model.encoders.text_tower import WEIGHTS as TOWER_WEIGHTS
 from model.encoders.text_tower import copy_tower, find_tower
 from model.errors import InputError
+from model.families.nanovlm import VLM
 from model.training.assembly import open_base
+from model.training.cpu import bound_memory
 from model.training.evaluation.accuracy import measure
 from model.training.evaluation.card import CURVES, compare_freezing, curves_json, draw_curves, read_curves, write_card
+from model.training.evaluation.stage_losses import measure_stages, write_losses
 from model.training.evaluation.text_tower import measure_tower, put_section, write_section
 from model.training.events import DoneEvent, EvalEvent, Event, StartEvent, StepEvent
+from model.training.memory_estimate import draw_step, estimate_stage
 from model.training.recipe import read_recipe
 from model.training.runs import METRICS, MODEL, RECIPE, TOWER, RunFolder, write_text
-from model.training.stage_data import report_stage
+from model.training.stage_data import open_stage_data, report_stage
 from model.training.synthetic.teaching import teach_word
 from model.training.synthetic.word import parse_word
 from model.training.trainer import Trainer
+from model.training.tuned import TunedVLM
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     tower = commands.add_parser("tower", help="measure a run's text tower and put it beside a checkpoint, on its card")
     tower.add_argument("run", type=Path, help="the folder of a run whose last stage is contrastive")
     tower.add_argument("--into", type=Path, required=True, help="folder of a checkpoint with the same image encoder")
+    losses = commands.add_parser("losses", help="a model's loss on what each stage of a recipe holds out, as JSON")
+    losses.add_argument("recipe", help="a TOML file, or the name of one in model/training/recipes")
+    losses.add_argument("--model", default="embedded", help="“embedded”, a checkpoint folder, or a hub id")
+    losses.add_argument("--each", type=int, default=400, metavar="N", help="examples of each stage")
+    losses.add_argument("--into", type=Path, help="checkpoint folder on whose card it is written")
     for command in (evaluate, card):
         command.add_argument("--easy-limit", type=int, default=0, metavar="N", help="easy-VQA test pictures (0: all)")
         command.add_argument("--each", type=int, default=200, metavar="N", help="questions per family of scenes")
@@ -92,7 +102,7 @@ def describe(event: Event) -> str | None:
     if isinstance(event, StepEvent) and (event.step % 10 == 0 or event.step == event.steps):
         return (
             f"[{event.stage}] {event.step}/{event.steps} loss {event.loss:.4f} |g| {event.gradient_norm:.2f} "
-            f"{event.tokens_per_s:,.0f}/s, {event.eta_s:.0f} s to go"
+            f"{event.tokens_per_s:,.0f}/s, {event.waited_s:.2f} s for its rows, {event.eta_s:.0f} s to go"
         )
     if isinstance(event, EvalEvent):
         shares = ", ".join(f"{family} {share:.2f}" for family, share in event.accuracy.items())
@@ -114,6 +124,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("Name a recipe to run, or add --resume to go on with the run in the folder.")
     else:
         recipe = read_recipe(options.recipe, options.set)
+    bound_memory()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe, options.out, resume=options.resume, keep_request=options.keep_request)
@@ -143,14 +154,21 @@ def stopping(trainer: Trainer) -> Iterator[None]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Prints, for every stage and each of its sources, a report of the data. InputError as :func:`run`."""
+    """Prints, for every stage and each of its sources, a report of the data, and under “memory” what each stage will
+    take, in bytes. InputError as :func:`run`."""
     recipe = read_recipe(options.recipe, options.set)
-    vlm = open_base(recipe)
-    found: dict[str, list[Any]] = {}
+    base = open_base(recipe)
+    vlm = base.opened if isinstance(base, TunedVLM) else base
+    found: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     for index, stage in enumerate(recipe.stages):
         reports = report_stage(vlm, recipe, index, options.sample)
         found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+        if not isinstance(vlm, VLM):  # of others the layers aren't known
+            continue
+        data = open_stage_data(recipe, index, vlm.config)
+        memory[stage.name] = estimate_stage(vlm, recipe, index, data, draw_step(vlm, recipe, index, data)).to_json()
+    print(json.dumps({**found, "memory": memory}, indent=2, ensure_ascii=False))
 
 
 def teach(options: argparse.Namespace) -> None:
@@ -166,7 +184,7 @@ def teach(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the measurement of a model as JSON. InputError for a broken checkpoint."""
     measured = measure(
-        load_nanovlm(options.model, device=options.device, dtype=options.dtype),
+        load_vlm(options.model, device=options.device, dtype=options.dtype),
         easy_limit=options.easy_limit,
         n_each=options.each,
     )
@@ -214,6 +232,16 @@ def keep_tower(options: argparse.Namespace) -> None:
         print(f"{score.name:60} {score.accuracy:.3f}" + (f"  wanted {score.wanted:.2f}" if score.wanted else ""))
 
 
+def measure_losses(options: argparse.Namespace) -> None:
+    """Prints the losses and puts them on a card. InputError for anything that can't be used."""
+    found = list(measure_stages(load_nanovlm(options.model), read_recipe(options.recipe), options.each))
+    print(json.dumps([vars(one) for one in found], indent=1, ensure_ascii=False))
+    if options.into is not None:
+        command = f"python -m model.training losses {options.recipe} --each {options.each} --into {options.into}"
+        card = options.into / "README.md"
+        write_text(card, put_section(card.read_text(encoding="utf-8"), write_losses(found, command)))
+
+
 COMMANDS = {
     "run": run,
     "check": check,
@@ -221,6 +249,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "card": make_card,
     "tower": keep_tower,
+    "losses": measure_losses,
 }
 
 

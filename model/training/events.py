@@ -74,7 +74,8 @@ class StepEvent(Event):
     """After optimizer step ``step`` of ``steps``. ``loss`` in nats per trained token (per pair in the contrastive
     stage), of the weights before the step; ``gradient_norm`` before clipping; ``tokens_per_s`` counts every position
     that is no padding (tiles in the contrastive stage); ``seconds`` since the stage began, breaks not counted;
-    ``dropped`` examples of the step's draw that can't be used (too long, no answer, unreadable)."""
+    ``dropped`` examples of the step's draw that can't be used (too long, no answer, unreadable). ``rendered`` draws of
+    the step by the main process, or for it by its workers, which it spent ``waited_s`` seconds on."""
 
     name: ClassVar[str] = "step"
     step: int
@@ -86,11 +87,14 @@ class StepEvent(Event):
     seconds: float
     eta_s: float
     dropped: int = 0
+    rendered: int = 0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class EvalEvent(Event):
-    """On held-out data: the mean loss, the share of answers that are right to the letter per family, some answers.
+    """On held-out data, after ``step`` steps (0: before the first): the mean loss, the share of answers that are right
+    to the letter per family, of how many (``counts``), some answers.
     ``shares [pair caption]``, of a contrastive stage: how each picture's choice is spread over the captions of the
     pairs that ``answers`` are about, in their order."""
 
@@ -100,6 +104,7 @@ class EvalEvent(Event):
     accuracy: Mapping[str, float]
     answers: tuple[Answered, ...] = field(default=())
     shares: tuple[tuple[float, ...], ...] = field(default=())
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

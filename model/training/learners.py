@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +13,31 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from model.collator import Batch, collate
+from model.collator import Batch
 from model.errors import InputError
 from model.families.nanovlm import VLM
-from model.image import ProcessedImage
 from model.sample import Sample
 from model.training.batches import (
     MAX_DROPPED,
     FeatureCache,
     PairBatch,
     RowMaker,
+    batched_patches,
+    blank_sample,
     count_patches,
-    make_pairs,
+    join_pairs,
+    pass_over,
+    render_pair,
     split_rows,
     with_features,
 )
-from model.training.data.datasets import Mixture
+from model.training.data.datasets import DataStopped, Mixture
 from model.training.data.example import CaptionedImage
 from model.training.data.ledger import UNRENDERED, Entry
+from model.training.feed import Draw, Feed
 from model.training.recipe import Stage
 from model.training.stages import count_row_labels
+from model.training.tuned import Trainee
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,12 @@ class Learned:
 class Learner(ABC):
     """Draws the rows of a step from a stage's mixture and computes their loss."""
 
-    def __init__(self, vlm: VLM, accelerator: Accelerator, stage: Stage) -> None:
+    def __init__(self, vlm: Trainee, accelerator: Accelerator, stage: Stage) -> None:
         self.vlm, self.accelerator, self.stage = vlm, accelerator, stage
         self.passed_over: list[Entry] = []
         """Draws that couldn't be used, until somebody takes them off."""
+        self.feed: Feed
+        """Where the draws come from; to be closed in the end."""
 
     @abstractmethod
     def learn(self, module: nn.Module, position: int) -> Learned:
@@ -67,26 +74,27 @@ class LanguageLearner(Learner):
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         accelerator: Accelerator,
         stage: Stage,
         mixture: Mixture[Any],
         seed: int,
         cache: FeatureCache | None,
+        workers: int | str = 0,
     ) -> None:
         super().__init__(vlm, accelerator, stage)
-        self._rows = RowMaker(vlm, stage, mixture, seed)
-        self.passed_over = self._rows.passed_over
+        self._rows = RowMaker(vlm, stage, mixture, seed, accelerator=accelerator, workers=workers)
+        self.passed_over, self.feed = self._rows.passed_over, self._rows.feed
         self._cache = cache
-        self._tile_patches = 0 if cache is not None else count_patches(vlm.config)
+        self._tile_patches = 0 if cache is not None else batched_patches(vlm)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         rows = self._rows.take(position)
         world = self.accelerator.num_processes
-        micro = [
-            self._share(part)
-            for part in split_rows(rows.samples, self.stage.batch_rows, self.stage.batch_tokens, self._tile_patches)
-        ]
+        # A process whose draws all went unused still takes part in the exchange of gradients.
+        own = rows.samples or (blank_sample(self.vlm.pad_token_id),)
+        most_rows = -(-self.stage.batch_rows // world)
+        micro = list(split_rows(own, most_rows, self.stage.batch_tokens, self._tile_patches))
         # Batches are made one at a time: the pictures of a whole step may be more than the memory.
         counts = [
             sum(map(count_row_labels, micro)),
@@ -109,58 +117,77 @@ class LanguageLearner(Learner):
         mean = float(self.accelerator.reduce(total, "sum")) / world
         return Learned(mean, positions, rows.position, rows.dropped)
 
-    def _share(self, rows: Sequence[Sample]) -> Sequence[Sample]:
-        """This process's rows of a micro-batch; where there are fewer rows than processes, one without labels: every
-        process must take part in the exchange of gradients."""
-        empty = torch.zeros_like(rows[0].loss_mask)
-        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        return own or [replace(rows[0], loss_mask=empty, attention_mask=empty)]
-
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         mask = self.stage.packing == "document"
-        batch = collate(samples, pad_token_id=self.vlm.pad_token_id, document_mask=mask)
+        batch = self.vlm.collate(list(samples), document_mask=mask)
         with self.accelerator.autocast():
             return with_features(batch.to(self.accelerator.device), self._cache)
 
 
 class PairLearner(Learner):
-    """Pictures against captions under InfoNCE. Every process sees the whole batch: the contrast is between all its
-    pairs."""
+    """Pictures against captions under InfoNCE. The contrast is between all pairs of a step, whichever process has a
+    picture: see :class:`model.training.stages.ContrastiveLoss`."""
 
     def __init__(
-        self, vlm: VLM, accelerator: Accelerator, stage: Stage, mixture: Mixture[CaptionedImage], seed: int
+        self,
+        vlm: VLM,
+        accelerator: Accelerator,
+        stage: Stage,
+        mixture: Mixture[CaptionedImage],
+        seed: int,
+        workers: int | str = 0,
     ) -> None:
         super().__init__(vlm, accelerator, stage)
+        self.vlm: VLM = vlm
         self._mixture, self._seed = mixture, seed
-        pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
-        if pairs * patches > stage.batch_tokens:
+        self._pairs, patches = stage.batch_rows * stage.accumulate, count_patches(vlm.config)
+        most = stage.batch_tokens // patches * accelerator.num_processes
+        if self._pairs > most:
             # The contrast is between all pairs of a step: it can't be computed in parts.
             raise InputError(
-                f"A step of stage “{stage.name}” has {pairs:,} pairs of {patches:,} patches each, and batch_tokens is "
-                f"{stage.batch_tokens:,}; take at most {stage.batch_tokens // patches:,} pairs."
+                f"A step of stage “{stage.name}” has {self._pairs:,} pairs of {patches:,} patches each, and "
+                f"batch_tokens is {stage.batch_tokens:,}; take at most {most:,} pairs."
             )
+        self.feed = Feed(self._render, stage.steps, self._pairs, accelerator=accelerator, workers=workers)
 
     def learn(self, module: nn.Module, position: int) -> Learned:
         pairs, after, dropped = self._draw(position)
-        loss = module(pairs) / len(pairs.tiles)
+        loss = module(pairs) / len(pairs)
         self.accelerator.backward(loss)
-        return Learned(float(loss.detach()), len(pairs.tiles), after, dropped)
+        return Learned(float(loss.detach()), len(pairs), after, dropped)
 
     def _draw(self, first: int) -> tuple[PairBatch, int, int]:
         """The pairs of a step, the next draw's number, and how many were dropped."""
-        items: list[CaptionedImage] = []
-        position, reason = first, ""
-        count = self.stage.batch_rows * self.stage.accumulate
-        while len(items) < count:
-            try:
-                item = self._mixture.draw(position)
-                shown = item.image if isinstance(item.image, ProcessedImage) else self.vlm.process_image(item.image)
-                items.append(replace(item, image=shown))
-            except InputError as error:
-                reason = str(error)
-                self.passed_over.append(Entry(UNRENDERED, 1, reason))
-            position += 1
-            if position - first - len(items) >= MAX_DROPPED:
-                raise InputError(f"{MAX_DROPPED:,} of the pairs of one step can't be used (the last one: {reason}).")
-        pairs = make_pairs(self.vlm, items, np.random.default_rng((self._seed, first)))
-        return pairs.to(self.accelerator.device), position, position - first - count
+        self.feed.seek(first)
+        end, dropped = first, 0
+        while end - first - dropped < self._pairs:
+            draw = self.feed.know(end)
+            end += 1
+            if draw.passed_over is not None:
+                dropped += 1
+                if dropped >= MAX_DROPPED:
+                    reason = draw.passed_over.first.rstrip(".")
+                    raise InputError(
+                        f"{MAX_DROPPED:,} of the pairs of one step can't be used (the last one: {reason})."
+                    )
+        draws = self.feed.take(end)
+        self.passed_over += [draw.passed_over for draw in draws if draw.passed_over is not None]
+        kept = [draw for draw in draws if draw.passed_over is None]
+        processes = torch.tensor([draw.number % self.feed.processes for draw in kept])
+        pairs = join_pairs(
+            [draw.item for draw in kept if draw.item is not None],
+            [draw.summary for draw in kept],
+            np.random.default_rng((self._seed, first)),
+            processes if self.feed.processes > 1 else None,
+        )
+        return pairs.to(self.accelerator.device), end, dropped
+
+    def _render(self, number: int) -> Draw:
+        """The tile of draw ``number``; its summary is what is said of it."""
+        try:
+            tile, text = render_pair(self.vlm, self._mixture.draw(number))
+        except DataStopped as error:
+            return Draw(number, stops=str(error))
+        except InputError as error:
+            return pass_over(number, UNRENDERED, "", str(error))
+        return Draw(number, tile, text)

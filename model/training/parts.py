@@ -16,7 +16,8 @@ MOST_TOKENS = 64
 
 @dataclass(frozen=True)
 class Parts:
-    """``vision`` and ``language``: hub ids or folders. ``projector``: "linear" (nanoVLM, LLaVA) or "mlp" (LLaVA-1.5).
+    """``vision`` and ``language``: hub ids or folders, also of a whole nanoVLM model, of which the one part is taken
+    (“embedded” is the one that ships). ``projector``: "linear" (nanoVLM, LLaVA) or "mlp" (LLaVA-1.5).
     ``pixel_shuffle``: how many patches along a side become one token, None for the least that gives at most
     :data:`MOST_TOKENS`. ``feature_layer``, ``tile_px`` and ``normalise``: see :class:`model.backbones.VisionOptions`.
     ``max_img_size``: the longest side that a picture is resized to, in pixels and in whole tiles; None for one tile.

@@ -51,6 +51,7 @@ STEP_ROWS = Range(1, 65_536)
 """``batch_rows`` times ``accumulate``: the rows of a step are drawn before the first of them is computed."""
 WEIGHTS = Range(1e-6, 1e6, whole=False)
 MACHINE = {"seed": SEEDS, "threads": Range(0, 1_024), "cache_mib": Range(0, 1_048_576)}
+WORKERS = Range(0, 256)
 """Every number of a recipe that is no stage's."""
 NAME, TITLE = 100, 300
 """Characters of a stage's name and of a recipe's title, at most."""
@@ -67,9 +68,12 @@ class Stage:
     micro-batch, each as long as the longest, and the patches of their pictures, if the encoder trains, are more than
     that, it is computed in parts: the step is the same, and its memory bounded. The rate climbs for ``warmup_steps``
     (never more than a tenth of the stage), then falls on a cosine to ``final_rate`` of itself. ``clip``: gradients
-    longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight as nanoVLM's
-    optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases, embeddings and temperatures.
-    ``lora_alpha`` 0 is twice the rank; ``eval_every`` 0 measures at the end only.
+    longer than that are shortened to it, 0 leaves them. ``weight_decay`` pulls on every weight but temperatures, as
+    nanoVLM's optimizer does, or with ``decay`` "matrices" on these alone: not on norms, biases and embeddings.
+    ``lora_alpha`` 0 is twice the rank; ``lora_targets``: the linear maps of the language model's blocks that have an
+    adapter, by their last names, all if none is named; ``eval_every`` 0 measures at the end only, else also before the
+    first step. ``checkpointing``: of each block only what enters it is kept for the way back, and the rest computed
+    again there (Chen et al. 2016): the same step in less memory and more time.
 
     ``packing``: "off" pads each sample to the longest of its batch; "document" fills rows of ``row_tokens`` with
     samples that can't see one another; "leak" with samples that see those before them, as nanoVLM trains.
@@ -93,6 +97,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     lora_rank: int = 0
     lora_alpha: float = 0.0
+    lora_targets: tuple[str, ...] = ()
     head: HeadKind = "linear"
     packing: Literal["off", "leak", "document"] = "off"
     row_tokens: int = 320
@@ -100,6 +105,7 @@ class Stage:
     eval_every: int = 100
     eval_examples: int = 64
     save_every_s: float = 60.0
+    checkpointing: bool = False
 
     @property
     def longest_sample(self) -> int | None:
@@ -145,8 +151,16 @@ class Stage:
         need(self.decay in DECAYS, f"decay is {name_value(self.decay)}; it must be one of {', '.join(DECAYS)}")
         need(self.head in HEADS, f"head is {name_value(self.head)}; it must be one of {', '.join(HEADS)}")
         need(
+            isinstance(self.checkpointing, bool),
+            f"checkpointing is {name_value(self.checkpointing)}; it must be true or false",
+        )
+        need(
             not self.lora_rank or "decoder" in self.learning_rates,
             "lora_rank is set but the decoder has no learning rate",
+        )
+        need(
+            isinstance(self.lora_targets, tuple) and all(isinstance(one, str) for one in self.lora_targets),
+            f'lora_targets is {name_value(self.lora_targets)}; it must be a list of names such as ["q_proj", "v_proj"]',
         )
 
     def _check_data(self, need: Callable[[bool, str], None]) -> None:
@@ -173,7 +187,9 @@ class Recipe:
     """``base``: "new" (nothing), "embedded", a checkpoint folder or a hub id; in TOML it may be a table of ``parts``
     instead, and is called "parts" then. ``precision``: "auto" is bfloat16
     autocast where the processor or GPU computes in it faster, else float32. ``threads`` 0: PyTorch's default.
-    ``cache_mib``: memory for what a frozen encoder made of pictures. ``tracker``: "" or "tensorboard" (written through
+    ``cache_mib``: memory for what a frozen encoder made of pictures. ``workers``: processes that render rows while
+    others are computed, for each process that trains; 0 renders in that one, "auto" starts as many as pay.
+    ``tracker``: "" or "tensorboard" (written through
     accelerate into the run's folder)."""
 
     stages: tuple[Stage, ...]
@@ -183,6 +199,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0
     cache_mib: int = 4_096
+    workers: int | Literal["auto"] = "auto"
     tracker: str = ""
     parts: Parts | None = None
     folder: Path = field(default=Path(), compare=False)
@@ -200,6 +217,8 @@ class Recipe:
         for name, allowed in MACHINE.items():
             if not allowed.holds(value := getattr(self, name)):
                 raise InputError(f"{name} {allowed.refuse(value)}.")
+        if self.workers != "auto" and not WORKERS.holds(self.workers):
+            raise InputError(f"The number of workers {WORKERS.refuse(self.workers)}; “auto” starts as many as pay.")
         if not self.stages:
             raise InputError("The recipe has no stage; add a [[stages]] table.")
         if self.precision not in PRECISIONS:
@@ -222,7 +241,7 @@ class Recipe:
         stages = []
         for stage in self.stages:
             table = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
-            table["betas"] = list(stage.betas)
+            table |= {"betas": list(stage.betas), "lora_targets": list(stage.lora_targets)}
             table["learning_rates"] = dict(stage.learning_rates)
             for name in ("data", "held_out"):
                 table[name] = [_absolute(entry, self.folder) for entry in table[name]]
@@ -290,8 +309,9 @@ def build_recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
             if not isinstance(tables_of_key, list | tuple):
                 raise InputError(f"Stage “{name}”: {key} must be a list of [[stages.{key}]] tables.")
             entry[key] = tuple(tables_of_key)
-        if isinstance(entry.get("betas"), list):
-            entry["betas"] = tuple(entry["betas"])
+        for key in ("betas", "lora_targets"):
+            if isinstance(entry.get(key), list):
+                entry[key] = tuple(entry[key])
         stages.append(Stage(**entry))
     return Recipe(stages=tuple(stages), folder=folder, **values)
 

@@ -35,6 +35,8 @@ from model.training.locks import hold, is_held
 FORMAT = 1
 RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
 STATE, MODEL, ADAPTER, TOWER, LOCK = "state", "model", "adapter", "contrastive", ".lock"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+"""What the folder of a model holds, whichever it is: a checkpoint, or an adapter beside its base."""
 STATUSES = ("running", "paused", "stopped", "done", "failed")
 RUN_KINDS: dict[str, Any] = {
     "status": str,

@@ -15,6 +15,7 @@ import numpy as np
 from model.config import VLMConfig
 from model.errors import InputError
 from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
 from model.training.data.data_report import DataReport, look_at, report_data
 from model.training.data.datasets import Mixture, as_pairs, open_examples, open_pairs
 from model.training.data.example import Example
@@ -61,7 +62,7 @@ def stage_seed(recipe: Recipe, index: int) -> int:
     return recipe.seed + 1000 * (index % len(recipe.stages))
 
 
-def open_stage_data(recipe: Recipe, index: int, config: VLMConfig) -> StageData:
+def open_stage_data(recipe: Recipe, index: int, config: VLMConfig | None) -> StageData:
     """The data of stage ``index``. InputError if they can't be read or hold no example to train on."""
     stage = recipe.stages[index]
     seed = stage_seed(recipe, index)
@@ -78,34 +79,44 @@ def open_stage_data(recipe: Recipe, index: int, config: VLMConfig) -> StageData:
     return StageData(counts, mixture, held_out, _account(tables, drawn, bool(stage.held_out)), _digest(tables))
 
 
-def draw_held_out(recipe: Recipe, index: int, config: VLMConfig, most: int) -> tuple[Any, ...]:
+def draw_held_out(recipe: Recipe, index: int, config: VLMConfig | None, most: int) -> tuple[Any, ...]:
     """Up to ``most`` items that stage ``index`` holds out, whatever its ``eval_examples`` is. InputError as above."""
     return draw_evenly(_open_tables(recipe, index, config)[1], most, stage_seed(recipe, index))
 
 
-def look_at_stage(vlm: VLM, recipe: Recipe, index: int, data: StageData) -> tuple[Ledger, ...]:
+def look_at_stage(vlm: InspectableVLM, recipe: Recipe, index: int, data: StageData) -> tuple[Ledger, ...]:
     """The ledgers of ``data`` once up to LOOKED_AT examples of each table were rendered, as a report of the data has
     them; sets that are drawn here are whole and are not looked at. InputError for the first example that can't be
-    opened where its table may not pass over it."""
+    opened where its table may not pass over it, and for data without images where only the projector trains."""
     stage = recipe.stages[index]
     found = []
+    imageless = set(stage.learning_rates) == {"MP"}
     for ledger, part in zip(data.ledgers, data.mixture.sources, strict=True):
         whole = _whole(part)
         if isinstance(whole, Drawn):
             found.append(ledger)
+            imageless = False
             continue
         look = look_at(vlm, whole, longest(stage), sample=LOOKED_AT, seed=recipe.seed, pairs=_is_contrastive(stage))
         if look.unopened is not None and getattr(whole, "stops", False):
             raise stop_at(look.unopened)
         found.append(replace(ledger, looked_at=look.measured, dropped=look.entries))
+        imageless = imageless and not look.images
+    if imageless:
+        looked = sum(ledger.looked_at for ledger in found)
+        raise InputError(
+            f"Stage “{stage.name}” trains the projector (MP) alone, and of the {looked:,} examples that were looked at "
+            "none that can be used has an image, so it has nothing to learn from; choose data with images, or train "
+            "decoder, too."
+        )
     return tuple(found)
 
 
-def report_stage(vlm: VLM, recipe: Recipe, index: int, sample: int) -> list[Report]:
+def report_stage(vlm: InspectableVLM, recipe: Recipe, index: int, sample: int) -> list[Report]:
     """A report for each data table of stage ``index``; ``vlm`` needs no weights. For pairs just name and count.
     InputError if they can't be read."""
     stage = recipe.stages[index]
-    tables, measured = _open_tables(recipe, index, vlm.config)
+    tables, measured = _open_tables(recipe, index, vlm.config if isinstance(vlm, VLM) else None)
     drawn = _draw_each(measured, stage.eval_examples, stage_seed(recipe, index))
     reports: list[Report] = []
     for table, ledger in zip(tables, _account(tables, drawn, bool(stage.held_out)), strict=True):
@@ -151,7 +162,7 @@ def _as_items(stage: Stage, source: Sequence[Any]) -> Sequence[Any]:
     return as_pairs(source) if _is_contrastive(stage) else source
 
 
-def _open_tables(recipe: Recipe, index: int, config: VLMConfig) -> tuple[list[_Table], list[Sequence[Any]]]:
+def _open_tables(recipe: Recipe, index: int, config: VLMConfig | None) -> tuple[list[_Table], list[Sequence[Any]]]:
     """The tables that stage ``index`` trains on, and the sources that it is measured on: those held out, or tables of
     their own if the recipe names any.
 
@@ -162,6 +173,7 @@ def _open_tables(recipe: Recipe, index: int, config: VLMConfig) -> tuple[list[_T
 
     def open_table(stage: Stage, table: Mapping[str, Any]) -> Sequence[Any]:
         if _is_contrastive(stage):
+            assert config is not None  # other families have no such stage
             return open_pairs(table, recipe.folder, config)
         return open_examples(table, recipe.folder)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from transformers import PreTrainedTokenizerFast
@@ -14,12 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from model.checkpoint import copy_vlm
 from model.clip import DualEncoder
 from model.collator import IGNORE_LABEL, Batch
+from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.losses import info_nce, retrieval_accuracy
 from model.sample import Sample
 from model.training.batches import PairBatch
 from model.training.events import ModuleSize
+from model.training.exchange import gather_rows, share_out
 from model.training.recipe import MODULES, Stage
+from model.training.tuned import Trainee, TunedVLM
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -28,46 +32,75 @@ class LanguageLoss(nn.Module):
     """The VLM under the next-token loss. Returns the SUM over labels, so that steps, processes and packs of different
     sizes weigh every token alike."""
 
-    def __init__(self, vlm: VLM) -> None:
+    def __init__(self, vlm: Trainee) -> None:
         super().__init__()
         self.vlm = vlm
 
     def forward(self, batch: Batch) -> Tensor:
         labels = count_labels(batch)
+        vlm: Any = self.vlm  # each takes batches of its own making
         if not labels:
             # A process without labels of its own still takes part in the exchange of gradients.
-            return self.vlm.hidden(batch).sum() * 0.0
-        return self.vlm.loss(batch) * labels
+            loss: Tensor = vlm.hidden(batch).sum() * 0.0
+        else:
+            loss = vlm.loss(batch) * labels
+        if loss.requires_grad or not torch.is_grad_enabled():
+            return loss
+        # Rows without images leave a projector that trains alone out: their loss teaches it nothing, which is no fault.
+        return loss + sum(0.0 * weight.sum() for weight in self.parameters() if weight.requires_grad)
 
 
 class ContrastiveLoss(nn.Module):
     """The dual encoder under InfoNCE: captions against pictures, and phrases against patches where there are any.
-    Returns the mean loss times the number of pairs."""
+    Returns the mean loss times the number of pairs. Where several processes share a batch, each embeds its own pictures
+    and its share of the texts, and the contrast is between those of all."""
 
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__()
         self.dual = dual
 
     def forward(self, batch: PairBatch) -> Tensor:
-        return self.measure(batch)[0] * len(batch.tiles)
+        return self.measure(batch)[0] * len(batch)
 
     def measure(self, batch: PairBatch) -> tuple[Tensor, float, float]:
         """Loss, and how often the nearest caption and the nearest phrase are the right ones."""
-        return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
+        if len(batch.tiles):
+            return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
+        # A process without a picture of its own still has texts.
+        return self.contrast(batch.tiles.new_zeros(0, 1, self.dual.vision_encoder.width), batch)
 
     def contrast(self, patches: Tensor, batch: PairBatch) -> tuple[Tensor, float, float]:
         """:meth:`measure` of ``patches [pair patch d]``, what the encoder made of the batch's tiles."""
         dual = self.dual
-        images, captions = dual.embed_images(patches), dual.embed_texts(batch.captions)
+        owners = batch.process_of_pair
+        images, captions = dual.embed_images(patches), self._embed_texts(batch.captions, batch)
+        if owners is not None:
+            images = gather_rows(images, owners)
         loss = info_nce(images, captions, batch.caption_of_tile, dual.bounded(dual.log_temperature))
         caption_accuracy = retrieval_accuracy(images, captions, batch.caption_of_tile)
         phrase_accuracy = float("nan")
         if len(batch.phrases) > 1:
-            places = dual.embed_patches(patches[batch.patch_places[:, 0], batch.patch_places[:, 1]])
-            phrases = dual.embed_texts(batch.phrases)
+            pairs, numbers = batch.patch_places.unbind(dim=1)
+            if owners is None:
+                places = dual.embed_patches(patches[pairs, numbers])
+            else:
+                here = owners == dist.get_rank()
+                own = here[pairs]
+                chosen = patches[here.cumsum(0)[pairs[own]] - 1, numbers[own]]
+                places = gather_rows(dual.embed_patches(chosen), owners[pairs])
+            phrases = self._embed_texts(batch.phrases, batch)
             loss = loss + info_nce(places, phrases, batch.phrase_of_place, dual.bounded(dual.patch_log_temperature))
             phrase_accuracy = retrieval_accuracy(places, phrases, batch.phrase_of_place)
         return loss, caption_accuracy, phrase_accuracy
+
+    def _embed_texts(self, texts: Sequence[str], batch: PairBatch) -> Tensor:
+        """Unit vectors ``[text width]``, of which each process that shares the batch makes some."""
+        if batch.process_of_pair is None:
+            return self.dual.embed_texts(texts)
+        own = texts[dist.get_rank() :: dist.get_world_size()]
+        # Without a text of its own a process lets one go through, of which nothing is used: all tell alike.
+        embedded = self.dual.embed_texts(own or texts[:1])[: len(own)]
+        return gather_rows(embedded, share_out(len(texts)))
 
     @torch.no_grad()
     def choose_captions(self, batch: PairBatch) -> Tensor:
@@ -105,10 +138,12 @@ def belongs_to_model(name: str) -> bool:
     return part_of(name) in MODULES and "lora_" not in name
 
 
-def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+def build_stage(stage: Stage, vlm: Trainee, seed: int, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
     """The module that computes the stage's loss, with exactly the parts of ``stage.learning_rates`` unfrozen."""
     module: nn.Module
-    if stage.kind == "contrastive":
+    if isinstance(vlm, TunedVLM):
+        module = LanguageLoss(vlm)  # it has its adapters
+    elif stage.kind == "contrastive":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = ContrastiveLoss(DualEncoder(vlm.vision_encoder, tokenizer, head=stage.head))
@@ -121,19 +156,24 @@ def build_stage(stage: Stage, vlm: VLM, seed: int, tokenizer: PreTrainedTokenize
         if stage.lora_rank and part_of(name) == "decoder":
             wanted = "lora_" in name
         parameter.requires_grad_(wanted)
+    if isinstance(vlm, TunedVLM):
+        vlm.recompute(stage.checkpointing)
+    else:
+        vlm.decoder.recompute = vlm.vision_encoder.recompute = stage.checkpointing
     return module
 
 
 def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
-    """AdamW with a group for each part, and one more for what doesn't decay; see ``decay`` of
-    :class:`model.training.recipe.Stage`."""
+    """AdamW with a group for each part, and one more for what doesn't decay: temperatures, and what ``decay`` of
+    :class:`model.training.recipe.Stage` spares. Temperatures stay within their bound."""
+    temperatures = {f"dual.{name}" for name in DualEncoder.TEMPERATURES}
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             # Places of patches and tokens are tables, too, and have a leading axis of one or stand alone.
             table = id(parameter) in embeddings or name.endswith(("position_embedding", "class_embedding", "positions"))
-            spared = stage.decay == "matrices" and (table or parameter.ndim < 2)
+            spared = name in temperatures or (stage.decay == "matrices" and (table or parameter.ndim < 2))
             groups.setdefault((part_of(name), 0.0 if spared else stage.weight_decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
@@ -147,6 +187,9 @@ def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
     optimizer.register_step_post_hook(
         lambda stepped, *_: increment_version([one for group in stepped.param_groups for one in group["params"]])
     )
+    if isinstance(module, ContrastiveLoss):
+        dual = module.dual
+        optimizer.register_step_post_hook(lambda *_: dual.bound_temperatures())
     return optimizer
 
 
@@ -189,9 +232,13 @@ def lora_config(stage: Stage) -> Any:
 
     # peft calls it whole, but only ever divides it by the rank.
     alpha: Any = stage.lora_alpha or 2 * stage.lora_rank
-    return LoraConfig(
-        r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
-    )
+    targets = list(stage.lora_targets or LORA_TARGETS)
+    if unknown := sorted(set(targets) - set(LORA_TARGETS)):
+        raise InputError(
+            f"Stage “{stage.name}”: lora_targets names {', '.join(unknown)}; the language model has "
+            f"{', '.join(LORA_TARGETS)}."
+        )
+    return LoraConfig(r=stage.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
 
 
 def adapter_state(vlm: VLM) -> dict[str, Tensor]:

@@ -24,14 +24,19 @@ from model.checkpoint import save_vlm
 from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
+from model.memory import is_shortage
 from model.training.accelerator import choose_precision, start_accelerator
 from model.training.assembly import open_base
 from model.training.batches import FeatureCache
+from model.training.cpu import read_peak
 from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.feed import Feed
 from model.training.learners import LanguageLearner, Learner, PairLearner
+from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
 from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
 from model.training.stage_data import StageData, look_at_stage, open_stage_data, stage_seed
@@ -47,6 +52,7 @@ from model.training.stages import (
     rates,
 )
 from model.training.trainer_state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
+from model.training.tuned import Trainee, TunedVLM
 
 PAUSE_POLL_S = 0.2
 
@@ -63,7 +69,7 @@ class Trainer:
         out: str | Path,
         *,
         resume: bool = False,
-        vlm: VLM | None = None,
+        vlm: Trainee | None = None,
         keep_request: bool = False,
     ) -> None:
         self.recipe = recipe
@@ -79,21 +85,24 @@ class Trainer:
             self._check_state()
         self.vlm = vlm or open_base(recipe)
         self.vlm.to(self.accelerator.device)
-        if run is not None and run["base_fingerprint"] != self.vlm.fingerprint:
+        base = self.vlm.base_fingerprint if isinstance(self.vlm, TunedVLM) else self.vlm.fingerprint
+        if run is not None and run["base_fingerprint"] != base:
             raise InputError(
                 f"The run in {self.folder.path} began from other weights than “{recipe.base}” has now; "
                 "bring those back or start a new run."
             )
         if self.is_main:
             if run is None:
-                self.folder.create(recipe.to_toml(), self.vlm.fingerprint)
+                self.folder.create(recipe.to_toml(), base)
             else:
                 self.folder.reopen(recipe.to_toml())
                 if not keep_request:
                     self.folder.clear_request()
         self.accelerator.wait_for_everyone()
         self._ledger: dict[str, StageLedger] = read_stage_ledgers(run.get("ledger") if run is not None else None)
+        self._estimates: dict[str, MemoryEstimate] = {}
         self._changed: set[str] = set()
+        self._feed: Feed | None = None
         self._sound = True
         """Whether the weights of this moment may be kept."""
         self._last_run_update = 0.0
@@ -172,7 +181,7 @@ class Trainer:
             yield self._finish(stage, "stopped" if stopped else "done")
         except Exception as error:
             ended = True
-            failure = _as_input_error(error, stage)
+            failure = _as_input_error(error, stage, self._estimates.get(stage.name))
             yield self._fail(stage, failure or error)
             if failure is None or failure is error:
                 raise
@@ -181,6 +190,8 @@ class Trainer:
             if not ended:
                 # Whoever listened went away, or the process is being ended: the last state is there to go on from.
                 self._note(status="stopped")
+            if self._feed is not None:
+                self._feed.close()
             if self.recipe.tracker:
                 self.accelerator.end_training()
             self.folder.unlock()
@@ -190,9 +201,13 @@ class Trainer:
     def _run_stage(self, index: int, stage: Stage) -> Generator[Event, None, bool]:
         """True if somebody asked to stop."""
         seed = stage_seed(self.recipe, index)
-        data = open_stage_data(self.recipe, index, self.vlm.config)
+        opened: InspectableVLM = self.vlm.opened if isinstance(self.vlm, TunedVLM) else self.vlm
+        data = open_stage_data(self.recipe, index, None if isinstance(self.vlm, TunedVLM) else self.vlm.config)
         self._check_data(stage, data)
-        self._open_ledger(stage, look_at_stage(self.vlm, self.recipe, index, data))
+        self._open_ledger(stage, look_at_stage(opened, self.recipe, index, data))
+        if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
+            first = draw_step(self.vlm, self.recipe, index, data)
+            self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         optimizer = build_optimizer(stage, module)
@@ -215,13 +230,15 @@ class Trainer:
         )
         wrapped, prepared = self.accelerator.prepare(module, optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
-        learner: Learner = (
-            PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed)
-            if contrastive
-            else LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache)
-        )
+        learner: Learner
+        if contrastive:
+            assert isinstance(self.vlm, VLM)
+            learner = PairLearner(self.vlm, self.accelerator, stage, data.mixture, seed, self.recipe.workers)
+        else:
+            learner = LanguageLearner(self.vlm, self.accelerator, stage, data.mixture, seed, cache, self.recipe.workers)
+        self._feed = learner.feed
         good = GoodWeights(module)
-        self._update_run(stage=stage.name, stage_index=index, step=step)
+        self._update_run(stage=stage.name, stage_index=index, step=step, memory=self._memory_json())
         yield self._say(
             StartEvent(
                 stage.name,
@@ -236,6 +253,8 @@ class Trainer:
                 step,
             )
         )
+        if step == 0 and stage.eval_every:
+            yield self._measure(held_out, module, good, stage, step)
         last_save = last_tick = time.monotonic()
         module.train()
         while step < stage.steps:
@@ -270,19 +289,14 @@ class Trainer:
                 seconds,
                 seconds / step * (stage.steps - step),
                 learned.dropped,
+                *learner.feed.last_step,
             )
             if self.recipe.tracker:
                 values = {f"{stage.name}/loss": learned.loss, f"{stage.name}/gradient_norm": norm}
                 self.accelerator.log(values, step=step)
             yield self._say(event)
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
-                found = held_out.measure(module)
-                loss = math.nan if found.loss is None else found.loss
-                yield self._say(
-                    EvalEvent(stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares)
-                )
-                if found.loss is not None and not math.isfinite(found.loss):
-                    self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
+                yield self._measure(held_out, module, good, stage, step)
             asked = self._request()
             ends = step == stage.steps or asked != "run"
             if ends or self._same_everywhere(time.monotonic() - last_save >= stage.save_every_s):
@@ -293,9 +307,22 @@ class Trainer:
             if asked == "stop":
                 break
             last_tick = time.monotonic()
+        learner.feed.close()
         self._close(stage, module)
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)
+
+    def _measure(self, held_out: HeldOut, module: nn.Module, good: GoodWeights, stage: Stage, step: int) -> EvalEvent:
+        """On what the stage holds out, first of all with the weights that it begins with."""
+        found = held_out.measure(module)
+        loss = math.nan if found.loss is None else found.loss
+        event = EvalEvent(
+            stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares, found.counts
+        )
+        self._say(event)
+        if found.loss is not None and not math.isfinite(found.loss):
+            self._fall_back(good, stage, f"held-out loss became {found.loss} after step {step}")
+        return event
 
     def _clip(self, module: nn.Module, stage: Stage) -> float:
         norm = self.accelerator.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
@@ -307,6 +334,13 @@ class Trainer:
         self._sound = good.restore()
         kept = "the last weights with a finite loss are kept" if self._sound else "so it was with the first weights"
         raise InputError(f"The {what} of stage “{stage.name}”; {kept}. Lower the learning rates.")
+
+    # --- memory ---
+
+    def _memory_json(self) -> dict[str, Any]:
+        """What each stage was to take, and the most that the run took by now, in bytes."""
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_peak()
+        return {"peak": peak, "stages": {name: found.to_json() for name, found in self._estimates.items()}}
 
     # --- the account of the data ---
 
@@ -359,12 +393,15 @@ class Trainer:
                 },
             )
         self.accelerator.wait_for_everyone()
-        self._update_run(step=step, ledger=self._ledger_json())
+        self._update_run(step=step, ledger=self._ledger_json(), memory=self._memory_json())
         return self._say(SavedEvent(stage.name, time.time(), step, STATE))
 
     def _close(self, stage: Stage, module: nn.Module) -> None:
         """Keeps what lives only as long as its stage: the adapter, the text tower."""
         module.eval()
+        if isinstance(self.vlm, TunedVLM):
+            self.accelerator.free_memory()
+            return
         if self.is_main and stage.lora_rank:
             with replacing(self.folder.path / ADAPTER) as staging:
                 lora_config(stage).save_pretrained(staging)
@@ -387,6 +424,12 @@ class Trainer:
         """Writes the weights as they are. InputError where that can't be; what was there before stays."""
         if not self.is_main:
             return
+        if isinstance(self.vlm, TunedVLM):
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in self.vlm.changes().values()):
+                raise InputError("The weights hold numbers that are not finite; they are not kept.")
+            with replacing(self.folder.path / MODEL) as staging:
+                self.vlm.save(staging)
+            return
         plain = plain_vlm(self.vlm)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in plain.parameters()):
             raise InputError("The weights hold numbers that are not finite; they are not kept.")
@@ -398,7 +441,7 @@ class Trainer:
 
     def _finish(self, stage: Stage, status: str) -> DoneEvent:
         fingerprint = self.vlm.fingerprint
-        self._update_run(status=status, fingerprint=fingerprint, ledger=self._ledger_json())
+        self._update_run(status=status, fingerprint=fingerprint, ledger=self._ledger_json(), memory=self._memory_json())
         return self._say(DoneEvent(stage.name, time.time(), status, MODEL, fingerprint))
 
     def _fail(self, stage: Stage, error: Exception) -> FailedEvent:
@@ -455,18 +498,26 @@ class Trainer:
         return asked
 
 
-def _as_input_error(error: Exception, stage: Stage) -> InputError | None:
+SAVING = {
+    "activations": "lower batch_rows (and raise accumulate as much), or row_tokens",
+    "optimizer": "train fewer parts, or the language model through lora_rank; or ",
+    "features": "lower cache_mib; or ",
+    "weights": "begin from a smaller model; or ",
+}
+"""What makes each part of a run's memory smaller."""
+
+
+def _as_input_error(error: Exception, stage: Stage, estimate: MemoryEstimate | None) -> InputError | None:
     """What a person can do something about, said in one sentence; None for what is a fault of the program."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, DataStopped):
         return InputError(str(error))
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return InputError(
-            f"The memory doesn't suffice for stage “{stage.name}”; lower batch_rows (and raise "
-            "accumulate as much), or row_tokens."
-        )
+    if is_shortage(error):
+        need = "" if estimate is None else f", which takes {estimate}"
+        first = "" if estimate is None or estimate.largest == "activations" else SAVING[estimate.largest]
+        rows = SAVING["activations"]
+        return InputError(f"The memory doesn't suffice for stage “{stage.name}”{need}; {first}{rows}.")
     if isinstance(error, WRITE_ERRORS):
         return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
     return None

@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.families.nanovlm import VLM
 from model.training.stages import belongs_to_model, model_name
+from model.training.tuned import Trainee, TunedVLM
 
 
 def trained_names(module: nn.Module) -> set[str]:
-    """The model's own names of the parameters that a stage's module trains."""
+    """The model's own names of the parameters that a stage's module trains. Adapters are parts of a model that keeps
+    them from stage to stage."""
+    kept = isinstance(getattr(module, "vlm", None), TunedVLM)
     return {
         model_name(name)
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad and belongs_to_model(name)
+        if parameter.requires_grad and (kept or belongs_to_model(name))
     }
 
 
-def gather_state(vlm: VLM, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str]) -> dict[str, Tensor]:
+def gather_state(
+    vlm: Trainee, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str]
+) -> dict[str, Tensor]:
     """The model's parameters of the names ``changed``, what the stage trains beside them, the optimizer's moments by
     parameter, and the state of the random numbers."""
     tensors = {
@@ -30,7 +34,7 @@ def gather_state(vlm: VLM, module: nn.Module, optimizer: torch.optim.Optimizer, 
     tensors |= {
         f"module:{name}": parameter
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad and not belongs_to_model(name)
+        if parameter.requires_grad and model_name(name) not in changed
     }
     for name, parameter in module.named_parameters():
         moments = optimizer.state.get(parameter, {})
@@ -41,11 +45,22 @@ def gather_state(vlm: VLM, module: nn.Module, optimizer: torch.optim.Optimizer, 
     return tensors
 
 
-def load_model_state(vlm: VLM, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Puts the model's own parameters of a state in place; their names."""
+def load_model_state(vlm: Trainee, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Puts the model's own parameters of a state in place; their names. InputError if it is of others."""
     saved = {name.removeprefix("model:"): tensor for name, tensor in tensors.items() if name.startswith("model:")}
+    known = vlm.state_dict()
+    for name, tensor in saved.items():
+        if name not in known or known[name].shape != tensor.shape:
+            raise _refuse(name, tensor)
     vlm.load_state_dict(saved, strict=False)
     return set(saved)
+
+
+def _refuse(name: str, found: Tensor) -> InputError:
+    return InputError(
+        f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go on with the "
+        "learning_rates and lora_rank of the run."
+    )
 
 
 def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -59,10 +74,7 @@ def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensor
             state.setdefault(name, {})[what] = tensor
     for name, found in [*own.items(), *((name, values["exp_avg"]) for name, values in state.items())]:
         if name not in trained or trained[name].shape != found.shape:
-            raise InputError(
-                f"The state has {name} of shape {tuple(found.shape)}, which this stage doesn't train; go "
-                "on with the learning_rates and lora_rank of the run."
-            )
+            raise _refuse(name, found)
     with torch.no_grad():
         for name, tensor in own.items():
             trained[name].copy_(tensor)

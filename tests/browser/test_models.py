@@ -5,6 +5,7 @@ import pytest
 from inspector.session import ModelStore
 from inspector.ui import build_ui, launch_options
 from tests.browser.steps import OPENED, WAIT_MS, ask, assert_nothing_serious
+from tests.tiny_encoders import build_encoder
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -67,3 +68,20 @@ def test_what_can_t_be_opened_is_said_there(new_page, url):
     open_source(page, "no name at all")
     page.wait_for_selector("#model-note >> text=owner/name", timeout=WAIT_MS)
     assert page.inner_text("#answer").count("yellow") >= 1
+
+
+def test_an_encoder_of_images_and_texts_is_offered_in_the_clip_tab(new_page, url, tmp_path):
+    folder = build_encoder("clip", tmp_path / "tiny-clip").folder
+    page = new_page(1280, 900)
+    page.goto(url)
+    page.wait_for_selector(OPENED, timeout=WAIT_MS)
+    open_source(page, str(folder))
+    page.wait_for_selector("#model-note >> text=tab CLIP", timeout=WAIT_MS)
+    page.click("#models > button, #models .label-wrap")  # it lies over the tabs
+    page.get_by_role("tab", name="CLIP").click()
+    page.wait_for_selector("#clip-encoder", timeout=WAIT_MS)
+    assert page.input_value("#clip-encoder input") == "tiny-clip"
+    page.click("#clip-start")
+    page.wait_for_selector("#clip-matrix table", timeout=WAIT_MS)
+    page.wait_for_selector("#clip-note >> text=CLIP", timeout=WAIT_MS)
+    assert page.errors == []

@@ -325,9 +325,7 @@ def test_images_are_added_moved_and_removed(open_page, tmp_path):
     assert "85 tokens" in page.inner_text("#plans")
     ask(page)
     page.wait_for_function("document.querySelectorAll('#viewer figure').length === 2", timeout=60_000)
-    page.click("#undo-images")
-    page.wait_for_function("document.querySelector('#plans').innerText.includes('Drop pictures')", timeout=60_000)
-    assert page.locator("#plans li").count() == 0
+    # Back to the last prompt that had something in it: an empty list was nobody's.
     page.click("#undo-images")
     wait_for_images(page, 3)
 

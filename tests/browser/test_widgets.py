@@ -368,7 +368,7 @@ def test_labels_show_the_shift(shown):
     choose_mode(page, "label")
     before = page.locator(f"#strip [data-p='{ANSWER - 1}']")
     assert before.get_attribute("data-next") == "→ ·red"
-    assert "must predict" in page.inner_text("#readout")
+    assert "learns to say next" in page.inner_text("#readout")
     assert f"predicted at {ANSWER - 1}" in page.inner_text("#readout")
     assert page.locator("#strip .tok.trained").count() == 4 + 3
 

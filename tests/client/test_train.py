@@ -53,13 +53,13 @@ def fields(**changes):
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def url(tmp_path_factory, tiny):
     from inspector.runs.jobs import JobTable
     from inspector.session import ModelStore
     from inspector.ui import build_ui, launch_options
 
     jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
-    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
+    demo = build_ui(ModelStore({"embedded": "embedded", "smolvlm": str(tiny("smolvlm").folder)}), jobs)
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield address
     jobs.close()
@@ -101,6 +101,34 @@ def test_a_tiny_run_from_start_to_export(url):
         names = set(archive.namelist())
         assert archive.read("COMMAND.txt").decode() == "python -m model.training run recipe.toml --out RUN\n"
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "recipe.toml"} <= names
+
+
+def test_a_run_of_another_family_from_its_preset_to_export(url, tiny):
+    client = Client(url, verbose=False)
+    filled = client.predict("LoRA", "smolvlm", api_name="/train_preset")
+    assert "thin ones" in filled[0]
+    values = {**PRESETS["LoRA"].values, "base": "smolvlm", "steps": 2, "batch_rows": 1, "eval_every": 0}
+    modules, *_ = client.predict("LoRA", *fields(**values), api_name="/train_check")
+    assert "projector" in modules
+    _, job, *_ = client.predict("LoRA", PERSON, *fields(**values), api_name="/train_start")
+    state = follow(client, job)
+    assert state["status"] == "done", state
+    used = client.predict(job, api_name="/train_use")
+    assert state["fingerprint"][:8] in str(used)
+    compared = client.predict(job, "smolvlm", api_name="/train_compare")
+    assert "all questions" in compared
+    path = client.predict(job, api_name="/train_export")
+    path = path["value"] if isinstance(path, dict) else path
+    with zipfile.ZipFile(path) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if "safetensors" not in name}
+        assert "model/adapter_model.safetensors" in archive.namelist()
+    base = tiny("smolvlm").folder
+    assert f'"{base.name}"' in texts["model/adapter_config.json"]
+    assert not any(str(base.parent) in text for text in texts.values())
+    # What was trained is a base and an adapter, from which nothing more is trained.
+    name = next(choice[1] for choice in used[1]["choices"] if choice[1] not in ("embedded", "smolvlm", "new"))
+    with pytest.raises(AppError, match="adapter to an adapter"):
+        client.predict("LoRA", PERSON, *fields(**{**values, "base": name}), api_name="/train_start")
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,8 @@ def test_a_study_of_two_models_is_refused(run, embedded):
         assert sentence.count(". ") == 0
 
 
-def test_a_model_of_another_family_is_asked_and_not_trained(tiny):
+def test_a_model_of_another_family_is_a_base_too(tiny):
     folder = tiny("llava").folder
     store = ModelStore({"embedded": "embedded", "llava": str(folder)})
-    assert store.get("llava").format_version == "LLaVA"
-    assert store.get_trainable("embedded") is store.get("embedded")
-    with pytest.raises(InputError, match="only nanoVLM's are trained"):
-        store.get_trainable("llava")
-    with pytest.raises(InputError, match="only nanoVLM's are trained"):
-        store.get_base(replace(read_recipe("freezing"), base=str(folder)))
+    assert [store.kind_of(name) for name in ("embedded", "llava")] == ["nanoVLM", "llava"]
+    assert store.get_base(replace(read_recipe("freezing"), base=str(folder))) is store.get("llava")

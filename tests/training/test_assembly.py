@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import Conversation, InputError, Message, load_vlm, open_image, save_vlm
 from model.config import BEYOND, CHAT_TEMPLATE
-from model.training.assembly import assemble
+from model.training.assembly import assemble, plan_parts
 from model.training.parts import Parts
 from model.training.recipe import ASSEMBLED, read_recipe
 from model.training.trainer import Trainer
@@ -178,7 +178,6 @@ def test_shipped_recipes_are_read_and_their_parts_can_be_changed(part_folders, n
         ({"normalise": 1}, "must be true or false"),
         ({"language": "siglip"}, "isn't read as the language model"),
         ({"vision": "llama"}, "isn't read as the image encoder"),
-        ({"vision": "embedded"}, "without a model_type, as nanoVLM's are"),
         ({"vision": "nowhere/at/all"}, "is no folder"),
     ],
 )
@@ -215,3 +214,22 @@ def test_an_assembled_model_is_asked_with_a_picture(part_folders, tmp_path):
     sample = vlm.prepare(Conversation((Message("user", "What?", (open_image(tmp_path / "a.png"),)),)), True)
     assert len(sample.images[0].boxes) == 5
     assert len(list(vlm.generate(sample, max_new_tokens=3))) <= 3
+
+
+def test_the_parts_of_a_whole_model_are_its_own_and_only_the_projector_is_new(embedded):
+    made, known = assemble(Parts("embedded", "embedded"), 5).state_dict(), embedded.state_dict()
+    assert {name for name in known if not torch.equal(made[name], known[name])} == {"MP.proj.weight"}
+    assert made.keys() == known.keys()
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+@pytest.mark.parametrize(("vision", "language"), [("siglip", "llama"), ("embedded", "llama"), ("siglip", "embedded")])
+def test_what_is_planned_from_the_small_files_is_what_is_put_together(part_folders, vision, language, projector):
+    parts = Parts(vision, language, projector)
+    planned, made = plan_parts(parts, part_folders), assemble(parts, 0, part_folders)
+    assert planned.config == made.config
+    assert {name: p.shape for name, p in planned.state_dict().items()} == {
+        name: p.shape for name, p in made.state_dict().items()
+    }
+    assert all(p.is_meta for p in planned.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in made.parameters())

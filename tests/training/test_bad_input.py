@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from model import Conversation, InputError, Message, load_vlm
 from model.training.__main__ import main
@@ -48,6 +49,29 @@ def test_a_step_without_any_label_is_an_error_and_no_nan(make_recipe, tmp_path, 
         steps += [event for event in trainer.run() if isinstance(event, StepEvent)]
     kept = load_vlm(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in trainer.vlm.state_dict().items())
+
+
+def talk(path, *pictures):
+    """Chat lines about these pictures, None for a line without one."""
+    lines = []
+    for number, picture in enumerate(pictures):
+        turns = [{"role": "user", "content": f"Which {number}?"}, {"role": "assistant", "content": "this"}]
+        lines.append({"messages": turns, **({"images": [picture]} if picture else {})})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"source": "chat", "path": str(path)}
+
+
+def test_a_projector_alone_is_not_trained_without_images(make_recipe, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    stage = {"kind": "alignment", "learning_rates": {"MP": 1e-3}, "batch_rows": 1, "steps": 6, "eval_examples": 0}
+    none = make_recipe({**stage, "data": [talk(tmp_path / "none.jsonl", *[None] * 6)]})
+    with pytest.raises(InputError, match=r"of the 6 examples .* none .* has an image"):
+        list(Trainer(none, tmp_path / "none").run())
+    # Rows without one among others that have some teach it nothing and end nothing.
+    some = make_recipe({**stage, "data": [talk(tmp_path / "some.jsonl", None, None, "a.png", None, None, None)]})
+    events = [event for event in Trainer(some, tmp_path / "some").run() if isinstance(event, StepEvent)]
+    assert [event.gradient_norm > 0 for event in events].count(True) == 1
+    assert all(event.loss > 0 for event in events)
 
 
 def test_what_is_too_long_is_dropped_and_counted(make_recipe, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Conversation, InputError, Message, load_vlm
 from model.collator import collate
@@ -41,6 +42,15 @@ def test_kept_features_give_the_very_same_loss(tiny, samples):
     assert with_features(batch, None) is batch
 
 
+def test_features_are_kept_in_the_precision_that_they_are_computed_in(tiny, samples):
+    batch, cache = tiny.collate(samples), FeatureCache(tiny)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        kept = with_features(batch, cache)
+        assert kept.features.dtype == torch.bfloat16
+        assert tiny.loss(kept).item() == tiny.loss(batch).item()
+    assert with_features(batch, FeatureCache(tiny)).features.dtype == torch.float32
+
+
 def test_the_cache_forgets_what_was_used_least(tiny, samples):
     tiles = torch.cat([image.tiles for sample in samples for image in sample.images]).unique(dim=0)[:3]
     one = FeatureCache(tiny)
@@ -73,6 +83,36 @@ def test_a_packed_row_with_the_document_mask_is_its_samples_alone(tiny, samples)
     alone = sum(summed_loss(tiny, [sample]) for sample in samples)
     assert summed_loss(tiny, [row], document_mask=True) == pytest.approx(alone, rel=1e-5)
     assert abs(summed_loss(tiny, [row]) - alone) > 1e-3 * alone
+
+
+class Shapes(TorchDispatchMode):
+    """Remembers the shape of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.seen.add(tuple(tensor.shape))
+        return made
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["packed", "padded"])
+def test_training_makes_no_tensor_of_positions_by_positions(tiny, samples, apart):
+    """Forward and backward, of rows that are packed, and of one that is padded beside one that is not."""
+    rows = [pack_samples(samples, tiny.pad_token_id)] if apart else samples[:2]
+    batch = tiny.collate(rows, document_mask=apart)
+    square = (batch.input_ids.shape[1],) * 2
+    with Shapes() as shapes:
+        tiny.loss(batch).backward()
+    assert not {shape for shape in shapes.seen if shape[-2:] == square}
+    tiny.zero_grad()
+    with Shapes() as shapes, torch.no_grad():
+        tiny.hidden(batch)
+    assert (len(rows), 1, *square) in shapes.seen
 
 
 def test_only_labels_count(tiny, samples):

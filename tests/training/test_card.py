@@ -4,10 +4,13 @@ import json
 
 import pytest
 
+from model import load_vlm
 from model.errors import InputError
 from model.training.cpu import processor_flags, processor_name
 from model.training.evaluation.card import StageCurve, compare_freezing, read_curves
+from model.training.evaluation.stage_losses import HEADING, StageLoss, measure_stages, write_losses
 from model.training.evaluation.text_tower import TowerScore, put_section, write_section
+from model.training.stage_data import draw_held_out
 
 
 def test_held_out_losses_of_zero_are_points_and_unmeasured_ones_are_not(tmp_path):
@@ -89,4 +92,30 @@ def test_a_tower_s_section_stands_before_the_last_and_is_replaced():
     assert all(row in section for row in rows)
     card = put_section("# Card\n\n## One\n\ntext\n\n## Limits\n\n- none\n", section)
     assert card.index("## One") < card.index("## The text tower") < card.index("## Limits")
+    assert put_section(card, section) == card
+
+
+def test_finished_weights_are_measured_on_what_each_stage_holds_out_of_drawn_scenes(make_recipe, golden):
+    vlm = load_vlm(golden / "tiny_vlm")
+    scenes = {"source": "scenes", "set": "several", "count": 60, "turns": 2, "pictures": 60}
+    easy = {"source": "easy-vqa", "split": "train", "limit": 40}
+    recipe = make_recipe(
+        {"kind": "contrastive", "learning_rates": {"text": 1e-3}},
+        {"name": "own", "data": [scenes, easy]},
+        {"name": "files", "data": [easy]},
+    )
+    (found,) = measure_stages(vlm, recipe, 6)
+    own = [example for example in draw_held_out(recipe, 1, vlm.config, 6) if not example.source]
+    assert found == StageLoss("own", len(own), found.loss)
+    assert 0 < len(own) < 6
+    total = labels = 0
+    for example in own:
+        batch = vlm.collate([vlm.prepare(example.conversation)])
+        count = int((batch.labels[:, 1:] != -100).sum())
+        total, labels = total + vlm.loss(batch).item() * count, labels + count
+    assert found.loss == pytest.approx(total / labels, rel=1e-5)
+    section = write_losses([found], "measure")
+    assert f"| own | {len(own)} | {found.loss:.4f} |" in section
+    card = put_section("# Card\n\n## Limits\n\n- none\n", section)
+    assert card.index(HEADING) < card.index("## Limits")
     assert put_section(card, section) == card

@@ -61,6 +61,7 @@ def test_every_recipe_that_ships_can_be_read_and_written_out_again(name, tmp_pat
         ({"packing": "tight"}, "packing.*'tight'"),
         ({"head": "deep"}, "head.*'deep'"),
         ({"lora_rank": 2}, "decoder"),
+        ({"checkpointing": 1}, "checkpointing is 1.*true or false"),
         ({"data": []}, "no data"),
         ({"data": "scenes"}, "data.*list"),
         ({"data": ["scenes"]}, "source"),

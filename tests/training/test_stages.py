@@ -75,7 +75,27 @@ def test_decay_spares_norms_biases_tables_and_temperatures(golden):
     assert all(found[f"dual.{name}"] == 0.3 for name in ("image_head.weight", "vision_encoder.blocks.0.mlp.fc1.weight"))
     assert {found[name] for name in found} == {0.0, 0.3}
     plain = build_optimizer(make_stage("contrastive", learning_rates=everything, weight_decay=0.3), module)
-    assert {group["weight_decay"] for group in plain.param_groups} == {0.3}
+    (temperatures,) = (group["params"] for group in plain.param_groups if group["weight_decay"] == 0)
+    assert {names[id(p)] for p in temperatures} == {"dual.log_temperature", "dual.patch_log_temperature"}
+    assert {group["weight_decay"] for group in plain.param_groups} == {0.0, 0.3}
+
+
+def test_a_temperature_beyond_its_bound_is_brought_back_and_can_leave_it(golden):
+    """Below 0.01 it has no gradient: it would stay there for good."""
+    vlm = load_vlm(golden / "tiny_vlm")
+    stage = make_stage("contrastive", learning_rates={"text": 0.5}, weight_decay=0.0)
+    module = build_stage(stage, vlm, 0, vlm.tokenizer)
+    optimizer, temperature = build_optimizer(stage, module), module.dual.log_temperature
+    places = []
+    for _ in range(9):
+        temperature.grad = torch.tensor(1.0)
+        optimizer.step()
+        places.append(temperature.exp().item())
+    assert places[-2:] == [min(places)] * 2 == pytest.approx([0.01] * 2)
+    assert module.dual.patch_log_temperature.exp().item() == pytest.approx(0.07)
+    temperature.grad = None
+    module.dual.bounded(temperature).backward()
+    assert temperature.grad == 1
 
 
 def test_the_golden_training_case(golden):

@@ -102,6 +102,26 @@ def test_a_step_in_parts_that_the_memory_holds_is_the_same_step(make_recipe, tmp
         assert parts == pytest.approx(whole, rel=1e-4)
 
 
+def test_checkpointing_is_the_same_run_with_less_kept_for_the_way_back(make_recipe, tmp_path):
+    stages = ({**TILES}, {"learning_rates": {"vision_encoder": 1e-3, "decoder": 1e-3}}, {"lora_rank": 2})
+    found = {}
+    for checkpointing in (False, True):
+        recipe = make_recipe(*({**stage, "checkpointing": checkpointing} for stage in stages))
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            events = list(Trainer(recipe, tmp_path / str(checkpointing)).run())
+        curve = [(e.stage, e.step, e.loss, e.gradient_norm) for e in events if isinstance(e, StepEvent)]
+        found[checkpointing] = curve, events[-1].fingerprint, kept
+    assert found[True][:2] == found[False][:2]
+    assert found[True][2] < 0.5 * found[False][2]
+
+
 def test_pairs_that_the_memory_does_not_hold_are_refused(make_recipe, tmp_path):
     trainer = Trainer(make_recipe({**TILES, "batch_rows": 8, "batch_tokens": 64}), tmp_path / "run")
     with pytest.raises(InputError, match=r"part 0.* 8 pairs of \d+ .*batch_tokens"):

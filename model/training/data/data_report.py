@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from model.config import MOST_POSITIONS
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.families.nanovlm_chat import NanoVLMChat
+from model.families.opened_vlm import OpenedVLM
+from model.families.protocol import InspectableVLM
 from model.lint import Finding, lint_batch
 from model.sample import Sample
 from model.tokenizer import decode
@@ -189,7 +192,7 @@ class DataReport:
 
 
 def report_data(
-    vlm: VLM,
+    vlm: InspectableVLM,
     source: Sequence[Example],
     max_length: int | None = None,
     *,
@@ -206,7 +209,7 @@ def report_data(
         raise InputError(
             f"sample is {sample}, max_length {max_length}, max_images {max_images}; they must be 0 or more (length: 1)."
         )
-    limit = vlm.config.lm_max_position_embeddings
+    limit = vlm.max_positions
     limit = limit if max_length is None else min(limit, max_length)
     numbers = choose_numbers(len(source), sample, seed)
     looked = set(np.random.default_rng((seed, 1)).permutation(len(numbers)).tolist()[: 4 * SHOWN])
@@ -268,32 +271,38 @@ def report_data(
         lint=tuple(lints.values()),
         problems=tuple(getattr(source, "problems", ())),
         looks=tuple(looks),
-        text_of_looks=tuple(_text(vlm, look.sample) for look in looks),
+        text_of_looks=tuple(write_text(vlm, look.sample) for look in looks),
         ledger=replace(open_ledger(name, source), looked_at=len(numbers), dropped=_entries(drops.sorted())),
     )
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look at some examples found: how many, what a run would drop of them, and the first that can't be
-    opened."""
+    """What a look at some examples found: how many, the images of usable ones, what a run would drop of them,
+    and the first that can't be opened."""
 
     measured: int
+    images: int
     entries: tuple[Entry, ...]
     unopened: InputError | None
 
 
-def look_at(vlm: VLM, source: Sequence[Any], max_length: int, *, sample: int, seed: int, pairs: bool = False) -> Looked:
+def look_at(
+    vlm: InspectableVLM, source: Sequence[Any], max_length: int, *, sample: int, seed: int, pairs: bool = False
+) -> Looked:
     """The drops of :func:`report_data`, and nothing else of it. ``pairs``: the examples are taken as pictures with
     captions, and rendered as such."""
     numbers = choose_numbers(len(source), sample, seed)
-    limit = min(vlm.config.lm_max_position_embeddings, max_length)
+    limit = min(vlm.max_positions, max_length)
     drops = _DropTable()
     looks = _open_pairs(as_pairs(source), numbers) if pairs else _render(vlm, source, numbers, limit, None)
+    images = 0
     for look in looks:
         if look.reason:
             drops.add(look)
-    return Looked(len(numbers), _entries(drops.sorted()), drops.unopened)
+        elif look.sample is not None:
+            images += len(look.sample.images)
+    return Looked(len(numbers), images, _entries(drops.sorted()), drops.unopened)
 
 
 @dataclass(frozen=True)
@@ -330,11 +339,10 @@ def _entries(drops: Sequence[Drop]) -> tuple[Entry, ...]:
 
 
 def _render(
-    vlm: VLM, source: Sequence[Example], numbers: Sequence[int], limit: int, max_images: int | None
+    vlm: InspectableVLM, source: Sequence[Example], numbers: Sequence[int], limit: int, max_images: int | None
 ) -> Iterator[_Look]:
     # The model's own renderer refuses what is too long; here its length is what people want to know.
-    longer = replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS)
-    renderer = ChatRenderer(vlm.tokenizer, NanoVLMChat(longer, vlm.tokenizer))
+    renderer = _render_longer(vlm)
     for number in numbers:
         try:
             example = source[number]
@@ -343,7 +351,9 @@ def _render(
             continue
         where = example.source or f"example {number + 1}"
         try:
-            rendered = renderer.render(example.conversation, vlm.process_image)
+            images = sum(len(message.images) for message in example.conversation.messages)
+            seen: Any = vlm.for_images(images)
+            rendered = renderer.render(example.conversation, seen.process_image)
         except InputError as error:
             yield _Look(where, example, reason=UNRENDERED, sentence=f"{where}: {error}")
             continue
@@ -356,6 +366,16 @@ def _render(
         elif not bool(rendered.loss_mask.any()):
             reason, sentence = NO_LABEL, f"{where} has no answer to learn from"
         yield _Look(where, example, rendered, tokens, reason, sentence)
+
+
+def _render_longer(vlm: InspectableVLM) -> ChatRenderer:
+    if isinstance(vlm, VLM):
+        longer = replace(vlm.config, lm_max_position_embeddings=MOST_POSITIONS)
+        return ChatRenderer(vlm.tokenizer, NanoVLMChat(longer, vlm.tokenizer))
+    assert isinstance(vlm, OpenedVLM)
+    chat: Any = copy(vlm.renderer.format)
+    chat.max_positions = MOST_POSITIONS
+    return ChatRenderer(vlm.tokenizer, chat)
 
 
 def _open_pairs(source: Sequence[Any], numbers: Sequence[int]) -> Iterator[_Look]:
@@ -385,7 +405,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
     )
 
 
-def _text(vlm: VLM, sample: Sample) -> str:
+def write_text(vlm: InspectableVLM, sample: Sample) -> str:
     """The sample's text with every run of image tokens written once with its length."""
     parts = []
     for span in sample.spans:

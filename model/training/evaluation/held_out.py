@@ -12,20 +12,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from model.collator import collate
 from model.families.nanovlm import VLM
 from model.training.batches import (
     FeatureCache,
-    count_patches,
+    batched_patches,
     make_pairs,
     split_rows,
     usable_sample,
     with_features,
 )
-from model.training.evaluation.answering import answer_probes, probe_examples, score
+from model.training.evaluation.answering import answer_probes, count_families, probe_examples, score
 from model.training.events import Answered
 from model.training.recipe import Stage
 from model.training.stages import ContrastiveLoss, count_labels
+from model.training.tuned import Trainee
 
 SHOWN_ANSWERS = 8
 EVAL_ROWS = 16
@@ -34,13 +34,14 @@ EVAL_ROWS = 16
 @dataclass(frozen=True)
 class HeldOutScore:
     """``loss``: mean in nats per label or pair; None if nothing held out has any. ``accuracy``: the share that is
-    right, by family of questions; ``answers``: some of them. ``shares``: see :class:`model.training.events.EvalEvent`.
-    """
+    right, by family of questions, of ``counts``; ``answers``: some of them. ``shares``: see
+    :class:`model.training.events.EvalEvent`."""
 
     loss: float | None
     accuracy: Mapping[str, float] = field(default_factory=dict)
     answers: tuple[Answered, ...] = ()
     shares: tuple[tuple[float, ...], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class HeldOut:
@@ -49,7 +50,7 @@ class HeldOut:
 
     def __init__(
         self,
-        vlm: VLM,
+        vlm: Trainee,
         accelerator: Accelerator,
         stage: Stage,
         examples: Sequence[Any],
@@ -79,13 +80,15 @@ class HeldOut:
                 return HeldOutScore(loss)
             with self._accelerator.autocast():
                 answered = answer_probes(self._vlm, self._probes)
-            return HeldOutScore(loss, score(answered), tuple(answered[n] for n in self._shown))
+            shown = tuple(answered[n] for n in self._shown)
+            return HeldOutScore(loss, score(answered), shown, counts=count_families(answered))
         finally:
             module.train(training)
 
     def _contrast(self, module: ContrastiveLoss) -> HeldOutScore:
         if not self._examples:
             return HeldOutScore(None)
+        assert isinstance(self._vlm, VLM)
         pairs = make_pairs(self._vlm, list(self._examples), np.random.default_rng((self._seed, 3)))
         with torch.no_grad(), self._accelerator.autocast():
             loss, captions, phrases = module.measure(pairs.to(self._accelerator.device))
@@ -98,7 +101,8 @@ class HeldOut:
             Answered("which of these captions?", own, shown.captions[place], "caption")
             for own, place in zip(shown.captions, nearest, strict=True)
         )
-        return HeldOutScore(float(loss), found, answers, tuple(map(tuple, shares.tolist())))
+        counts = {name: len(pairs.tiles if name == "caption" else pairs.patch_places) for name in found}
+        return HeldOutScore(float(loss), found, answers, tuple(map(tuple, shares.tolist())), counts)
 
     @torch.no_grad()
     def _mean_loss(self) -> float | None:
@@ -112,12 +116,13 @@ class HeldOut:
             ]
             if not samples:
                 continue
-            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, count_patches(self._vlm.config)):
-                batch = collate(part, pad_token_id=self._vlm.pad_token_id)
+            for part in split_rows(samples, EVAL_ROWS, self._most_tokens, batched_patches(self._vlm)):
+                batch = self._vlm.collate(list(part))
                 count = count_labels(batch)
                 with self._accelerator.autocast():
                     features = with_features(batch.to(self._vlm.device), self._cache)
-                    total += float(self._vlm.loss(features)) * count
+                    vlm: Any = self._vlm  # each takes batches of its own making
+                    total += float(vlm.loss(features)) * count
                 labels += count
         return total / labels if labels else None
 

@@ -143,7 +143,8 @@ def _format_reached(score: TowerScore) -> str:
 
 
 def put_section(card: str, section: str) -> str:
-    """The card with the section in its place: where it stood, else before the last one."""
+    """The card with the section, which begins with its heading, before the last one; what stood there under the same
+    heading goes."""
     parts = re.split(r"(?m)^(?=## )", card)
-    kept = [part for part in parts if not part.startswith(HEADING + "\n")]
+    kept = [part for part in parts if not part.startswith(section.partition("\n")[0] + "\n")]
     return "".join([*kept[:-1], f"{section}\n\n", kept[-1]])

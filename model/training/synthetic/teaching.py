@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_nanovlm
+from model.families.nanovlm import VLM
 from model.training.events import Event
 from model.training.synthetic.word import WordSpec, measure_word, teaching_recipe
 from model.training.trainer import Trainer
@@ -30,6 +31,7 @@ def teach_word(
     start, start_cpu = time.monotonic(), time.process_time()
     yield from trainer.run()
     seconds, cpu_seconds = time.monotonic() - start, time.process_time() - start_cpu
+    assert isinstance(trainer.vlm, VLM)
     after = measure_word(trainer.vlm.eval(), spec, count)
     yield {
         "word": spec.table(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inspector.bounds import private_bounds
+from inspector.bounds import private_bounds, public_bounds
 from inspector.figures.training import show_reports
 from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.runs.metrics import DataCheck, check_data
@@ -55,6 +55,16 @@ def test_the_report_is_the_one_that_this_process_would_make(embedded, tmp_path):
     assert beside == replace(here, looks=())
     assert (beside.examples, beside.usable, len(beside.problems)) == (3, 2, 2)
     assert show_reports([beside]) == show_reports([here])
+
+
+def test_the_data_of_another_family_are_checked_without_its_weights(tiny, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (chat("what?"), chat("a " * 9000))))
+    vlm = tiny("smolvlm").vlm
+    (here,) = check_data(vlm, recipe_of(file))
+    (beside,) = finish(DataCheck(ParserPool(public_bounds()), vlm, recipe_of(file)))
+    assert beside == replace(here, looks=())
+    assert (beside.examples, beside.usable) == (2, 1)
 
 
 def test_own_data_are_checked_here(embedded):

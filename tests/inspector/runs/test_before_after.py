@@ -230,5 +230,22 @@ def test_changed_answers_are_listed_with_the_words_that_differ():
     page = show_comparison(None, HeldOutComparison(shares, shares, answers))
     assert "a <mark>red</mark> one" in page
     assert "a <mark>blue</mark> one" in page
-    assert "<mark>−100 points</mark>" in page
+    assert "all questions: 0% → 0% of 1" in page
     assert "By kind" not in page
+
+
+def test_what_was_learnt_leads_and_stands_beside_its_picture():
+    picture = Image.new("RGB", (8, 8), "red")
+    old = (Answered("old", "red", "red", "f"), Answered("old", "red", "blue", "f"))
+    new = (Answered("new", "purple", "red", "new word"), Answered("new", "purple", "purple", "new word"))
+    groups = {"answer: “purple”": (0.0, 1.0, 1), "everything else": (1.0, 0.0, 1)}
+    found = HeldOutComparison(groups, groups, (old, new), "purple", ((picture,), (picture, picture)))
+    assert found.headline == ("“purple”", (0.0, 1.0, 1))
+    page = show_comparison(None, found, over=True)
+    assert "“purple”: 0% → 100% of 1" in page
+    first, second = page.split('class="ba-card"')[1:]
+    assert (first.count("<img"), second.count("<img")) == (2, 1)
+    assert "<p>new</p>" in first
+    assert "right would be: red" in second
+    assert "0% (0)" in page
+    assert "100% (1)" in page

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from inspector.runs.environment import clean_environment
-from inspector.runs.processes import start_process
+from inspector.runs.processes import kill_group, measure_memory, start_process
 
 SECRETS = {
     "HF_TOKEN": "hf_secret",
@@ -78,3 +78,23 @@ def test_what_is_handed_on():
     assert "https_proxy" not in found
     assert found["PYTHONPATH"].endswith(f"{os.pathsep}/more")
     assert (found["HF_HUB_DISABLE_IMPLICIT_TOKEN"], found["HF_TOKEN_PATH"]) == ("1", os.devnull)
+
+
+FORKED = """
+import os, time
+held = b"x" * (100 << 20)
+if os.fork():
+    print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_memory_that_processes_share_counts_once():
+    process = subprocess.Popen([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        assert 100 << 20 < measure_memory(process.pid) < 150 << 20
+    finally:
+        kill_group(process.pid)
+        process.communicate()

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from inspector.bounds import private_bounds, public_bounds
-from inspector.runs.presets import HUB, PRESETS, UPLOAD, list_data, read_form, write_recipe
+from inspector.runs.metrics import check_base
+from inspector.runs.presets import FIRST_STAGE, HUB, PRESETS, UPLOAD, fit_preset, list_data, read_form, write_recipe
 from model import InputError
 from model.ranges import MAX_SEED
 
@@ -130,3 +131,21 @@ def test_data_of_the_hub_are_asked_for_without_a_token():
 def test_there_are_no_other_data(data):
     with pytest.raises(InputError, match=f"“{data}”"):
         write(data=data, path="/etc/passwd")
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "custom"])
+def test_a_preset_can_be_trained_whatever_the_base(name, tiny):
+    assert fit_preset(name, "nanoVLM") == fit_preset(name, "") == dict(PRESETS[name].values)
+    values = fit_preset(name, "smolvlm")
+    # The projector of another family goes on from where it is.
+    assert PRESETS[name].values.keys() - values.keys() == ({"base"} if name == FIRST_STAGE else set())
+    if "base" not in values:  # the others have a base of their own
+        check_base(tiny("smolvlm").vlm, write(**values))
+
+
+def test_a_form_that_another_family_can_not_do_is_refused(tiny):
+    assert fit_preset("instruction tuning", "llava")["lora_rank"] == 8
+    with pytest.raises(InputError, match="set lora_rank"):
+        check_base(tiny("smolvlm").vlm, write(**PRESETS["instruction tuning"].values))
+    with pytest.raises(InputError, match="no such way"):
+        fit_preset("nothing", "nanoVLM")

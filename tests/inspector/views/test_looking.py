@@ -23,7 +23,7 @@ def handlers(page, store):
 
 def test_a_selected_token_is_kept_with_the_attention_of_the_row_that_chose_it(handlers, shown, event):
     position = shown.selected
-    looked, _, summary, *stretch = handlers.select_token(shown, *CONTROLS, event(position=position))
+    looked, _, summary, *stretch = handlers.select_token(shown, *CONTROLS, event(position=position))[:5]
     assert (looked.selected, looked.attention.position) == (position, position - 1)
     assert "image tokens" in summary
     assert stretch == [position, position]
@@ -38,7 +38,7 @@ def test_a_position_beyond_the_row_is_refused(handlers, shown, event, data, sent
 
 
 def test_nothing_is_drawn_before_anything_was_asked(handlers, event):
-    assert handlers.select_token(None, *CONTROLS, event(position=0)) == [gr.skip()] * 5
+    assert handlers.select_token(None, *CONTROLS, event(position=0)) == [gr.skip()] * 7
     assert handlers.draw_maps(None, "mean", "mean", False) == [gr.skip()] * len(handlers.attention.maps)
     assert handlers.draw_plots(None, False) == [gr.skip()] * len(handlers.attention.plots)
     assert handlers.draw_batch(None, "row") == [gr.skip()] * len(handlers.batch.outputs)
@@ -49,7 +49,7 @@ def test_nothing_is_drawn_before_anything_was_asked(handlers, event):
 def test_a_stretch_is_kept_with_its_mean_and_told_from_both_sides_as_in_a_shell(handlers, store, shown, event):
     vlm, row = store.get("embedded"), shown.inspection.row
     first, last = row.grids[1].start, row.grids[1].start + 3
-    looked, _, _, *stretch = handlers.select_token(shown, *CONTROLS, event(position=last, first=first))
+    looked, _, _, *stretch = handlers.select_token(shown, *CONTROLS, event(position=last, first=first))[:5]
     assert stretch == [first, last]
     assert (looked.attention.first, looked.attention.position, looked.readers) == (first, last, None)
     typed, *_ = handlers.look_at_stretch(shown, *CONTROLS[:-1], READERS, first, last)
@@ -85,8 +85,17 @@ def test_the_board_and_two_plots_are_drawn_of_either_side(handlers, shown):
     _, board = handlers.draw_maps(shown, "1", "mean", False)
     data = json.loads(board["data"])
     assert (data["layer"], data["head"], data["readers"]) == (1, None, False)
-    assert [plot["visible"] for plot in handlers.draw_plots(shown, False)] == [True, True]
+    assert [plot["visible"] for plot in handlers.draw_plots(shown, False)[1:]] == [True, True]
     seen, *_ = handlers.look_again(shown, *CONTROLS[:-1], READERS)
     _, board = handlers.draw_maps(seen, "mean", "mean", False)
     assert json.loads(board["data"])["readers"]
-    assert [plot["visible"] for plot in handlers.draw_plots(seen, False)] == [True, False]
+    assert [plot["visible"] for plot in handlers.draw_plots(seen, False)[1:]] == [True, False]
+
+
+def test_maps_that_are_looked_at_come_with_the_token(handlers, shown, event):
+    position = shown.selected - 2
+    *_, unasked, undrawn = handlers.select_token(shown, *CONTROLS, event(position=position, maps=False))
+    assert [unasked, undrawn] == [gr.skip()] * 2
+    looked, *_, sight, board = handlers.select_token(shown, *CONTROLS, event(position=position, maps=True))
+    assert sight["data"].endswith(" along")
+    assert board == handlers.draw_maps(looked, "mean", "mean", False)[1]

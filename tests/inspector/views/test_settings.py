@@ -53,8 +53,8 @@ def test_the_form_begins_as_the_first_model_asks(store):
     assert asked.settings_note.value == ""
 
 
-def test_another_model_brings_its_own_and_leaves_what_a_person_changed(store):
-    handlers = PromptHandlers(store, Bounds())
+def test_another_model_brings_its_own_and_leaves_what_a_person_changed(store, tmp_path):
+    handlers = PromptHandlers(store, Bounds(), tmp_path)
     begun, note, *settings = handlers.follow("warm", GREEDY, *GREEDY)
     assert begun == settings == [48, 0.7, 20, 0.8]
     assert "temperature 0.7" in note

@@ -43,7 +43,7 @@ def test_a_run_is_followed_and_what_is_drawn_already_is_not_drawn_again(table, r
     assert (followed.job, followed.status, followed.train) == (run, "done", 3)
     assert timer["active"] is False
     assert "done" in status.lower()
-    assert handlers.tick(run, followed)[3:] == [gr.skip()] * 9
+    assert handlers.tick(run, followed)[3:] == [gr.skip()] * 10
 
 
 def test_a_run_that_is_gone_is_said_once_and_then_no_longer_looked_for(table):
@@ -68,8 +68,10 @@ def test_the_list_of_runs_waits_until_the_followed_one_is_over(table, run):
     assert handlers.refresh("gone", {"jobs": [run]}) == (gr.skip(), gr.skip())
 
 
-def test_what_a_run_has_not_got_is_neither_used_nor_pushed(store, table, run):
-    handlers = ResultHandlers(store, table, table.bounds)
+def test_what_a_run_has_not_got_is_neither_used_nor_pushed(store, table, run, reader):
+    handlers = ResultHandlers(store, table, table.bounds, reader.form)
+    with pytest.raises(gr.Error, match="weights"):
+        handlers.go_on(run, [])
     with pytest.raises(gr.Error, match="weights"):
         handlers.use(run, [])
     with pytest.raises(gr.Error, match=GONE):
@@ -106,11 +108,16 @@ def test_what_cannot_be_trained_starts_nothing(reader, table, request_of):
 def test_a_preset_fills_the_form_and_a_check_reads_it(reader, table, request_of):
     pool = ParserPool(table.bounds)
     handlers = FormHandlers(reader.form, reader, pool, UploadShelf(table.uploads, pool, table.used_uploads))
-    _, *filled = handlers.fill("instruction tuning")
+    _, *filled = handlers.fill("instruction tuning", "embedded")
     by_name = dict(zip(reader.form.plain, filled, strict=False))
     assert by_name["steps"] == PRESETS["instruction tuning"].values["steps"]
+    # A model that was picked stays; what an earlier preset began from does not.
+    assert by_name["base"] == gr.skip()
+    for former in ("new", "parts"):
+        _, *filled = handlers.fill("LoRA", former)
+        assert dict(zip(reader.form.plain, filled, strict=False))["base"] == "embedded"
     with pytest.raises(gr.Error, match="begin"):
-        handlers.fill("magic")
+        handlers.fill("magic", "embedded")
 
     async def check(**changes):
         inputs = values(reader, **changes)

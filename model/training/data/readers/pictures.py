@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from model.training.data.readers.source import RecordError, Stored, clean_text, describe
 
@@ -111,12 +111,18 @@ class PictureFolder:
         if root is None:
             return _spell(beside, _check_inside(inside, name))
         # A table in a folder of its own may name pictures beside that folder: that is still the data's.
-        within = beside == root or root in beside.parents
-        below = os.path.normpath(beside.relative_to(root) / inside) if within else inside
-        for candidate in (below, inside):
+        below = os.path.normpath(f"{self._depth}/{inside}")
+        for candidate in (below, inside) if below != inside else (inside,):
             if not _leaves(candidate) and (found := _spell(root, candidate)).is_file():
                 return found
         return self._search(_check_inside(inside, name)) or root / inside
+
+    @cached_property
+    def _depth(self) -> str:
+        """From ``root`` to the table's own folder; "." where that lies elsewhere."""
+        assert self.beside is not None
+        assert self.root is not None
+        return self.beside.relative_to(self.root).as_posix() if self.beside.is_relative_to(self.root) else "."
 
     def _search(self, inside: str) -> Path | None:
         """The one file below ``root`` whose path ends most alike. RecordError if several do."""
@@ -152,6 +158,9 @@ class PictureFolder:
         return found
 
 
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
 def _list(value: Mapping[object, object]) -> str:
     return ", ".join(f"“{str(key)[:40]}”" for key in list(value)[:6]) or "nothing"
 
@@ -177,7 +186,7 @@ def _check_name(name: str) -> str:
         len(part.encode("utf-8")) > NAME_BYTES for part in re.split(r"[/\\]", name)
     ):
         raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
+    if name.startswith(("/", "\\")) or _DRIVE.match(name):
         raise RecordError(f"the image “{name}” has an absolute path; it must be relative to the data's folder")
     if "://" in name:
         raise RecordError(f"the image “{name}” is an address; nothing is fetched, save it in the data's folder")
