@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -19,7 +19,6 @@ from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
 from model import VLM, InputError, InspectableVLM
 from model.checkpoint import empty_vlm, save_shape
-from model.families.transformers_vlm import TransformersVLM
 from model.memory import format_bytes, measure_free_ram
 from model.sample import Sample
 from model.training.data.data_report import DataReport, write_text
@@ -29,6 +28,9 @@ from model.training.recipe import Recipe, Stage
 from model.training.stage_data import Report, open_stage_data, report_stage
 from model.training.stages import build_stage, module_sizes
 from model.training.tuned import check_tuning, count_trained
+
+if TYPE_CHECKING:
+    from model.families.transformers_vlm import TransformersVLM
 
 CHECKED = 200
 """Examples that a data check renders."""
@@ -40,9 +42,8 @@ OWN = ("scenes", "word")
 
 def size_modules(vlm: InspectableVLM, stage: Stage) -> tuple[ModuleSize, ...]:
     """What ``stage`` would train of a model like ``vlm``, by building it without memory: ``vlm`` stays as it is."""
-    if isinstance(vlm, TransformersVLM):
-        return count_trained(vlm, stage)
-    assert isinstance(vlm, VLM)
+    if not isinstance(vlm, VLM):
+        return count_trained(cast("TransformersVLM", vlm), stage)
     empty = empty_vlm(vlm.config, vlm.tokenizer)
     with torch.device("meta"):
         return module_sizes(build_stage(stage, empty, 0, vlm.tokenizer))
@@ -50,8 +51,8 @@ def size_modules(vlm: InspectableVLM, stage: Stage) -> tuple[ModuleSize, ...]:
 
 def check_base(vlm: InspectableVLM, recipe: Recipe) -> None:
     """InputError for a recipe that a model of this family can't go through."""
-    if isinstance(vlm, TransformersVLM):
-        check_tuning(vlm, recipe)
+    if not isinstance(vlm, VLM):
+        check_tuning(cast("TransformersVLM", vlm), recipe)
 
 
 def check_data(vlm: InspectableVLM, recipe: Recipe) -> list[Report]:

@@ -55,13 +55,17 @@ class PromptHandlers:
         return plan_images(self.store, model, gallery, self.bounds)
 
     def add(self, model: str, gallery: GalleryValue, files: list[str]) -> Planned:
-        """Behind the images that are there; in the place of an example's."""
-        before = gallery or []
+        """Behind the images that are there; in the place of an example's, if one of them can be opened."""
+        before, added = gallery or [], [(path, None) for path in files or []]
         try:
-            kept = [] if recognise_example(paths_of(before), self.folder) else before
+            is_example = recognise_example(paths_of(before), self.folder) is not None
         except InputError:
-            kept = before  # of a file that is gone the plan says so
-        return self.plan(model, [*kept, *((path, None) for path in files or [])])
+            is_example = False  # of a file that is gone the plan says so
+        if is_example:
+            planned = self.plan(model, added)
+            if planned[0]:
+                return planned
+        return self.plan(model, [*before, *added])
 
     def place(self, model: str, gallery: GalleryValue, event: gr.EventData) -> Planned:
         try:

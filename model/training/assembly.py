@@ -27,7 +27,6 @@ from model.errors import InputError
 from model.families.checkpoint_files import CONFIG, read_object, read_template
 from model.families.nanovlm import VLM
 from model.families.nanovlm_chat import NanoVLMChat
-from model.families.transformers_vlm import TransformersVLM
 from model.projector import Projector
 from model.tokenizer import load_tokenizer
 from model.training.fresh import new_vlm
@@ -50,6 +49,8 @@ def open_base(recipe: Recipe) -> Trainee:
     opened = load_vlm(recipe.base, device="cpu", dtype=torch.float32)
     if isinstance(opened, VLM):
         return opened
+    from model.families.transformers_vlm import TransformersVLM  # which takes long to import
+
     assert isinstance(opened, TransformersVLM)
     return tune(opened, recipe)
 

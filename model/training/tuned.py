@@ -22,7 +22,6 @@ from model.collator import IGNORE_LABEL, Batch, collate, shift_labels
 from model.errors import InputError
 from model.families.adapter import Adapter, fingerprint_adapter, peft_name, write_adapter
 from model.families.nanovlm import VLM
-from model.families.transformers_vlm import TransformersVLM
 from model.image import ProcessedImage
 from model.sample import Row, Sample, see
 from model.training.events import ModuleSize
@@ -31,6 +30,7 @@ from model.training.recipe import Recipe, Stage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from model.families.transformers_vlm import TransformersVLM  # which takes long to import
     from model.generate import Step
 
 

@@ -19,9 +19,10 @@ from model import InputError
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-# The form's fields in the page's order: base, data, steps, path, format, four rates, stage, LoRA, packing, rows,
-# evaluation, seed.
+# The form's fields in the page's order: preset, base, data, steps, path, format, four rates, stage, LoRA, packing,
+# rows, evaluation, seed; then encoder, language model and projector of what is built.
 FORM = ("custom", "embedded", "my file", 3, "", "auto", 0.0, 1e-3, 1e-3, 0.0, "instruction", 0, "off", 2, 2, 0)
+PARTS = ("embedded", "embedded", "linear")
 
 
 def chat(question):
@@ -75,7 +76,7 @@ def test_an_upload_is_taken_in_and_checked_and_replaced(app, tmp_path):
     assert client.predict(handle_file(tmp_path / "a.jsonl"), api_name="/train_upload") == "chat"
     (first,) = jobs.uploads.iterdir()
     assert "a.jsonl" not in files_in(cache)
-    modules, reports = client.predict(*FORM, api_name="/train_check")
+    modules, reports, _ = client.predict(*FORM, api_name="/train_check")
     assert "image encoder" in modules
     assert "<b>a.jsonl</b>: 1 read, 1 usable" in reports
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
@@ -161,7 +162,7 @@ def test_a_closed_page_ends_its_check(app, tmp_path):
     (tmp_path / "long.jsonl").write_text((json.dumps(chat("what?")) + "\n") * 300_000)
     client.predict(handle_file(tmp_path / "long.jsonl"), api_name="/train_upload")
     number = next(item["id"] for item in client.config["dependencies"] if item["api_name"] == "train_check")
-    values = [*FORM[:1], None, *FORM[1:]]  # a program sends nothing for the state between them
+    values = [*FORM[:1], None, *FORM[1:], *PARTS]  # a program sends nothing for the state between them
     with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as browser:
         asked = {"data": values, "fn_index": number, "session_hash": client.session_hash}
         browser.post("queue/join", json=asked).raise_for_status()

@@ -79,3 +79,11 @@ def test_the_first_own_image_takes_the_place_of_an_examples_and_the_second_stand
 def test_turns_stay_within_their_number():
     assert [drop_turn(1)[0], add_turn(1)[0], add_turn(MAX_TURNS)[0]] == [1, 2, MAX_TURNS]
     assert [update["visible"] for update in add_turn(1)[1:]] == [True] * 2 + [False] * (MAX_TURNS - 2)
+
+
+def test_files_that_are_no_pictures_leave_the_example_where_it_is(handlers, written, tmp_path):
+    (tmp_path / "words.png").write_bytes(b"words")
+    gallery, _, rejected = handlers.add("embedded", written[0], [str(tmp_path / "words.png")])
+    assert [path for path, _ in gallery] == [path for path, _ in handlers.plan("embedded", written[0])[0]]
+    assert len(gallery) == 3
+    assert "words.png" in rejected
