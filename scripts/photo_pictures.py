@@ -126,7 +126,30 @@ _CLIPART = {
 }
 """Folders that are read at all; “”: without a category."""
 _WORD = re.compile(r"[a-z]+")
-_DULL = frozenset("a an the of and with in on for to at by from is it this that one some very".split())
+_DULL = frozenset(
+    (
+        *(
+            "a",
+            "an",
+            "the",
+            "of",
+            "and",
+            "with",
+            "in",
+            "on",
+            "for",
+            "to",
+            "at",
+            "by",
+            "from",
+            "is",
+            "it",
+            "this",
+            "that",
+        ),
+        *("one", "some", "very"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -142,11 +165,13 @@ class Found:
 
 
 def make_pictures(root: Path, out: Path, seed: int = 0) -> dict[str, int]:
-    """Reads the unpacked packages under ``root`` and writes ``out``; what was read, by source. InputError where a package
-    is missing."""
+    """Reads the unpacked packages under ``root`` and writes ``out``; what was read, by source. InputError where a
+    package is missing."""
     for path in ("tuxpaint/stamps", "fonts/truetype/noto/NotoColorEmoji.ttf", "unicode/emoji", "openclipart/svg"):
         if not (root / path).exists():
-            raise InputError(f"{root / path} isn't there; unpack Debian's {', '.join(PACKAGES)} and name their usr/share.")
+            raise InputError(
+                f"{root / path} isn't there; unpack Debian's {', '.join(PACKAGES)} and name their usr/share."
+            )
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     stamps, emoji = list(_read_stamps(root / "tuxpaint/stamps")), list(_read_emoji(root))
     words = {word for found in (*stamps, *emoji) for word in content_words(found.caption)}
@@ -217,12 +242,24 @@ def _read_stamps(root: Path) -> Iterator[Found]:
     for path in sorted((*root.rglob("*.png"), *root.rglob("*.svg"))):
         text = path.with_suffix(".txt")
         folder = str(path.parent.relative_to(root))
-        if "_mirror" in path.name or "_flip" in path.name or folder.startswith("symbols/alphabets") or not text.exists():
+        if (
+            "_mirror" in path.name
+            or "_flip" in path.name
+            or folder.startswith("symbols/alphabets")
+            or not text.exists()
+        ):
             continue
         line = text.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
         caption = line.split(". ")[0].split("! ")[0].rstrip(".!") + "."
         stem = re.sub(r"[\d_\-]+|photo|cartoon", "", path.stem.lower())
-        yield Found("stamps", str(path), str(path), caption, _find(_STAMPS, folder) or "", f"stamp {folder.split('/')[0]} {stem}")
+        yield Found(
+            "stamps",
+            str(path),
+            str(path),
+            caption,
+            _find(_STAMPS, folder) or "",
+            f"stamp {folder.split('/')[0]} {stem}",
+        )
 
 
 def _read_emoji(root: Path) -> Iterator[Found]:

