@@ -1,0 +1,1 @@
+"""Pretrained parts that pip wheels carry, made into folders that :mod:`model.backbones` reads."""
