@@ -325,7 +325,7 @@ ERRORS = {
     "The folder “run” holds no picture (.apng, .avif, .avifs, .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .mpo, .png, "
     ".tif, .tiff, .webp); choose another.": lambda here: read(here, "captions", "run"),
     "“d.parquet” is on this machine; “subset” is only for data from the hub.": lambda here: read(here, "rows", "d.parquet", subset="x"),
-    "The recipe “HERE/none.toml” can't be read (No such file or directory); name a file, or control, embedded, freezing, llava, nanovlm, teach_word, text_tower.": lambda here: read_recipe(here / "none.toml"),
+    "The recipe “HERE/none.toml” can't be read (No such file or directory); name a file, or control, embedded, freezing, llava, nanovlm, photo, teach_word, text_tower.": lambda here: read_recipe(here / "none.toml"),
     "The recipe HERE/bad.toml is no valid TOML (Invalid value (at end of document)); correct it.": lambda here: read_recipe(here / "bad.toml"),
     "Stage “one”: steps is 0; it must be a whole number from 1 to 10,000,000.": lambda here: stage(here, steps=0),
     "Stage “one”: learning_rates is empty, so nothing trains; name vision_encoder, MP, decoder.": lambda here: stage(here, learning_rates={}),
