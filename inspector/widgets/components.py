@@ -69,11 +69,15 @@ class _Widget(gr.HTML):
         *,
         elem_id: str | None = None,
         elem_classes: list[str] | str | None = None,
+        told: dict[str, str] | None = None,
         **others: Any,
     ) -> None:
+        # What is ``told`` to the script once and for all stands in it: an update to a widget in a tab that wasn't open
+        # yet takes other properties away.
+        given = "" if told is None else f"const TOLD = {json.dumps(told)};\n"
         fixed = {
             "html_template": f'<div class="vlm vlm-{self._name}"></div>',
-            "js_on_load": _script(self._name, self._dressed),
+            "js_on_load": given + _script(self._name, self._dressed),
             "apply_default_css": False,
         }
         super().__init__("", elem_id=elem_id, elem_classes=elem_classes, data=data, heat=heat, **(others | fixed))

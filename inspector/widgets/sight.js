@@ -1,7 +1,7 @@
 // Asks for what stands below it to be drawn, once that is in sight or nearly and the page has something newer for it.
 // Until that is there, what was drawn before steps back.
 let near = false, asked = null, drawn = null, timer = null;
-const newest = () => bus[props.follows];
+const newest = () => bus[TOLD.follows];
 const line = element.closest(".block");
 const dim = () => line.classList.toggle("vlm-stale", drawn !== null && newest() !== drawn);
 function ask() {
@@ -10,7 +10,7 @@ function ask() {
   trigger("seen", {});
 }
 // Far above still counts: what stands below may be tall.
-new IntersectionObserver((entries) => { near = entries[entries.length - 1].isIntersecting; if (props.named) bus.inSight[props.named] = near; ask(); }, { rootMargin: "1000px 0px 200px" }).observe(element);
+new IntersectionObserver((entries) => { near = entries[entries.length - 1].isIntersecting; if (TOLD.named) bus.inSight[TOLD.named] = near; ask(); }, { rootMargin: "1000px 0px 200px" }).observe(element);
 // A new row grows for a moment, until its pictures have come, and may push this line out of sight; new heat doesn't. What
 // was sent along with it is here a moment later.
 let row = null;

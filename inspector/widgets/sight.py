@@ -21,7 +21,7 @@ class Sight(_Widget):
     _dressed = False
 
     def __init__(self, follows: Literal["row", "heat"], named: str = "", **others: Any) -> None:
-        super().__init__(follows=follows, named=named, **others)
+        super().__init__(told={"follows": follows, "named": named}, **others)
 
 
 def answer_sight(along: bool = False) -> Any:
