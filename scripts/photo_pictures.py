@@ -126,30 +126,7 @@ _CLIPART = {
 }
 """Folders that are read at all; “”: without a category."""
 _WORD = re.compile(r"[a-z]+")
-_DULL = frozenset(
-    (
-        *(
-            "a",
-            "an",
-            "the",
-            "of",
-            "and",
-            "with",
-            "in",
-            "on",
-            "for",
-            "to",
-            "at",
-            "by",
-            "from",
-            "is",
-            "it",
-            "this",
-            "that",
-        ),
-        *("one", "some", "very"),
-    )
-)
+_DULL = set(_WORD.findall("a an the of and with in on for to at by from is it this that one some very"))
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,18 @@ def app_url() -> Iterator[str]:
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url
     demo.close()
+
+
+@pytest.fixture(scope="module")
+def train_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an app whose training runs get a processor's full time."""
+    from inspector.runs.jobs import JobTable
+    from inspector.session import ModelStore
+    from inspector.ui import build_ui, launch_options
+
+    jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
+    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url
+    jobs.close()
+    demo.close()

@@ -72,24 +72,10 @@ def build_header(provenance: gr.HTML) -> HeaderView:
     export = gr.Button("Export", size="sm", min_width=64, elem_id="export")
     file = gr.DownloadButton("inspection.json", visible="hidden", elem_id="export-file")
     note = gr.HTML(elem_id="header-note")
-    address = gr.Textbox(
-        label="Opens the page with what is asked and selected now",
-        lines=1,
-        max_lines=3,
-        interactive=False,
-        buttons=["copy"],
-        visible=False,
-        elem_id="link-text",
-    )
-    command = gr.Textbox(
-        label=LINE,
-        lines=1,
-        max_lines=4,
-        interactive=False,
-        buttons=["copy"],
-        visible=False,
-        elem_id="share-command",
-    )
+    shown: dict[str, Any] = {"lines": 1, "interactive": False, "buttons": ["copy"], "visible": False}
+    opens = "Opens the page with what is asked and selected now"
+    address = gr.Textbox(label=opens, max_lines=3, elem_id="link-text", **shown)
+    command = gr.Textbox(label=LINE, max_lines=4, elem_id="share-command", **shown)
     bundle = gr.Button(
         "The same with its images, as a zip: commands, a notebook, all facts",
         size="sm",

@@ -154,11 +154,9 @@ function frame(image, source, tiles, rows, cols, size, what) {
   });
   return box;
 }
-const ask = settle((position) => trigger("select", { position }));
 function select(position, extend) {
   const stretch = extend && bus.position !== null && bus.position !== position ? [Math.min(bus.position, position), Math.max(bus.position, position)] : null;
   selectPosition(position, "viewer", stretch);
-  ask(position);
 }
 function heatText(p) {
   const heat = heatNow();

@@ -16,14 +16,12 @@ from model.errors import InputError
 from model.families.checkpoint_files import CONFIG, read_object
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
+from model.families.table import ENCODERS
 from model.memory import check_memory, estimate_memory, read_stored, refuse_shortage
 from model.values import name_value
 
 if TYPE_CHECKING:
     from model.families.transformers_vlm import TransformersVLM
-
-KINDS = {"clip": "ClipEncoder", "siglip": "SiglipEncoder", "siglip2": "Siglip2Encoder"}
-"""``model_type`` of config.json → class in :mod:`model.encoders.transformers_encoder`."""
 
 
 def encoder_of(vlm: InspectableVLM) -> ImageTextEncoder:
@@ -34,8 +32,8 @@ def encoder_of(vlm: InspectableVLM) -> ImageTextEncoder:
 
 
 def is_encoder(source: str | Path) -> bool:
-    """Whether a checkpoint is one of :data:`KINDS`; a hub id is fetched for it. InputError where there is none."""
-    return read_object(find_folder(source)[0] / CONFIG, missing_ok=True).get("model_type") in KINDS
+    """Whether a checkpoint is one of :data:`ENCODERS`; a hub id is fetched for it. InputError where there is none."""
+    return read_object(find_folder(source)[0] / CONFIG, missing_ok=True).get("model_type") in ENCODERS
 
 
 def load_encoder(
@@ -44,8 +42,8 @@ def load_encoder(
     """The encoder in a checkpoint folder, or of a hub id; read by the same rules as :func:`model.load_vlm`."""
     folder, _ = find_folder(source)
     kind = read_object(folder / CONFIG).get("model_type")
-    if kind not in KINDS:
-        raise InputError(f"This is no encoder of images and texts ({name_value(kind)}); known: {', '.join(KINDS)}.")
+    if kind not in ENCODERS:
+        raise InputError(f"This is no encoder of images and texts ({name_value(kind)}); known: {', '.join(ENCODERS)}.")
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, None)
     if placement.balanced:
         raise InputError("An encoder fits one device; choose --device auto, cpu, cuda, cuda:N or mps.")
@@ -53,5 +51,5 @@ def load_encoder(
 
     check_memory(estimate_memory(folder, placement))
     with refuse_shortage():
-        opened: ImageTextEncoder = getattr(transformers_encoder, KINDS[kind])(folder, placement.device, placement.dtype)
-        return opened
+        found: type[transformers_encoder.TransformersEncoder] = getattr(transformers_encoder, ENCODERS[kind])
+        return found(folder, placement.device, placement.dtype)

@@ -49,7 +49,7 @@ class Qwen2VL(TransformersVLM):
 
     def read_geometry(self, processor: Any) -> FittedImages:
         own = int(processor.patch_size), int(processor.merge_size), int(processor.temporal_patch_size)
-        wanted = self.patch_px, int(self._vision.spatial_merge_size), self._frames
+        wanted = self.patch_px, self._merge_size, self._frames
         if own != wanted:
             raise InputError(
                 f"The settings for images cut patches of {own[0]} px, {own[1]} × {own[1]} to a token, {own[2]} deep, "
@@ -81,8 +81,13 @@ class Qwen2VL(TransformersVLM):
         return int(self._vision.patch_size)
 
     @property
+    def _merge_size(self) -> int:
+        """Patches along a side of an image token."""
+        return int(self._vision.spatial_merge_size)
+
+    @property
     def cell_px(self) -> int:
-        return self.patch_px * int(self._vision.spatial_merge_size)
+        return self.patch_px * self._merge_size
 
     @property
     def vision_blocks(self) -> Sequence[nn.Module]:
@@ -139,7 +144,7 @@ class Qwen2VL(TransformersVLM):
     def cut_patches(self, picture: Tensor) -> Tensor:
         """``[patch value]`` of ``picture [3 height width]``, as the encoder reads it: the patches of one image token
         are neighbours, tokens row by row; a patch's values by colour, frame, row and column."""
-        merge, side = int(self._vision.spatial_merge_size), self.patch_px
+        merge, side = self._merge_size, self.patch_px
         rows, cols = picture.shape[1] // self.cell_px, picture.shape[2] // self.cell_px
         patches = picture.reshape(3, rows, merge, side, cols, merge, side).permute(1, 4, 2, 5, 0, 3, 6)
         still = patches[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, self._frames, -1, -1)
@@ -147,21 +152,21 @@ class Qwen2VL(TransformersVLM):
 
     def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
         """The patches of one cell are neighbours."""
-        return torch.arange(cells[0] * cells[1]).repeat_interleave(int(self._vision.spatial_merge_size) ** 2)
+        return torch.arange(cells[0] * cells[1]).repeat_interleave(self._merge_size**2)
 
 
 class Qwen2_5VL(Qwen2VL):
     name = "Qwen2.5-VL"
 
     def map_places(self, patches: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-        """Cells one window after the other, as its layers work through them."""
+        return self._order_cells(torch.tensor([[1, *patches]])).repeat_interleave(self._merge_size**2)
+
+    def _order_cells(self, grid: Tensor) -> Tensor:
+        """``[cell]``: their numbers, one window after the other, as its blocks work through them; ``grid`` as
+        :meth:`_lay_grid` gives it."""
         from transformers.vision_utils import get_vision_window_index
 
-        merge = int(self._vision.spatial_merge_size)
-        order, _ = get_vision_window_index(
-            torch.tensor([[1, *patches]]), merge, int(self._vision.window_size), self.patch_px
-        )
-        return order.repeat_interleave(merge**2)
+        return get_vision_window_index(grid, self._merge_size, int(self._vision.window_size), self.patch_px)[0]
 
     @classmethod
     def model_class(cls) -> type[PreTrainedModel]:
@@ -171,11 +176,8 @@ class Qwen2_5VL(Qwen2VL):
 
     def _read_picture(self, picture: Tensor) -> Tensor:
         # Its blocks look at windows, and its patches stay in their order: the projector's tokens are put back.
-        from transformers.vision_utils import get_vision_window_index
-
-        merge = int(self._vision.spatial_merge_size)
-        order, _ = get_vision_window_index(self._lay_grid(picture), merge, self._vision.window_size, self.patch_px)
-        states = super()._read_picture(picture).unflatten(0, (-1, merge * merge))
+        order = self._order_cells(self._lay_grid(picture))
+        states = super()._read_picture(picture).unflatten(0, (-1, self._merge_size**2))
         return states[order.argsort().to(states.device)].flatten(0, 1)
 
 

@@ -43,8 +43,8 @@ _ENCODER = (
     "it encodes images and texts and has no language model that answers (the tab “CLIP” compares with it: open it "
     "under “Models”, by app.py --encoder, or with python -m inspector clip)"
 )
-ENCODERS = ("clip", "siglip", "siglip2")
-"""``model_type`` of what :mod:`model.encoders` opens."""
+ENCODERS = {"clip": "ClipEncoder", "siglip": "SiglipEncoder", "siglip2": "Siglip2Encoder"}
+"""``model_type`` → class in :mod:`model.encoders.transformers_encoder`, of what has no language model."""
 REFUSED = {
     **dict.fromkeys(ENCODERS, _ENCODER),
     "qwen3_5": _HYBRID,

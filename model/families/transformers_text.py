@@ -74,14 +74,14 @@ def attend(
     return found.transpose(1, 2).contiguous(), None
 
 
-def register_attention() -> None:
-    """Makes :func:`attend` known. Under the same name as a maker of masks, too: transformers would else hand on none,
-    and a layer would see the future."""
+def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Makes ``attention`` known to transformers. Under the same ``name`` as a maker of masks, too: transformers would
+    else hand on none, and a layer would see the future."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 class _CacheView:
@@ -130,7 +130,7 @@ class TextModel:
         self.window: int | None = int(window) if slides and window else None
         self.mixed = len(kinds) > 1
         self.norm = _check_ends(name, cast(Any, model), head, self.width)
-        register_attention()
+        register_attention(ATTENTION, attend)
         self.config._attn_implementation = ATTENTION
         for index, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(_patch_before(index), with_kwargs=True)

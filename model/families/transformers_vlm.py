@@ -425,7 +425,7 @@ class TransformersVLM(OpenedVLM):
         height, width = part.shape[1:]
         patches = height // self.patch_px, width // self.patch_px
         with reading(self.map_places(patches, self.count_cells(image, tile)), cell) as found:
-            self.encode([part])
+            self.read_patches([part])
         return found.patterns[: self.encoder_depth]
 
     # --- the language model ---

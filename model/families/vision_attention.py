@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.families.transformers_text import register_attention
+
 ATTENTION = "vlm_inspector_encoder"
 """The name under which transformers knows :func:`attend`."""
 
@@ -86,13 +88,8 @@ def reading(cells: Tensor, cell: int) -> Iterator[PlaceReader]:
 
 
 def make_readable(blocks: Sequence[nn.Module]) -> None:
-    """Has the blocks of an encoder attend by :func:`attend`. Under the same name as a maker of masks, too:
-    transformers would else hand on none."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    """Has the blocks of an encoder attend by :func:`attend`."""
+    register_attention(ATTENTION, attend)
     for block in blocks:
         for module in block.modules():
             if (config := getattr(module, "config", None)) is not None:

@@ -8,6 +8,7 @@ AXE = Path(__file__).with_name("axe.min.js")
 OPENED = "#strip button.tok"
 QUESTION = "#question-1 textarea, #question-1 input"
 WAIT_MS = 60_000
+RUN_ENDED = "#train-status .tr-done, #train-status .tr-failed"
 
 
 def ask(page: Page) -> None:
@@ -31,6 +32,13 @@ def open_tab(page: Page, title: str) -> None:
         arg=title,
         timeout=WAIT_MS,
     )
+
+
+def open_train(page: Page, url: str, query: str = "") -> None:
+    """The page at an address, with the tab Train open."""
+    page.goto(f"{url}{query}")
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_selector("#train-start", timeout=WAIT_MS)
 
 
 def wait_for_images(page: Page, count: int) -> None:

@@ -2,38 +2,17 @@
 
 import pytest
 
-from tests.browser.steps import assert_nothing_serious
+from tests.browser.steps import RUN_ENDED, assert_nothing_serious, open_train
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-ENDED = "#train-status .tr-done, #train-status .tr-failed"
 SLOW_MS = 240_000
 
 
-@pytest.fixture(scope="module")
-def build_url(tmp_path_factory):
-    from inspector.runs.jobs import JobTable
-    from inspector.session import ModelStore
-    from inspector.ui import build_ui, launch_options
-
-    jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
-    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url
-    jobs.close()
-    demo.close()
-
-
-def open_tab(page, url):
-    page.goto(url)
-    page.get_by_role("tab", name="Train").click()
-    page.wait_for_selector("#train-start", timeout=60_000)
-
-
-def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_url):
+def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, train_url):
     page = new_page()
-    open_tab(page, build_url)
+    open_train(page, train_url)
     assert not page.is_visible("#train-parts")
     page.get_by_label("build a VLM").check()
     page.wait_for_selector("#train-parts:visible", timeout=60_000)
@@ -53,7 +32,7 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
     assert page.locator("#train-reports .tr-row").count() == 4
     page.fill("#train-steps input", "3")
     page.click("#train-start")
-    page.wait_for_selector(ENDED, timeout=SLOW_MS)
+    page.wait_for_selector(RUN_ENDED, timeout=SLOW_MS)
     status = page.inner_text("#train-status")
     assert "done" in status
     assert "estimated" in status
@@ -76,7 +55,7 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
     page.reload()
     page.wait_for_timeout(2000)
     page.get_by_role("tab", name="Train").click()
-    page.wait_for_selector(ENDED, timeout=60_000)
+    page.wait_for_selector(RUN_ENDED, timeout=60_000)
     page.wait_for_selector("#train-chart canvas:visible", timeout=60_000)
     page.locator("#train-chart .vlm-chart").focus()
     page.keyboard.press("Home")
@@ -90,9 +69,9 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, build_
     assert page.errors == []
 
 
-def test_a_failed_check_takes_the_former_one_away(new_page, build_url):
+def test_a_failed_check_takes_the_former_one_away(new_page, train_url):
     page = new_page()
-    open_tab(page, build_url)
+    open_train(page, train_url)
     page.click("#train-check")
     page.wait_for_selector("#train-reports .tr-report", timeout=SLOW_MS)
     page.fill("#train-steps input", "0")
@@ -101,13 +80,13 @@ def test_a_failed_check_takes_the_former_one_away(new_page, build_url):
     page.wait_for_function("!document.querySelector('#train-reports .tr-report')", timeout=60_000)
 
 
-def test_a_recipe_fills_the_form_and_says_what_it_cannot(new_page, build_url, tmp_path):
+def test_a_recipe_fills_the_form_and_says_what_it_cannot(new_page, train_url, tmp_path):
     from model.training.recipe import read_recipe
 
     path = tmp_path / "mine.toml"
     path.write_text(read_recipe("embedded", ["base=embedded", "stages.0.steps=7"]).to_toml(), "utf-8")
     page = new_page(width=390)
-    open_tab(page, build_url)
+    open_train(page, train_url)
     page.click("#train-files-in button")
     page.set_input_files("#train-recipe input[type=file]", path)
     page.wait_for_function("document.querySelector('#train-steps input').value === '7'", timeout=60_000)

@@ -2,42 +2,20 @@
 
 import pytest
 
-from tests.browser.steps import assert_nothing_serious
+from tests.browser.steps import RUN_ENDED, assert_nothing_serious, open_train
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-ENDED = "#train-status .tr-done, #train-status .tr-failed"
-
-
-@pytest.fixture(scope="module")
-def train_url(tmp_path_factory):
-    from inspector.runs.jobs import JobTable
-    from inspector.session import ModelStore
-    from inspector.ui import build_ui, launch_options
-
-    jobs = JobTable(tmp_path_factory.mktemp("runs"), nice=0, threads=1)
-    demo = build_ui(ModelStore({"embedded": "embedded"}), jobs)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url
-    jobs.close()
-    demo.close()
-
-
-def open_tab(page, url, query=""):
-    page.goto(f"{url}{query}")
-    page.get_by_role("tab", name="Train").click()
-    page.wait_for_selector("#train-start", timeout=60_000)
-
 
 def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, train_url):
     page = new_page()
-    open_tab(page, train_url)
+    open_train(page, train_url)
     page.fill("#train-steps input", "4")
     page.click("#train-start")
     page.wait_for_selector("#train-status .tr-status", timeout=60_000)
     assert "frozen" in page.inner_text("#train-modules")
-    page.wait_for_selector(ENDED, timeout=300_000)
+    page.wait_for_selector(RUN_ENDED, timeout=300_000)
     assert "done" in page.inner_text("#train-status")
     job = page.input_value("#train-job textarea, #train-job input")
     page.wait_for_selector("#train-chart canvas:visible", timeout=60_000)
@@ -48,11 +26,11 @@ def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, tra
     page.reload()
     page.wait_for_timeout(1000)
     page.get_by_role("tab", name="Train").click()
-    page.wait_for_selector(ENDED, timeout=60_000)
+    page.wait_for_selector(RUN_ENDED, timeout=60_000)
     assert page.input_value("#train-job textarea, #train-job input") == job
     other = new_page(width=390, dark=True)
-    open_tab(other, train_url, f"?__theme=dark&job={job}")
-    other.wait_for_selector(ENDED, timeout=60_000)
+    open_train(other, train_url, f"?__theme=dark&job={job}")
+    other.wait_for_selector(RUN_ENDED, timeout=60_000)
     assert other.evaluate("document.documentElement.scrollWidth") <= 390
     assert_nothing_serious(other)
     assert page.errors == []
@@ -60,7 +38,7 @@ def test_a_run_is_followed_survives_a_reload_and_opens_by_its_link(new_page, tra
 
 def test_zero_steps_get_a_sentence(new_page, train_url):
     page = new_page()
-    open_tab(page, train_url)
+    open_train(page, train_url)
     page.fill("#train-steps input", "0")
     page.click("#train-start")
     page.wait_for_selector("text=it must be a whole number from 1 to", timeout=60_000)
@@ -72,7 +50,7 @@ def test_a_check_of_a_large_file_is_stopped_and_the_page_goes_on(new_page, train
     path = tmp_path / "large.jsonl"
     path.write_text(line * 300_000, "utf-8")
     page = new_page()
-    open_tab(page, train_url)
+    open_train(page, train_url)
     page.click("#train-data input")
     page.get_by_role("option", name="my file").click()
     page.set_input_files("#train-file input[type=file]", path)
