@@ -39,6 +39,16 @@ CONVERTED = ".converted"
 """Where a copy of an upload lies that ``datasets`` can read in any order: beside it, so that it goes with it."""
 SOURCES = ("auto", "rows", "llava", "chat", "captions")
 
+PARTS = {"vision": EMBEDDED, "language": EMBEDDED, "projector": PROJECTORS[0]}
+"""What a VLM is built from where nobody chose anything else."""
+_PART_OF_RATE = {
+    "vision_rate": "vision_encoder",
+    "projector_rate": "MP",
+    "decoder_rate": "decoder",
+    "text_rate": "text",
+}
+"""Which part of the model each of the form's rates is of."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -61,9 +71,9 @@ class Form:
     batch_rows: int
     eval_every: int
     seed: int
-    vision: str = EMBEDDED
-    language: str = EMBEDDED
-    projector: str = "linear"
+    vision: str = PARTS["vision"]
+    language: str = PARTS["language"]
+    projector: str = PARTS["projector"]
     images: str = ""
 
 
@@ -87,9 +97,7 @@ _COMMON: dict[str, Any] = {
     "packing": "off",
     "batch_rows": 16,
     "eval_every": 25,
-    "vision": EMBEDDED,
-    "language": EMBEDDED,
-    "projector": "linear",
+    **PARTS,
 }
 BUILD = "build a VLM"
 FIRST_STAGE, SECOND_STAGE = "projector alignment", "instruction tuning"
@@ -236,8 +244,7 @@ def _words(value: Any, name: str) -> str:
 def read_form(**values: Any) -> Form:
     """Checks that every number is one and every text a text, whatever a program sends; ranges are the business of
     :func:`write_recipe`. InputError names the field."""
-    parts = {"vision": EMBEDDED, "language": EMBEDDED, "projector": PROJECTORS[0]}
-    values = {**parts, **values, "path": "" if values["path"] is None else values["path"]}
+    values = {**PARTS, **values, "path": "" if values["path"] is None else values["path"]}
     return Form(
         **{
             **{key: _words(values[key], name) for key, name in WORDS.items()},
@@ -280,13 +287,7 @@ def write_recipe(form: Form, base: str | Mapping[str, str], title: str, bounds: 
     bounds = bounds or private_bounds()
     _check_ranges(form, bounds)
     contrastive = form.kind == "contrastive"
-    rates = {
-        "vision_encoder": form.vision_rate,
-        "MP": form.projector_rate,
-        "decoder": form.decoder_rate,
-        "text": form.text_rate,
-    }
-    chosen = {part: rate for part, rate in rates.items() if rate > 0}
+    chosen = {part: rate for name, part in _PART_OF_RATE.items() if (rate := getattr(form, name)) > 0}
     if not contrastive:
         chosen.pop("text", None)
     data = _data_table(form, bounds)
@@ -373,8 +374,7 @@ def open_recipe(recipe: Recipe, bases: Collection[str], shelf: PartShelf) -> Ope
     left_out = [f"stage “{other.name}”: run it after this one, from its result" for other in recipe.stages[1:]]
     values: dict[str, Any] = {**_COMMON, "seed": recipe.seed, "path": "", "source": "auto"}
     values |= {name: getattr(stage, name) for name in _SHOWN}
-    rates = {"vision_rate": "vision_encoder", "projector_rate": "MP", "decoder_rate": "decoder", "text_rate": "text"}
-    values |= {field: float(stage.learning_rates.get(part, 0.0)) for field, part in rates.items()}
+    values |= {name: float(stage.learning_rates.get(part, 0.0)) for name, part in _PART_OF_RATE.items()}
     if recipe.parts is not None:
         values |= {"base": ASSEMBLED, "projector": recipe.parts.projector}
         values |= {of: shelf.name_of(getattr(recipe.parts, of), of) for of in ("vision", "language")}

@@ -23,12 +23,13 @@ from inspector.persons import identify
 from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobTable
 from inspector.runs.metrics import DataCheck, check_base, least_memory, say_room, size_modules
-from inspector.runs.part_shelf import EMBEDDED, PartShelf
+from inspector.runs.part_shelf import PartShelf
 from inspector.runs.presets import (
     BUILT_IN,
     HUB,
     NANOVLM,
     NEW,
+    PARTS,
     PRESETS,
     PROJECTORS,
     SOURCES,
@@ -49,6 +50,7 @@ from inspector.session import ModelStore
 from inspector.widgets import FileInput
 from model import InputError, InspectableVLM
 from model.training.assembly import plan_parts
+from model.training.memory_estimate import MemoryEstimate
 from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
 from model.training.synthetic.outlines import OUTLINES
 from model.training.synthetic.word import COLOUR_LOOKS
@@ -152,14 +154,14 @@ def build_form(store: ModelStore, bounds: Bounds, shelf: PartShelf | None = None
         ):
             fields[name] = gr.Dropdown(
                 list(known),
-                value=EMBEDDED,
+                value=PARTS[name],
                 label=f"{label}{', or a hub id or folder' if shelf.anything else ''}",
                 allow_custom_value=shelf.anything,
                 min_width=180,
                 elem_id=f"train-{name}",
             )
         fields["projector"] = gr.Dropdown(
-            list(PROJECTORS), value=PROJECTORS[0], label="Projector", min_width=110, elem_id="train-projector"
+            list(PROJECTORS), value=PARTS["projector"], label="Projector", min_width=110, elem_id="train-projector"
         )
     with gr.Row():
         file = FileInput(
@@ -204,8 +206,7 @@ def build_form(store: ModelStore, bounds: Bounds, shelf: PartShelf | None = None
     reports = gr.HTML(elem_id="train-reports")
     upload: gr.State = gr.State(None)
     # The order of a program's arguments is that of the fields, and what came later comes last.
-    last = ("vision", "language", "projector")
-    fields = {name: field for name, field in fields.items() if name not in last} | {name: fields[name] for name in last}
+    fields = {name: one for name, one in fields.items() if name not in PARTS} | {name: fields[name] for name in PARTS}
     return TrainForm(
         teach=teach,
         word=word,
@@ -260,7 +261,8 @@ class RecipeReader:
         if form.base not in (ASSEMBLED, NEW):
             base = self.store.source_of(form.base)
         recipe = write_recipe(form, base, f"{preset}: {form.data}", self.bounds)
-        check_base(self.base_of(form, recipe), recipe)
+        if form.base not in (ASSEMBLED, NEW):  # these are nanoVLM's kind, which goes through every stage
+            check_base(self.store.get(form.base), recipe)
         return form, recipe
 
     def base_of(self, form: Form, recipe: Recipe) -> InspectableVLM:
@@ -276,16 +278,19 @@ class RecipeReader:
     def show_parts(self, form: Form, recipe: Recipe) -> str:
         """Parameters of each part, and what is taken whatever the data are. InputError for parts that don't fit."""
         vlm = self.base_of(form, recipe)
-        memory = least_memory(vlm, recipe)
+        return self._show_parts(vlm, recipe, least_memory(vlm, recipe))
+
+    def _show_parts(self, vlm: InspectableVLM, recipe: Recipe, memory: MemoryEstimate | None) -> str:
         told = "" if memory is None else show_memory(memory, self.bounds.run_bytes, least=True)
         return show_modules(size_modules(vlm, recipe.stages[0])) + told
 
     def admit(self, form: Form, recipe: Recipe) -> str:
         """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
-        memory = least_memory(self.base_of(form, recipe), recipe)
+        vlm = self.base_of(form, recipe)
+        memory = least_memory(vlm, recipe)
         if memory is not None and (why := say_room(memory, self.bounds.run_bytes)):
             raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
-        return self.show_parts(form, recipe)
+        return self._show_parts(vlm, recipe, memory)
 
 
 @dataclass(frozen=True)
@@ -443,7 +448,7 @@ def wire_form(form: TrainForm, reader: RecipeReader, jobs: JobTable) -> None:
     newest: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
     form.recipe.upload(handlers.open, form.recipe, [form.opened, *filled[1:]], api_name="train_open_recipe", **last)
     form.show_samples.click(handlers.show_samples, None, form.samples, api_name="train_samples", concurrency_limit=1)
-    chosen = [form.fields[name].input for name in ("base", "vision", "language", "projector")]
+    chosen = [form.fields[name].input for name in ("base", *PARTS)]
     asked = [form.preset, form.upload, *form.fields.values()]
     told = [form.parts, form.note, form.modules, form.reports]
     gr.on(chosen, handlers.describe, asked, told, api_name="train_parts", **last)
