@@ -14,7 +14,7 @@ SIZES = ((1920, 1080), (1440, 900), (1366, 768), (1280, 720), (1024, 768))
 PHONE = (390, 844)
 
 FAULTS = """
-() => {
+async () => {
     const column = document.querySelector(".vi-prompt"), faults = [];
     const name = node => node.id || node.ariaLabel || node.textContent.trim() || node.tagName;
     const inside = (box, frame) => box.left >= frame.left - 1 && box.right <= frame.right + 1
@@ -40,6 +40,8 @@ FAULTS = """
         }
     };
     scrollTo(0, 0);
+    // Opening the settings may have scrolled the page; the column hears of the way back with the next frame.
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
     look_at_foot("at first");
     const controls = [...column.querySelectorAll("button, input, textarea, summary")]
         .filter(node => node.checkVisibility() && node.getBoundingClientRect().width > 1);
