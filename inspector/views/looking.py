@@ -19,7 +19,7 @@ from inspector.session import ModelStore, Shown
 from inspector.views import attention as attention_view
 from inspector.views import batch as batch_view
 from inspector.views.results import ResultsView
-from inspector.widgets import encode
+from inspector.widgets import answer_sight, encode
 from model import InputError
 
 
@@ -87,9 +87,10 @@ class LookingHandlers:
         own_scale: bool,
         event: gr.EventData,
     ) -> list[Any]:
-        """The layer and head that were clicked, in the pickers too; nothing is read again."""
+        """The layer and head that were clicked, in the pickers too; nothing is read or drawn again: maps and plots are
+        of all of them."""
         if page is None:
-            return [gr.skip()] * 4
+            return [gr.skip()] * 6
         layer, head = (
             _pick(event, name, count) for name, count in zip(("layer", "head"), page.map.pattern.shape, strict=False)
         )
@@ -99,6 +100,8 @@ class LookingHandlers:
             head,
             gr.update(heat=encode(heat)),
             attention_view.summarise(page.inspection, page.map, layer, head),
+            answer_sight(along=True),
+            answer_sight(along=True),
         ]
 
     def describe(self, page: Shown | None, own_row: bool) -> dict[str, Any]:
@@ -169,7 +172,8 @@ def wire_looking(
     batch.arrangement.input(draw_batch, arranged, batch.outputs, api_name="arrange_batch", **late)
     inputs: list[Any] = [shown, *attention.looking]
     looked: list[Any] = [shown, results.strip, attention.summary, *attention.stretch]
-    # Each selection in turn: what gradio puts off until an event is over comes with the data of the one before.
+    # Each choice of a token or head in turn: what gradio puts off until an event is over comes with the data of the one
+    # before.
     place: dict[str, Any] = {"concurrency_id": Rank.LOOK.place, "show_progress": "hidden"}
     results.strip.select(
         demo.turns.run(Rank.LOOK, handlers.select_token),
@@ -200,9 +204,9 @@ def wire_looking(
     attention.board.choose(
         demo.turns.run(Rank.LOOK, handlers.choose_head),
         [shown, attention.own_scale],
-        [attention.layer, attention.head, results.strip, attention.summary],
+        [attention.layer, attention.head, results.strip, attention.summary, attention.sight, attention.plots_sight],
         api_name="attention_head",
-        trigger_mode="always_last",
+        trigger_mode="multiple",
         **place,
     )
     reader = gr.Button(visible=False)

@@ -174,7 +174,9 @@ function arrange() {
   minis.dataset.order = state.order;
   const lines = state.sorted.flatMap((mini) => (own && mini.head === 0 ? [axis(String(mini.layer)), mini.button] : [mini.button]));
   if (own && lines.length) lines.unshift(axis(""), ...Array.from({ length: heads }, (_, h) => axis(String(h))));
+  const held = minis.contains(document.activeElement) ? document.activeElement : null; // taking it out takes the focus away
   minis.replaceChildren(...lines);
+  if (held && held.isConnected) held.focus({ preventScroll: true });
   markChosen();
 }
 minis.addEventListener("click", (event) => { const button = event.target.closest("button"); if (button) choose(...placeOf(button)); });

@@ -49,7 +49,12 @@ def wait_for_images(page: Page, count: int) -> None:
 
 
 def assert_nothing_serious(page: Page) -> None:
-    """What axe-core calls serious or critical, named with its place."""
+    """What axe-core calls serious or critical, named with its place, once nothing fades any more: gradio fades in what an
+    event has changed, and half faded its text has less contrast than it will have."""
+    page.wait_for_function(
+        "document.getAnimations().every(one => !(one instanceof CSSTransition) || one.playState !== 'running')",
+        timeout=WAIT_MS,
+    )
     page.add_script_tag(path=str(AXE))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     serious = [

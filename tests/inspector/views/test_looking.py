@@ -68,8 +68,10 @@ def test_a_stretch_that_isn_t_there_is_refused(handlers, shown, first, last):
 
 
 def test_a_head_that_is_clicked_is_picked_shown_and_named(handlers, shown, event):
-    layer, head, strip, summary = handlers.choose_head(shown, False, event(layer=2, head=1))
+    layer, head, strip, summary, *sights = handlers.choose_head(shown, False, event(layer=2, head=1))
     assert (layer, head) == ("2", "1")
+    # Maps and plots show all layers and heads, and needn't be drawn again.
+    assert [sight["data"].endswith(" along") for sight in sights] == [True, True]
     heat = json.loads(strip["heat"])
     assert heat["label"] == "layer 2, head 1"
     share = sum(shown.attention.share_images(shown.inspection.row, 2, 1))
