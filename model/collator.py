@@ -30,7 +30,8 @@ class Batch:
     to the right and below those that are smaller (never so in nanoVLM);
     ``tile_owner [total_tile]`` is the row of each. ``document_mask``: samples packed in one row can't see each other.
     ``features [total_tile patch vit_hidden_dim]``, where given, are what a frozen image encoder made of the tiles
-    before, so that it need not run again.
+    before, so that it need not run again. ``blank``: rows without an image have one of nothing go through encoder and
+    projector, for the sake of other processes' rows, which have some.
     """
 
     input_ids: Tensor
@@ -42,6 +43,7 @@ class Batch:
     tile_owner: Tensor
     document_mask: bool = False
     features: Tensor | None = None
+    blank: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""

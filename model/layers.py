@@ -32,6 +32,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's, with weights that may be of another precision than what they are multiplied with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class RotaryEmbedding(nn.Module):
     """Rotary position embedding, the half-split variant that Llama checkpoints use (Su et al. 2021).
 

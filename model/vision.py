@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Activation, VLMConfig
-from model.layers import run_block
+from model.layers import LayerNorm, run_block
 
 
 class PatchEmbedding(nn.Module):
@@ -88,9 +88,9 @@ class VisionMLP(nn.Module):
 class VisionBlock(nn.Module):
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.ln1 = LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
         self.attn = VisionAttention(config)
-        self.ln2 = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.ln2 = LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
         self.mlp = VisionMLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,15 +107,19 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
         self.dropout = config.vit_dropout
-        self.width = config.vit_hidden_dim
+        self._tile_px = config.tile_px
         self.first_patch = int(config.vit_class_token)
         if config.vit_pre_norm:
-            self.pre_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+            self.pre_norm = LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.vit_n_blocks))
         if config.vit_post_norm:
-            self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+            self.layer_norm = LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
         self.recompute = False
         """As :attr:`model.language.LanguageModel.recompute`."""
+
+    def blank(self) -> Tensor:
+        """``[1 3 tile_px tile_px]``: a tile of nothing."""
+        return self.patch_embedding.position_embedding.new_zeros(1, 3, self._tile_px, self._tile_px)
 
     def forward(self, tiles: Tensor) -> Tensor:
         x = F.dropout(self.patch_embedding(tiles), self.dropout, self.training)

@@ -33,11 +33,13 @@ _ENCODER = "vision_encoder."
 _SIZES = {"width": Range(1, 8192), "n_layers": Range(1, 256), "n_heads": Range(1, 256), "max_tokens": Range(1, 65_536)}
 
 
-def save_tower(dual: DualEncoder, folder: Path) -> None:
-    """Writes both files into ``folder``, which is there; an OSError or SafetensorError passes."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_state(dual).items()}
-    save_file(state, folder / WEIGHTS)
-    encoder = {f"{_ENCODER}{name}": tensor for name, tensor in dual.vision_encoder.state_dict().items()}
+def save_tower(dual: DualEncoder, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes both files into ``folder``, which is there; an OSError or SafetensorError passes. ``state``: the whole
+    state dict, where ``dual`` has a part of it alone."""
+    whole = dual.state_dict() if state is None else state
+    encoder = {name: tensor for name, tensor in whole.items() if name.startswith(_ENCODER)}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items() if name not in encoder}
+    save_file(own, folder / WEIGHTS)
     values = {
         "format": FORMAT,
         "head": dual.head,

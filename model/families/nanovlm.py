@@ -252,11 +252,14 @@ class VLM(nn.Module, OpenedVLM):
                 f"The rows hold {found} image tokens and the {len(batch.tiles)} tiles give {expected} features; "
                 "each image token needs exactly one."
             )
-        if not expected:
+        if not expected and not batch.blank:
             return embeds
-        tiles = batch.tiles.to(self.MP.proj.weight.dtype)  # pixels are float32 whatever the weights are
+        tiles = batch.tiles if expected else self.vision_encoder.blank()
+        tiles = tiles.to(self.MP.proj.weight.dtype)  # pixels are float32 whatever the weights are
         patches = self.vision_encoder(tiles) if batch.features is None else batch.features
         features = self.MP(patches).flatten(0, 1)
+        if not expected:
+            return embeds + 0.0 * features.sum()
         return embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
 
     def hidden(self, batch: Batch, tap: Tap | None = None) -> Tensor:

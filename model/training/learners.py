@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from model.training.data.example import CaptionedImage
 from model.training.data.ledger import UNRENDERED, Entry
 from model.training.feed import Draw, Feed
 from model.training.recipe import Stage
+from model.training.sharding import Sharded
 from model.training.stages import count_row_labels
 from model.training.tuned import Trainee
 
@@ -95,13 +96,19 @@ class LanguageLearner(Learner):
         own = rows.samples or (blank_sample(self.vlm.pad_token_id),)
         most_rows = -(-self.stage.batch_rows // world)
         micro = list(split_rows(own, most_rows, self.stage.batch_tokens, self._tile_patches))
+        shared = isinstance(module, Sharded)
+        if shared:
+            # Whoever computes needs all others' weights, so all take as many micro-batches.
+            parts = self.accelerator.gather(torch.tensor([len(micro)], device=self.accelerator.device))
+            micro += [(blank_sample(self.vlm.pad_token_id),)] * (int(parts.max()) - len(micro))
         # Batches are made one at a time: the pictures of a whole step may be more than the memory.
         counts = [
             sum(map(count_row_labels, micro)),
             sum(int(sample.attention_mask.sum()) for part in micro for sample in part),
+            sum(len(sample.images) for part in micro for sample in part),
         ]
         counted = torch.tensor(counts, device=self.accelerator.device)
-        labels, positions = (int(value) for value in self.accelerator.reduce(counted, "sum"))
+        labels, positions, images = (int(value) for value in self.accelerator.reduce(counted, "sum"))
         if not labels:
             raise InputError(
                 "No position of the step has a label, so there is nothing to learn; check the data's answers."
@@ -111,15 +118,17 @@ class LanguageLearner(Learner):
             # Gradients are exchanged once a step, with its last micro-batch.
             last = number == len(micro) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(module):
-                loss = module(self._batch(part)) * (world / labels)
+                loss = module(self._batch(part, blank=shared and images > 0)) * (world / labels)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         mean = float(self.accelerator.reduce(total, "sum")) / world
         return Learned(mean, positions, rows.position, rows.dropped)
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
+    def _batch(self, samples: Sequence[Sample], blank: bool) -> Batch:
         mask = self.stage.packing == "document"
         batch = self.vlm.collate(list(samples), document_mask=mask)
+        if blank:
+            batch = replace(batch, blank=not len(batch.tiles))
         with self.accelerator.autocast():
             return with_features(batch.to(self.accelerator.device), self._cache)
 

@@ -26,6 +26,7 @@ MODULES = ("vision_encoder", "MP", "decoder")
 PACKINGS = ("off", "leak", "document")
 DECAYS = ("all", "matrices")
 PRECISIONS = ("auto", "fp32", "bf16")
+PARALLELS = ("ddp", "fsdp")
 ALLOWED = {"contrastive": ("vision_encoder", "text"), "alignment": ("MP",), "instruction": MODULES}
 """What a stage of each kind may train. Alignment is the projector alone: that is what the word means."""
 
@@ -189,8 +190,9 @@ class Recipe:
     autocast where the processor or GPU computes in it faster, else float32. ``threads`` 0: PyTorch's default.
     ``cache_mib``: memory for what a frozen encoder made of pictures. ``workers``: processes that render rows while
     others are computed, for each process that trains; 0 renders in that one, "auto" starts as many as pay.
-    ``tracker``: "" or "tensorboard" (written through
-    accelerate into the run's folder)."""
+    ``parallel``: what several processes have of the model: "ddp" the whole of it each, "fsdp" a part of its weights,
+    gradients and moments; the steps are the same. ``tracker``: "" or "tensorboard" (written through accelerate into the
+    run's folder)."""
 
     stages: tuple[Stage, ...]
     title: str = "a run"
@@ -200,6 +202,7 @@ class Recipe:
     threads: int = 0
     cache_mib: int = 4_096
     workers: int | Literal["auto"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     tracker: str = ""
     parts: Parts | None = None
     folder: Path = field(default=Path(), compare=False)
@@ -223,6 +226,8 @@ class Recipe:
             raise InputError("The recipe has no stage; add a [[stages]] table.")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {name_value(self.precision)}; it must be one of {', '.join(PRECISIONS)}.")
+        if self.parallel not in PARALLELS:
+            raise InputError(f"parallel is {name_value(self.parallel)}; it must be one of {', '.join(PARALLELS)}.")
         if self.tracker not in ("", "tensorboard"):
             raise InputError(f"tracker is {name_value(self.tracker)}; it must be “tensorboard” or left out.")
         names = [stage.name for stage in self.stages]

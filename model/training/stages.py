@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ from model.training.batches import PairBatch
 from model.training.events import ModuleSize
 from model.training.exchange import gather_rows, share_out
 from model.training.recipe import MODULES, Stage
+from model.training.sharding import Sharded, is_shared, join, shard
 from model.training.tuned import Trainee, TunedVLM
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,7 +43,10 @@ class LanguageLoss(nn.Module):
         vlm: Any = self.vlm  # each takes batches of its own making
         if not labels:
             # A process without labels of its own still takes part in the exchange of gradients.
-            loss: Tensor = vlm.hidden(batch).sum() * 0.0
+            states: Tensor = vlm.hidden(batch)
+            if isinstance(vlm, VLM):
+                states = vlm.decoder.head(states[:, :1])
+            loss: Tensor = states.sum() * 0.0
         else:
             loss = vlm.loss(batch) * labels
         if loss.requires_grad or not torch.is_grad_enabled():
@@ -64,10 +69,10 @@ class ContrastiveLoss(nn.Module):
 
     def measure(self, batch: PairBatch) -> tuple[Tensor, float, float]:
         """Loss, and how often the nearest caption and the nearest phrase are the right ones."""
-        if len(batch.tiles):
-            return self.contrast(self.dual.vision_encoder(batch.tiles), batch)
-        # A process without a picture of its own still has texts.
-        return self.contrast(batch.tiles.new_zeros(0, 1, self.dual.vision_encoder.width), batch)
+        encoder = self.dual.vision_encoder
+        # A process without a picture of its own still has texts, and its share of the encoder's weights to lend.
+        tiles = batch.tiles if len(batch.tiles) else encoder.blank()
+        return self.contrast(encoder(tiles)[: len(batch.tiles)], batch)
 
     def contrast(self, patches: Tensor, batch: PairBatch) -> tuple[Tensor, float, float]:
         """:meth:`measure` of ``patches [pair patch d]``, what the encoder made of the batch's tiles."""
@@ -163,22 +168,36 @@ def build_stage(stage: Stage, vlm: Trainee, seed: int, tokenizer: PreTrainedToke
     return module
 
 
+def shard_stage(stage: Stage, module: nn.Module, accelerator: Accelerator) -> Sharded:
+    """``module``, which :func:`build_stage` made of a nanoVLM, with its weights shared out among the processes. A
+    frozen image encoder stays whole: it is asked outside of the step, for features that are kept."""
+    if isinstance(module, ContrastiveLoss):
+        return shard(module, tuple(module.dual.vision_encoder.blocks), (), accelerator)
+    assert isinstance(module, LanguageLoss)
+    assert isinstance(module.vlm, VLM)
+    encoder, decoder = module.vlm.vision_encoder, module.vlm.decoder
+    if "vision_encoder" in stage.learning_rates:
+        return shard(module, (*encoder.blocks, *decoder.blocks), (), accelerator)
+    return shard(module, tuple(decoder.blocks), tuple(encoder.parameters()), accelerator)
+
+
 def build_optimizer(stage: Stage, module: nn.Module) -> torch.optim.AdamW:
     """AdamW with a group for each part, and one more for what doesn't decay: temperatures, and what ``decay`` of
     :class:`model.training.recipe.Stage` spares. Temperatures stay within their bound."""
     temperatures = {f"dual.{name}" for name in DualEncoder.TEMPERATURES}
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             # Places of patches and tokens are tables, too, and have a leading axis of one or stand alone.
             table = id(parameter) in embeddings or name.endswith(("position_embedding", "class_embedding", "positions"))
             spared = name in temperatures or (stage.decay == "matrices" and (table or parameter.ndim < 2))
-            groups.setdefault((part_of(name), 0.0 if spared else stage.weight_decay), []).append(parameter)
+            decay = 0.0 if spared else stage.weight_decay
+            groups.setdefault((part_of(name), decay, is_shared(parameter)), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
             {"params": parameters, "lr": stage.learning_rates[part], "weight_decay": decay, "name": part}
-            for (part, decay), parameters in groups.items()
+            for (part, decay, _), parameters in groups.items()
         ],
         betas=stage.betas,
         fused=True,  # one walk over the weights instead of a dozen
@@ -244,29 +263,27 @@ def lora_config(stage: Stage) -> Any:
 def adapter_state(vlm: VLM) -> dict[str, Tensor]:
     """The adapters' weights as ``peft.PeftModel.from_pretrained(vlm.decoder, folder)`` reads them."""
     return {
-        f"base_model.model.{name.replace('.default.', '.')}": tensor
+        f"base_model.model.{name.replace('.default.', '.')}": join(tensor)
         for name, tensor in vlm.decoder.state_dict().items()
         if "lora_" in name
     }
 
 
 def merged_state(vlm: VLM) -> dict[str, Tensor]:
-    """The weights by nanoVLM's names, adapters added into the maps that they belong to."""
-    deltas: dict[str, Tensor] = {}
+    """The weights by nanoVLM's names, whole, adapters added into the maps that they belong to."""
+    found = {name: join(tensor) for name, tensor in vlm.state_dict().items()}
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in found.items() if "lora_" not in name}
     for name, module in vlm.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            deltas[f"{name}.weight"] = module.get_delta_weight("default")
-    state = {}
-    for name, tensor in vlm.state_dict().items():
-        if "lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        state[plain] = tensor + deltas[plain].to(tensor.dtype) if plain in deltas else tensor
+        if hasattr(module, "base_layer"):
+            up, down = (found[f"{name}.lora_{matrix}.default.weight"] for matrix in "BA")
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = weight + (up @ down * module.scaling["default"]).to(weight.dtype)
     return state
 
 
 def plain_vlm(vlm: VLM) -> VLM:
-    """A copy of the model without adapters, to be saved or used; its weights are its own."""
+    """A copy of the model without adapters, to be saved or used; its weights are its own, and whole. Where they are
+    shared out, all processes must ask for it."""
     return copy_vlm(vlm, merged_state(vlm))
 
 

@@ -17,41 +17,38 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from model.checkpoint import save_vlm
-from model.encoders.text_tower import copy_tower, save_tower
 from model.errors import InputError
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
-from model.memory import is_shortage
-from model.training.accelerator import choose_precision, start_accelerator
+from model.training.accelerator import choose_precision, shares_weights, start_accelerator
 from model.training.assembly import open_base
 from model.training.batches import FeatureCache
 from model.training.cpu import read_peak
-from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries, read_stage_ledgers
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.failures import NotFiniteError, explain_failure
 from model.training.feed import Feed
+from model.training.keeping import close_stage, keep_model
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
-from model.training.runs import ADAPTER, MODEL, RECIPE, STATE, STATE_KINDS, TOWER, WRITE_ERRORS, RunFolder, replacing
-from model.training.stage_data import StageData, look_at_stage, open_stage_data, stage_seed
-from model.training.stages import (
-    ContrastiveLoss,
-    adapter_state,
-    build_optimizer,
-    build_stage,
-    lora_config,
-    module_sizes,
-    plain_vlm,
-    rate_factor,
-    rates,
+from model.training.runs import MODEL, STATE, RunFolder
+from model.training.sharding import Sharded
+from model.training.stage_data import look_at_stage, open_stage_data, stage_seed
+from model.training.stages import build_optimizer, build_stage, module_sizes, rate_factor, rates, shard_stage
+from model.training.trainer_state import (
+    GoodWeights,
+    State,
+    check_data,
+    check_state,
+    gather_state,
+    load_model_state,
+    load_stage_state,
+    trained_names,
 )
-from model.training.trainer_state import GoodWeights, gather_state, load_model_state, load_stage_state, trained_names
 from model.training.tuned import Trainee, TunedVLM
 
 PAUSE_POLL_S = 0.2
@@ -77,13 +74,20 @@ class Trainer:
         self.precision = choose_precision(recipe.precision)
         self.accelerator = start_accelerator(recipe, Path(out))
         self._stop_asked = False
-        self._resumed: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._resumed: State | None = None
         self._resuming = resume
         run = self.folder.read_run() if resume else None
         if resume:
             self._resumed = self.folder.load_state()
-            self._check_state()
+            if self._resumed is not None:
+                check_state(self._resumed[1], recipe, self.folder.path)
         self.vlm = vlm or open_base(recipe)
+        self._shared = shares_weights(recipe, self.accelerator.num_processes)
+        if self._shared and isinstance(self.vlm, TunedVLM):
+            raise InputError(
+                f"FSDP shares out the weights of a nanoVLM alone, and this is a {self.vlm.opened.name} model, of which "
+                "little is trained; set parallel to “ddp”, or leave out accelerate's --use_fsdp."
+            )
         self.vlm.to(self.accelerator.device)
         base = self.vlm.base_fingerprint if isinstance(self.vlm, TunedVLM) else self.vlm.fingerprint
         if run is not None and run["base_fingerprint"] != base:
@@ -106,46 +110,6 @@ class Trainer:
         self._sound = True
         """Whether the weights of this moment may be kept."""
         self._last_run_update = 0.0
-
-    def _check_state(self) -> None:
-        """InputError if the state that was saved is no state of this recipe."""
-        if self._resumed is None:
-            return
-        values = self._resumed[1]
-        if missing := sorted(STATE_KINDS.keys() - values.keys()):
-            raise InputError(
-                f"The state in {self.folder.path} is damaged (it lacks {', '.join(missing)}); start the run anew."
-            )
-        index, name, step = values["stage_index"], values["stage"], values["step"]
-        names = [stage.name for stage in self.recipe.stages]
-        if not 0 <= index < len(names) or names[index] != name:
-            raise InputError(
-                f"The state in {self.folder.path} is of stage “{name}”, which is not number {index + 1} "
-                f"of the recipe ({', '.join(names)}); go on with the recipe of the run."
-            )
-        steps = self.recipe.stages[index].steps
-        if steps < step:
-            raise InputError(
-                f"Stage “{name}” has {steps:,} steps now, and {step:,} were taken by the run in {self.folder.path}; "
-                "go on with as many or more, or start a new run."
-            )
-
-    def _check_data(self, stage: Stage, data: StageData) -> None:
-        """InputError if the stage's data are not those that the state was saved with: the run would go on with other
-        examples in another order, and nobody would know."""
-        if self._resumed is None or self._resumed[1]["step"] >= stage.steps:
-            return
-        found = self._resumed[1].get("data")
-        if found is None:
-            raise InputError(
-                f"The run in {self.folder.path} was saved by a version that drew examples in another order, so it "
-                f"can't go on exactly; start a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
-            )
-        if found != {"digest": data.digest}:
-            raise InputError(
-                f"The data of stage “{stage.name}” changed since the run in {self.folder.path} was saved; bring those "
-                f"back, or start a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
-            )
 
     def stop(self) -> None:
         """Asks the run to save, keep and end after the step it is in; may be called from a signal's handler."""
@@ -181,7 +145,7 @@ class Trainer:
             yield self._finish(stage, "stopped" if stopped else "done")
         except Exception as error:
             ended = True
-            failure = _as_input_error(error, stage, self._estimates.get(stage.name))
+            failure = explain_failure(error, stage, self._estimates.get(stage.name))
             yield self._fail(stage, failure or error)
             if failure is None or failure is error:
                 raise
@@ -203,13 +167,15 @@ class Trainer:
         seed = stage_seed(self.recipe, index)
         opened: InspectableVLM = self.vlm.opened if isinstance(self.vlm, TunedVLM) else self.vlm
         data = open_stage_data(self.recipe, index, None if isinstance(self.vlm, TunedVLM) else self.vlm.config)
-        self._check_data(stage, data)
+        if self._resumed is not None:
+            check_data(self._resumed[1], stage, data.digest, self.folder.path)
         self._open_ledger(stage, look_at_stage(opened, self.recipe, index, data))
         if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
             first = draw_step(self.vlm, self.recipe, index, data)
             self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
+        sharded = shard_stage(stage, module, self.accelerator) if self._shared else None
         optimizer = build_optimizer(stage, module)
         step = position = 0
         seconds = 0.0
@@ -228,7 +194,8 @@ class Trainer:
             if contrastive or "vision_encoder" in stage.learning_rates
             else (FeatureCache(self.vlm, self.recipe.cache_mib << 20))
         )
-        wrapped, prepared = self.accelerator.prepare(module, optimizer)
+        wrapped = self.accelerator.prepare(module) if sharded is None else sharded
+        prepared = self.accelerator.prepare(optimizer)
         held_out = HeldOut(self.vlm, self.accelerator, stage, data.held_out, seed, cache)
         learner: Learner
         if contrastive:
@@ -254,7 +221,7 @@ class Trainer:
             )
         )
         if step == 0 and stage.eval_every:
-            yield self._measure(held_out, module, good, stage, step)
+            yield self._measure(held_out, module, sharded, good, stage, step)
         last_save = last_tick = time.monotonic()
         module.train()
         while step < stage.steps:
@@ -296,7 +263,7 @@ class Trainer:
                 self.accelerator.log(values, step=step)
             yield self._say(event)
             if (stage.eval_every and step % stage.eval_every == 0) or step == stage.steps:
-                yield self._measure(held_out, module, good, stage, step)
+                yield self._measure(held_out, module, sharded, good, stage, step)
             asked = self._request()
             ends = step == stage.steps or asked != "run"
             if ends or self._same_everywhere(time.monotonic() - last_save >= stage.save_every_s):
@@ -312,9 +279,18 @@ class Trainer:
         yield self._save_model(stage, step)
         return asked == "stop" and (step < stage.steps or index < len(self.recipe.stages) - 1)
 
-    def _measure(self, held_out: HeldOut, module: nn.Module, good: GoodWeights, stage: Stage, step: int) -> EvalEvent:
+    def _measure(
+        self,
+        held_out: HeldOut,
+        module: nn.Module,
+        sharded: Sharded | None,
+        good: GoodWeights,
+        stage: Stage,
+        step: int,
+    ) -> EvalEvent:
         """On what the stage holds out, first of all with the weights that it begins with."""
-        found = held_out.measure(module)
+        with sharded.whole() if sharded is not None else contextlib.nullcontext():
+            found = held_out.measure(module)
         loss = math.nan if found.loss is None else found.loss
         event = EvalEvent(
             stage.name, time.time(), step, loss, found.accuracy, found.answers, found.shares, found.counts
@@ -325,6 +301,8 @@ class Trainer:
         return event
 
     def _clip(self, module: nn.Module, stage: Stage) -> float:
+        if isinstance(module, Sharded):
+            return module.clip(stage.clip or math.inf)
         norm = self.accelerator.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
         return float(norm) if norm is not None else 0.0
 
@@ -333,7 +311,7 @@ class Trainer:
         is not."""
         self._sound = good.restore()
         kept = "the last weights with a finite loss are kept" if self._sound else "so it was with the first weights"
-        raise InputError(f"The {what} of stage “{stage.name}”; {kept}. Lower the learning rates.")
+        raise NotFiniteError(f"The {what} of stage “{stage.name}”; {kept}. Lower the learning rates.")
 
     # --- memory ---
 
@@ -378,8 +356,9 @@ class Trainer:
         digest: str,
     ) -> SavedEvent:
         """The state from which the run goes on exactly."""
+        if self.is_main or self._shared:
+            tensors = gather_state(self.vlm, module, optimizer, self._changed, self.is_main)
         if self.is_main:
-            tensors = gather_state(self.vlm, module, optimizer, self._changed)
             self.folder.save_state(
                 tensors,
                 {
@@ -397,47 +376,19 @@ class Trainer:
         return self._say(SavedEvent(stage.name, time.time(), step, STATE))
 
     def _close(self, stage: Stage, module: nn.Module) -> None:
-        """Keeps what lives only as long as its stage: the adapter, the text tower."""
+        """Keeps what lives only as long as its stage, and has the model ready for the next."""
         module.eval()
-        if isinstance(self.vlm, TunedVLM):
-            self.accelerator.free_memory()
-            return
-        if self.is_main and stage.lora_rank:
-            with replacing(self.folder.path / ADAPTER) as staging:
-                lora_config(stage).save_pretrained(staging)
-                state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(self.vlm).items()}
-                save_file(state, staging / "adapter_model.safetensors")
-        if self.is_main and isinstance(module, ContrastiveLoss):
-            with replacing(self.folder.path / TOWER) as staging:
-                save_tower(module.dual, staging)
-        if stage.lora_rank:
-            self.vlm = plain_vlm(self.vlm)
-            self._changed |= {name for name, _ in self.vlm.decoder.named_parameters(prefix="decoder")}
-        self.vlm.requires_grad_(True)
+        self.vlm = close_stage(self.vlm, stage, module, self.folder, writes=self.is_main, shared=self._shared)
+        if isinstance(self.vlm, VLM):
+            if stage.lora_rank:
+                self._changed |= {name for name, _ in self.vlm.decoder.named_parameters(prefix="decoder")}
+            self.vlm.requires_grad_(True)
         self.accelerator.free_memory()
 
     def _save_model(self, stage: Stage, step: int) -> SavedEvent:
-        self._keep_model()
+        if self.is_main:
+            keep_model(self.vlm, self.folder, writes=True)
         return self._say(SavedEvent(stage.name, time.time(), step, MODEL))
-
-    def _keep_model(self) -> None:
-        """Writes the weights as they are. InputError where that can't be; what was there before stays."""
-        if not self.is_main:
-            return
-        if isinstance(self.vlm, TunedVLM):
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in self.vlm.changes().values()):
-                raise InputError("The weights hold numbers that are not finite; they are not kept.")
-            with replacing(self.folder.path / MODEL) as staging:
-                self.vlm.save(staging)
-            return
-        plain = plain_vlm(self.vlm)
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in plain.parameters()):
-            raise InputError("The weights hold numbers that are not finite; they are not kept.")
-        try:
-            save_vlm(plain, self.folder.path / MODEL)
-            copy_tower(self.folder.path / TOWER, plain, self.folder.path / MODEL)
-        except WRITE_ERRORS as error:
-            raise InputError(f"The model can't be saved ({error}); the one before it is kept.") from error
 
     def _finish(self, stage: Stage, status: str) -> DoneEvent:
         fingerprint = self.vlm.fingerprint
@@ -446,9 +397,10 @@ class Trainer:
 
     def _fail(self, stage: Stage, error: Exception) -> FailedEvent:
         """Keeps the weights, if they are good and that is still possible, and says why the run ends."""
-        if self._sound:
+        # Weights that are shared out can be put together only where all processes come to this place.
+        if self._sound and (isinstance(error, NotFiniteError) if self._shared else self.is_main):
             with contextlib.suppress(InputError):  # the sentence that matters is ``error``; an older model may be there
-                self._keep_model()
+                keep_model(self.vlm, self.folder, writes=self.is_main)
         path = MODEL if (self.folder.path / MODEL).is_dir() else None
         sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         event = FailedEvent(stage.name, time.time(), sentence, path)
@@ -496,28 +448,3 @@ class Trainer:
             time.sleep(PAUSE_POLL_S)
         self._update_run(status="running")
         return asked
-
-
-SAVING = {
-    "activations": "lower batch_rows (and raise accumulate as much), or row_tokens",
-    "optimizer": "train fewer parts, or the language model through lora_rank; or ",
-    "features": "lower cache_mib; or ",
-    "weights": "begin from a smaller model; or ",
-}
-"""What makes each part of a run's memory smaller."""
-
-
-def _as_input_error(error: Exception, stage: Stage, estimate: MemoryEstimate | None) -> InputError | None:
-    """What a person can do something about, said in one sentence; None for what is a fault of the program."""
-    if isinstance(error, InputError):
-        return error
-    if isinstance(error, DataStopped):
-        return InputError(str(error))
-    if is_shortage(error):
-        need = "" if estimate is None else f", which takes {estimate}"
-        first = "" if estimate is None or estimate.largest == "activations" else SAVING[estimate.largest]
-        rows = SAVING["activations"]
-        return InputError(f"The memory doesn't suffice for stage “{stage.name}”{need}; {first}{rows}.")
-    if isinstance(error, WRITE_ERRORS):
-        return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
-    return None

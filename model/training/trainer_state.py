@@ -1,15 +1,63 @@
-"""What a run must keep of a stage to go on exactly, and the weights to fall back on when a step was too large."""
+"""What a run must keep of a stage to go on exactly, and the weights to fall back on when a step was too large.
+
+Kept are whole tensors by the model's names, however many processes had parts of them: the next may be others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
+from model.training.recipe import Recipe, Stage
+from model.training.runs import MODEL, RECIPE, STATE_KINDS
+from model.training.sharding import cut, is_shared, join
 from model.training.stages import belongs_to_model, model_name
 from model.training.tuned import Trainee, TunedVLM
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and plain values, as :meth:`model.training.runs.RunFolder.load_state` gives them."""
+
+
+def check_state(values: Mapping[str, Any], recipe: Recipe, where: Path) -> None:
+    """InputError if the ``values`` of the state in the run's folder ``where`` are of no state of this recipe."""
+    if missing := sorted(STATE_KINDS.keys() - values.keys()):
+        raise InputError(f"The state in {where} is damaged (it lacks {', '.join(missing)}); start the run anew.")
+    index, name, step = values["stage_index"], values["stage"], values["step"]
+    names = [stage.name for stage in recipe.stages]
+    if not 0 <= index < len(names) or names[index] != name:
+        raise InputError(
+            f"The state in {where} is of stage “{name}”, which is not number {index + 1} "
+            f"of the recipe ({', '.join(names)}); go on with the recipe of the run."
+        )
+    steps = recipe.stages[index].steps
+    if steps < step:
+        raise InputError(
+            f"Stage “{name}” has {steps:,} steps now, and {step:,} were taken by the run in {where}; "
+            "go on with as many or more, or start a new run."
+        )
+
+
+def check_data(values: Mapping[str, Any], stage: Stage, digest: str, where: Path) -> None:
+    """InputError if the stage's data (``digest``) are not those that the state was saved with: the run would go on with
+    other examples in another order, and nobody would know."""
+    if values["step"] >= stage.steps:
+        return
+    found = values.get("data")
+    if found is None:
+        raise InputError(
+            f"The run in {where} was saved by a version that drew examples in another order, so it can't go on "
+            f"exactly; start a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
+        )
+    if found != {"digest": digest}:
+        raise InputError(
+            f"The data of stage “{stage.name}” changed since the run in {where} was saved; bring those back, or start "
+            f"a new run from {RECIPE}, with base = “{MODEL}” to keep what was learnt."
+        )
 
 
 def trained_names(module: nn.Module) -> set[str]:
@@ -24,25 +72,33 @@ def trained_names(module: nn.Module) -> set[str]:
 
 
 def gather_state(
-    vlm: Trainee, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str]
+    vlm: Trainee, module: nn.Module, optimizer: torch.optim.Optimizer, changed: set[str], writes: bool = True
 ) -> dict[str, Tensor]:
     """The model's parameters of the names ``changed``, what the stage trains beside them, the optimizer's moments by
-    parameter, and the state of the random numbers."""
-    tensors = {
-        f"model:{model_name(name)}": tensor for name, tensor in vlm.state_dict().items() if model_name(name) in changed
-    }
-    tensors |= {
-        f"module:{name}": parameter
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and model_name(name) not in changed
-    }
+    parameter, and the state of the random numbers. Where weights are shared out, all processes must ask for it, and
+    those that don't write (``writes``) get nothing."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, tensor: Tensor) -> None:
+        if not is_shared(tensor):
+            found[name] = tensor
+        elif writes:
+            found[name] = join(tensor).cpu()
+        else:
+            join(tensor)
+
+    for name, tensor in vlm.state_dict().items():
+        if model_name(name) in changed:
+            keep(f"model:{model_name(name)}", tensor)
     for name, parameter in module.named_parameters():
-        moments = optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer:{name}:{key}": value for key, value in moments.items()}
-    tensors["rng"] = torch.get_rng_state()
+        if parameter.requires_grad and model_name(name) not in changed:
+            keep(f"module:{name}", parameter)
+        for key, value in optimizer.state.get(parameter, {}).items():
+            keep(f"optimizer:{name}:{key}", value)
+    found["rng"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    return tensors
+        found["rng_cuda"] = torch.cuda.get_rng_state()
+    return found
 
 
 def load_model_state(vlm: Trainee, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -77,11 +133,10 @@ def load_stage_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensor
             raise _refuse(name, found)
     with torch.no_grad():
         for name, tensor in own.items():
-            trained[name].copy_(tensor)
+            trained[name].copy_(cut(tensor, trained[name]))
     for name, values in state.items():
-        device = trained[name].device
         optimizer.state[trained[name]] = {
-            what: value if what == "step" else value.to(device) for what, value in values.items()
+            what: value if what == "step" else cut(value, trained[name]) for what, value in values.items()
         }
     torch.set_rng_state(tensors["rng"].cpu().to(torch.uint8))
     if "rng_cuda" in tensors and torch.cuda.is_available():

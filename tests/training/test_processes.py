@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from model.checkpoint import load_nanovlm
 from model.training.events import StepEvent
 from model.training.feed import can_fork
 from model.training.trainer import Trainer
@@ -129,10 +130,11 @@ sys.exit(main(["run", sys.argv[2], "--out", sys.argv[3], "--quiet"]))
 """
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("fault", "sentence"), [("nan", "loss became nan at step 2"), ("worker", "renders rows")])
-def test_a_fault_of_one_process_ends_all_with_its_sentence(make_recipe, tmp_path, fault, sentence):
+def test_a_fault_of_one_process_ends_all_with_its_sentence(make_recipe, tmp_path, fault, sentence, parallel):
     path = tmp_path / "recipe.toml"
-    path.write_text(make_recipe({"steps": 5, "batch_rows": 2}).to_toml())
+    path.write_text(make_recipe({"steps": 5, "batch_rows": 2}, parallel=parallel).to_toml())
     script = tmp_path / "spoilt.py"
     script.write_text(SPOILT)
     launch(str(script), fault, str(path), str(tmp_path / "run"), str(tmp_path / "said"))
@@ -140,3 +142,5 @@ def test_a_fault_of_one_process_ends_all_with_its_sentence(make_recipe, tmp_path
     assert said[0] == said[1]
     assert sentence in said[0]
     assert sentence in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
+    if fault == "nan":
+        assert load_nanovlm(tmp_path / "run" / "model")  # whole, and of finite numbers

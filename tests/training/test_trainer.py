@@ -353,8 +353,8 @@ def test_tensorboard(make_recipe, tmp_path):
 
 def test_engines_that_it_does_not_serve_are_refused_at_once(make_recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as context:
-        context.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(InputError, match="FSDP"):
+        context.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        with pytest.raises(InputError, match="DEEPSPEED"):
             Trainer(make_recipe(), tmp_path / "run")
     # As `accelerate launch --cpu --num_processes 2` starts one process without MPI.
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
