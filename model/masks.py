@@ -31,6 +31,11 @@ class Documents:
     groups: tuple[Tensor, ...]
     order: Tensor
 
+    @property
+    def longest(self) -> int:
+        """Positions of the longest."""
+        return max(places.shape[1] for places in self.groups)
+
     def attend(self, kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """What ``kernel``, called as torch's scaled_dot_product_attention, gives for ``q``, ``k``, ``v``
         ``[1 head pos d]`` of the flat run."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.errors import InputError
 from model.families.checkpoint_files import KNOWN_TEXT
 from model.language import KeptKeys, KVCache
-from model.masks import mask_visible
+from model.masks import Documents, mask_visible
 from model.tap import Tap
 
 ATTENTION = "vlm_inspector"
@@ -32,10 +32,11 @@ _STEADY_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 @dataclass(frozen=True)
 class _Pass:
-    """What all layers of one pass share."""
+    """What all layers of one pass share. Of ``documents`` the mask says nothing: they stand for it."""
 
     tap: Tap | None
     first_query: int
+    documents: Documents | None = None
 
 
 def attend(
@@ -61,6 +62,9 @@ def attend(
         if tap.reader is not None:
             output = cast(nn.Linear, module.o_proj).weight
             tap.reader.observe(query, key, value, mask, scale, output)
+    if inspected.documents is not None:
+        shared = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        return inspected.documents.attend(kernel, query, key, value, **shared).transpose(1, 2).contiguous(), None
     causal = mask.dtype == torch.bool  # only the plain causal one is not made additive
     found = kernel(
         query,
@@ -155,18 +159,25 @@ class TextModel:
         self,
         embeds: Tensor,
         position_ids: Tensor,
-        visible: Tensor,
+        visible: Tensor | Documents,
         cache: KVCache | None = None,
         tap: Tap | None = None,
         **more: Any,
     ) -> Tensor:
         """See :meth:`model.families.protocol.InspectableVLM.decode`; ``more`` goes to the text model as it is. Without
         a cache there may be several rows: ``embeds [batch pos width]``, ``position_ids [axes batch pos]``, ``visible
-        [batch 1 pos pos]``."""
-        count, keys = visible.shape[-2:]
-        places = self._place_keys(position_ids, cache, keys)
-        masks = self._make_masks(visible, position_ids[0], places, embeds)
-        inspected = _Pass(tap, keys - count)
+        [batch 1 pos pos]``; or documents in one flat row, none longer than a window of the model's."""
+        masks: Tensor | dict[str, Tensor]
+        if isinstance(visible, Documents):
+            inspected = _Pass(tap, 0, visible)
+            # Without any mask transformers would make one.
+            none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+            masks = {_FULL: none, _SLIDING: none} if self.mixed else none
+        else:
+            count, keys = visible.shape[-2:]
+            places = self._place_keys(position_ids, cache, keys)
+            masks = self._make_masks(visible, position_ids[0], places, embeds)
+            inspected = _Pass(tap, keys - count)
         positions = position_ids.to(embeds.device)
         if positions.ndim == 2:
             positions = positions[:, None]
@@ -186,7 +197,7 @@ class TextModel:
             _READS.reset(reads)
             _MIDDLE.set(None)
         if cache is not None and not isinstance(cache, KeptKeys):
-            cache.length += count
+            cache.length += embeds.shape[1]
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -42,6 +42,7 @@ from model.families.transformers_text import TextModel, forget_hooks
 from model.families.vision_attention import make_readable, reading
 from model.image import ImagePlan, OpenedImage, ProcessedImage, build_image, open_image
 from model.language import KVCache
+from model.masks import Documents
 from model.memory import guard_memory
 from model.picture import ImageLayout, LayingOut
 from model.sample import Row, Sample, TokenGrid
@@ -450,12 +451,13 @@ class TransformersVLM(OpenedVLM):
         self,
         embeds: Tensor,
         position_ids: Tensor,
-        visible: Tensor,
+        visible: Tensor | Documents,
         cache: KVCache | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
         """:meth:`decode` with gradients where they are asked for, and of several rows where there is no cache: ``embeds
-        [batch pos embed]``, ``position_ids [axes batch pos]``, ``visible [batch 1 pos pos]``."""
+        [batch pos embed]``, ``position_ids [axes batch pos]``, ``visible [batch 1 pos pos]``; or of documents in one
+        flat row, that nobody looks into."""
         width = self.text.width
         more: Mapping[str, Any] = {}
         if self.extra_layers:

@@ -8,7 +8,7 @@ projector and language model are run here with gradients. What comes out is an a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from model.errors import InputError
 from model.families.adapter import Adapter, fingerprint_adapter, peft_name, write_adapter
 from model.families.nanovlm import VLM
 from model.image import ProcessedImage
+from model.masks import find_documents
 from model.sample import Row, Sample, see
 from model.training.events import ModuleSize
 from model.training.recipe import Recipe, Stage
@@ -36,12 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TunedBatch(Batch):
-    """``rows``: the samples with their places, unpadded. ``visible [batch 1 pos pos]`` bool: who sees whom.
-    ``patches``: for each image of each row in order what the frozen encoder made of its parts, ``[part patch d]``, if
-    that is known already."""
+    """``rows``: the samples with their places, unpadded. ``patches``: for each image of each row in order what the
+    frozen encoder made of its parts, ``[part patch d]``, if that is known already."""
 
     rows: tuple[Row, ...] = ()
-    visible: Tensor = field(default_factory=lambda: torch.zeros(0))
     patches: tuple[Tensor, ...] | None = None
 
     @property
@@ -133,13 +132,7 @@ class TunedVLM(nn.Module):
         rows = tuple(sample if isinstance(sample, Row) else self.opened.place(sample) for sample in samples)
         # Pictures go to the encoder part by part, in their own sizes.
         batch = collate([replace(row, images=()) for row in rows], pad_token_id=self.pad_token_id)
-        width = batch.input_ids.shape[1]
-        # Padding sees itself: a softmax over nothing is no number.
-        visible = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
-        for seen, row in zip(visible, rows, strict=True):
-            start = width - len(row)
-            seen[start:, start:] |= see(row, document_mask)
-        placed = TunedBatch(**{**vars(batch), "document_mask": document_mask}, rows=rows, visible=visible[:, None])
+        placed = TunedBatch(**{**vars(batch), "document_mask": document_mask}, rows=rows)
         moved: TunedBatch = placed.to(self.device)  # type: ignore[assignment]
         return moved
 
@@ -149,14 +142,34 @@ class TunedVLM(nn.Module):
 
     def hidden(self, batch: TunedBatch) -> Tensor:
         """States ``[batch pos width]`` after the last norm."""
-        positions = batch.position_ids if batch.position_ids.ndim == 3 else batch.position_ids[None]
-        return self.opened.read_rows(self._embed(batch), positions, batch.visible)
+        return self.opened.read_rows(self._embed(batch), self._positions(batch), _see_batch(batch))
 
     def loss(self, batch: TunedBatch) -> Tensor:
         """As :meth:`model.families.nanovlm.VLM.loss`."""
         targets = shift_labels(batch.labels)
         trained = targets != IGNORE_LABEL
-        return F.cross_entropy(self.opened.text.head(self.hidden(batch)[trained]).float(), targets[trained])
+        return F.cross_entropy(self.opened.text.head(self._states(batch, trained)).float(), targets[trained])
+
+    def _states(self, batch: TunedBatch, chosen: Tensor) -> Tensor:
+        """Of :meth:`hidden`, those of the ``chosen [batch pos]`` positions alone, ``[chosen width]``: without padding
+        and without a mask, where each position sees all of its document's past and nothing else."""
+        attended = batch.attention_mask
+        documents = find_documents(attended, batch.segment_ids if batch.document_mask else None)
+        window = self.opened.text.window
+        # Images that see one another both ways take the mask, and so do layers that look back less far than documents
+        # reach, and a label right behind what nobody attends to.
+        masked = window is not None and documents.longest > window
+        masked = masked or any(row.blocks is not None and bool((row.blocks >= 0).any()) for row in batch.rows)
+        if masked or bool((chosen & ~attended).any()):
+            return self.hidden(batch)[chosen]
+        positions = self._positions(batch)[:, attended][:, None]
+        states = self.opened.read_rows(self._embed(batch)[attended][None], positions, documents)
+        return states[0, chosen[attended]]
+
+    @staticmethod
+    def _positions(batch: TunedBatch) -> Tensor:
+        """``[axes batch pos]``."""
+        return batch.position_ids if batch.position_ids.ndim == 3 else batch.position_ids[None]
 
     def _embed(self, batch: TunedBatch) -> Tensor:
         """``[batch pos embed]``: token embeddings, with the projector's output at the image tokens."""
@@ -203,6 +216,16 @@ class TunedVLM(nn.Module):
 
 Trainee = VLM | TunedVLM
 """What the trainer can train."""
+
+
+def _see_batch(batch: TunedBatch) -> Tensor:
+    """``[batch 1 pos pos]`` bool: who sees whom. Padding sees itself: a softmax over nothing is no number."""
+    width = batch.input_ids.shape[1]
+    visible = torch.eye(width, dtype=torch.bool).repeat(len(batch.rows), 1, 1)
+    for seen, row in zip(visible, batch.rows, strict=True):
+        start = width - len(row)
+        seen[start:, start:] |= see(row, batch.document_mask)
+    return visible[:, None]
 
 
 def _describe(maps: Mapping[str, nn.Module], rank: int, alpha: float, base: str) -> Any:

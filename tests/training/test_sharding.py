@@ -70,7 +70,7 @@ def test_the_losses_and_weights_are_those_of_one_process(make_recipe, tmp_path):
 
 def test_in_bfloat16_it_is_the_weights_of_blocks_alone_that_are_rounded_twice(make_recipe, tmp_path):
     stage = {"learning_rates": EVERYTHING, "steps": 2}
-    one = [event for event in Trainer(make_recipe(stage, precision="bf16"), tmp_path / "one").run()]
+    one = list(Trainer(make_recipe(stage, precision="bf16"), tmp_path / "one").run())
     assert run_two(make_recipe(stage, precision="bf16", parallel="fsdp"), tmp_path / "two").returncode == 0
     losses = [event.loss for event in one if isinstance(event, StepEvent)]
     assert [loss for *_, loss in steps(tmp_path / "two")] == pytest.approx(losses, rel=1e-2)

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Conversation, InputError, Message, load_vlm
 from model.checkpoint import load_shape, save_shape
+from model.collator import IGNORE_LABEL, shift_labels
 from model.packing import pack_samples
 from model.training.__main__ import main
 from model.training.assembly import open_base
@@ -181,6 +184,42 @@ def test_a_row_means_the_same_beside_and_behind_others(name, tiny):
     assert padded == pytest.approx(mean, abs=1e-5)
     assert apart == pytest.approx(mean, abs=1e-5)
     assert abs(together - mean) > 1e-5
+
+
+class Squares(TorchDispatchMode):
+    """The results of every operation that have as many rows as columns, ``length`` or more; no weights, turned."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.length, self.found = length, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple) else (out,):
+            if isinstance(one, torch.Tensor) and one.ndim > 2 and one.shape[-1] == one.shape[-2] >= self.length:
+                self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_rows_are_trained_on_without_a_mask_where_nothing_needs_one(name, tiny):
+    """Images of Gemma 3 see one another both ways, and some layers look back less far than a row reaches."""
+    tuned = TunedVLM(load_vlm(tiny(name).folder), "base", rank=2)
+    samples = [tuned.prepare(example([(90, 60)])), tuned.prepare(example([(60, 90)], "It is long. " * 20))]
+    packed = pack_samples(samples, tuned.pad_token_id)
+    batch = tuned.collate([packed, samples[0]], document_mask=True)
+    features = with_features(batch, FeatureCache(tuned))
+    with Squares(len(samples[1])) as squares:
+        loss = tuned.loss(features)
+        loss.backward()
+    window = tuned.opened.text.window
+    needed = name.startswith("gemma3") or (window is not None and window < len(samples[1]))
+    assert bool(squares.found) == needed
+    with torch.no_grad():
+        targets = shift_labels(batch.labels)
+        trained = targets != IGNORE_LABEL
+        masked = F.cross_entropy(tuned.opened.text.head(tuned.hidden(features)[trained]), targets[trained])
+    assert float(loss) == pytest.approx(float(masked), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen3 vl"])
