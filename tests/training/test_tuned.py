@@ -219,7 +219,7 @@ def test_rows_are_trained_on_without_a_mask_where_nothing_needs_one(name, tiny):
         targets = shift_labels(batch.labels)
         trained = targets != IGNORE_LABEL
         masked = F.cross_entropy(tuned.opened.text.head(tuned.hidden(features)[trained]), targets[trained])
-    assert float(loss) == pytest.approx(float(masked), abs=1e-5)
+    assert loss.item() == pytest.approx(float(masked), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen3 vl"])
