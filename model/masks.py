@@ -8,7 +8,7 @@ which positions see one another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -31,11 +31,6 @@ class Documents:
     groups: tuple[Tensor, ...]
     order: Tensor
 
-    @property
-    def longest(self) -> int:
-        """Positions of the longest."""
-        return max(places.shape[1] for places in self.groups)
-
     def attend(self, kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """What ``kernel``, called as torch's scaled_dot_product_attention, gives for ``q``, ``k``, ``v``
         ``[1 head pos d]`` of the flat run."""
@@ -49,14 +44,14 @@ class Documents:
         return torch.cat(found)[self.order].transpose(0, 1)[None]
 
 
-_SHORT = 256
+SHORT = 256
 """Below so many positions PyTorch's kernel for CPUs takes less time in float32 than in bfloat16, there and back: at
 131 of them 3.5 ms instead of 7.9, at 256 as much."""
 
 
 def _attend_causally(kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """``kernel`` under the causal mask; in float32 where autocast would choose a dtype that takes longer."""
-    if q.device.type != "cpu" or q.shape[-2] >= _SHORT or not torch.is_autocast_enabled("cpu"):
+    if q.device.type != "cpu" or q.shape[-2] >= SHORT or not torch.is_autocast_enabled("cpu"):
         return kernel(q, k, v, attn_mask=None, is_causal=True, **options)
     with torch.autocast("cpu", enabled=False):
         return kernel(q.float(), k.float(), v.float(), attn_mask=None, is_causal=True, **options)
@@ -69,10 +64,9 @@ def find_documents(attention_mask: Tensor, segment_ids: Tensor | None) -> Docume
     marks = torch.stack((rows, rows if segment_ids is None else segment_ids))[:, attention_mask]
     lengths = torch.unique_consecutive(marks, dim=1, return_counts=True)[1].tolist()
     starts = [0, *torch.tensor(lengths, dtype=torch.long).cumsum(0).tolist()]
-    ordered = sorted(range(len(lengths)), key=lengths.__getitem__)
     groups, kept = [], []
-    for _, members in groupby(ordered, key=lambda document: lengths[document].bit_length()):
-        chosen = torch.tensor(list(members))
+    for members in group_documents(lengths):
+        chosen = torch.tensor(members)
         own = torch.tensor(lengths)[chosen, None]
         steps = torch.arange(int(own.max()))[None]
         # What is behind the end of a document repeats its last position: any one would do.
@@ -83,6 +77,12 @@ def find_documents(attention_mask: Tensor, segment_ids: Tensor | None) -> Docume
     order = torch.empty_like(flat)
     order[flat] = valid
     return Documents(tuple(groups), order)
+
+
+def group_documents(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of the documents of these ``lengths`` that stand side by side: none twice as long as another."""
+    ordered = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [list(members) for _, members in groupby(ordered, key=lambda document: lengths[document].bit_length())]
 
 
 def build_mask(

@@ -26,9 +26,9 @@ def check(task: dict[str, Any]) -> dict[str, Any]:
     recipe = build_recipe(tomllib.loads(task["recipe"]), Path(task["folder"]))
     vlm = load_shape(Path(task["model"]))
     reports = check_data(vlm, recipe)
+    plan: dict[str, Any] | None
     try:
-        found = plan_stage(vlm, recipe)
-        plan = None if found is None else found.to_json()
+        plan = plan_stage(vlm, recipe).to_json()
     except InputError:
         plan = None
     shown = [report.shorten().to_json() if isinstance(report, DataReport) else report for report in reports]

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from PIL import Image
 
 from inspector.bounds import format_bound
@@ -18,16 +17,15 @@ from inspector.intake import quote
 from inspector.intake.parsers import ParserPool
 from inspector.runs.uploads import measure
 from model import VLM, InputError, InspectableVLM
-from model.checkpoint import empty_vlm, save_shape
+from model.checkpoint import save_shape
 from model.memory import format_bytes, measure_free_ram
 from model.sample import Sample
 from model.training.data.data_report import DataReport, write_text
-from model.training.events import ModuleSize
 from model.training.memory_estimate import FirstStep, MemoryEstimate, StepShape, combine, draw_step, estimate_stage
-from model.training.recipe import Recipe, Stage
+from model.training.model_shape import shape_of, size_modules
+from model.training.recipe import Recipe
 from model.training.stage_data import Report, open_stage_data, report_stage
-from model.training.stages import build_stage, module_sizes
-from model.training.tuned import check_tuning, count_trained
+from model.training.tuned import check_tuning
 
 if TYPE_CHECKING:
     from model.families.transformers_vlm import TransformersVLM
@@ -38,15 +36,6 @@ SHOWN_ROWS, SHOWN_IMAGES, SHOWN_PX, SHOWN_TEXT = 4, 4, 96, 4_000
 """Of the first batch: rows, images of a row, their longest side, and letters of its text."""
 OWN = ("scenes", "word")
 """Sources that are drawn by this program: nothing foreign is read."""
-
-
-def size_modules(vlm: InspectableVLM, stage: Stage) -> tuple[ModuleSize, ...]:
-    """What ``stage`` would train of a model like ``vlm``, by building it without memory: ``vlm`` stays as it is."""
-    if not isinstance(vlm, VLM):
-        return count_trained(cast("TransformersVLM", vlm), stage)
-    empty = empty_vlm(vlm.config, vlm.tokenizer)
-    with torch.device("meta"):
-        return module_sizes(build_stage(stage, empty, 0, vlm.tokenizer))
 
 
 def check_base(vlm: InspectableVLM, recipe: Recipe) -> None:
@@ -85,17 +74,14 @@ class StagePlan:
         return cls(MemoryEstimate(**values["memory"]), rows)
 
 
-def plan_stage(vlm: InspectableVLM, recipe: Recipe) -> StagePlan | None:
-    """Of the first stage; None of families whose layers aren't known. InputError where no row can be drawn. ``vlm``
-    needs no weights."""
-    if not isinstance(vlm, VLM):
-        return None
-    data = open_stage_data(recipe, 0, vlm.config)
+def plan_stage(vlm: InspectableVLM, recipe: Recipe) -> StagePlan:
+    """Of the first stage. InputError where no row can be drawn. ``vlm`` needs no weights."""
+    data = open_stage_data(recipe, 0, vlm.config if isinstance(vlm, VLM) else None)
     step = draw_step(vlm, recipe, 0, data)
     return StagePlan(estimate_stage(vlm, recipe, 0, data, step), tuple(_show_rows(vlm, step)))
 
 
-def _show_rows(vlm: VLM, step: FirstStep) -> list[BatchRow]:
+def _show_rows(vlm: InspectableVLM, step: FirstStep) -> list[BatchRow]:
     rows = [BatchRow(caption) for caption in step.captions[:SHOWN_ROWS]]
     for sample in step.samples[:SHOWN_ROWS]:
         text = write_text(vlm, sample)
@@ -114,13 +100,10 @@ def _draw_images(sample: Sample) -> tuple[str, ...]:
     return tuple(found)
 
 
-def least_memory(vlm: InspectableVLM, recipe: Recipe) -> MemoryEstimate | None:
-    """What the first stage takes whatever its data are: everything but activations and features. None as
-    :func:`plan_stage`."""
-    if not isinstance(vlm, VLM):
-        return None
+def least_memory(vlm: InspectableVLM, recipe: Recipe) -> MemoryEstimate:
+    """What the first stage takes whatever its data are: everything but activations and features."""
     stage = recipe.stages[0]
-    return combine(vlm.config, stage, size_modules(vlm, stage), StepShape(0, 0, 0), 0, "fp32")
+    return combine(shape_of(vlm), stage, size_modules(vlm, stage), StepShape(), 0, "fp32")
 
 
 def say_room(memory: MemoryEstimate, most: int | None) -> str | None:

@@ -22,7 +22,7 @@ from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
 from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobTable
-from inspector.runs.metrics import DataCheck, check_base, least_memory, say_room, size_modules
+from inspector.runs.metrics import DataCheck, check_base, least_memory, say_room
 from inspector.runs.part_shelf import PartShelf
 from inspector.runs.presets import (
     BUILT_IN,
@@ -51,6 +51,7 @@ from inspector.widgets import FileInput
 from model import InputError, InspectableVLM
 from model.training.assembly import plan_parts
 from model.training.memory_estimate import MemoryEstimate
+from model.training.model_shape import size_modules
 from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
 from model.training.synthetic.outlines import OUTLINES
 from model.training.synthetic.word import COLOUR_LOOKS
@@ -280,15 +281,15 @@ class RecipeReader:
         vlm = self.base_of(form, recipe)
         return self._show_parts(vlm, recipe, least_memory(vlm, recipe))
 
-    def _show_parts(self, vlm: InspectableVLM, recipe: Recipe, memory: MemoryEstimate | None) -> str:
-        told = "" if memory is None else show_memory(memory, self.bounds.run_bytes, least=True)
+    def _show_parts(self, vlm: InspectableVLM, recipe: Recipe, memory: MemoryEstimate) -> str:
+        told = show_memory(memory, self.bounds.run_bytes, least=True)
         return show_modules(size_modules(vlm, recipe.stages[0])) + told
 
     def admit(self, form: Form, recipe: Recipe) -> str:
         """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
         vlm = self.base_of(form, recipe)
         memory = least_memory(vlm, recipe)
-        if memory is not None and (why := say_room(memory, self.bounds.run_bytes)):
+        if why := say_room(memory, self.bounds.run_bytes):
             raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
         return self._show_parts(vlm, recipe, memory)
 

@@ -164,10 +164,8 @@ def check(options: argparse.Namespace) -> None:
     for index, stage in enumerate(recipe.stages):
         reports = report_stage(vlm, recipe, index, options.sample)
         found[stage.name] = [report if isinstance(report, dict) else report.to_json() for report in reports]
-        if not isinstance(vlm, VLM):  # of others the layers aren't known
-            continue
-        data = open_stage_data(recipe, index, vlm.config)
-        memory[stage.name] = estimate_stage(vlm, recipe, index, data, draw_step(vlm, recipe, index, data)).to_json()
+        data = open_stage_data(recipe, index, vlm.config if isinstance(vlm, VLM) else None)
+        memory[stage.name] = estimate_stage(base, recipe, index, data, draw_step(vlm, recipe, index, data)).to_json()
     print(json.dumps({**found, "memory": memory}, indent=2, ensure_ascii=False))
 
 

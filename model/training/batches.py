@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from model.chat import Conversation
 from model.collator import Batch
 from model.config import VLMConfig
 from model.errors import InputError, TooLongError
@@ -54,11 +55,7 @@ class FeatureCache:
         fresh = list(missing.items())
         for start in range(0, len(fresh), chunk):
             part = fresh[start : start + chunk]
-            encoded = self._vlm.vision_encoder(tiles[[n for _, n in part]].to(self._vlm.device))
-            if torch.is_autocast_enabled(encoded.device.type):
-                # The last norm gives float32, which the projector's product would round to this anyway.
-                encoded = encoded.to(torch.get_autocast_dtype(encoded.device.type))
-            encoded = encoded.cpu()
+            encoded = _store(self._vlm.vision_encoder(tiles[[n for _, n in part]].to(self._vlm.device)))
             for (key, _), value in zip(part, encoded, strict=True):
                 found[key] = self._keep(key, value.clone())
         for key in keys:
@@ -75,7 +72,9 @@ class FeatureCache:
             key = image.digest + repr(image.original_size).encode()
             if key in self._kept:
                 self._kept.move_to_end(key)
-            found.append(self._kept[key] if key in self._kept else self._keep(key, self._vlm.read_patches(image).cpu()))
+            found.append(
+                self._kept[key] if key in self._kept else self._keep(key, _store(self._vlm.read_patches(image)))
+            )
         return tuple(found)
 
     def _keep(self, key: bytes, value: Tensor) -> Tensor:
@@ -85,6 +84,14 @@ class FeatureCache:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.nbytes
         return value
+
+
+def _store(encoded: Tensor) -> Tensor:
+    """On the processor, in the precision that is computed in: where the last norm gives float32 the projector's product
+    would round it to that anyway."""
+    if torch.is_autocast_enabled(encoded.device.type):
+        encoded = encoded.to(torch.get_autocast_dtype(encoded.device.type))
+    return encoded.cpu()
 
 
 def with_features(batch: Batch, cache: FeatureCache | None) -> Batch:
@@ -151,6 +158,18 @@ def usable_sample(vlm: Trainee, example: Example) -> Sample | None:
     return sample if len(sample) <= vlm.max_positions and bool(sample.loss_mask.any()) else None
 
 
+class Renderer(Protocol):
+    """What makes rows of examples: a model, whatever its family, with or without weights."""
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def prepare(self, conversation: Conversation, add_generation_prompt: bool = False) -> Sample: ...
+
+
 class RowMaker:
     """Renders examples and packs them. The samples of a step depend on the draw's number alone, so a run goes on
     exactly where it stopped, and so does one of several processes: each has the rows of what it rendered itself. A row
@@ -158,7 +177,7 @@ class RowMaker:
 
     def __init__(
         self,
-        vlm: Trainee,
+        vlm: Renderer,
         stage: Stage,
         mixture: Mixture[Example],
         seed: int,

@@ -170,9 +170,10 @@ class Trainer:
         if self._resumed is not None:
             check_data(self._resumed[1], stage, data.digest, self.folder.path)
         self._open_ledger(stage, look_at_stage(opened, self.recipe, index, data))
-        if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
-            first = draw_step(self.vlm, self.recipe, index, data)
-            self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
+        if self.is_main:
+            first = draw_step(opened, self.recipe, index, data)
+            sharing = self.accelerator.num_processes if self._shared else 1
+            self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first, sharing)
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         sharded = shard_stage(stage, module, self.accelerator) if self._shared else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from model.collator import IGNORE_LABEL, Batch, collate, shift_labels
 from model.errors import InputError
 from model.families.adapter import Adapter, fingerprint_adapter, peft_name, write_adapter
 from model.families.nanovlm import VLM
+from model.families.protocol import InspectableVLM
 from model.image import ProcessedImage
 from model.masks import find_documents
 from model.sample import Row, Sample, see
@@ -152,16 +153,12 @@ class TunedVLM(nn.Module):
 
     def _states(self, batch: TunedBatch, chosen: Tensor) -> Tensor:
         """Of :meth:`hidden`, those of the ``chosen [batch pos]`` positions alone, ``[chosen width]``: without padding
-        and without a mask, where each position sees all of its document's past and nothing else."""
+        and, where none is needed, without a mask. A label right behind what nobody attends to is predicted from that,
+        which sees itself: that takes the mask, too."""
         attended = batch.attention_mask
-        documents = find_documents(attended, batch.segment_ids if batch.document_mask else None)
-        window = self.opened.text.window
-        # Images that see one another both ways take the mask, and so do layers that look back less far than documents
-        # reach, and a label right behind what nobody attends to.
-        masked = window is not None and documents.longest > window
-        masked = masked or any(row.blocks is not None and bool((row.blocks >= 0).any()) for row in batch.rows)
-        if masked or bool((chosen & ~attended).any()):
+        if needs_mask(self.opened, batch.rows, batch.document_mask) or bool((chosen & ~attended).any()):
             return self.hidden(batch)[chosen]
+        documents = find_documents(attended, batch.segment_ids if batch.document_mask else None)
         positions = self._positions(batch)[:, attended][:, None]
         states = self.opened.read_rows(self._embed(batch)[attended][None], positions, documents)
         return states[0, chosen[attended]]
@@ -226,6 +223,24 @@ def _see_batch(batch: TunedBatch) -> Tensor:
         start = width - len(row)
         seen[start:, start:] |= see(row, batch.document_mask)
     return visible[:, None]
+
+
+def needs_mask(opened: InspectableVLM, samples: Sequence[Sample], document_mask: bool) -> bool:
+    """Whether a position of these rows doesn't see all of its document's past and nothing else: where images see one
+    another both ways, and in layers that look back less far than a document reaches."""
+    vlm = cast("TransformersVLM", opened)
+    window = vlm.text.window
+    if window is not None:
+        lengths = [
+            int(torch.unique_consecutive(sample.segment_ids, return_counts=True)[1].max())
+            if document_mask
+            else len(sample)
+            for sample in samples
+        ]
+        if max(lengths, default=0) > window:
+            return True
+    rows = (sample if isinstance(sample, Row) else vlm.place(sample) for sample in samples)
+    return any(row.blocks is not None and bool((row.blocks >= 0).any()) for row in rows)
 
 
 def _describe(maps: Mapping[str, nn.Module], rank: int, alpha: float, base: str) -> Any:

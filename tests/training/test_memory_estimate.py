@@ -8,12 +8,22 @@ import torch
 
 from model import load_vlm
 from model.training.accelerator import choose_precision
+from model.training.assembly import open_base
 from model.training.batches import FeatureCache, RowMaker, make_pairs, with_features
 from model.training.memory_estimate import draw_step, estimate_stage
 from model.training.recipe import build_recipe
 from model.training.stage_data import open_stage_data, stage_seed
-from model.training.stages import build_stage
+from model.training.stages import build_stage, module_sizes
 from model.training.trainer import Trainer
+from tests.tiny_checkpoints import (
+    build_gemma3,
+    build_idefics3,
+    build_llava,
+    byte_tokenizer,
+    piece_tokenizer,
+    processors_without_video,
+    write_checkpoint,
+)
 
 SCENES = {"source": "scenes", "set": "single", "count": 60, "pictures": 64}
 TILES = {"source": "scenes", "set": "tiles"}
@@ -26,18 +36,19 @@ SETTINGS = [
 ]
 
 
-def make(precision="fp32", **stage):
+def make(precision="fp32", base="embedded", **stage):
     table = {"name": "s", "steps": 2, "batch_rows": 8, "eval_every": 0, "data": [SCENES], **stage}
-    return build_recipe({"stages": [table], "precision": precision}, Path())
+    return build_recipe({"base": base, "stages": [table], "precision": precision}, Path())
 
 
 def kept_bytes(vlm, recipe):
     """What autograd keeps for the way back of the first step, weights aside."""
     stage = recipe.stages[0]
-    data = open_stage_data(recipe, 0, vlm.config)
+    data = open_stage_data(recipe, 0, getattr(vlm, "config", None))
     module = build_stage(stage, vlm, 0, vlm.tokenizer).train()
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     seen = {}
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(recipe.precision) == "bf16")
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -51,8 +62,8 @@ def kept_bytes(vlm, recipe):
     else:
         samples = RowMaker(vlm, stage, data.mixture, stage_seed(recipe, 0)).take(0).samples
         cache = None if "vision_encoder" in stage.learning_rates else FeatureCache(vlm)
-        batch = with_features(vlm.collate(samples), cache)
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(recipe.precision) == "bf16")
+        with cast:
+            batch = with_features(vlm.collate(samples, document_mask=stage.packing == "document"), cache)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
         module(batch)
     return sum(size for size, _ in seen.values())
@@ -66,6 +77,55 @@ def test_activations_are_what_autograd_keeps(precision, stage):
     step = draw_step(vlm, recipe, 0, open_stage_data(recipe, 0, vlm.config))
     found = estimate_stage(vlm, recipe, 0, open_stage_data(recipe, 0, vlm.config), step)
     assert found.activations == pytest.approx(kept_bytes(vlm, recipe), rel=0.15)
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8}
+MADE = {
+    "smolvlm": lambda: build_idefics3(byte_tokenizer, smol=True, num_key_value_heads=2, **WIDE),
+    "llava": lambda: build_llava(piece_tokenizer("first"), num_key_value_heads=2, **WIDE),
+    "gemma3": lambda: build_gemma3(byte_tokenizer([]), num_key_value_heads=2, **WIDE),
+}
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def wide(request, tmp_path_factory):
+    """A folder with a small model of another family, whose language model is wide enough to count."""
+    folder = tmp_path_factory.mktemp("wide")
+    with processors_without_video():
+        write_checkpoint(*MADE[request.param](), folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"kind": "alignment", "learning_rates": {"MP": 1e-3}},
+        {"kind": "instruction", "learning_rates": {"decoder": 1e-3}, "lora_rank": 8},
+        {
+            "kind": "instruction",
+            "learning_rates": {"MP": 1e-3, "decoder": 1e-3},
+            "lora_rank": 4,
+            "packing": "document",
+            "row_tokens": 900,
+            "batch_rows": 4,
+        },
+    ],
+)
+def test_activations_of_other_families_are_what_autograd_keeps(wide, precision, stage):
+    recipe = make(precision, base=str(wide), **stage)
+    tuned = open_base(recipe)
+    data = open_stage_data(recipe, 0, None)
+    step = draw_step(tuned.opened, recipe, 0, data)
+    found = estimate_stage(tuned, recipe, 0, data, step)
+    assert found.activations == pytest.approx(kept_bytes(tuned, recipe), rel=0.15)
+    sizes = module_sizes(build_stage(recipe.stages[0], tuned, 0, tuned.tokenizer))
+    assert found.weights == 4 * sum(size.parameters for size in sizes)
+    assert found.gradients == found.kept == 4 * sum(size.trainable for size in sizes)
+    # Shared out among two, all but a frozen encoder is there half.
+    half = estimate_stage(tuned, recipe, 0, data, step, 2)
+    assert half.gradients == found.gradients // 2
+    assert half.weights - found.weights // 2 == pytest.approx(2 * sizes[0].parameters, abs=8)
 
 
 def test_the_parts_are_counted_from_the_shapes(embedded):
