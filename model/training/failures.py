@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
+
 from model.errors import InputError
 from model.memory import is_shortage
 from model.training.data.datasets import DataStopped
+from model.training.feed import explain_worker
 from model.training.memory_estimate import MemoryEstimate
 from model.training.recipe import Stage
 from model.training.runs import WRITE_ERRORS
@@ -33,6 +36,13 @@ def explain_failure(error: Exception, stage: Stage, estimate: MemoryEstimate | N
         first = "" if estimate is None or estimate.largest == "activations" else SAVING[estimate.largest]
         rows = SAVING["activations"]
         return InputError(f"The memory doesn't suffice for stage “{stage.name}”{need}; {first}{rows}.")
+    if (ended := explain_worker(error)) is not None:
+        return ended
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        return InputError(
+            f"Stage “{stage.name}” lost another process of this run, which says itself why it ended, or was ended for "
+            "want of memory; go on from the last state (--resume)."
+        )
     if isinstance(error, WRITE_ERRORS):
         return InputError(f"Stage “{stage.name}” can't read or write a file ({error}).")
     return None

@@ -151,12 +151,9 @@ class Feed:
             try:
                 draw = pickle.loads(next(self._ahead))
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if (ended := explain_worker(error)) is None:
                     raise
-                raise InputError(
-                    f"A process that renders rows was ended ({str(error).splitlines()[0]}), mostly for want of memory; "
-                    "go on from the last state (--resume), with fewer workers."
-                ) from error
+                raise ended from error
         self._next_own = number + self.processes
         return draw
 
@@ -172,6 +169,17 @@ class Feed:
         if self._workers:
             numbers = itertools.count(self._next_own, self.processes)
             self._ahead = _start_workers(self._render, numbers, int(self._workers), max(own, self._at_once))
+
+
+def explain_worker(error: Exception) -> InputError | None:
+    """What there is to say if ``error`` tells that a worker was ended. torch raises that out of a signal's handler,
+    wherever the program is."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return InputError(
+        f"A process that renders rows was ended ({str(error).splitlines()[0].strip(' .')}), mostly for want of memory; "
+        "go on from the last state (--resume), with fewer workers."
+    )
 
 
 def count_workers(rendering_s: float, computing_s: float, steps: int, processes: int = 1) -> int:

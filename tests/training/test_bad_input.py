@@ -121,3 +121,16 @@ def test_two_runs_in_one_folder(make_recipe, tmp_path):
     with pytest.raises(InputError, match="Another process"):
         Trainer(make_recipe({"steps": 1}), tmp_path / "run", resume=True)
     assert len([event for event in first.run() if isinstance(event, StepEvent)]) == 1
+
+
+def test_without_room_for_features_a_run_is_the_same(make_recipe, tmp_path):
+    """They are kept in memory and on no disk; what doesn't fit is computed again."""
+    runs = {}
+    for room in (0, 64):
+        trainer = Trainer(make_recipe({"steps": 4, "eval_every": 2}, cache_mib=room), tmp_path / str(room))
+        runs[room] = [event.loss for event in trainer.run() if isinstance(event, StepEvent)]
+        features = trainer.folder.read_run()["memory"]["stages"]["part 0"]["features"]
+        assert (features > 0) == (room > 0)
+    assert runs[0] == runs[64]
+    kept = {path.name for path in (tmp_path / "0").iterdir()}
+    assert kept == {"recipe.toml", "run.json", "metrics.jsonl", "state", "model", ".lock"}

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from model.training.data.datasets import DataStopped
 from model.training.data.ledger import Entry
 from model.training.events import StepEvent
 from model.training.feed import AUTO, MOST_WORKERS, Draw, Feed, can_fork, count_workers
+from model.training.stages import LanguageLoss
 from model.training.trainer import Trainer
 
 pytestmark = [
@@ -68,6 +70,30 @@ def test_a_worker_that_is_ended_is_one_sentence():
 
     with pytest.raises(InputError, match=r"process that renders rows.*ended.*fewer workers"):
         draws_of(Feed(end_itself, 6, 4, workers=1), 6, 4)
+
+
+def test_a_worker_that_is_ended_while_the_run_computes_ends_it_in_one_sentence(make_recipe, tmp_path, monkeypatch):
+    """torch tells of it out of a signal's handler, in whatever the process is about."""
+    loss, calls = LanguageLoss.forward, []
+
+    def forward(self, batch):
+        calls.append(1)
+        if len(calls) == 4:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+            time.sleep(5)
+        return loss(self, batch)
+
+    monkeypatch.setattr(LanguageLoss, "forward", forward)
+    trainer = Trainer(make_recipe({"steps": 6, "save_every_s": 0}, workers=1), tmp_path / "run")
+    with pytest.raises(InputError, match=r"process that renders rows.*ended.*--resume"):
+        list(trainer.run())
+    assert trainer.folder.read_run()["status"] == "failed"
+    monkeypatch.undo()
+    list(Trainer(trainer.recipe, tmp_path / "run", resume=True).run())
+    whole = Trainer(make_recipe({"steps": 6}), tmp_path / "whole")
+    list(whole.run())
+    assert trainer.folder.read_run()["fingerprint"] == whole.folder.read_run()["fingerprint"]
 
 
 def test_what_stops_the_data_stops_them_when_it_is_drawn_and_not_when_it_is_rendered():

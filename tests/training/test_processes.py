@@ -110,7 +110,7 @@ def test_pairs_of_two_processes_have_the_gradients_of_one(golden, tmp_path):
 
 
 SPOILT = """
-import math, os, sys
+import math, os, signal, sys
 from pathlib import Path
 from model.errors import InputError
 from model.training import feed, stages
@@ -123,6 +123,8 @@ if os.environ["RANK"] == "1":
     def lose(self):
         if sys.argv[1] == "worker" and calls:
             raise InputError("A process that renders rows was ended.")
+        if sys.argv[1] == "killed" and calls:
+            os.kill(os.getpid(), signal.SIGKILL)
         return fetch(self)
     stages.LanguageLoss.forward, feed.Feed._fetch = forward, lose
 sys.stderr = open(sys.argv[4] + os.environ["RANK"], "w")
@@ -144,3 +146,40 @@ def test_a_fault_of_one_process_ends_all_with_its_sentence(make_recipe, tmp_path
     assert sentence in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
     if fault == "nan":
         assert load_nanovlm(tmp_path / "run" / "model")  # whole, and of finite numbers
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(make_recipe, tmp_path, parallel):
+    path = tmp_path / "recipe.toml"
+    path.write_text(make_recipe({"steps": 5, "save_every_s": 0}, parallel=parallel).to_toml())
+    script = tmp_path / "spoilt.py"
+    script.write_text(SPOILT)
+    launch(str(script), "killed", str(path), str(tmp_path / "run"), str(tmp_path / "said"))
+    said = (tmp_path / "said0").read_text()
+    assert "lost another process of this run" in said
+    assert "Traceback" not in said
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["status"], run["error"]) == ("failed", said.strip())
+    assert (tmp_path / "run" / "state" / "latest").is_file()
+
+
+def test_two_launches_in_one_folder(make_recipe, tmp_path):
+    """The second says so, and the first isn't disturbed."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(make_recipe({"steps": 2}).to_toml())
+    first = Trainer(make_recipe({"steps": 2}), tmp_path / "run")
+    for how in ("ddp", "fsdp"):
+        command = (
+            "-m",
+            "model.training",
+            "run",
+            "--out",
+            str(tmp_path / "run"),
+            "--resume",
+            "--set",
+            f"parallel={how}",
+        )
+        result = launch(*command)
+        assert result.returncode
+        assert "Another process is training in" in result.stderr
+    assert len([event for event in first.run() if isinstance(event, StepEvent)]) == 2
