@@ -166,7 +166,7 @@ def _read_pair(entry: Mapping[str, Any], options: Options, folder: PictureFolder
         raise RecordError(f"it holds “{talk}”, a conversation and no caption; read it with source = “{TALKS[talk]}”")
     image = _field(entry, options.get("image_column", ""), IMAGE_COLUMNS, "image")
     caption = _field(entry, options.get("caption_column", ""), CAPTION_COLUMNS, "caption")
-    extras = read_extras(entry, (image, caption), "it")
+    extras = read_extras(entry, frozenset((image, caption)), "it")
     if extras.pictures and list(extras.pictures) != [entry[image]]:
         raise RecordError(f"it names other images beside “{image}”; a caption belongs to one image")
     if extras.system or extras.trained is False:

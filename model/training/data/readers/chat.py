@@ -9,7 +9,6 @@ nothing is fetched from the net.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from model.training.data.readers.source import (
 )
 
 _TEXTS, _IMAGES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+_OWN, _MESSAGE = frozenset(("messages",)), frozenset(("role", "content"))
 
 
 def read_chat(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
@@ -43,14 +43,14 @@ def parse_chat(value: Mapping[str, Any], folder: PictureFolder) -> Record:
     messages = need_list(value.get("messages"), "“messages”")
     if value.get("images") is not None:
         need_list(value["images"], "“images”")
-    extras = read_extras(value, ("messages",), "it")
+    extras = read_extras(value, _OWN, "it")
     places = Places(extras.pictures, folder)
     drafts: list[Draft] = []
     parts = 0
     for number, message in enumerate(messages, start=1):
         entry = need_object(message, f"message {number}")
         role = need_text(entry.get("role"), f"the role of message {number}")
-        own = read_extras(entry, ("role", "content"), f"message {number}")
+        own = read_extras(entry, _MESSAGE, f"message {number}")
         places.add(own.pictures)
         content = entry.get("content")
         if isinstance(content, str):
@@ -67,7 +67,7 @@ def parse_chat(value: Mapping[str, Any], folder: PictureFolder) -> Record:
     if places.left and not places.marks and not parts:
         first = next((n for n, draft in enumerate(drafts) if draft.role == "user"), None)
         if first is not None:
-            drafts[first] = replace(drafts[first], images=(*places.take_all(), *drafts[first].images))
+            drafts[first] = drafts[first]._replace(images=(*places.take_all(), *drafts[first].images))
             places.notes.append(UNPLACED)
     if places.left:
         raise RecordError(f"{places.left} of its {places.count} “images” belong to no image part of a message")

@@ -7,7 +7,7 @@ would train on something else than what the data say, without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -30,6 +30,16 @@ _TOOLS = _words("tool tools function functions plugin plugins")
 _CALLS = _words("call calls choice definition definitions list schema schemas")
 _LEARNT = _words("weight weights loss train trained trainable training mask masked learn")
 _WEIGHED = _words("sample example record row token tokens turn message scale on importance factor coefficient")
+_KINDS = (
+    ("picture", _IMAGES, _CARRIERS),
+    ("video", _VIDEOS, _CARRIERS),
+    ("system", _SYSTEM, _PROMPTS),
+    ("tools", _TOOLS, _CALLS),
+    ("learnt", _LEARNT, _WEIGHED),
+)
+"""A kind of key: it holds one of the first words, and nothing but these and the second ones."""
+_HOLDERS = (str, bytes, list, tuple, Mapping)
+"""Types of a value that may be an image, or hold some."""
 _NOTHING = ("", "[]", "{}", "null", "None")
 _FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
 """What ``datasets``' imagefolder calls its pictures."""
@@ -51,32 +61,35 @@ class Extras:
     trained: bool | None = None
 
 
-def read_extras(values: Mapping[str, Any], known: Collection[str], what: str) -> Extras:
+def read_extras(values: Mapping[str, Any], known: frozenset[str], what: str) -> Extras:
     """Goes through the keys of ``values`` that are not ``known``. RecordError, which calls the object ``what``, for one
     that names something which isn't read."""
+    if values.keys() <= known:
+        return _NO_EXTRAS
+    further = _sort_keys(tuple(values), known)
     pictures: dict[str, object] = {}
     system = ""
     trained: dict[str, bool] = {}
     doubtful: list[str] = []
-    for key, value in values.items():
-        if key in known or not isinstance(key, str) or _is_nothing(value):
+    for key, kind in further:
+        value = values[key]
+        if _is_nothing(value):
             continue
-        words = _words_of(key)
-        if (words & _IMAGES and words <= _IMAGES | _CARRIERS) or key.lower() in _FILE_NAMES:
-            if not isinstance(value, str | bytes | Mapping | list | tuple):
+        if kind == "picture":
+            if not isinstance(value, _HOLDERS):
                 raise RecordError(f"“{key}” is {describe(value)}; it must be a file's name, bytes or a list of them")
             pictures[key] = value
         elif isinstance(value, str) and value.strip() in _NOTHING:
             continue
-        elif (words & _VIDEOS and words <= _VIDEOS | _CARRIERS and not _is_number(value)) or _looks_like(value, False):
+        elif (kind == "video" and not _is_number(value)) or _looks_like(value, False):
             raise RecordError(f"{what} names a video or a sound in “{key}”; only images can be used")
-        elif words & _SYSTEM and words <= _SYSTEM | _PROMPTS:
+        elif kind == "system":
             system = _join_system(system, key, value, what)
-        elif words & _TOOLS and words <= _TOOLS | _CALLS:
+        elif kind == "tools":
             raise RecordError(f"{what} names tools in “{key}”; conversations with tools can't be used")
-        elif words & _LEARNT and words <= _LEARNT | _WEIGHED:
+        elif kind == "learnt":
             trained[key] = _read_weight(key, value, what)
-        elif not words & _NO_NAME and _looks_like(value, True):
+        elif kind != "id" and _looks_like(value, True):
             doubtful.append(key)
     if len(set(trained.values())) > 1:
         raise RecordError(f"{what} says both that it is to be learnt and that it is not ({', '.join(trained)})")
@@ -87,6 +100,24 @@ def read_extras(values: Mapping[str, Any], known: Collection[str], what: str) ->
     return Extras(found, system, next(iter(trained.values()), None))
 
 
+_NO_EXTRAS = Extras()
+
+
+@lru_cache(maxsize=4096)
+def _sort_keys(keys: tuple[Any, ...], known: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """Those of the keys that are not known, each with the kind that its words say: the records of a file have the same
+    few sets of keys."""
+    return tuple((key, _kind_of(key)) for key in keys if key not in known and isinstance(key, str))
+
+
+def _kind_of(key: str) -> str:
+    words = _words_of(key)
+    if key.lower() in _FILE_NAMES:
+        return "picture"
+    kind = next((kind for kind, own, more in _KINDS if words & own and words <= own | more), "other")
+    return "id" if kind == "other" and words & _NO_NAME else kind
+
+
 @lru_cache(maxsize=4096)
 def _words_of(key: str) -> frozenset[str]:
     """“imagePath2” is an image and a path."""
@@ -94,7 +125,7 @@ def _words_of(key: str) -> frozenset[str]:
 
 
 def _is_nothing(value: object) -> bool:
-    return value is None or (isinstance(value, list | tuple | dict) and not value)
+    return value is None or (not value and isinstance(value, (list, tuple, dict)))
 
 
 def _is_number(value: object) -> bool:
@@ -104,6 +135,8 @@ def _is_number(value: object) -> bool:
 def _looks_like(value: object, picture: bool) -> bool:
     """Whether a value is a picture's (else a video's) file name, address or bytes, or a list of such."""
     if isinstance(value, str):
+        if "." not in value and len(value) < 40 and ":" not in value:
+            return False
         name = value.strip()
         if "\n" in name or len(name) > 4096:
             return picture and is_base64_picture(name)
@@ -141,7 +174,9 @@ def _last_part(name: str) -> str:
 
 def _join_pictures(pictures: Mapping[str, object], what: str) -> tuple[object, ...]:
     """Of one key, of keys that say the same, or of “image1”, “image2” and so on by their numbers."""
-    lists = {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in pictures.items()}
+    if not pictures:
+        return ()
+    lists = {key: tuple(value) if isinstance(value, (list, tuple)) else (value,) for key, value in pictures.items()}
     if len(lists) <= 1 or len({repr(part) for part in lists.values()}) == 1:
         return next(iter(lists.values()), ())
     numbers = {key: [int(part) for part in _WORD.findall(key) if part.isdigit()] for key in lists}

@@ -111,7 +111,7 @@ def _skip_blanks(text: str, at: int) -> int:
 
 
 def _size(text: str, start: int, stop: int) -> int:
-    return len(text[start:stop].encode("utf-8"))
+    return stop - start if text.isascii() else len(text[start:stop].encode("utf-8"))
 
 
 def _mark_size(file: Path) -> int:

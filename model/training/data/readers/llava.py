@@ -23,6 +23,7 @@ from model.training.data.readers.source import (
 )
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_OWN, _TURN = frozenset(("conversations",)), frozenset(("from", "value"))
 
 
 def read_llava(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
@@ -34,7 +35,7 @@ def read_llava(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
 def parse_llava(value: Mapping[str, Any], folder: PictureFolder) -> Record:
     """The record of one JSON object. RecordError if it is malformed or marks and pictures differ in number."""
     turns = need_list(value.get("conversations"), "“conversations”")
-    extras = read_extras(value, ("conversations",), "it")
+    extras = read_extras(value, _OWN, "it")
     places = Places(extras.pictures, folder)
     drafts: list[Draft] = []
     for number, turn in enumerate(turns, start=1):
@@ -44,10 +45,11 @@ def parse_llava(value: Mapping[str, Any], folder: PictureFolder) -> Record:
         if role is None:
             raise RecordError(f"turn {number} is from {sender!r}; allowed are human, gpt and system")
         text = need_text(entry.get("value"), f"“value” of turn {number}")
-        own = read_extras(entry, ("from", "value"), f"turn {number}")
+        own = read_extras(entry, _TURN, f"turn {number}")
         images: tuple[Stored, ...] = ()
         if role == "user":
-            places.add(own.pictures)
+            if own.pictures:
+                places.add(own.pictures)
             text, images = places.take_marks(text)
         elif own.pictures:
             raise RecordError(f"turn {number} is from {sender} and has an image; only the human's can have one")

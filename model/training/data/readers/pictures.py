@@ -56,7 +56,7 @@ def is_picture_start(data: bytes) -> bool:
 
 def is_base64_picture(text: str) -> bool:
     """Whether the text is base64 that begins as a picture does. No file is called so."""
-    start = text[:100].strip()[:40].replace("-", "+").replace("_", "/")
+    start = text[:100].strip()[:40].replace("-", "+").replace("_", "/") if len(text) >= 40 else ""
     try:
         return len(start) == 40 and is_picture_start(base64.b64decode(start, validate=True))
     except (binascii.Error, ValueError):
@@ -182,8 +182,11 @@ def _check_name(name: str) -> str:
     laid out with them."""
     if not name.strip() or "\0" in name or clean_text(name) != name:
         raise RecordError(f"the image's name {name!r} is no file name")
-    if len(name.encode("utf-8")) > PATH_BYTES or any(
-        len(part.encode("utf-8")) > NAME_BYTES for part in re.split(r"[/\\]", name)
+    # A letter has four bytes at most.
+    if len(name) > NAME_BYTES // 4 and any(
+        len(part.encode("utf-8")) > most
+        for most, parts in ((PATH_BYTES, (name,)), (NAME_BYTES, re.split(r"[/\\]", name)))
+        for part in parts
     ):
         raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
     if name.startswith(("/", "\\")) or _DRIVE.match(name):

@@ -72,6 +72,8 @@ class Places:
 def check_tags(text: str) -> None:
     """RecordError for ``<img>a.png</img>``, as Qwen-VL writes an image into the text, and for the mark of a video or a
     sound with which a message begins."""
+    if "<" not in text:
+        return
     for found in _TAG.finditer(text):
         if found[1].lower().endswith((*PICTURE_ENDINGS, *OTHER_ENDINGS)) or "://" in found[1]:
             raise RecordError(

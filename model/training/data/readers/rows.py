@@ -54,8 +54,9 @@ ALL_RATED = "every turn is rated below the thresholds, so it is left out"
 SOME_RATED = "turns rated below the thresholds are left out"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OWN = ("texts", "source", *(f"{name}_ratings" for name in RATINGS))
+_OWN = frozenset(("texts", "source", *(f"{name}_ratings" for name in RATINGS)))
 """Columns whose names say nothing of images and the like."""
+_TURN = frozenset(("user", "assistant", "source"))
 
 
 def read_rows(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
@@ -102,7 +103,7 @@ def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: PictureF
         entry = need_object(turn, f"texts[{number}]")
         question = need_text(entry.get("user"), f"texts[{number}].user")
         answer = need_text(entry.get("assistant"), f"texts[{number}].assistant")
-        own = read_extras(entry, ("user", "assistant", "source"), f"texts[{number}]")
+        own = read_extras(entry, _TURN, f"texts[{number}]")
         rated = {name: values[number] for name, values in ratings.items() if values is not None}
         if any(value is not None and value < least[name] for name, value in rated.items()):
             continue
