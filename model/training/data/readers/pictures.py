@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from model.training.data.readers.source import RecordError, Stored, clean_text, describe
+from model.training.data.readers.source import RecordError, Stored, clean_text, describe, list_keys
 
 NAME_BYTES = 255
 """Of one part of a file's path, on every usual file system."""
@@ -74,7 +74,9 @@ class PictureFolder:
     def find(self, value: object) -> Stored:
         """A picture by its file's name, as bytes, base64 or a data: URI, or an object with one of these. RecordError if
         it is none of them."""
-        if isinstance(value, bytes) and value:
+        if isinstance(value, bytes):
+            if not value:
+                raise RecordError("an image is empty (0 bytes)")
             return value
         if isinstance(value, Mapping):
             return self._find_in_object(value)
@@ -102,7 +104,7 @@ class PictureFolder:
             held = value.get(key)
             if held is not None and held != "":
                 return self.find(held)
-        raise RecordError(f"an image is an object with {_list(value)}; it must have “bytes”, “path” or “url”")
+        raise RecordError(f"an image is an object with {list_keys(value)}; it must have “bytes”, “path” or “url”")
 
     def _find_file(self, name: str) -> Path:
         inside = _check_name(name)
@@ -159,10 +161,6 @@ class PictureFolder:
 
 
 _DRIVE = re.compile(r"[A-Za-z]:")
-
-
-def _list(value: Mapping[object, object]) -> str:
-    return ", ".join(f"“{str(key)[:40]}”" for key in list(value)[:6]) or "nothing"
 
 
 def _decode(text: str, what: str) -> bytes:

@@ -14,14 +14,16 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 from model.chat import ROLES, Conversation, Message
 from model.errors import InputError
 from model.image import OpenedImage, open_image
-from model.tokenizer import check_letters
+from model.tokenizer import NO_LETTER, check_letters
 from model.training.data.content import key_of, key_of_text
 from model.training.data.example import Example
 
 Stored = Path | bytes
 """A picture before it is opened: a file, or the bytes of one."""
 
-SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<image>|<image: \d+>|<row_\d+_col_\d+>")
+SPECIAL_TEXT = re.compile(
+    r"<\|[^|<>\s]+\|>|<(?:image|video|audio)>|<image[:_ ]+\d+>|<row_\d+_col_\d+>|<(?:bbox|ref-object|ImageHere)>"
+)
 """Text that some model reads as a special token."""
 
 LONGEST_MESSAGE = 400
@@ -31,9 +33,9 @@ T = TypeVar("T")
 
 
 def clean_text(text: str) -> str:
-    """The text with a question mark for every half of a surrogate pair, which no file and no page can hold: such come
-    from JSON and from file names that are not UTF-8."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    """The text with a question mark for every letter that is none (:func:`model.tokenizer.check_letters`), which no
+    page and partly no file can hold: such come from JSON and from file names that are not UTF-8."""
+    return text if text.isprintable() else NO_LETTER.sub("?", text)
 
 
 class RecordError(Exception):
@@ -188,6 +190,7 @@ def check_record(record: Record) -> Record:
             raise RecordError(f"the answer in message {number} is empty")
         try:
             check_letters(draft.text)
+            check_letters(draft.family)
         except InputError as error:
             raise RecordError(f"message {number}: {str(error).rstrip('.')}") from error
         sizes += [_measure(image) for image in draft.images]
@@ -320,6 +323,18 @@ def need_list(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise RecordError(f"{what} is {describe(value)}; it must be a list")
     return value
+
+
+def need_field(values: Mapping[str, Any], key: str) -> list[Any]:
+    """The list that a record can't do without. RecordError if it is none, or isn't there."""
+    if key not in values:
+        raise RecordError(f"it has no “{key}”; it has {list_keys(values)}")
+    return need_list(values[key], f"“{key}”")
+
+
+def list_keys(values: Mapping[Any, Any]) -> str:
+    """The first names of an object's fields."""
+    return ", ".join(f"“{str(key)[:40]}”" for key in list(values)[:6]) or "nothing"
 
 
 def need_object(value: object, what: str) -> Mapping[str, Any]:
