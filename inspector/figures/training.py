@@ -19,6 +19,7 @@ from model.memory import format_bytes
 from model.training.data.data_report import DataReport
 from model.training.data.ledger import Entry, Ledger, read_stage_ledgers
 from model.training.events import ModuleSize
+from model.training.first_batch import BatchRow
 from model.training.memory_estimate import MemoryEstimate
 
 MEMORY_NAMES = {
@@ -124,15 +125,28 @@ def show_plan(plan: StagePlan | None, most: int | None) -> str:
     """The memory of a run, and the beginning of its first batch as it will be drawn."""
     if plan is None:
         return ""
-    rows = "".join(
+    return (
+        f"{show_memory(plan.memory, most)}<details open><summary>The first batch, as the run will draw it "
+        f"({len(plan.rows)} of its rows)</summary>{_show_rows(plan.rows)}</details>"
+    )
+
+
+def show_first_batch(stage: str, rows: Sequence[BatchRow]) -> str:
+    """What a run kept of the batch with which a stage began."""
+    if not rows:
+        return ""
+    return (
+        f'<details class="tr-report"><summary>The first batch of “{escape(stage)}” ({len(rows)} of its rows)</summary>'
+        f"{_show_rows(rows)}</details>"
+    )
+
+
+def _show_rows(rows: Sequence[BatchRow]) -> str:
+    return "".join(
         '<div class="tr-row">'
         + "".join(f'<img src="{escape(image, quote=True)}" alt="image {n + 1}">' for n, image in enumerate(row.images))
         + f"<pre>{escape(row.text)}</pre></div>"
-        for row in plan.rows
-    )
-    return (
-        f"{show_memory(plan.memory, most)}<details open><summary>The first batch, as the run will draw it "
-        f"({len(plan.rows)} of its rows)</summary>{rows}</details>"
+        for row in rows
     )
 
 

@@ -35,6 +35,7 @@ from model.training.data.ledger import Entry, Ledger, StageLedger, join_entries,
 from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.feed import Feed
+from model.training.first_batch import show_rows
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
 from model.training.recipe import Recipe, Stage
@@ -208,6 +209,7 @@ class Trainer:
         if self.is_main and isinstance(self.vlm, VLM):  # of others the layers aren't known
             first = draw_step(self.vlm, self.recipe, index, data)
             self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first)
+            self.folder.keep_first_batch(index, stage.name, show_rows(self.vlm, first))
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         optimizer = build_optimizer(stage, module)
