@@ -15,6 +15,7 @@ from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobState
 from inspector.runs.metrics import StagePlan, say_room
 from inspector.runs.progress import Progress
+from model.hub import HubCheckpoint
 from model.memory import format_bytes
 from model.training.data.data_report import DataReport
 from model.training.data.ledger import Entry, Ledger, read_stage_ledgers
@@ -119,6 +120,19 @@ def show_memory(memory: MemoryEstimate, most: int | None, *, least: bool = False
         f'<p class="tr-memory"><b>Memory: {said} {format_bytes(memory.total)}</b> at the peak '
         f'<span class="vi-caption">({parts}; gradients and activations take turns)</span></p>{refused}'
     )
+
+
+def show_fetch(parts: Sequence[tuple[HubCheckpoint, int]]) -> str:
+    """What of a model's parts comes from the hub when the run starts."""
+    if not parts:
+        return ""
+    listed = " · ".join(
+        f"{escape(part.name)} {format_bytes(part.nbytes)}, {part.weights / 1e6:,.0f} million numbers in its files"
+        for part, _ in parts
+    )
+    missing = sum(missing for _, missing in parts)
+    said = f"{format_bytes(missing)} will be fetched from the hub" if missing else "Fetched from the hub already"
+    return f'<p class="tr-memory"><b>{said}</b> <span class="vi-caption">({listed})</span></p>'
 
 
 def show_plan(plan: StagePlan | None, most: int | None) -> str:
