@@ -113,6 +113,8 @@ def png(colour):
         ("rows", row(images=["red.png"], texts=[turn("<image><image>?")]), [RED]),
         ("rows", row(images=["red.png"], texts=[turn("?"), turn("?", image="blue.png")]), [RED, BLUE]),
         ("rows", row(texts=[turn("<image>?")]), []),
+        ("rows", row(image_b64=encode("blue")), [BLUE]),
+        ("chat", chat(user("<image>?"), ANSWER, images_base64=[encode("blue")]), [BLUE]),
         ("llava", {"conversations": chat(user("<image>?"), ANSWER)["messages"], "image": "red.png"}, [RED]),
         ("llava", llava("?", image=""), []),
         (
@@ -137,6 +139,7 @@ def test_every_name_of_an_image_is_read(folder, source, record, expected):
         ("llava", llava("Picture 1: <img>red.png</img> What?"), r"“red\.png” in <img>"),
         ("chat", chat(image="red.png", images=["blue.png"]), "“image” and “images”"),
         ("chat", chat(thumbnail="red.png"), "“thumbnail”"),
+        ("chat", chat(attachment=encode()), "“attachment”"),
         ("chat", chat(image="red.png", image_source="blue.png"), "“image_source”"),
         ("chat", chat(user([png({"path": "red.png"})]), ANSWER, images=["blue.png"]), "1 of its 1 “images”"),
         ("chat", chat(user("<image><image>?"), ANSWER, images=["red.png"]), "more <image> marks"),
@@ -200,6 +203,20 @@ def test_an_answer_to_no_question_is_left_out(folder):
     source = read(folder, "chat", chat({**ANSWER, "content": "the end of another talk"}, ASK, ANSWER))
     assert [text for _, text, _, _ in shown(source[0])] == ["Which colour?", "red"]
     assert source.problems[0].sentence == "an answer before the first question is left out"
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ((ASK, ANSWER, ASK), "a question without an answer at the end is left out"),
+        ((ASK, ANSWER, {"role": "system", "content": "x"}), "a system prompt behind the last answer is left out"),
+        ((user(" "), ANSWER), "a question has neither text nor image"),
+    ],
+)
+def test_what_nothing_is_learnt_from_is_told(folder, messages, sentence):
+    source = read(folder, "chat", chat(*messages))
+    assert [problem.sentence for problem in source.problems] == [sentence]
+    assert [role for role, *_ in shown(source[0])] == ["user", "assistant"]
 
 
 def test_what_is_in_no_place_comes_before_the_first_question(folder):
@@ -288,6 +305,7 @@ def test_parquet_files_whose_columns_differ(tmp_path):
         ("llava", llava(image="red.png", id=7, width=8, data_source="x", license=None, extra=[]), ""),
         ("rows", row(images=["red.png"], texts=[turn("?", hint="x")], pixel_values=[0.5]), "pixel_values, hint"),
         ("captions", {"file_name": "red.png", "text": "a", "caption": "b", "height": 6}, "caption"),
+        ("chat", chat(is_correct=False, image_sha256="ab.png", sha1="x"), "is_correct"),
         ("chat", chat(**{f"k{letter}": 1 for letter in "abcdefgh"}), "ka, kb, kc, kd, ke, kf and 2 more"),
     ],
 )

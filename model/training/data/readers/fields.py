@@ -22,7 +22,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_CARRIERS = _words("path paths file files filename filenames name names url urls uri uris data bytes base64 b64 list")
+_CARRIERS = _words("path paths file files filename filenames name names url urls uri uris data bytes base b list")
 _IMAGES = _words("image images img imgs picture pictures pic pics photo photos")
 _VIDEOS = _words("video videos audio audios clip clips speech sound sounds frame frames")
 _SYSTEM, _PROMPTS = _words("system sys"), _words("prompt prompts message instruction instructions text content")
@@ -38,7 +38,7 @@ _WEIGHED = _words(
 _TURNED, _MASKS = _words("no not dont ignore ignored skip exclude"), _words("mask masks masked")
 """Words that turn what a key says of learning round, and those that may mean either."""
 _QUIET = _words(
-    "id ids idx index uid uuid key hash md5 sha256 source sources origin dataset datasets data split subset category "
+    "id ids idx index uid uuid key hash md sha source sources origin dataset datasets data split subset category "
     "categories domain type types kind task language lang license url link width height size sizes shape pixels title "
     "author created updated date time timestamp version model score scores rating ratings quality difficulty metadata "
     "meta info tag tags detail count num views"
@@ -58,7 +58,7 @@ _NOTHING = ("", "[]", "{}", "null", "None")
 _SHOWN_KEYS = 6
 _FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
 """What ``datasets``' imagefolder calls its pictures."""
-_NO_NAME = frozenset(("id", "ids", "hash", "sha256", "md5"))
+_NO_NAME = frozenset(("id", "ids", "hash", "sha", "md"))
 _PICTURE_NAME = re.compile(
     r"\.(png|apng|jpe?g|jpe|jfif|webp|gif|bmp|dib|tiff?|avifs?|heic|heif|jxl|jp2|mpo|svg|ppm|tga)([?#].*)?$",
     re.IGNORECASE,
@@ -155,7 +155,7 @@ def _kind_of(key: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _words_of(key: str) -> frozenset[str]:
-    """“imagePath2” is an image and a path."""
+    """“imagePath2” is an image and a path, “image_b64” an image and a b."""
     return frozenset(word.lower() for word in _WORD.findall(key) if not word.isdigit())
 
 
@@ -173,8 +173,10 @@ def _looks_like(value: object, picture: bool) -> bool:
         if "." not in value and len(value) < 40 and ":" not in value:
             return False
         name = value.strip()
+        if picture and is_base64_picture(name):
+            return True
         if "\n" in name or len(name) > 4096:
-            return picture and is_base64_picture(name)
+            return False
         pattern = _PICTURE_NAME if picture else _VIDEO_NAME
         kind = "data:image/" if picture else "data:video/"
         return bool(pattern.search(name) and " " not in name) or name[:11].lower() == kind

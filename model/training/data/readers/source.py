@@ -26,6 +26,10 @@ SPECIAL_TEXT = re.compile(
 )
 """Text that some model reads as a special token."""
 
+BEHIND = {
+    "user": "a question without an answer at the end is left out",
+    "system": "a system prompt behind the last answer is left out",
+}
 LONGEST_MESSAGE = 400
 """Letters of what is said of a record."""
 
@@ -203,10 +207,12 @@ def check_record(record: Record) -> Record:
     if asked and (begun := [draft for draft in drafts[:asked] if draft.role != "assistant"]) != drafts[:asked]:
         drafts[:asked] = begun
         notes.append("an answer before the first question is left out")
+    behind: set[str] = set()
     while drafts and drafts[-1].role != "assistant":
-        drafts.pop()
-        if "a question without an answer at the end is left out" not in notes:
-            notes.append("a question without an answer at the end is left out")
+        behind.add(drafts.pop().role)
+    notes += [sentence for role, sentence in BEHIND.items() if role in behind]
+    if any(draft.role == "user" and not draft.images and not draft.text.strip() for draft in drafts):
+        notes.append("a question has neither text nor image")
     answers = [draft for draft in drafts if draft.role == "assistant"]
     told = {draft.trained for draft in answers}
     if told <= {False}:
