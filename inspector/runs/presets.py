@@ -165,8 +165,8 @@ PRESETS: dict[str, Preset] = {
     BUILD: Preset(
         BUILD,
         "Choose an image encoder and a language model that were trained apart; a fresh projector joins them and learns "
-        "first, on captions. Below: how large each part is, and the memory that it takes; larger parts than the embedded "
-        "ones take longer.",
+        "first, on captions. Below: how large each part is, and the memory that it takes; larger parts than the "
+        "embedded ones take longer.",
         {
             **_COMMON,
             "kind": "alignment",
