@@ -37,7 +37,7 @@ def find_table(folder: Path, name: str) -> Path:
     files = sorted(Path(place, file) for place, _, files in os.walk(folder) for file in files)
     if inner := next((path for path in files if path.suffix.lower() in ARCHIVES), None):
         raise Refusal(
-            f"{quote(name)} holds the archive {quote(inner.name)}; unpack that and put its files in themselves."
+            f"{quote(name)} holds the archive {quote(inner.name)}; put the files that are in it in its place."
         )
     tables = [path for path in files if path.suffix.lower() in TABLES]
     if len(tables) == 1:
