@@ -305,6 +305,7 @@ def test_parquet_files_whose_columns_differ(tmp_path):
         ("llava", llava(image="red.png", id=7, width=8, data_source="x", license=None, extra=[]), ""),
         ("rows", row(images=["red.png"], texts=[turn("?", hint="x")], pixel_values=[0.5]), "pixel_values, hint"),
         ("captions", {"file_name": "red.png", "text": "a", "caption": "b", "height": 6}, "caption"),
+        ("captions", {"file_name": "red.png", "text": "a", "label": False}, "label"),
         ("chat", chat(is_correct=False, image_sha256="ab.png", sha1="x"), "is_correct"),
         ("chat", chat(**{f"k{letter}": 1 for letter in "abcdefgh"}), "ka, kb, kc, kd, ke, kf and 2 more"),
     ],

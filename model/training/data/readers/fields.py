@@ -56,6 +56,7 @@ _HOLDERS = (str, bytes, list, tuple, Mapping)
 """Types of a value that may be an image, or hold some."""
 _NOTHING = ("", "[]", "{}", "null", "None")
 _SHOWN_KEYS = 6
+_TALKS = frozenset(("messages", "conversations"))
 _FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
 """What ``datasets``' imagefolder calls its pictures."""
 _NO_NAME = frozenset(("id", "ids", "hash", "sha", "md"))
@@ -105,7 +106,7 @@ def read_extras(values: Mapping[str, Any], known: frozenset[str], what: str) -> 
         elif kind == "learnt":
             if (weight := _read_weight(key, value, what)) is not None:
                 trained[key] = weight
-        elif kind == "label" and isinstance(value, bool):  # whether an answer is wished for, in pairs with bad ones
+        elif kind == "label" and isinstance(value, bool) and known & _TALKS:  # whether the answer is a good one (KTO)
             trained[key] = value
         elif kind != "id" and _looks_like(value, True):
             doubtful.append(key)
