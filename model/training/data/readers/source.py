@@ -174,7 +174,7 @@ def describe_record(record: Record) -> bytes:
     sizes = iter(record.sizes)
     for draft in record.drafts:
         parts += (draft.role, draft.text, draft.trained is not False)
-        for image, size in zip(draft.images, sizes, strict=False):
+        for image, size in zip(draft.images, sizes, strict=False) if draft.images else ():
             parts.append((image.name, size) if isinstance(image, Path) else key_of(image))
     return repr(parts).encode("utf-8", "backslashreplace")
 
@@ -185,16 +185,20 @@ def check_record(record: Record) -> Record:
     question, and a question after the last answer: nothing can be learnt from either."""
     drafts, notes = list(record.drafts), list(record.notes)
     sizes: list[int] = []
+    blank = False
     for number, draft in enumerate(drafts, start=1):
         if draft.role not in ROLES:
             raise RecordError(f"message {number} has the role {draft.role!r}; allowed are {', '.join(ROLES)}")
         if draft.images and draft.role != "user":
             raise RecordError(f"message {number} is the {draft.role}'s and has an image; only the user's can have one")
-        if draft.role == "assistant" and (not draft.text or draft.text.isspace()):
-            raise RecordError(f"the answer in message {number} is empty")
+        if not draft.text or draft.text.isspace():
+            if draft.role == "assistant":
+                raise RecordError(f"the answer in message {number} is empty")
+            blank = True
         try:
             check_letters(draft.text)
-            check_letters(draft.family)
+            if draft.family:
+                check_letters(draft.family)
         except InputError as error:
             raise RecordError(f"message {number}: {str(error).rstrip('.')}") from error
         sizes += [_measure(image) for image in draft.images]
@@ -211,7 +215,7 @@ def check_record(record: Record) -> Record:
     while drafts and drafts[-1].role != "assistant":
         behind.add(drafts.pop().role)
     notes += [sentence for role, sentence in BEHIND.items() if role in behind]
-    if any(draft.role == "user" and not draft.images and not draft.text.strip() for draft in drafts):
+    if blank and any(draft.role == "user" and not draft.images and not draft.text.strip() for draft in drafts):
         notes.append("a question has neither text nor image")
     answers = [draft for draft in drafts if draft.role == "assistant"]
     told = {draft.trained for draft in answers}
