@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,11 +84,18 @@ class HubCheckpoint:
     def weight_bytes(self) -> int:
         return sum(file.size for file in self.files if file.name.endswith(".safetensors"))
 
+    @property
+    def weights(self) -> int:
+        """How many numbers the weights are; the headers of their files, some kilobytes, are counted with them."""
+        return self.weight_bytes // self.stored.itemsize
 
-def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None) -> HubCheckpoint:
+
+def look_up(
+    name: str, *, kinds: Collection[str] = (), endpoint: str | None = None, cache: Path | None = None
+) -> HubCheckpoint:
     """What the checkpoint ``owner/name`` holds; its config.json is fetched and nothing else. Where the hub can't be
     reached, what is in its ``cache``. InputError where there is no such checkpoint, where it can't be reached and isn't
-    here, or isn't one that is opened here, with what to do."""
+    here, or isn't one that is opened here, with what to do; ``kinds``: values of ``model_type`` that are, too."""
     try:
         found = HfApi(endpoint=endpoint).model_info(name, files_metadata=True)
         names = [file.rfilename for file in found.siblings or ()]
@@ -113,7 +120,7 @@ def look_up(name: str, *, endpoint: str | None = None, cache: Path | None = None
         raise InputError(f"The config.json of “{name}” is no JSON; use another checkpoint.") from None
     if not isinstance(config, dict):
         raise InputError(f"The config.json of “{name}” is no object; use another checkpoint.")
-    if config.get("model_type") not in ENCODERS:
+    if config.get("model_type") not in (*ENCODERS, *kinds):
         find_family(config)
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
     kept = stored if isinstance(stored, torch.dtype) else torch.float32
@@ -144,9 +151,12 @@ def _check_files(name: str, names: Sequence[str]) -> None:
     raise InputError(f"“{name}” {why}; use {what}.")
 
 
-def check_room(checkpoint: HubCheckpoint, most: int, *, cache: Path | None = None) -> None:
-    """InputError if it has more than ``most`` bytes, or the disk of the hub's ``cache`` has too little left."""
-    if checkpoint.nbytes > most:
+def check_room(
+    checkpoint: HubCheckpoint, most: int | None = None, *, cache: Path | None = None, before: int = 0
+) -> int:
+    """The bytes that are still to be fetched. InputError if it has more than ``most`` bytes, or the disk of the hub's
+    ``cache`` has too little left once ``before`` bytes of others are there."""
+    if most is not None and checkpoint.nbytes > most:
         raise InputError(
             f"“{checkpoint.name}” has {format_bytes(checkpoint.nbytes)}; at most {format_bytes(most)} are fetched "
             "here, use a smaller one."
@@ -154,13 +164,14 @@ def check_room(checkpoint: HubCheckpoint, most: int, *, cache: Path | None = Non
     folder = cache or Path(constants.HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = max(0, shutil.disk_usage(folder).free - before)
     missing = sum(file.size for file in checkpoint.files if not _is_here(checkpoint, file, cache))
     if missing > free:
         raise InputError(
             f"“{checkpoint.name}” has {format_bytes(missing)} to fetch and the disk has {format_bytes(free)} left; "
             "make room or use a smaller one."
         )
+    return missing
 
 
 def _is_here(checkpoint: HubCheckpoint, file: HubFile, cache: Path | None) -> bool:

@@ -35,6 +35,10 @@ MAX_FRAMES = 1000
 _ALLOWED = "choose a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture"
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
+_SIXTEEN = (";16B", ";16L", ";16N")
+"""Ends of the names of colours with 16 bits a channel, which are decoded to 8."""
+_GREYS = {"L;2": 85, "L;4": 17}
+"""Greys of fewer bits, and what one step of theirs is of 255."""
 """Values of the tag that mean something: 1 is upright, and any other is a fault that turns nothing."""
 _DARK, _DARK_SHARE = 26, 0.001
 """A picture of more than 8 bits whose values, all but so few of them, come out below a tenth of the range."""
@@ -160,8 +164,10 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
     try:
         if (frames := _count_frames(image)) > 1:
             notes.append(f"first of {frames} frames" if frames <= MAX_FRAMES else f"first of over {MAX_FRAMES} frames")
+        stored = _read_storing(image)
+        turned = image.getexif().get(_ORIENTATION) in _TURNED  # of a TIFF known before it is decoded alone
         image.load()
-        if image.getexif().get(_ORIENTATION) in _TURNED:
+        if turned or image.getexif().get(_ORIENTATION) in _TURNED:
             notes.append("turned upright by its EXIF tag")
         if image is source:
             image = ImageOps.exif_transpose(image)  # a copy: the caller's stays as it is
@@ -175,6 +181,8 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> OpenedIm
         ) from error
     try:
         pixels, note = _to_rgb(image)
+        if stored.endswith(_SIXTEEN) and not stored.startswith("I"):  # Pillow has taken the upper half of each value
+            note = "16-bit values scaled to 8 bits", *note, *_say_dark(pixels, max(h for _, h in _extrema(pixels)), 255)
     except MemoryError as error:
         raise InputError(_say_no_memory(name)) from error
     except Exception as error:
@@ -304,6 +312,26 @@ def _step_to_frame(image: Image.Image, frame: int) -> None:
 # --- colours ---
 
 
+def _read_storing(image: Image.Image) -> str:
+    """How a file keeps its pixels, in Pillow's name; empty where that isn't known. The transparent colour of a PNG is
+    put at the scale that its pixels will have."""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else None
+    stored = arguments if isinstance(arguments, str) else arguments[0] if isinstance(arguments, tuple) else ""
+    clear = image.info.get("transparency")
+    if getattr(image, "format", None) == "PNG":
+        if stored in _GREYS and isinstance(clear, int):
+            image.info["transparency"] = clear * _GREYS[stored]
+        elif stored.endswith(_SIXTEEN) and isinstance(clear, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return str(stored)
+
+
+def _extrema(picture: Image.Image) -> list[tuple[int, int]]:
+    """The smallest and largest value of each channel."""
+    return [picture.getchannel(channel).getextrema() for channel in range(3)]  # type: ignore[misc]
+
+
 def _is_plain(image: Image.Image) -> bool:
     """Whether the pixels can be used as they were decoded. Other decoders stay in memory as long as their picture."""
     plain = image.mode == "RGB" and "transparency" not in image.info
@@ -346,10 +374,11 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _say_dark(picture: Image.Image, top: float, full_scale: float) -> tuple[str, ...]:
-    """That a grey picture came out nearly black, as 12-bit values in 16 bits do, and all others beside one stray."""
-    counts = picture.getchannel(0).histogram()
-    if sum(counts[_DARK:]) > _DARK_SHARE * sum(counts):
-        return ()
+    """That a picture came out nearly black, as 12-bit values in 16 bits do, and all others beside one stray."""
+    for channel in range(3):
+        counts = picture.getchannel(channel).histogram()
+        if sum(counts[_DARK:]) > _DARK_SHARE * sum(counts):
+            return ()
     bounds = f"its brightest value is {top:,.6g}, white is {full_scale:,.6g}"
     return (f"nearly black: almost all of it comes out below {_DARK} of 255 ({bounds})",)
 

@@ -48,15 +48,14 @@ def load_tokenizer(
 def check_letters(text: str) -> None:
     """InputError for half of a surrogate pair and for control characters (Unicode's Cc but for tabs and line ends): no
     tokenizer was taught them, some end the program, and in a text they are the trace of a fault."""
-    found = _NO_LETTER.search(text)
-    if found is None:
+    if text.isprintable() or (found := NO_LETTER.search(text)) is None:  # the first is told faster
         return
     code = ord(found[0])
     what = "half of a surrogate pair" if 0xD800 <= code < 0xE000 else "a control character"
     raise InputError(f"The text holds U+{code:04X} at letter {found.start() + 1:,}, {what} and no letter; take it out.")
 
 
-_NO_LETTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+NO_LETTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class TextEncoder:

@@ -33,7 +33,7 @@ class Hub:
             def answer(self, whole):
                 parts = self.path.split("?")[0].strip("/").split("/")
                 if parts[:2] == ["api", "models"]:
-                    self.describe("/".join(parts[2:4]))
+                    self.describe("/".join(parts[2:4]), parts[4:5] == ["tree"])
                 else:
                     self.send_file("/".join(parts[:2]), "/".join(parts[4:]), whole)
 
@@ -45,7 +45,7 @@ class Hub:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def describe(self, name):
+            def describe(self, name, tree):
                 found = hub.repos.get(name, 404)
                 if isinstance(found, int):
                     self.refuse(found)
@@ -55,7 +55,10 @@ class Hub:
                     for path in sorted(found.rglob("*"))
                     if path.is_file()
                 ]
-                body = json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode()
+                listed = [
+                    {"type": "file", "path": one["rfilename"], "size": one["size"], "oid": "0" * 40} for one in siblings
+                ]
+                body = json.dumps(listed if tree else {"id": name, "sha": COMMIT, "siblings": siblings}).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))

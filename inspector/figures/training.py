@@ -15,10 +15,12 @@ from inspector.runs.discretion import hide_paths
 from inspector.runs.jobs import JobState
 from inspector.runs.metrics import StagePlan, say_room
 from inspector.runs.progress import Progress
+from model.hub import HubCheckpoint
 from model.memory import format_bytes
 from model.training.data.data_report import DataReport
 from model.training.data.ledger import Entry, Ledger, read_stage_ledgers
 from model.training.events import ModuleSize
+from model.training.first_batch import BatchRow
 from model.training.memory_estimate import MemoryEstimate
 
 MEMORY_NAMES = {
@@ -120,19 +122,45 @@ def show_memory(memory: MemoryEstimate, most: int | None, *, least: bool = False
     )
 
 
+def show_fetch(parts: Sequence[tuple[HubCheckpoint, int]]) -> str:
+    """What of a model's parts comes from the hub when the run starts."""
+    if not parts:
+        return ""
+    listed = " · ".join(
+        f"{escape(part.name)} {format_bytes(part.nbytes)}, {part.weights / 1e6:,.0f} million numbers in its files"
+        for part, _ in parts
+    )
+    missing = sum(missing for _, missing in parts)
+    said = f"{format_bytes(missing)} will be fetched from the hub" if missing else "Fetched from the hub already"
+    return f'<p class="tr-memory"><b>{said}</b> <span class="vi-caption">({listed})</span></p>'
+
+
 def show_plan(plan: StagePlan | None, most: int | None) -> str:
     """The memory of a run, and the beginning of its first batch as it will be drawn."""
     if plan is None:
         return ""
-    rows = "".join(
+    return (
+        f"{show_memory(plan.memory, most)}<details open><summary>The first batch, as the run will draw it "
+        f"({len(plan.rows)} of its rows)</summary>{_show_rows(plan.rows)}</details>"
+    )
+
+
+def show_first_batch(stage: str, rows: Sequence[BatchRow]) -> str:
+    """What a run kept of the batch with which a stage began."""
+    if not rows:
+        return ""
+    return (
+        f'<details class="tr-report"><summary>The first batch of “{escape(stage)}” ({len(rows)} of its rows)</summary>'
+        f"{_show_rows(rows)}</details>"
+    )
+
+
+def _show_rows(rows: Sequence[BatchRow]) -> str:
+    return "".join(
         '<div class="tr-row">'
         + "".join(f'<img src="{escape(image, quote=True)}" alt="image {n + 1}">' for n, image in enumerate(row.images))
         + f"<pre>{escape(row.text)}</pre></div>"
-        for row in plan.rows
-    )
-    return (
-        f"{show_memory(plan.memory, most)}<details open><summary>The first batch, as the run will draw it "
-        f"({len(plan.rows)} of its rows)</summary>{rows}</details>"
+        for row in rows
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from inspector.intake import Refusal, quote
 
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """What ``datasets``' imagefolder calls the table of a folder; each folder may have its own."""
 PICTURES = (
@@ -34,10 +35,14 @@ _PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\3\4", "zip"), (b"BZh", "bzip2"), (b"\xfd
 def find_table(folder: Path, name: str) -> Path:
     """The one table in an unpacked archive, else the folder of its pictures."""
     files = sorted(Path(place, file) for place, _, files in os.walk(folder) for file in files)
+    if inner := next((path for path in files if path.suffix.lower() in ARCHIVES), None):
+        raise Refusal(
+            f"{quote(name)} holds the archive {quote(inner.name)}; put the files that are in it in its place."
+        )
     tables = [path for path in files if path.suffix.lower() in TABLES]
     if len(tables) == 1:
         return tables[0]
-    if tables and all(path.name in METADATA for path in tables):
+    if tables and all(path.name.lower() in METADATA for path in tables):
         return Path(os.path.commonpath([path.parent for path in tables]))
     if tables:
         listed = ", ".join(quote(path.name)[1:-1] for path in tables[:4])
@@ -70,7 +75,7 @@ def guess_source(path: Path, name: str) -> str:
     for mark, kind in _PACKED:
         if start.startswith(mark):
             raise Refusal(f"{shown} is a {kind} file and not what its ending says; unpack it first, or rename it.")
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         next(_read_starts(path, shown))
         return "captions"
     keys = _first_keys(path, shown, suffix == ".json")
@@ -127,7 +132,8 @@ def _first_keys(path: Path, shown: str, is_list: bool) -> list[str]:
         if ended:
             return keys
         if whole:
-            raise Refusal(f"{shown} is no valid JSON in {where} (it is cut off); get it again.")
+            one = "" if is_list else "each record must stand on one line of a .jsonl; else "
+            raise Refusal(f"{shown} is no valid JSON in {where} (it is cut off); {one}get it again.")
         if _name_source(keys):
             return keys
     raise Refusal(

@@ -27,7 +27,7 @@ from inspector.runs.discretion import (
 )
 from model import InputError
 from model.training.recipe import Recipe, read_recipe
-from model.training.runs import ADAPTER, METRICS, MODEL, RECIPE, WEIGHTS
+from model.training.runs import ADAPTER, FIRST_BATCH, METRICS, MODEL, RECIPE, WEIGHTS
 
 COMMAND = "python -m model.training run recipe.toml --out RUN"
 CONFIGS = ("config.json", "adapter_config.json")
@@ -54,6 +54,10 @@ def pack_run(folder: Path, run: dict[str, Any]) -> Path:
             if (folder / METRICS).is_file():
                 said = (folder / METRICS).read_bytes().decode("utf-8", errors="replace")
                 archive.writestr(METRICS, share_metrics(said, has_uploads(recipe)))
+            # Its rows are the data's, as answers are.
+            kept = () if has_uploads(recipe) else sorted((folder / FIRST_BATCH).glob("*.json"))
+            for file in kept:
+                archive.write(file, file.relative_to(folder))
             archive.writestr("COMMAND.txt", write_command(recipe) + "\n")
             facts = {key: run.get(key) for key in ("created", "status", "base_fingerprint", "fingerprint")}
             archive.writestr("run.json", json.dumps(facts, indent=2) + "\n")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-from PIL import Image
 
 from inspector.bounds import format_bound
 from inspector.intake import quote
@@ -19,9 +15,9 @@ from inspector.runs.uploads import measure
 from model import VLM, InputError, InspectableVLM
 from model.checkpoint import save_shape
 from model.memory import format_bytes, measure_free_ram
-from model.sample import Sample
-from model.training.data.data_report import DataReport, write_text
-from model.training.memory_estimate import FirstStep, MemoryEstimate, StepShape, combine, draw_step, estimate_stage
+from model.training.data.data_report import DataReport
+from model.training.first_batch import BatchRow, show_rows
+from model.training.memory_estimate import MemoryEstimate, StepShape, combine, draw_step, estimate_stage
 from model.training.model_shape import shape_of, size_modules
 from model.training.recipe import Recipe
 from model.training.stage_data import Report, open_stage_data, report_stage
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
 
 CHECKED = 200
 """Examples that a data check renders."""
-SHOWN_ROWS, SHOWN_IMAGES, SHOWN_PX, SHOWN_TEXT = 4, 4, 96, 4_000
-"""Of the first batch: rows, images of a row, their longest side, and letters of its text."""
 OWN = ("scenes", "word")
 """Sources that are drawn by this program: nothing foreign is read."""
 
@@ -51,14 +45,6 @@ def check_data(vlm: InspectableVLM, recipe: Recipe) -> list[Report]:
 
 
 @dataclass(frozen=True)
-class BatchRow:
-    """One row of a batch: its text with image tokens counted, and its images as data URIs."""
-
-    text: str
-    images: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """What the first stage of a run will take, and the beginning of its first batch, as the run will draw it."""
 
@@ -66,11 +52,11 @@ class StagePlan:
     rows: tuple[BatchRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"memory": self.memory.to_json(), "rows": [asdict(row) for row in self.rows]}
+        return {"memory": self.memory.to_json(), "rows": [row.to_json() for row in self.rows]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StagePlan:
-        rows = tuple(BatchRow(row["text"], tuple(row["images"])) for row in values["rows"])
+        rows = tuple(map(BatchRow.from_json, values["rows"]))
         return cls(MemoryEstimate(**values["memory"]), rows)
 
 
@@ -78,26 +64,7 @@ def plan_stage(vlm: InspectableVLM, recipe: Recipe) -> StagePlan:
     """Of the first stage. InputError where no row can be drawn. ``vlm`` needs no weights."""
     data = open_stage_data(recipe, 0, vlm.config if isinstance(vlm, VLM) else None)
     step = draw_step(vlm, recipe, 0, data)
-    return StagePlan(estimate_stage(vlm, recipe, 0, data, step), tuple(_show_rows(vlm, step)))
-
-
-def _show_rows(vlm: InspectableVLM, step: FirstStep) -> list[BatchRow]:
-    rows = [BatchRow(caption) for caption in step.captions[:SHOWN_ROWS]]
-    for sample in step.samples[:SHOWN_ROWS]:
-        text = write_text(vlm, sample)
-        rows.append(BatchRow(text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…", _draw_images(sample)))
-    return rows
-
-
-def _draw_images(sample: Sample) -> tuple[str, ...]:
-    found = []
-    for image in sample.images[:SHOWN_IMAGES]:
-        pixels = (image.tiles[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-        picture, out = Image.fromarray(pixels), io.BytesIO()
-        picture.thumbnail((SHOWN_PX, SHOWN_PX))
-        picture.save(out, "PNG")
-        found.append("data:image/png;base64," + base64.b64encode(out.getvalue()).decode())
-    return tuple(found)
+    return StagePlan(estimate_stage(vlm, recipe, 0, data, step), show_rows(vlm, step))
 
 
 def least_memory(vlm: InspectableVLM, recipe: Recipe) -> MemoryEstimate:

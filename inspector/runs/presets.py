@@ -165,7 +165,8 @@ PRESETS: dict[str, Preset] = {
     BUILD: Preset(
         BUILD,
         "Choose an image encoder and a language model that were trained apart; a fresh projector joins them and learns "
-        "first, on captions. Below: how large each part is, and the memory that it takes.",
+        "first, on captions. Below: how large each part is, and the memory that it takes; larger parts than the "
+        "embedded ones take longer.",
         {
             **_COMMON,
             "kind": "alignment",
@@ -174,6 +175,7 @@ PRESETS: dict[str, Preset] = {
             "steps": 200,
             "projector_rate": 1e-3,
         },
+        seconds=33,
     ),
     "custom": Preset("custom", "Every field is yours; a learning rate of 0 freezes its part.", {}),
 }

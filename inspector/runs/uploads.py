@@ -23,7 +23,7 @@ from inspector.intake import quote
 from inspector.intake.parsers import ParserPool, Reading
 from model import InputError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".zip")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".zip")
 OWNER, DATA, INCOMING = "owner.json", "data", "incoming"
 
 

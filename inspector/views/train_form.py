@@ -16,7 +16,7 @@ import gradio as gr
 
 from inspector.bounds import Bounds
 from inspector.figures.markup import show_notes
-from inspector.figures.training import show_memory, show_modules, show_plan, show_reports
+from inspector.figures.training import show_fetch, show_memory, show_modules, show_plan, show_reports
 from inspector.files import new_folder, open_cache
 from inspector.intake.parsers import ParserPool, ReadingStopped
 from inspector.persons import identify
@@ -49,7 +49,7 @@ from inspector.server.toasts import inform, refuse
 from inspector.session import ModelStore
 from inspector.widgets import FileInput
 from model import InputError, InspectableVLM
-from model.training.assembly import plan_parts
+from model.training.assembly import plan_parts, size_parts
 from model.training.memory_estimate import MemoryEstimate
 from model.training.model_shape import size_modules
 from model.training.recipe import ASSEMBLED, KINDS, PACKINGS, Recipe, read_recipe
@@ -277,9 +277,17 @@ class RecipeReader:
         return self.store.get_base(recipe) if alike is None else self.store.get(alike)
 
     def show_parts(self, form: Form, recipe: Recipe) -> str:
-        """Parameters of each part, and what is taken whatever the data are. InputError for parts that don't fit."""
+        """Parameters of each part, what is fetched of them, and what is taken whatever the data are. InputError for
+        parts that don't fit."""
+        fetched = self.show_fetch(recipe)
         vlm = self.base_of(form, recipe)
-        return self._show_parts(vlm, recipe, least_memory(vlm, recipe))
+        return fetched + self._show_parts(vlm, recipe, least_memory(vlm, recipe))
+
+    def show_fetch(self, recipe: Recipe) -> str:
+        """Asked before anything of a part is fetched."""
+        if recipe.parts is None:
+            return ""
+        return show_fetch(size_parts(recipe.parts, recipe.folder, self.bounds.hub_bytes))
 
     def _show_parts(self, vlm: InspectableVLM, recipe: Recipe, memory: MemoryEstimate) -> str:
         told = show_memory(memory, self.bounds.run_bytes, least=True)
@@ -287,11 +295,12 @@ class RecipeReader:
 
     def admit(self, form: Form, recipe: Recipe) -> str:
         """:meth:`show_parts` of a run that is about to start. InputError where it can't fit whatever its data are."""
+        fetched = self.show_fetch(recipe)
         vlm = self.base_of(form, recipe)
         memory = least_memory(vlm, recipe)
         if why := say_room(memory, self.bounds.run_bytes):
             raise InputError(f"The run doesn't fit: {why}; train fewer parts, use LoRA, or take a smaller model.")
-        return self._show_parts(vlm, recipe, memory)
+        return fetched + self._show_parts(vlm, recipe, memory)
 
 
 @dataclass(frozen=True)
@@ -378,8 +387,9 @@ class FormHandlers:
     async def check(self, request: gr.Request, preset: str, upload: Upload | None, *values: Any) -> AsyncIterator[Any]:
         def begin() -> tuple[DataCheck, str]:
             found, recipe = self.reader.read(preset, upload, values)
+            fetched = self.reader.show_fetch(recipe)
             vlm = self.reader.base_of(found, recipe)
-            shown = show_modules(size_modules(vlm, recipe.stages[0]))
+            shown = fetched + show_modules(size_modules(vlm, recipe.stages[0]))
             return DataCheck(self.pool, vlm, recipe, _checking(request)), shown
 
         # What an earlier check found is about nothing from now on, also where this one fails.

@@ -13,6 +13,7 @@ from inspector.figures.training import (
     overlay_payload,
     run_label,
     show_evaluation,
+    show_first_batch,
     show_history,
     show_ledger,
     show_status,
@@ -24,6 +25,7 @@ from inspector.runs.progress import Progress
 from inspector.server.toasts import refuse
 from inspector.widgets import LossChart, encode
 from model import InputError
+from model.training.runs import RunFolder
 
 REMEMBERED = 30
 """Runs that a browser keeps the ids of."""
@@ -180,9 +182,16 @@ def look(jobs: JobTable, job: str, followed: Followed | None) -> list[Any]:
         gr.update(active=state.live),
         show_status(state, progress),
         gr.update(data=encode(chart_payload(job, progress, followed.train, followed.held_out))) if grown else gr.skip(),
-        show_ledger(state.run) + show_evaluation(progress) if answered or changed else gr.skip(),
+        _show_data(jobs, state) + show_evaluation(progress) if answered or changed else gr.skip(),
         *buttons,
     ]
+
+
+def _show_data(jobs: JobTable, state: JobState) -> str:
+    """What became of the data, and what of them the stage began with."""
+    index, stage = state.run.get("stage_index", 0), str(state.run.get("stage", ""))
+    rows = RunFolder(jobs.run_folder(state.id)).read_first_batch(index) if isinstance(index, int) else ()
+    return show_ledger(state.run) + show_first_batch(stage, rows)
 
 
 def watched(view: RunView, timer: gr.Timer, after: list[gr.Button]) -> list[Any]:

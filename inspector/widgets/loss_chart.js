@@ -70,9 +70,9 @@ function draw() {
   const values = shown.curves.flatMap((c) => [...c.train.map((p) => p[what]), ...(what === 1 ? c.held.map((p) => p[1]) : [])]).filter((v) => v !== null && v !== undefined && (!logarithmic || v > 0));
   if (!values.length) return;
   const map = (v) => (logarithmic ? Math.log10(Math.max(v, 1e-9)) : v);
-  // A spike at the very top must not flatten the rest: the scale ends above 99 % of each curve's points.
-  const sorted = (points) => points.filter((v) => v !== null && v !== undefined).sort((a, b) => a - b);
-  const tops = shown.curves.flatMap((c) => [sorted(c.train.map((p) => p[what])), what === 1 ? sorted(c.held.map((p) => p[1])) : []]).filter((all) => all.length).map((all) => all[Math.ceil(0.99 * (all.length - 1))]);
+  // A spike must not flatten the rest: the scale ends above 99 % of each curve's points, but no loss is cut off where it begins.
+  const top99 = (points) => { const all = points.filter((v) => v !== null && v !== undefined).sort((a, b) => a - b); return all[Math.ceil((what === 2 ? 1 : 0.99) * (all.length - 1))]; };
+  const tops = shown.curves.flatMap((c) => [top99(c.train.map((p) => p[what])), ...(what === 1 ? [c.train[0]?.[1], top99(c.held.map((p) => p[1])), c.held[0]?.[1]] : [])]).filter((v) => v !== null && v !== undefined);
   let high = map(Math.max(Math.max(...tops) * 1.05, 1e-9)), low = logarithmic ? map(Math.min(...values)) : 0;
   if (high <= low) high = low + 1e-6;
   const first = 0, span = Math.max(1, shown.total), x = (s) => left + ((s - first) / span) * (right - left), y = (v) => Math.max(top, bottom - ((map(v) - low) / (high - low)) * (bottom - top));

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from model.backbones import (
     LANGUAGE,
+    VISION,
     VisionOptions,
     import_language,
     import_vision,
@@ -27,6 +29,7 @@ from model.errors import InputError
 from model.families.checkpoint_files import CONFIG, read_object, read_template
 from model.families.nanovlm import VLM
 from model.families.nanovlm_chat import NanoVLMChat
+from model.hub import HubCheckpoint, check_room, look_up
 from model.projector import Projector
 from model.tokenizer import load_tokenizer
 from model.training.fresh import new_vlm
@@ -73,6 +76,21 @@ class _Plan:
     rows: int
 
 
+def size_parts(parts: Parts, folder: Path = Path(), most: int | None = None) -> list[tuple[HubCheckpoint, int]]:
+    """The parts that come from the hub, with the bytes that are still to be fetched of each: told by the hub before
+    anything but a configuration is fetched; none where it may not be asked. InputError for a part that isn't there, is
+    gated or no part, that has more than ``most`` bytes, or for which the disk has no room."""
+    found: list[tuple[HubCheckpoint, int]] = []
+    for source in dict.fromkeys((parts.vision, parts.language)):
+        if constants.HF_HUB_OFFLINE or (folder / Path(source).expanduser()).is_dir():
+            continue
+        if source.count("/") != 1 or source.startswith((".", "~", "/")):
+            continue  # no name of the hub, which is said where it is opened
+        checkpoint = look_up(source, kinds=(*VISION, *LANGUAGE))
+        found.append((checkpoint, check_room(checkpoint, most, before=sum(missing for _, missing in found))))
+    return found
+
+
 def plan_parts(parts: Parts, folder: Path = Path()) -> VLM:
     """The shape of what :func:`assemble` makes, without weights: to be counted, and to check data with. Of parts on the
     hub the small files alone are fetched. InputError as there."""
@@ -83,6 +101,7 @@ def plan_parts(parts: Parts, folder: Path = Path()) -> VLM:
 def assemble(parts: Parts, seed: int, folder: Path = Path()) -> VLM:
     """The model, its projector and the rows of new tokens drawn with ``seed``. Relative folders start at ``folder``.
     InputError where a part can't be had or read, or the two don't go together."""
+    size_parts(parts, folder)
     plan = _plan(parts, folder, weights=True)
     encoder: nn.Module
     decoder: nn.Module

@@ -1,6 +1,6 @@
 """A run's folder: what it is, what it said, what others ask of it, and what it needs to go on.
 
-    recipe.toml  run.json  metrics.jsonl  control  state/  model/  adapter/  contrastive/
+    recipe.toml  run.json  metrics.jsonl  control  first_batch/  state/  model/  adapter/  contrastive/
 
 Everything is written to a name of its own first and moved into place, so a crash at any moment leaves a whole one.
 """
@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
@@ -30,11 +30,13 @@ from torch import Tensor
 from model.errors import InputError
 from model.training.data.ledger import read_stage_ledgers
 from model.training.events import Event
+from model.training.first_batch import ROWS, BatchRow
 from model.training.locks import hold, is_held
 
 FORMAT = 1
 RECIPE, RUN, METRICS, CONTROL = "recipe.toml", "run.json", "metrics.jsonl", "control"
 STATE, MODEL, ADAPTER, TOWER, LOCK = "state", "model", "adapter", "contrastive", ".lock"
+FIRST_BATCH = "first_batch"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 """What the folder of a model holds, whichever it is: a checkpoint, or an adapter beside its base."""
 STATUSES = ("running", "paused", "stopped", "done", "failed")
@@ -78,8 +80,11 @@ def without_answers(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget_answers(folder: Path) -> None:
-    """Takes the texts of held-out questions and answers out of a run's metrics, and what its account of the data quotes
-    of them, once its data are deleted: losses, shares and counts stay. OSError where a file can't be replaced."""
+    """Takes the texts of held-out questions and answers out of a run's metrics, what its account of the data quotes of
+    them, and its first batches, once its data are deleted: losses, shares and counts stay. OSError where a file can't
+    be replaced or removed."""
+    if (folder / FIRST_BATCH).is_dir():
+        shutil.rmtree(folder / FIRST_BATCH)
     with contextlib.suppress(InputError):  # a run that is damaged, or not begun, has no account
         run = RunFolder(folder)
         ledgers = read_stage_ledgers(run.read_run().get("ledger"))
@@ -231,6 +236,21 @@ class RunFolder:
         line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False)
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def keep_first_batch(self, stage_index: int, stage: str, rows: Iterable[BatchRow]) -> None:
+        """What a stage begins with; one that goes on has kept it already. OSError where that can't be."""
+        path = self.path / FIRST_BATCH / f"{stage_index}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps({"stage": stage, "rows": [row.to_json() for row in rows]}))
+
+    def read_first_batch(self, stage_index: int) -> tuple[BatchRow, ...]:
+        """Nothing where the stage hasn't begun, its data are deleted, or what is there is damaged: it is only shown."""
+        try:
+            values = read_values(self.path / FIRST_BATCH / f"{stage_index}.json")
+            return tuple(map(BatchRow.from_json, values["rows"]))[:ROWS]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
 
     def forget_after(self, stage_index: int, stages: list[str], step: int) -> None:
         """Takes back what was said after the state that a run goes on from, so that no step stands there twice."""

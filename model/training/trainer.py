@@ -31,6 +31,7 @@ from model.training.evaluation.held_out import HeldOut
 from model.training.events import DoneEvent, EvalEvent, Event, FailedEvent, SavedEvent, StartEvent, StepEvent
 from model.training.failures import NotFiniteError, explain_failure
 from model.training.feed import Feed
+from model.training.first_batch import show_rows
 from model.training.keeping import close_stage, keep_model
 from model.training.learners import LanguageLearner, Learner, PairLearner
 from model.training.memory_estimate import MemoryEstimate, draw_step, estimate_stage
@@ -174,6 +175,7 @@ class Trainer:
             first = draw_step(opened, self.recipe, index, data)
             sharing = self.accelerator.num_processes if self._shared else 1
             self._estimates[stage.name] = estimate_stage(self.vlm, self.recipe, index, data, first, sharing)
+            self.folder.keep_first_batch(index, stage.name, show_rows(opened, first))
         module = build_stage(stage, self.vlm, seed, self.vlm.tokenizer).to(self.accelerator.device)
         sizes = module_sizes(module)
         sharded = shard_stage(stage, module, self.accelerator) if self._shared else None

@@ -39,6 +39,8 @@ def test_a_vlm_is_built_from_parts_checked_run_and_gone_on_with(new_page, train_
     # Measured before the first step, too: two evaluations, and the curve of what is held out begins at 0.
     page.wait_for_selector("#train-answers .tr-shares", timeout=60_000)
     assert "of 48" in page.inner_text("#train-answers")
+    # What the run began with stays with it.
+    assert page.locator("#train-answers .tr-row img").count() == 4
     page.locator("#train-chart .vlm-chart").focus()
     page.keyboard.press("Home")
     assert "held out at 0" in page.inner_text("#train-chart .vlm-read")

@@ -112,6 +112,49 @@ def test_a_dark_sixteen_bit_picture_stays_dark():
     assert pixel(open_image(encode(Image.fromarray(hardly_lighter))), 1) == (1, 1, 1)
 
 
+def raw_png(width, depth, kind, row, *chunks) -> bytes:
+    """One row of pixels as PNG's specification writes them: not everything of it can be written by Pillow."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"".join((b"\x89PNG\r\n\x1a\n", head, *(chunk(*one) for one in chunks), data, chunk(b"IEND", b"")))
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [
+        (raw_png(4, 2, 0, b"\x1b", (b"tRNS", b"\0\1")), [0, 255, 170, 255]),
+        (raw_png(2, 4, 0, b"\x1f", (b"tRNS", b"\0\1")), [255, 255]),
+        (raw_png(2, 8, 0, b"\x0a\xc8", (b"tRNS", b"\0\x0a")), [255, 200]),
+        (raw_png(2, 16, 0, b"\1\0\x80\0", (b"tRNS", b"\1\0")), [255, 128]),
+        (raw_png(2, 16, 2, b"\1\0" * 3 + b"\x80\0" * 3, (b"tRNS", b"\1\0" * 3)), [255, 128]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_of_any_depth(data, pixels):
+    opened = open_image(data)
+    assert [pixel(opened, x)[0] for x in range(len(pixels))] == pixels
+    assert "transparency laid over white" in opened.notes
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4)])
+def test_twelve_bits_of_colour_in_sixteen_say_that_they_are_dark(kind, channels):
+    row = b"\x0f\xff" * 3 + b"\xff\xff" * (channels - 3)
+    opened = open_image(raw_png(1, 16, kind, row))
+    assert pixel(opened) == (15, 15, 15)
+    assert opened.notes[0] == "16-bit values scaled to 8 bits"
+    assert opened.notes[1].startswith("nearly black")
+    bright = open_image(raw_png(1, 16, kind, b"\xff\xff" * channels))
+    assert (pixel(bright), bright.notes) == ((255, 255, 255), ("16-bit values scaled to 8 bits",))
+
+
+def test_a_turned_tiff_says_so():
+    opened = open_image(encode(half_red(), "TIFF", tiffinfo={0x0112: 6}))
+    assert (opened.pixels.size, opened.notes) == ((20, 40), ("turned upright by its EXIF tag",))
+
+
 def test_cmyk_jpeg():
     opened = open_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = pixel(opened, 4, 4)

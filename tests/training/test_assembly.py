@@ -1,6 +1,7 @@
 """Models put together from parts: what comes out computes what the parts compute, trains, and goes on."""
 
 import json
+import shutil
 import tomllib
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import Conversation, InputError, Message, load_vlm, open_image, save_vlm
 from model.config import BEYOND, CHAT_TEMPLATE
-from model.training.assembly import assemble, plan_parts
+from model.training.assembly import assemble, plan_parts, size_parts
 from model.training.parts import Parts
 from model.training.recipe import ASSEMBLED, read_recipe
 from model.training.trainer import Trainer
@@ -233,3 +234,53 @@ def test_what_is_planned_from_the_small_files_is_what_is_put_together(part_folde
     }
     assert all(p.is_meta for p in planned.parameters())
     assert all(bool(torch.isfinite(p).all()) for p in made.parameters())
+
+
+@pytest.fixture
+def hub_of_parts(hub, part_folders, monkeypatch):
+    """The hub, which has both parts, and where this program asks for it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    hub.repos |= {"owner/siglip": part_folders / "siglip", "owner/llama": part_folders / "llama"}
+    return hub
+
+
+def test_parts_on_the_hub_are_sized_before_they_are_fetched(hub_of_parts, part_folders):
+    parts = Parts("owner/siglip", "owner/llama")
+    sized = size_parts(parts)
+    assert set(hub_of_parts.sent) == {"config.json"}
+    for (found, missing), name in zip(sized, ("siglip", "llama"), strict=True):
+        files = {path.name: path.stat().st_size for path in (part_folders / name).iterdir()}
+        assert found.nbytes == sum(files[file.name] for file in found.files)
+        assert missing == found.nbytes - files["config.json"]
+        count = sum(tensor.numel() for tensor in load_file(part_folders / name / "model.safetensors").values())
+        assert count <= found.weights < 1.1 * count
+    plan_parts(parts)
+    assert "model.safetensors" not in hub_of_parts.sent, "a plan needs no weights"
+    made = assemble(parts, 0)
+    assert made.fingerprint == assemble(Parts("siglip", "llama"), 0, part_folders).fingerprint
+    assert [missing for _, missing in size_parts(parts)] == [0, 0]
+    assert size_parts(Parts("embedded", str(part_folders / "llama"))) == []
+
+
+def test_parts_that_cannot_be_fetched_say_why(hub_of_parts, monkeypatch):
+    parts = Parts("owner/siglip", "owner/llama")
+    with pytest.raises(InputError, match=r"“owner/siglip” has .*; at most 0\.0 MB are fetched"):
+        size_parts(parts, most=1000)
+    sizes = [found.nbytes for found, _ in size_parts(parts)]
+    # There is room for either, and not for both.
+    usage = shutil.disk_usage("/")._replace(free=max(sizes) + 100)
+    monkeypatch.setattr("model.hub.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"“owner/llama” has .* to fetch and the disk has"):
+        assemble(parts, 0)
+    assert "model.safetensors" not in hub_of_parts.sent
+    hub_of_parts.repos["owner/llama"] = 403
+    with pytest.raises(InputError, match="“owner/llama” is gated; accept its terms"):
+        assemble(parts, 0)
+    hub_of_parts.repos["owner/llama"] = 404
+    with pytest.raises(InputError, match="The hub has no model “owner/llama”"):
+        size_parts(parts)

@@ -59,7 +59,11 @@ def test_metadata_as_in_imagefolder(folder):
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = read(folder, on_error="skip", question="What?")
     assert texts(source) == [("What?", "A")]
-    assert [problem.where for problem in source.problems] == ["metadata.jsonl line 2", "metadata.jsonl line 3"]
+    assert [problem.where for problem in source.problems] == [
+        "metadata.jsonl line 2",
+        "metadata.jsonl line 3",
+        "b.png",  # which no row names
+    ]
     assert "caption_column" in source.problems[1].sentence
 
 

@@ -112,7 +112,7 @@ def test_llava_images_belong_to_the_turn_of_their_mark(folder):
         (llava(image="a/../../secret.png"), "outside"),
         (llava(image="..\\secret.png"), "outside"),
         (llava(image="https://x.org/a.png"), "address"),
-        (llava(image=""), "name ''"),
+        (llava(image=""), "0 images and 1 <image> mark"),
         (llava(answer="  "), "answer in message 2"),
         (llava(answer=None), "value.*turn 2"),
         (llava(conversations=[]), "1 image.*0"),

@@ -47,6 +47,10 @@ def llava(question="<image>\nWhich colour?", answer="red", **more):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **more}
 
 
+def turn(question, **more):
+    return {"user": question, "assistant": "red", **more}
+
+
 def row(**more):
     return {"texts": [{"user": "Which colour?", "assistant": "red"}], **more}
 
@@ -105,6 +109,19 @@ def png(colour):
         ("rows", row(image="red.png"), [RED]),
         ("rows", row(images=[{"bytes": None, "path": "red.png"}]), [RED]),
         ("rows", row(images=[encode("blue")]), [BLUE]),
+        ("rows", row(images=["blue.png", "red.png"], texts=[turn("<image>?"), turn("<image>?")]), [BLUE, RED]),
+        ("rows", row(images=["red.png"], texts=[turn("<image><image>?")]), [RED]),
+        ("rows", row(images=["red.png"], texts=[turn("?"), turn("?", image="blue.png")]), [RED, BLUE]),
+        ("rows", row(texts=[turn("<image>?")]), []),
+        ("rows", row(image_b64=encode("blue")), [BLUE]),
+        ("chat", chat(user("<image>?"), ANSWER, images_base64=[encode("blue")]), [BLUE]),
+        ("llava", {"conversations": chat(user("<image>?"), ANSWER)["messages"], "image": "red.png"}, [RED]),
+        ("llava", llava("?", image=""), []),
+        (
+            "chat",
+            chat(user([{"type": "image", "text": None}, {"type": "text", "text": "?"}]), ANSWER, image="red.png"),
+            [RED],
+        ),
     ],
 )
 def test_every_name_of_an_image_is_read(folder, source, record, expected):
@@ -122,6 +139,7 @@ def test_every_name_of_an_image_is_read(folder, source, record, expected):
         ("llava", llava("Picture 1: <img>red.png</img> What?"), r"“red\.png” in <img>"),
         ("chat", chat(image="red.png", images=["blue.png"]), "“image” and “images”"),
         ("chat", chat(thumbnail="red.png"), "“thumbnail”"),
+        ("chat", chat(attachment=encode()), "“attachment”"),
         ("chat", chat(image="red.png", image_source="blue.png"), "“image_source”"),
         ("chat", chat(user([png({"path": "red.png"})]), ANSWER, images=["blue.png"]), "1 of its 1 “images”"),
         ("chat", chat(user("<image><image>?"), ANSWER, images=["red.png"]), "more <image> marks"),
@@ -133,6 +151,21 @@ def test_every_name_of_an_image_is_read(folder, source, record, expected):
         ("chat", chat(ASK, {**ANSWER, "weight": 0}), "none of its answers"),
         ("chat", chat(ASK, {**ANSWER, "weight": 1, "train": False}), "both"),
         ("chat", chat(loss_mask=[0, 1]), "“loss_mask”"),
+        ("chat", chat(assistant_masks=[0, 1]), "“assistant_masks”"),
+        ("chat", chat(ASK, {**ANSWER, "train_detail": [{"train": False}]}), "“train_detail”"),
+        ("chat", chat(ASK, {**ANSWER, "no_train": True}), "none of its answers"),
+        ("chat", chat(ASK, {**ANSWER, "ignore": 1}), "none of its answers"),
+        ("chat", chat(label=False), "not to be learnt"),
+        ("llava", llava(image="red.png", frames=["blue.png"]), "“frames”"),
+        ("chat", chat(user("<image>Find <ref-object>"), images=["red.png"], objects={"ref": ["a"]}), "<ref-object>"),
+        ("chat", chat(user("<start_of_image>?"), ANSWER, images=["red.png"]), "<start_of_image>.*no image here"),
+        ("llava", llava("<ImageHere>?", image="red.png"), r"0 <image> marks \(<ImageHere> is none here"),
+        ("chat", chat(user('[{"type": "text", "text": "?"}]'), ANSWER), "a list of parts as text"),
+        ("chat", chat(user([{"type": "text", "text": "?", "image": "red.png"}]), ANSWER), "a part of its own"),
+        ("chat", chat(user([{"type": "image", "image": "red.png", "url": "blue.png"}]), ANSWER), "keep one"),
+        ("chat", {"prompt": "?", "completion": "!"}, "no “messages”; it has “prompt”, “completion”"),
+        ("rows", row(source="\ud83d"), r"U\+D83D"),
+        ("rows", row(images=[{"bytes": "", "path": ""}]), "“bytes”, “path” or “url”"),
         ("chat", chat({"role": "system", "content": "A"}, ASK, ANSWER, system="B"), "two system prompts"),
         ("chat", chat(system=["A"]), "“system”.*a list"),
         ("chat", chat(ANSWER), "no question"),
@@ -170,6 +203,20 @@ def test_an_answer_to_no_question_is_left_out(folder):
     source = read(folder, "chat", chat({**ANSWER, "content": "the end of another talk"}, ASK, ANSWER))
     assert [text for _, text, _, _ in shown(source[0])] == ["Which colour?", "red"]
     assert source.problems[0].sentence == "an answer before the first question is left out"
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ((ASK, ANSWER, ASK), "a question without an answer at the end is left out"),
+        ((ASK, ANSWER, {"role": "system", "content": "x"}), "a system prompt behind the last answer is left out"),
+        ((user(" "), ANSWER), "a question has neither text nor image"),
+    ],
+)
+def test_what_nothing_is_learnt_from_is_told(folder, messages, sentence):
+    source = read(folder, "chat", chat(*messages))
+    assert [problem.sentence for problem in source.problems] == [sentence]
+    assert [role for role, *_ in shown(source[0])] == ["user", "assistant"]
 
 
 def test_what_is_in_no_place_comes_before_the_first_question(folder):
@@ -246,6 +293,73 @@ def test_parquet_files_whose_columns_differ(tmp_path):
     source = read_source({"source": "rows", "path": ".", "cache": str(tmp_path / "kept")}, base_folder=tmp_path)
     assert [colours(example) for example in source] == [[BLUE], [BLUE], []]
     assert [example.source for example in source] == ["0.parquet row 1", "1.parquet row 1", "2.parquet row 1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "record", "names"),
+    [
+        ("chat", chat(rejected={"content": "blue"}), "rejected"),
+        ("chat", chat(ASK, {**ANSWER, "reasoning_content": "hm"}, margin=0.5), "margin, reasoning_content"),
+        ("chat", chat(user([png("red.png") | {"min_pixels": 9}, {"type": "text", "text": "?"}]), ANSWER), "min_pixels"),
+        ("llava", llava(image="red.png", id=7, source="x", 图片="blue.png"), "图片"),
+        ("llava", llava(image="red.png", id=7, width=8, data_source="x", license=None, extra=[]), ""),
+        ("rows", row(images=["red.png"], texts=[turn("?", hint="x")], pixel_values=[0.5]), "pixel_values, hint"),
+        ("captions", {"file_name": "red.png", "text": "a", "caption": "b", "height": 6}, "caption"),
+        ("captions", {"file_name": "red.png", "text": "a", "label": False}, "label"),
+        ("chat", chat(is_correct=False, image_sha256="ab.png", sha1="x"), "is_correct"),
+        ("chat", chat(**{f"k{letter}": 1 for letter in "abcdefgh"}), "ka, kb, kc, kd, ke, kf and 2 more"),
+    ],
+)
+def test_keys_that_nothing_reads_are_told(folder, source, record, names):
+    found = [problem.sentence for problem in read(folder, source, record).problems]
+    assert found == ([f"nothing is read from {names}"] if names else [])
+
+
+def test_what_stands_behind_a_list_is_told(folder):
+    (folder / "d.json").write_text(json.dumps([chat()]) + "\n" + json.dumps([chat()]))
+    source = read_source({"source": "chat", "path": "d.json", "on_error": "skip"}, base_folder=folder)
+    assert (len(source), source.read) == (1, 2)
+    assert str(source.problems[0]).startswith("d.json record 2 (line 2): it stands behind the end of the list")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("d.csv", "file_name;text\nred.png;a, b\n"),
+        ("d.csv", "image_name| comment_number| comment\nred.png| 0| a, b\n"),
+        ("d.csv", "sep=;\nfile_name;text\nred.png;a, b\n"),
+        ("d.tsv", "file_name\ttext\nred.png\ta, b\n"),
+    ],
+)
+def test_tables_with_other_marks_between_cells(folder, name, table):
+    (folder / name).write_text(table)
+    source = read_source({"source": "captions", "path": name}, base_folder=folder)
+    assert [(example.conversation.messages[1].text, colours(example)) for example in source] == [("a, b", [RED])]
+
+
+def test_what_of_a_folder_is_not_used_is_told(folder):
+    (folder / "blue.txt").write_text("blue")
+    (folder / "red.txt").write_text("red")
+    (folder / "red.jpg").write_bytes(picture(form="jpeg"))
+    (folder / "more.tar").write_bytes(b"x")
+    source = read_source({"source": "captions", "path": ".", "on_error": "skip"}, base_folder=folder)
+    assert {(problem.where, problem.kind) for problem in source.problems} == {
+        ("red.png", "skipped"),  # its caption is the other's
+        ("more.tar", "note"),
+    }
+    (folder / "Metadata.JSONL").write_text(json.dumps({"file_name": "red.png", "text": "a"}))
+    source = read_source({"source": "captions", "path": "."}, base_folder=folder)
+    assert [(problem.where, problem.count) for problem in source.problems] == [("blue.png", 2)]
+
+
+def test_parquet_without_rows_and_with_captions(tmp_path):
+    texts = pa.array([], pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())])))
+    pq.write_table(pa.table({"texts": texts}), tmp_path / "none.parquet")
+    with pytest.raises(InputError, match=r"“none\.parquet” holds no row"):
+        read_source({"source": "rows", "path": "none.parquet"}, base_folder=tmp_path)
+    pq.write_table(pa.table({"image": [picture()], "text": ["a"]}), tmp_path / "some.parquet")
+    with pytest.raises(InputError, match="read it as captions"):
+        read_source({"source": "rows", "path": "some.parquet", "cache": str(tmp_path)}, base_folder=tmp_path)
 
 
 # --- uploads ---

@@ -1,12 +1,16 @@
 """Whole runs: what they say, what they keep, how they are steered, what ends them."""
 
+import base64
 import dataclasses
 import errno
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model import InputError, load_vlm
 from model.encoders.text_tower import find_tower
@@ -15,7 +19,11 @@ from model.training.__main__ import main
 from model.training.batches import count_patches
 from model.training.evaluation.held_out import HeldOut, HeldOutScore
 from model.training.events import DoneEvent, EvalEvent, FailedEvent, SavedEvent, StartEvent, StepEvent
+from model.training.first_batch import show_rows
 from model.training.learners import LanguageLearner
+from model.training.memory_estimate import draw_step
+from model.training.runs import forget_answers
+from model.training.stage_data import open_stage_data
 from model.training.stages import LanguageLoss
 from model.training.trainer import Trainer
 
@@ -384,3 +392,25 @@ def test_the_command_answers_in_one_sentence(make_recipe, tmp_path, capsys):
     assert "already" in capsys.readouterr().err
     assert main(["run", "--resume", *out, "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_first_batch_is_kept_as_it_was_drawn(make_recipe, tmp_path):
+    recipe = make_recipe({}, TILES)
+    trainer = Trainer(recipe, tmp_path / "run")
+    list(trainer.run())
+    vlm = load_vlm(recipe.base)
+    for index in range(2):
+        data = open_stage_data(recipe, index, vlm.config)
+        kept = trainer.folder.read_first_batch(index)
+        assert kept == show_rows(vlm, draw_step(vlm, recipe, index, data))
+        assert 0 < len(kept) <= 4
+    image = trainer.folder.read_first_batch(0)[0].images[0].removeprefix("data:image/png;base64,")
+    sample = draw_step(vlm, recipe, 0, open_stage_data(recipe, 0, vlm.config)).samples[0]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
+    np.testing.assert_array_equal(shown, (sample.images[0].tiles[0].permute(1, 2, 0) * 255).round().byte().numpy())
+    assert trainer.folder.read_first_batch(2) == ()
+    for damaged in ("", "[]", '{"rows": [{"text": 5, "images": []}]}', '{"rows": [{"text": "", "images": ["x.png"]}]}'):
+        (tmp_path / "run" / "first_batch" / "0.json").write_text(damaged)
+        assert trainer.folder.read_first_batch(0) == ()
+    forget_answers(tmp_path / "run")
+    assert not (tmp_path / "run" / "first_batch").exists(), "it shows the data, and goes with them"

@@ -163,7 +163,7 @@ BAD_ZIPS = {
     "short claim": (short_claim(), "damaged"),
     "of a later version": (later(), "no readable zip"),
     "junk behind": (pack(("a.jsonl", ROW)) + b"x" * 70_000, "no readable zip"),
-    "nested zip": (pack(("a.zip", pack(("a.jsonl", ROW)))), "neither a table"),
+    "nested zip": (pack(("b.jsonl", ROW), ("a.zip", pack(("a.jsonl", ROW)))), "holds the archive “a.zip”"),
 }
 
 

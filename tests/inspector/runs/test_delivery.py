@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -119,6 +120,17 @@ def test_an_archive_names_data_as_they_lay_in_the_upload_and_holds_none_of_their
     assert json.loads(found["adapter/adapter_config.json"]) == {"base_model_name_or_path": "b"}
     # What the run itself needs to go on is as it was.
     assert read_recipe(folder / "recipe.toml").stages[0].data[0]["path"] == str(path)
+
+
+def test_a_first_batch_leaves_where_its_data_are_nobody_s(make_run, tmp_path):
+    path = upload_to(tmp_path / "secret place" / "jobs" / "SECRETJOB" / "run", "rows.jsonl")
+    kept = json.dumps({"stage": "s", "rows": [{"text": "<|im_start|>", "images": []}]})
+    for number, form in enumerate(({}, {"data": "my file", "source": "chat", "path": str(path)})):
+        shutil.rmtree(tmp_path / "secret place" / "jobs" / "SECRETJOB", ignore_errors=True)
+        folder = make_run(**form)
+        (folder / "first_batch").mkdir()
+        (folder / "first_batch" / "0.json").write_text(kept)
+        assert read_zip(pack_run(folder, RUN)).get("first_batch/0.json") == (kept, None)[number]
 
 
 def test_answers_to_drawn_scenes_are_nobody_s_and_stay(make_run):

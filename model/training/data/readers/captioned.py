@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
 from model.training.data.captions import Endpoint, QuestionCache, choose_phrasing, write_questions
-from model.training.data.readers.fields import read_extras
+from model.training.data.readers.fields import read_extras, tell_unread
 from model.training.data.readers.files import read_text, walk_files, walk_records
 from model.training.data.readers.options import Options, check_keys
 from model.training.data.readers.pictures import OTHER_ENDINGS, PICTURE_ENDINGS, PictureFolder
@@ -49,9 +50,12 @@ KEYS = (
     "endpoint_timeout_s",
     "images",
 )
-IMAGE_COLUMNS = ("file_name", "image", "image_path", "path", "filename")
-CAPTION_COLUMNS = ("text", "caption", "description")
+IMAGE_COLUMNS = ("file_name", "image", "image_path", "path", "filename", "image_name")
+CAPTION_COLUMNS = ("text", "caption", "description", "comment")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+DELIMITERS = "\t;|"
+_DELIMITER_LINE = re.compile(r"sep=([,;|\t])\r?\n")
+"""With this line spreadsheets tell one another how cells are parted."""
 TALKS = {"conversations": "llava", "messages": "chat", "texts": "rows"}
 """What conversations are called, and which source reads them."""
 
@@ -62,6 +66,7 @@ class _Pair:
     caption: str
     where: str
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def read_captions(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
@@ -99,7 +104,8 @@ def read_captions(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
 
 
 def _record(pair: _Pair, question: str) -> Record:
-    return Record((Draft("user", question, (pair.image,)), Draft("assistant", pair.caption, family="caption")))
+    drafts = Draft("user", question, (pair.image,)), Draft("assistant", pair.caption, family="caption")
+    return Record(drafts, pair.notes)
 
 
 def _questions(pairs: list[_Pair], path: Path, options: Options) -> list[str]:
@@ -127,20 +133,29 @@ def _walk_pairs(path: Path, options: Options, problems: ProblemList) -> Iterator
     if not path.is_dir():
         yield from _walk_table(path, options)
         return
-    tables = [file for file in walk_files(path) if file.name in METADATA]
+    files = walk_files(path)
+    tables = [file for file in files if file.name.lower() in METADATA]
     folders = [table.parent for table in tables]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        names = " and ".join(name for name in METADATA if twice / name in tables)
+        both = (table.name for table in tables if table.parent == twice)
+        names = " and ".join(sorted(both, key=lambda name: METADATA.index(name.lower())))
         raise InputError(f"“{twice.name}” has {names}; delete one, or name it as the path.")
-    for table in tables:
-        yield from _walk_table(table, options)
     if not tables:
-        yield from _walk_folder(path, problems)
+        yield from _walk_folder(path, files, problems)
+        return
+    named: set[Stored] = set()
+    for table in tables:
+        for where, found in _walk_table(table, options):
+            named |= {found.image} if isinstance(found, _Pair) else set()
+            yield where, found
+    for file in files:
+        if file.suffix.lower() in PICTURE_ENDINGS and file not in named:
+            problems.note(clean_text(str(file.relative_to(path))), "a picture that no row names is left out")
 
 
 def _walk_table(path: Path, options: Options) -> Iterator[tuple[str, _Pair | RecordError]]:
     suffix = path.suffix.lower()
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         rows = _walk_csv(path)
     elif suffix in (".jsonl", ".json"):
         rows = ((str(place), value) for place, value in walk_records(path))
@@ -148,7 +163,7 @@ def _walk_table(path: Path, options: Options) -> Iterator[tuple[str, _Pair | Rec
         rows = _walk_parquet(path)
     else:
         raise InputError(
-            f"“{path.name}” can't be read as captions; allowed are a folder, .csv, .jsonl, .json and .parquet."
+            f"“{path.name}” can't be read as captions; allowed are a folder, .csv, .tsv, .jsonl, .json and .parquet."
         )
     folder = open_folders(options)(path)
     for where, row in rows:
@@ -166,7 +181,7 @@ def _read_pair(entry: Mapping[str, Any], options: Options, folder: PictureFolder
         raise RecordError(f"it holds “{talk}”, a conversation and no caption; read it with source = “{TALKS[talk]}”")
     image = _field(entry, options.get("image_column", ""), IMAGE_COLUMNS, "image")
     caption = _field(entry, options.get("caption_column", ""), CAPTION_COLUMNS, "caption")
-    extras = read_extras(entry, (image, caption), "it")
+    extras = read_extras(entry, frozenset((image, caption)), "it")
     if extras.pictures and list(extras.pictures) != [entry[image]]:
         raise RecordError(f"it names other images beside “{image}”; a caption belongs to one image")
     if extras.system or extras.trained is False:
@@ -176,7 +191,8 @@ def _read_pair(entry: Mapping[str, Any], options: Options, folder: PictureFolder
     if not isinstance(value, str | bytes | Mapping):
         need_text(value, f"“{image}”")
     name = Path(value).name if isinstance(value, str) and len(value) < 1000 else where
-    return _Pair(folder.find(value), need_text(entry[caption], f"“{caption}”").strip(), where, name)
+    text = need_text(entry[caption], f"“{caption}”").strip()
+    return _Pair(folder.find(value), text, where, name, tell_unread((extras,)))
 
 
 def _field(entry: Mapping[str, Any], chosen: str, usual: tuple[str, ...], what: str) -> str:
@@ -206,7 +222,12 @@ def _walk_parquet(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordE
 
 def _walk_csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordError]]:
     """Rows by the header's names. The place is the line on which a row begins: a quoted caption may span several."""
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    text = read_text(file)
+    named = _DELIMITER_LINE.match(text)
+    delimiter = named[1] if named else "\t" if file.suffix.lower() == ".tsv" else _find_delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    if named:
+        next(reader)
     header: list[str] | None = None
     while True:
         where = f"{file.name} line {reader.line_num + 1}"
@@ -232,9 +253,16 @@ def _walk_csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | RecordError
         raise InputError(f"“{file.name}” holds no line; its first line must name the columns.")
 
 
-def _walk_folder(folder: Path, problems: ProblemList) -> Iterator[tuple[str, _Pair | RecordError]]:
+def _find_delimiter(text: str) -> str:
+    """A comma, or where the first line has none another mark that tables are written with."""
+    head = text.lstrip().partition("\n")[0]
+    return "," if "," in head else next((mark for mark in DELIMITERS if mark in head), ",")
+
+
+def _walk_folder(
+    folder: Path, files: Sequence[Path], problems: ProblemList
+) -> Iterator[tuple[str, _Pair | RecordError]]:
     """Pictures and the .txt files of the same name, sorted by name, in sub-folders too. What is neither is told."""
-    files = walk_files(folder)
     pictures = [file for file in files if file.suffix.lower() in PICTURE_ENDINGS]
     captions = {file for file in files if file.suffix.lower() == ".txt"}
     if not pictures:
@@ -242,22 +270,26 @@ def _walk_folder(folder: Path, problems: ProblemList) -> Iterator[tuple[str, _Pa
             f"The folder “{folder.name}” holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}); choose another."
         )
     for file in files:
-        if file.suffix.lower() in OTHER_ENDINGS:
-            problems.note(
-                clean_text(str(file.relative_to(folder))), f"a picture of a kind that isn't read ({file.suffix})"
-            )
+        if (ending := file.suffix.lower()) not in PICTURE_ENDINGS and ending != ".txt":
+            what = "picture" if ending in OTHER_ENDINGS else "file"
+            where = clean_text(str(file.relative_to(folder)))
+            problems.note(where, f"a {what} of a kind that isn't read ({clean_text(file.suffix[:20]) or 'no ending'})")
+    taken: dict[Path, Path] = {}
     for picture in pictures:
         where = clean_text(str(picture.relative_to(folder)))
         text = next((text for text in _captions_of(picture) if text in captions), None)
         if text is None:
             yield where, RecordError(f"its caption “{picture.with_suffix('.txt').name}” is not there")
             continue
-        captions.discard(text)
+        if text in taken:
+            yield where, RecordError(f"its caption “{text.name}” is that of “{taken[text].name}” already")
+            continue
+        taken[text] = picture
         try:
             yield where, _Pair(picture, read_text(text).strip(), where, picture.name)
         except InputError as error:
             yield where, RecordError(str(error).rstrip("."))
-    for text in sorted(captions):
+    for text in sorted(captions - taken.keys()):
         problems.note(clean_text(str(text.relative_to(folder))), "a .txt without a picture of its name is left out")
 
 

@@ -104,6 +104,9 @@ def _walk_json(file: Path) -> Iterator[tuple[Place, Any | RecordError]]:
             cut = "the file ends" if at >= len(text) else f"“{text[at]}” comes"
             yield place, RecordError(f"{cut} after it where a comma or “]” is due, and nothing after it is read")
             return
+    if (end := _skip_blanks(text, at + 1)) < len(text):
+        place = Place(file, number + 1, text.count("\n", 0, end) + 1)
+        yield place, RecordError("it stands behind the end of the list, where nothing is read")
 
 
 def _skip_blanks(text: str, at: int) -> int:
@@ -111,7 +114,7 @@ def _skip_blanks(text: str, at: int) -> int:
 
 
 def _size(text: str, start: int, stop: int) -> int:
-    return len(text[start:stop].encode("utf-8"))
+    return stop - start if text.isascii() else len(text[start:stop].encode("utf-8"))
 
 
 def _mark_size(file: Path) -> int:
@@ -145,7 +148,7 @@ def check_start(file: Path) -> None:
         raise InputError(f"“{file.name}” can't be read ({error.strerror}); choose another file.") from error
     if not start:
         raise InputError(f"“{file.name}” is empty (0 bytes); choose another file.")
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
         raise InputError(f"“{file.name}” is UTF-16 or UTF-32 text; save it as UTF-8.")
 
 

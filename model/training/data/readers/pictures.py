@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from model.training.data.readers.source import RecordError, Stored, clean_text, describe
+from model.training.data.readers.source import RecordError, Stored, clean_text, describe, list_keys
 
 NAME_BYTES = 255
 """Of one part of a file's path, on every usual file system."""
@@ -56,7 +56,7 @@ def is_picture_start(data: bytes) -> bool:
 
 def is_base64_picture(text: str) -> bool:
     """Whether the text is base64 that begins as a picture does. No file is called so."""
-    start = text[:100].strip()[:40].replace("-", "+").replace("_", "/")
+    start = text[:100].strip()[:40].replace("-", "+").replace("_", "/") if len(text) >= 40 else ""
     try:
         return len(start) == 40 and is_picture_start(base64.b64decode(start, validate=True))
     except (binascii.Error, ValueError):
@@ -74,7 +74,9 @@ class PictureFolder:
     def find(self, value: object) -> Stored:
         """A picture by its file's name, as bytes, base64 or a data: URI, or an object with one of these. RecordError if
         it is none of them."""
-        if isinstance(value, bytes) and value:
+        if isinstance(value, bytes):
+            if not value:
+                raise RecordError("an image is empty (0 bytes)")
             return value
         if isinstance(value, Mapping):
             return self._find_in_object(value)
@@ -102,7 +104,7 @@ class PictureFolder:
             held = value.get(key)
             if held is not None and held != "":
                 return self.find(held)
-        raise RecordError(f"an image is an object with {_list(value)}; it must have “bytes”, “path” or “url”")
+        raise RecordError(f"an image is an object with {list_keys(value)}; it must have “bytes”, “path” or “url”")
 
     def _find_file(self, name: str) -> Path:
         inside = _check_name(name)
@@ -161,10 +163,6 @@ class PictureFolder:
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def _list(value: Mapping[object, object]) -> str:
-    return ", ".join(f"“{str(key)[:40]}”" for key in list(value)[:6]) or "nothing"
-
-
 def _decode(text: str, what: str) -> bytes:
     plain = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/")
     try:
@@ -182,8 +180,11 @@ def _check_name(name: str) -> str:
     laid out with them."""
     if not name.strip() or "\0" in name or clean_text(name) != name:
         raise RecordError(f"the image's name {name!r} is no file name")
-    if len(name.encode("utf-8")) > PATH_BYTES or any(
-        len(part.encode("utf-8")) > NAME_BYTES for part in re.split(r"[/\\]", name)
+    # A letter has four bytes at most.
+    if len(name) > NAME_BYTES // 4 and any(
+        len(part.encode("utf-8")) > most
+        for most, parts in ((PATH_BYTES, (name,)), (NAME_BYTES, re.split(r"[/\\]", name)))
+        for part in parts
     ):
         raise RecordError(f"the image's name has {len(name):,} letters; no file can have it")
     if name.startswith(("/", "\\")) or _DRIVE.match(name):

@@ -14,6 +14,13 @@ MOVED = "an image in the middle or at the end of its message is moved to the mes
 UNPLACED = "images that no <image> mark and no part places come before the first question"
 _TAG = re.compile(r"<img>\s*([^<>\n]{1,2000}?)\s*</img>")
 _MEDIA = re.compile(r"<(video|audio)>")
+_FOREIGN = re.compile(
+    r"<\|?(?:start_of_image|image(?:_?\d+|_pad|_placeholder|here|_soft_token)?|img_context|vision_start)\|?>|\[img\]",
+    re.IGNORECASE,
+)
+"""Marks of an image that other models' data have."""
+_FILLED = re.compile(r"<(ref-object|bbox)>")
+"""Places that ms-swift fills from “objects”."""
 
 
 class Places:
@@ -57,7 +64,7 @@ class Places:
         del self._waiting[:marks]
         if len(taken) < marks and not strict:
             raise RecordError(f"it has more {MARK} marks than images ({self.count}); each mark needs one")
-        return _take_marks(text), taken
+        return strip_marks(text), taken
 
     def take_all(self) -> tuple[Stored, ...]:
         """Every image that is left."""
@@ -72,6 +79,8 @@ class Places:
 def check_tags(text: str) -> None:
     """RecordError for ``<img>a.png</img>``, as Qwen-VL writes an image into the text, and for the mark of a video or a
     sound with which a message begins."""
+    if "<" not in text:
+        return
     for found in _TAG.finditer(text):
         if found[1].lower().endswith((*PICTURE_ENDINGS, *OTHER_ENDINGS)) or "://" in found[1]:
             raise RecordError(
@@ -82,7 +91,24 @@ def check_tags(text: str) -> None:
         raise RecordError(f"its text begins with {media[0]}; only images can be used")
 
 
-def _take_marks(text: str) -> str:
+def find_foreign_mark(texts: Iterable[str]) -> str:
+    """The first mark in the texts that stands for an image elsewhere and for nothing here; empty if there is none."""
+    marks = (found[0] for text in texts if "<" in text or "[" in text for found in _FOREIGN.finditer(text))
+    return next((mark for mark in marks if mark != MARK), "")
+
+
+def check_filled(texts: Iterable[str], objects: object) -> None:
+    """RecordError for texts with places that are to be filled from a record's ``objects``."""
+    found = (
+        next((found for text in texts if "<" in text and (found := _FILLED.search(text))), None) if objects else None
+    )
+    if found:
+        raise RecordError(
+            f"its text has {found[0]} where what “objects” holds belongs, which is not filled in here; write it there"
+        )
+
+
+def strip_marks(text: str) -> str:
     """The text without its marks: a mark takes the blanks around it along, and leaves a line break between texts."""
     parts = text.split(MARK)
     parts = [parts[0].rstrip(), *(part.strip() for part in parts[1:-1]), parts[-1].lstrip()]

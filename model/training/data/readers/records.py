@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from model.training.data.readers.fields import Extras
+from model.training.data.readers.fields import Extras, tell_unread
 from model.training.data.readers.files import Place, list_files, walk_records
 from model.training.data.readers.options import Options
 from model.training.data.readers.pictures import PictureFolder
@@ -40,7 +40,11 @@ def open_folders(options: Options) -> Callable[[Path], PictureFolder]:
     def open_folder(beside: Path) -> PictureFolder:
         return PictureFolder(beside, root)
 
-    return lambda file: open_folder(file.parent)
+    @lru_cache(maxsize=64)  # asked for every record, and a file's folder takes a while to name
+    def folder_of(file: Path) -> PictureFolder:
+        return open_folder(file.parent)
+
+    return folder_of
 
 
 def read_records(options: Options, parse: Parser) -> RecordSource:
@@ -67,20 +71,23 @@ def read_records(options: Options, parse: Parser) -> RecordSource:
         for record in walk_records(file)
     )
     for place, value in records:
-        if problems.keep(str(place), make, place, value):
+        if problems.keep(place, make, place, value):
             places.append(place)
         if limit and len(places) == limit:
             break
     return RecordSource(path.name, places, locate, problems)
 
 
-def with_system(drafts: Sequence[Draft], extras: Extras, notes: Sequence[str]) -> Record:
-    """The record with what its own keys say: a system prompt comes first. RecordError if it is not to be learnt, or has
-    another system prompt."""
+def with_system(drafts: Sequence[Draft], extras: Extras, notes: Sequence[str], own: Sequence[Extras] = ()) -> Record:
+    """The record with what its own keys say: a system prompt comes first. ``own``: what the keys of its messages say
+    beside. RecordError if it is not to be learnt, or has another system prompt."""
     if extras.trained is False:
         raise RecordError("it is not to be learnt, as its own weight, loss or train says")
+    notes = (*notes, *tell_unread((extras, *own)))
+    if not extras.system:
+        return Record(tuple(drafts), notes)
     systems = [draft.text.strip() for draft in drafts if draft.role == "system"]
-    if extras.system and systems and systems[0] != extras.system.strip():
+    if systems and systems[0] != extras.system.strip():
         raise RecordError("it has two system prompts, beside its messages and among them; keep one")
-    first = [Draft("system", extras.system)] if extras.system and not systems else []
-    return Record((*first, *drafts), tuple(dict.fromkeys(notes)))
+    first = [] if systems else [Draft("system", extras.system)]
+    return Record((*first, *drafts), notes)

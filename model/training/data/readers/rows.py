@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from model.training.data.readers.fields import read_extras
+from model.training.data.readers.captioned import CAPTION_COLUMNS
+from model.training.data.readers.fields import Extras, read_extras
 from model.training.data.readers.files import Place, list_files, walk_records
 from model.training.data.readers.options import Options, check_keys, is_there
 from model.training.data.readers.pictures import PictureFolder
-from model.training.data.readers.places import MARK, Places
+from model.training.data.readers.places import MARK, check_tags, strip_marks
 from model.training.data.readers.records import open_folders, with_system
 from model.training.data.readers.source import (
     Draft,
@@ -30,6 +31,7 @@ from model.training.data.readers.source import (
     RecordSource,
     check_record,
     describe,
+    need_field,
     need_list,
     need_object,
     need_text,
@@ -51,11 +53,13 @@ KEYS = (
     *(f"{name}_min_rating" for name in RATINGS),
 )
 ALL_RATED = "every turn is rated below the thresholds, so it is left out"
+ALL_FIRST = "a row's images come before its first question, wherever its <image> marks stand, as in nanoVLM"
 SOME_RATED = "turns rated below the thresholds are left out"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OWN = ("texts", "source", *(f"{name}_ratings" for name in RATINGS))
+_OWN = frozenset(("texts", "source", *(f"{name}_ratings" for name in RATINGS)))
 """Columns whose names say nothing of images and the like."""
+_TURN = frozenset(("user", "assistant", "source"))
 
 
 def read_rows(spec: Mapping[str, Any], base_folder: Path) -> RecordSource:
@@ -90,28 +94,34 @@ def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: PictureF
     if row.get("images") is not None:
         need_list(row["images"], "“images”")
     extras = read_extras(row, _OWN, "it")
-    turns = need_list(row.get("texts"), "“texts”")
+    turns = need_field(row, "texts")
     if not turns:
         raise RecordError("“texts” is empty, so there is nothing to learn from it")
     ratings = {name: _ratings(row, name, len(turns)) for name in RATINGS}
     origin = row.get("source") if isinstance(row.get("source"), str) else ""
-    places = Places(extras.pictures, folder)
+    # As in nanoVLM all pictures of the row come first, also when the turn that they came with is left out.
+    pending = [folder.find(value) for value in extras.pictures]
+    notes: list[str] = []
     drafts: list[Draft] = []
+    owns: list[Extras] = []
     kept = 0
     for number, turn in enumerate(turns):
         entry = need_object(turn, f"texts[{number}]")
         question = need_text(entry.get("user"), f"texts[{number}].user")
         answer = need_text(entry.get("assistant"), f"texts[{number}].assistant")
-        own = read_extras(entry, ("user", "assistant", "source"), f"texts[{number}]")
+        own = read_extras(entry, _TURN, f"texts[{number}]")
         rated = {name: values[number] for name, values in ratings.items() if values is not None}
         if any(value is not None and value < least[name] for name, value in rated.items()):
             continue
         family = entry.get("source") if isinstance(entry.get("source"), str) else origin
-        places.add(own.pictures)
-        if question.count(MARK) <= places.left:
-            question, images = places.take_marks(question, strict=False)
-        # As in nanoVLM all pictures come first, also when the turn that they came with is left out.
-        images = images if kept else (*places.take_all(), *images)
+        owns.append(own)
+        images = (*pending, *(folder.find(value) for value in own.pictures))
+        pending = []
+        check_tags(question)
+        if MARK in question and (extras.pictures or own.pictures):
+            if question.count(MARK) != len(images) or strip_marks(question) != question.replace(MARK, "").strip():
+                notes = [ALL_FIRST]
+            question = strip_marks(question)
         drafts += [Draft("system", own.system)] if own.system else []
         drafts += [
             Draft("user", question, images),
@@ -120,7 +130,8 @@ def parse_row(row: Mapping[str, Any], least: Mapping[str, int], folder: PictureF
         kept += 1
     if not kept:
         return None
-    return check_record(with_system(drafts, extras, (*places.notes, *((SOME_RATED,) if kept < len(turns) else ()))))
+    notes += [SOME_RATED] if kept < len(turns) else []
+    return check_record(with_system(drafts, extras, notes, owns))
 
 
 def _ratings(row: Mapping[str, Any], name: str, turns: int) -> list[Any] | None:
@@ -201,9 +212,12 @@ def _read_parquet(path: Path, files: Sequence[Path], options: Options, least: Ma
     for file in files:
         try:
             facts = pyarrow.parquet.ParquetFile(file)
-            groups.setdefault(str(facts.schema_arrow.remove_metadata()), []).append((file, facts.metadata.num_rows))
+            if facts.metadata.num_rows:  # the library fails on a file without any
+                groups.setdefault(str(facts.schema_arrow.remove_metadata()), []).append((file, facts.metadata.num_rows))
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"“{file.name}” is no whole parquet file ({_first_line(error)}); get it again.") from error
+    if not groups:
+        raise InputError(f"“{path.name}” holds no row; choose other data.")
     parts: list[_Part] = []
     folder_of = open_folders(options)
     for group in groups.values():
@@ -291,7 +305,8 @@ class _Part:
 def _read_table(name: str, parts: Sequence[_Part], options: Options, least: Mapping[str, int]) -> RecordSource:
     names = list(dict.fromkeys(column for part in parts for column in part.table.column_names))
     if not any("texts" in part.table.column_names for part in parts):
-        raise InputError(f"“{name}” has the columns {', '.join(names)}; rows need “texts” (and “images”).")
+        captions = "; read it as captions" if set(CAPTION_COLUMNS) & set(names) else ""
+        raise InputError(f"“{name}” has the columns {', '.join(names)}; rows need “texts” (and “images”){captions}.")
     # Pictures are kept as they are stored, and columns of numbers and labels stay where they are.
     tables = {id(part.table): _as_bytes(part.table) for part in parts}
     scan = _Scan(options, least)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from model.chat import ROLES, Conversation, Message
 from model.errors import InputError
 from model.image import OpenedImage, open_image
-from model.tokenizer import check_letters
-from model.training.data.content import key_of, key_of_text, size_of
+from model.tokenizer import NO_LETTER, check_letters
+from model.training.data.content import key_of, key_of_text
 from model.training.data.example import Example
 
 Stored = Path | bytes
 """A picture before it is opened: a file, or the bytes of one."""
 
-SPECIAL_TEXT = re.compile(r"<\|[^|<>\s]+\|>|<image>|<image: \d+>|<row_\d+_col_\d+>")
+SPECIAL_TEXT = re.compile(
+    r"<\|[^|<>\s]+\|>|<(?:image|video|audio)>|<image[:_ ]+\d+>|<row_\d+_col_\d+>|<(?:bbox|ref-object|ImageHere)>"
+)
 """Text that some model reads as a special token."""
 
+BEHIND = {
+    "user": "a question without an answer at the end is left out",
+    "system": "a system prompt behind the last answer is left out",
+}
 LONGEST_MESSAGE = 400
 """Letters of what is said of a record."""
 
@@ -29,9 +37,9 @@ T = TypeVar("T")
 
 
 def clean_text(text: str) -> str:
-    """The text with a question mark for every half of a surrogate pair, which no file and no page can hold: such come
-    from JSON and from file names that are not UTF-8."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    """The text with a question mark for every letter that is none (:func:`model.tokenizer.check_letters`), which no
+    page and partly no file can hold: such come from JSON and from file names that are not UTF-8."""
+    return text if text.isprintable() else NO_LETTER.sub("?", text)
 
 
 class RecordError(Exception):
@@ -76,19 +84,19 @@ class ProblemList:
         self._notes: dict[str, Problem] = {}
         self._left: dict[str, Problem] = {}
 
-    def keep(self, where: str, make: Callable[..., Record | None], *arguments: object) -> bool:
+    def keep(self, where: object, make: Callable[..., Record | None], *arguments: object) -> bool:
         """Whether the record at ``where``, which ``make`` reads from the ``arguments``, can be used; what is wrong with
-        it, or is to be said of it, is kept here."""
+        it, or is to be said of it, is kept here. ``where`` is only written out for that."""
         self.read += 1
         try:
             record = make(*arguments)
         except RecordError as error:
-            self._skipped.append(Problem(where, str(error), "skipped"))
+            self._skipped.append(Problem(str(where), str(error), "skipped"))
             return False
         if record is None:
             return False
         for note in record.notes:
-            self.note(where, note)
+            self.note(str(where), note)
         self.facts.append(read_facts(record))
         self._digest.update(describe_record(record))
         return True
@@ -122,8 +130,7 @@ class ProblemList:
         return (*self._skipped, *self._left.values(), *self._notes.values())
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """A message whose pictures are still closed. ``trained``: whether the data say that it is to be learnt, None where
     they say nothing."""
 
@@ -140,6 +147,8 @@ class Record:
 
     drafts: tuple[Draft, ...]
     notes: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    """Bytes of each image, in order; known once the record was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +162,20 @@ class Facts:
 
 def read_facts(record: Record) -> Facts:
     images = [image for draft in record.drafts for image in draft.images]
-    asked = "\0".join(draft.text for draft in record.drafts if draft.role == "user")
-    content = tuple(str(image) if isinstance(image, Path) else key_of(image) for image in images)
-    return Facts(content or (key_of_text(asked),), sum(draft.role == "assistant" for draft in record.drafts))
+    content = tuple([str(image) if isinstance(image, Path) else key_of(image) for image in images])
+    if not content:
+        content = (key_of_text("\0".join([draft.text for draft in record.drafts if draft.role == "user"])),)
+    return Facts(content, len([0 for draft in record.drafts if draft.role == "assistant"]))
 
 
 def describe_record(record: Record) -> bytes:
     """Everything of a record that a run learns from, but for what its images' files hold: of these name and size."""
     parts: list[object] = []
+    sizes = iter(record.sizes)
     for draft in record.drafts:
-        parts += [draft.role, draft.text, draft.trained is not False]
-        parts += [(image.name, size_of(image)) if isinstance(image, Path) else key_of(image) for image in draft.images]
+        parts += (draft.role, draft.text, draft.trained is not False)
+        for image, size in zip(draft.images, sizes, strict=False) if draft.images else ():
+            parts.append((image.name, size) if isinstance(image, Path) else key_of(image))
     return repr(parts).encode("utf-8", "backslashreplace")
 
 
@@ -172,44 +184,65 @@ def check_record(record: Record) -> Record:
     role, a letter that is none, or a picture that is not with the user. Left out are an answer that stands before every
     question, and a question after the last answer: nothing can be learnt from either."""
     drafts, notes = list(record.drafts), list(record.notes)
+    sizes: list[int] = []
+    blank = False
     for number, draft in enumerate(drafts, start=1):
         if draft.role not in ROLES:
             raise RecordError(f"message {number} has the role {draft.role!r}; allowed are {', '.join(ROLES)}")
         if draft.images and draft.role != "user":
             raise RecordError(f"message {number} is the {draft.role}'s and has an image; only the user's can have one")
-        if draft.role == "assistant" and not draft.text.strip():
-            raise RecordError(f"the answer in message {number} is empty")
+        if not draft.text or draft.text.isspace():
+            if draft.role == "assistant":
+                raise RecordError(f"the answer in message {number} is empty")
+            blank = True
         try:
             check_letters(draft.text)
+            if draft.family:
+                check_letters(draft.family)
         except InputError as error:
             raise RecordError(f"message {number}: {str(error).rstrip('.')}") from error
-        for image in draft.images:
-            if isinstance(image, Path) and not image.is_file():
-                raise RecordError(f"the image “{image.name}” is not there")
-    if not any(draft.role == "assistant" for draft in drafts):
+        sizes += [_measure(image) for image in draft.images]
+    answers = [draft for draft in drafts if draft.role == "assistant"]
+    if not answers:
         raise RecordError("it has no answer, so there is nothing to learn from it")
     asked = next((number for number, draft in enumerate(drafts) if draft.role == "user"), None)
     if asked is None:
         raise RecordError("it has no question, only answers")
-    if any(draft.role == "assistant" for draft in drafts[:asked]):
-        drafts[:asked] = [draft for draft in drafts[:asked] if draft.role != "assistant"]
+    if asked and (begun := [draft for draft in drafts[:asked] if draft.role != "assistant"]) != drafts[:asked]:
+        drafts[:asked] = begun
         notes.append("an answer before the first question is left out")
+    behind: set[str] = set()
     while drafts and drafts[-1].role != "assistant":
-        drafts.pop()
-        if "a question without an answer at the end is left out" not in notes:
-            notes.append("a question without an answer at the end is left out")
+        behind.add(drafts.pop().role)
+    notes += [sentence for role, sentence in BEHIND.items() if role in behind]
+    if blank and any(draft.role == "user" and not draft.images and not draft.text.strip() for draft in drafts):
+        notes.append("a question has neither text nor image")
     answers = [draft for draft in drafts if draft.role == "assistant"]
-    if not any(draft.trained is not False for draft in answers):
+    told = {draft.trained for draft in answers}
+    if told <= {False}:
         raise RecordError("none of its answers is to be learnt, so there is nothing to learn from it")
-    if any(draft.trained is False for draft in answers):
+    if False in told:
         notes.append("answers that are not to be learnt (weight 0, loss or train false) are read and not trained on")
-    if any(draft.trained for draft in drafts if draft.role != "assistant"):
+    if any(draft.trained and draft.role != "assistant" for draft in drafts):
         notes.append(
             "only answers are trained on, also where a question or a system prompt says that it is to be learnt"
         )
-    if any(SPECIAL_TEXT.search(draft.text) for draft in drafts):
+    if any("<" in draft.text and SPECIAL_TEXT.search(draft.text) for draft in drafts):
         notes.append("the text holds what some models read as a special token; here it stays plain text")
-    return Record(tuple(drafts), tuple(notes))
+    return Record(tuple(drafts), tuple(notes), tuple(sizes))
+
+
+def _measure(image: Stored) -> int:
+    """Bytes of an image. RecordError if its file is not there."""
+    if isinstance(image, bytes):
+        return len(image)
+    try:
+        found = os.stat(image)
+    except (OSError, ValueError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise RecordError(f"the image “{image.name}” is not there")
+    return found.st_size
 
 
 def open_record(record: Record, where: str) -> Example:
@@ -302,9 +335,21 @@ def need_list(value: object, what: str) -> list[Any]:
     return value
 
 
+def need_field(values: Mapping[str, Any], key: str) -> list[Any]:
+    """The list that a record can't do without. RecordError if it is none, or isn't there."""
+    if key not in values:
+        raise RecordError(f"it has no “{key}”; it has {list_keys(values)}")
+    return need_list(values[key], f"“{key}”")
+
+
+def list_keys(values: Mapping[Any, Any]) -> str:
+    """The first names of an object's fields."""
+    return ", ".join(f"“{str(key)[:40]}”" for key in list(values)[:6]) or "nothing"
+
+
 def need_object(value: object, what: str) -> Mapping[str, Any]:
     """``value`` if it is a JSON object; RecordError that names ``what`` if not."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict | Mapping):  # the first is told at once
         raise RecordError(f"{what} is {describe(value)}; it must be an object with named fields")
     return value
 
