@@ -7,7 +7,7 @@ several images. Everything is drawn from a ``numpy.random.Generator``: the same 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -224,8 +224,13 @@ def caption(scene: Scene) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def ask_colour(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
-    options = [(shape, how) for shape, how in _unique(scene) if how in (shape.kind, "shape")]
+def _any(shape: Shape) -> bool:
+    return True
+
+
+def ask_colour(rng: np.random.Generator, scene: Scene, about: Callable[[Shape], bool] = _any) -> ExampleTurn | None:
+    """After the colour of a shape that ``about`` says yes to."""
+    options = [(shape, how) for shape, how in _unique(scene) if how in (shape.kind, "shape") and about(shape)]
     if not options:
         return None
     shape, how = _pick(rng, options)
@@ -234,7 +239,8 @@ def ask_colour(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
     return form, shape.colour, "colour"
 
 
-def ask_shape(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
+def ask_shape(rng: np.random.Generator, scene: Scene, about: Callable[[Shape], bool] = _any) -> ExampleTurn | None:
+    """After the kind of a shape that ``about`` says yes to."""
     if len(scene.shapes) == 1 and rng.random() < 0.6:
         forms = (
             "what shape is in the image?",
@@ -244,7 +250,7 @@ def ask_shape(rng: np.random.Generator, scene: Scene) -> ExampleTurn | None:
             "what is the shape?",
         )
         return _pick(rng, forms), scene.shapes[0].kind, "shape"
-    options = [(shape, how) for shape, how in _unique(scene) if how == f"{shape.colour} shape"]
+    options = [(shape, how) for shape, how in _unique(scene) if how == f"{shape.colour} shape" and about(shape)]
     if not options:
         return None
     shape, how = _pick(rng, options)

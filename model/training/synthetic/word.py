@@ -264,18 +264,23 @@ class WordSet(ExampleSet):
 
     def _single(self, rng: np.random.Generator) -> Example:
         scene = self.pool[int(rng.integers(len(self.pool)))]
-        turns = [self._ask_presence(rng, scene)]
-        shown = [shape for shape in scene.shapes if self.spec.word.names(shape)]
+        word = self.spec.word
+        ask, ask_other = sc.ask_colour, sc.ask_shape
+        if word.kind == "shape":
+            ask, ask_other = ask_other, ask
+        shown = any(word.names(shape) for shape in scene.shapes)
+        asked = ask(rng, scene, word.names) if shown else ask(rng, scene)
+        first = [asked if asked is not None and rng.random() < 0.6 else self._ask_presence(rng, scene)]
+        turns: list[ExampleTurn] = []
         if shown:
-            asked = sc.ask_colour(rng, scene) if self.spec.word.kind == "colour" else sc.ask_shape(rng, scene)
-            turns += [asked] if asked is not None else []
-            if rng.random() < 0.3:
-                turns.append(self._ask_count(rng, scene))
-            if rng.random() < 0.2:
-                told = sc.ask_caption(rng, scene)
-                turns += [told] if told is not None else []
-        turns += sc.scene_turns(rng, scene, max(1, self.spec.turns - len(turns)))
-        return self._conversation(rng, [scene], turns)
+            more = (
+                (0.3, lambda: self._ask_count(rng, scene)),
+                (0.2, lambda: sc.ask_caption(rng, scene)),
+                (0.4, lambda: ask_other(rng, scene, word.names)),
+            )
+            turns = [turn for share, ask_more in more if rng.random() < share and (turn := ask_more()) is not None]
+        turns += sc.scene_turns(rng, scene, max(1, self.spec.turns - len(first) - len(turns)))
+        return self._conversation(rng, [scene], first, turns)
 
     def _several(self, rng: np.random.Generator) -> Example:
         low, high = self.spec.images
@@ -295,11 +300,11 @@ class WordSet(ExampleSet):
             group[place] = shown
         by_index = (sc.ask_colour_by_index, sc.ask_shape_by_index)[self.spec.word.kind == "shape"]
         # The word's picture and another one, so that the word is no habit; then whatever comes.
-        turns = [by_index(rng, group, place), by_index(rng, group, (place + 1) % count)]
+        first, turns = [by_index(rng, group, place), by_index(rng, group, (place + 1) % count)], []
         if rng.random() < 0.5:
             turns.append((f"which image has the {group[place].shapes[0].name}?", str(place + 1), "which image"))
-        turns += sc.multi_image_turns(rng, group, max(1, self.spec.turns - len(turns)))
-        return self._conversation(rng, group, turns)
+        turns += sc.multi_image_turns(rng, group, max(1, self.spec.turns - len(first) - len(turns)))
+        return self._conversation(rng, group, first, turns)
 
     def _ask_presence(self, rng: np.random.Generator, scene: sc.Scene) -> ExampleTurn:
         """Whether there is something of the new colour or kind, by the word alone or with a kind or colour: half of
@@ -324,10 +329,14 @@ class WordSet(ExampleSet):
         what = f"{word.word} shapes" if word.kind == "colour" else plural(word.word)
         return f"how many {what} are there?", str(sum(word.names(shape) for shape in scene.shapes)), "count"
 
-    def _conversation(self, rng: np.random.Generator, scenes: list[sc.Scene], turns: list[ExampleTurn]) -> Example:
+    def _conversation(
+        self, rng: np.random.Generator, scenes: list[sc.Scene], first: list[ExampleTurn], turns: list[ExampleTurn]
+    ) -> Example:
+        """The turns of ``first`` in any order, then the others in any order, no question twice."""
         word = self.spec.word
-        once = list({question: (question, answer, family) for question, answer, family in turns}.values())
-        chosen = [once[int(n)] for n in rng.permutation(len(once))[: self.spec.turns]]
+        mixed = [part[int(n)] for part in (first, turns) for n in rng.permutation(len(part))]
+        chosen = list({question: (question, answer, family) for question, answer, family in reversed(mixed)}.values())
+        chosen = chosen[::-1][: self.spec.turns]
         example = sc.conversation(
             tuple(word.draw(scene) for scene in scenes), [(q, a, self._family(q, a, f)) for q, a, f in chosen], rng
         )
