@@ -12,18 +12,34 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from inspector.bounds import Bounds, format_bound
 from inspector.files import open_cache, own_folder
 from inspector.images.image_file import ImageFile
 from model import InputError
+from model.ranges import Range
 
 FOLDER = "VLM_INSPECTOR_LINKS"
 """Environment variable: where they lie, also over a restart. Without it a private server keeps them until it ends, and
 a public one keeps none."""
+DAYS = "VLM_INSPECTOR_LINK_DAYS"
+"""Environment variable: how many days they are kept, in the place of the server's own ``link_days``."""
+_DAYS = Range(1, 3650)
 _NOTE = "note.json"
 _ID = re.compile(r"[A-Za-z0-9_-]{24}")
+
+
+def set_days(bounds: Bounds) -> Bounds:
+    """``bounds`` with the days of links that the environment says, if any. InputError for what is no such number."""
+    text = os.environ.get(DAYS, "").strip()
+    if not text:
+        return bounds
+    days = int(text) if text.isdecimal() and len(text) < 10 else text
+    if not isinstance(days, int) or not _DAYS.holds(days):
+        raise InputError(f"{DAYS} {_DAYS.refuse(days)}.")
+    return replace(bounds, link_days=days)
 
 
 def open_shelf(bounds: Bounds, public: bool) -> LinkShelf:
@@ -53,7 +69,7 @@ class LinkShelf:
         """What is said beside the button."""
         if self.root is None:
             return "This server keeps no images for links: whoever opens one brings them along."
-        days = format_bound(self.bounds.link_days, "days")
+        days = format_bound(self.bounds.link_days, "day" if self.bounds.link_days == 1 else "days")
         ends = ", or until this server ends" if self.root.is_relative_to(own_folder()) else ""
         return f"Images that you brought are kept for {days}{ends}; whoever has the link sees them."
 

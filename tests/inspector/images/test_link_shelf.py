@@ -6,9 +6,9 @@ import time
 import pytest
 from PIL import Image
 
-from inspector.bounds import private_bounds
+from inspector.bounds import private_bounds, public_bounds
 from inspector.images.image_file import ImageFile
-from inspector.images.link_shelf import FOLDER, LinkShelf, open_shelf
+from inspector.images.link_shelf import DAYS, FOLDER, LinkShelf, open_shelf, set_days
 from model import InputError
 
 
@@ -85,3 +85,32 @@ def test_a_public_server_keeps_images_only_where_its_owner_names_a_folder(tmp_pa
     monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "links"))
     with pytest.raises(InputError, match=FOLDER):
         open_shelf(private_bounds(), public=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "days", "promised"),
+    [("", 7, "7 days"), ("  ", 7, "7 days"), ("1", 1, "1 day;"), (" 45 ", 45, "45 days"), ("3650", 3650, "3,650 days")],
+)
+def test_the_owner_says_for_how_many_days_images_are_kept(said, days, promised, tmp_path, images, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
+    monkeypatch.setenv(DAYS, said)
+    shelf = open_shelf(set_days(public_bounds()), public=True)
+    assert shelf.bounds == public_bounds(link_days=days)
+    assert f"are kept for {promised}" in shelf.promise
+    old, young = (shelf.keep([image], ["a.png"], "one") for image in images[:2])
+    for name, age in ((old, days + 0.1), (young, days - 0.1)):
+        then = time.time() - 86_400 * age
+        os.utime(tmp_path / "kept" / name, (then, then))
+    shelf.sweep()
+    assert [folder.name for folder in (tmp_path / "kept").iterdir()] == [young]
+
+
+@pytest.mark.parametrize(
+    ("said", "came"),
+    [("soon", "'soon'"), ("0", "0"), ("-1", "'-1'"), ("1.5", "'1.5'"), ("3651", "3651"), ("nan", "'nan'")],
+)
+def test_days_that_are_no_such_number_are_refused(said, came, monkeypatch):
+    monkeypatch.setenv(DAYS, said)
+    with pytest.raises(InputError) as caught:
+        set_days(public_bounds())
+    assert str(caught.value) == f"VLM_INSPECTOR_LINK_DAYS is {came}; it must be a whole number from 1 to 3,650."
