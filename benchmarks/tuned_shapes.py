@@ -52,8 +52,8 @@ def write_smolvlm(folder: Path) -> None:
 
 
 def write_qwen2_5_vl(folder: Path) -> None:
-    """Qwen2.5's 0.5B language model with half of its layers, and an encoder of a quarter of Qwen2.5-VL's: 220 M
-    weights."""
+    """Qwen2.5's 0.5B language model with half of its layers, and an encoder of a quarter of Qwen2.5-VL's: 272 M
+    weights, 44 M of them the 49,280 tokens."""
     marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = embedded_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
