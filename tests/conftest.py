@@ -15,6 +15,11 @@ from inspector.server.lean_gradio import write_no_stubs
 
 write_no_stubs()  # as the app does: it takes a third of the import of gradio
 
+# Gradio looks for a free port from here on, in a hundred of them, and reads this when it is imported. From the same one
+# in all test processes two of them would find it free at the same moment. Below the ports that the system gives to
+# outgoing connections, and above those that Chromium refuses to open.
+os.environ["GRADIO_SERVER_PORT"] = str(11_000 + os.getpid() % 200 * 100)
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
