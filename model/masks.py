@@ -23,9 +23,10 @@ class Documents:
     that are packed or padded, without the mask.
 
     Documents of like lengths (none twice as long as another) stand side by side, padded on the right, where nobody who
-    counts sees the padding; so the kernel is told “causal” and reads no mask. ``groups``: for each of them the places
-    ``[document pos]`` int64 in the flat run. ``order [pos]``: where each position of the flat run lies among those of
-    all groups.
+    counts sees the padding; so the kernel is told “causal” and reads no mask. Laid out like this they need neither
+    FlexAttention nor a kernel for rows of several lengths (varlen); on a GPU neither of the two was tried. ``groups``:
+    for each of them the places ``[document pos]`` int64 in the flat run. ``order [pos]``: where each position of the
+    flat run lies among those of all groups.
     """
 
     groups: tuple[Tensor, ...]
