@@ -223,7 +223,8 @@ class ModelStore:
                 vlm.watch(before_block)
 
     def _load(self, source: str) -> InspectableVLM:
-        vlm = load_vlm(source, device=self._device, dtype=self._dtype, quantize=self._quantize)
+        opened = tuple(self._loaded.values())
+        vlm = load_vlm(source, device=self._device, dtype=self._dtype, quantize=self._quantize, opened=opened)
         for before_block in self._watchers:
             vlm.watch(before_block)
         return vlm
@@ -304,4 +305,5 @@ class ModelStore:
 
 
 def _weigh(vlm: InspectableVLM) -> int:
+    """Bytes of a model's weights, those that an adapter shares with its base too."""
     return vlm.n_parameters * vlm.dtype.itemsize

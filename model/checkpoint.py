@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -54,6 +54,7 @@ def load_vlm(
     dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
     quantize: str | None = None,
+    opened: Iterable[InspectableVLM] = (),
 ) -> VLM: ...
 
 
@@ -65,6 +66,7 @@ def load_vlm(
     dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
     quantize: str | None = None,
+    opened: Iterable[InspectableVLM] = (),
 ) -> InspectableVLM: ...
 
 
@@ -75,18 +77,21 @@ def load_vlm(
     dtype: torch.dtype | str = "auto",
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
     quantize: str | None = None,
+    opened: Iterable[InspectableVLM] = (),
 ) -> InspectableVLM:
     """The model of a checkpoint, in evaluation mode; its family is told from its config.json.
 
     ``source``: ``"embedded"`` (the one that ships with the repo), a folder, or a hub id ``owner/name``. ``tokenizer``
     overrides where a nanoVLM checkpoint's tokenizer comes from; by default the folder's own, else one named
-    ``lm_tokenizer`` beside it. ``device``, ``dtype`` and ``quantize``: see :mod:`model.devices`. InputError if anything
-    is missing, extra, of another shape or no finite number (nothing is ever left at random), for a family that isn't
-    known or can't be inspected, and before anything is loaded if the weights don't fit the device.
+    ``lm_tokenizer`` beside it. ``device``, ``dtype`` and ``quantize``: see :mod:`model.devices`. ``opened``: models
+    that were opened with the same three; if an adapter's base is among them it isn't read again, and the two share the
+    weights that the adapter leaves as they are. InputError if anything is missing, extra, of another shape or no finite
+    number (nothing is ever left at random), for a family that isn't known or can't be inspected, and before anything is
+    loaded if the weights don't fit the device.
     """
     folder, local = find_folder(source)
     if holds_adapter(folder):
-        return _open_adapter(folder, device, dtype, quantize)
+        return _open_adapter(folder, device, dtype, quantize, opened)
     family = _find_family(folder)
     placement = place(device, dtype, read_stored(folder).bytes_by_dtype, quantize)
     if family is None:
@@ -98,7 +103,11 @@ def load_vlm(
 
 
 def _open_adapter(
-    folder: Path, device: torch.device | str, dtype: torch.dtype | str, quantize: str | None
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | str,
+    quantize: str | None,
+    opened: Iterable[InspectableVLM],
 ) -> InspectableVLM:
     """The adapter's base, changed by it."""
     from model.families.transformers_vlm import TransformersVLM  # which takes long to import
@@ -107,7 +116,10 @@ def _open_adapter(
     if quantize is not None:
         raise InputError("An adapter can't be added into quantised weights; open it without --quantize.")
     try:
-        base = load_vlm(adapter.base, device=device, dtype=dtype)
+        lies = find_folder(adapter.base)[0].resolve()
+        ours = (one for one in opened if isinstance(one, TransformersVLM) and one.can_share and not one.adapted)
+        known = next((one for one in ours if one.folder.resolve() == lies), None)
+        base = load_vlm(adapter.base, device=device, dtype=dtype) if known is None else known.share(adapter.changes)
     except InputError as error:
         raise InputError(f"The adapter in {folder} changes “{adapter.base}”, which can't be opened: {error}") from error
     if not isinstance(base, TransformersVLM) or holds_adapter(find_folder(adapter.base)[0]):

@@ -54,6 +54,12 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     base_fingerprint: str
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """The base's weights that don't stay as they are, by its own names."""
+        names = (name.removeprefix(_PREFIX) for name in self.tensors)
+        return frozenset(f"{parts[0]}.weight" if (parts := name.partition(".lora_"))[1] else name for name in names)
+
 
 def holds_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and not (folder / "config.json").is_file()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -494,8 +494,22 @@ class TransformersVLM(OpenedVLM):
             model.init_weights()
         return self._copy(model.eval())
 
+    def share(self, changes: Collection[str]) -> TransformersVLM:
+        """Another model on the same weights, but for those named ``changes``, of which it has copies to be written to.
+        InputError where it can't be copied."""
+        self._check_copied()
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        own = {id(weight) for name, weight in named.items() if name in changes}
+        shared: dict[int, Any] = {id(weight): weight for weight in named.values() if id(weight) not in own}
+        return self._copy(deepcopy(self.model, shared))
+
+    @property
+    def can_share(self) -> bool:
+        """Whether :meth:`share` works: not where it is quantised or spread over several devices."""
+        return not (self._placed.balanced or self._placed.quantize)
+
     def _check_copied(self) -> None:
-        if self._placed.balanced or self._placed.quantize:
+        if not self.can_share:
             raise InputError(
                 "A model that is quantised or spread over several devices can't be copied with other weights; open it "
                 "on one device, without --quantize."

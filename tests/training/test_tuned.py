@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inspector.session import ModelStore
 from model import Conversation, InputError, Message, load_vlm
 from model.checkpoint import load_shape, save_shape
 from model.collator import IGNORE_LABEL, shift_labels
@@ -107,6 +108,17 @@ def test_an_adapter_gives_the_same_logits_in_transformers_and_peft(name, tiny, r
     after = load_vlm(folder)
     for ours in (trainer.vlm.opened, after):
         torch.testing.assert_close(logits_of(ours, row), theirs, rtol=0, atol=1e-5)
+    # On a base that is open already it is put without reading that again, and leaves it as it was.
+    store = ModelStore({"base": str(made.folder), "adapter": str(folder)}, device="cpu", dtype="float32")
+    base, shared = store.get("base"), store.get("adapter")
+    torch.testing.assert_close(logits_of(shared, row), theirs, rtol=0, atol=1e-5)
+    assert (shared.fingerprint, base.fingerprint) == (after.fingerprint, made.vlm.fingerprint)
+    same = {
+        key for key, value in shared.weights.named_parameters() if value is dict(base.weights.named_parameters())[key]
+    }
+    assert same == {key for key, value in after.model.named_parameters() if torch.equal(value, before[key])}
+    again = load_vlm(folder, dtype=torch.float32, opened=(shared,))  # an adapter of the same base is no base
+    assert again.fingerprint == after.fingerprint
     assert isinstance(events[-1], DoneEvent)
     assert events[-1].fingerprint == after.fingerprint != trainer.vlm.base_fingerprint
     assert trainer.folder.read_run()["base_fingerprint"] == trainer.vlm.base_fingerprint == made.vlm.fingerprint
