@@ -8,7 +8,8 @@ words        are a drawn shape's own colour and kind among the words on its patc
 families     a read-out of transformers' models against SDPA and eager attention; which-image on one of them
 precision    errors of the self-checks in float32, bfloat16 and float16, and what these take on this CPU
 training     a training step against a plain loop
-run-memory   what six runs take at most, against what was estimated before
+upstream     a training step against nanoVLM's own, of a clone that --repository names
+run-memory   what nine runs take at most, against what was estimated before
 page         how soon the page is usable and answers
 turns        how long one person waits for others on a public server
 uploads      how long others wait while somebody uploads 150 MB of JSON
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,7 @@ PARTS = (
     "families",
     "precision",
     "training",
+    "upstream",
     "run-memory",
     "page",
     "turns",
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20, help="of the soak")
     parser.add_argument("--layers", type=int, default=2, help="of the families' models; 0: as many as fit in memory")
     parser.add_argument("--tokens", type=int, nargs="+", help="of the families' rows, instead of 1,000 and 4,096")
+    parser.add_argument("--repository", type=Path, help="of upstream: a clone of nanoVLM")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if options.part == "soak":
@@ -62,6 +66,11 @@ def main() -> None:
     if options.part == "families":
         part = importlib.import_module("benchmarks.families")
         part.main(options.repeats, options.layers, options.tokens or part.TOKENS)
+        return
+    if options.part == "upstream":
+        if options.repository is None:
+            parser.error("upstream needs --repository, a folder with a clone of nanoVLM")
+        importlib.import_module("benchmarks.upstream").main(options.repeats, options.repository)
         return
     importlib.import_module(f"benchmarks.{options.part.replace('-', '_')}").main(options.repeats)
 
