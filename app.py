@@ -27,6 +27,7 @@ import gradio as gr  # noqa: E402
 
 from inspector.bounds import private_bounds, public_bounds  # noqa: E402
 from inspector.encoder.store import EncoderStore  # noqa: E402
+from inspector.images.link_shelf import apply_days  # noqa: E402
 from inspector.runs.jobs import JobTable  # noqa: E402
 from inspector.server.fetching import ANY, read_allowed, read_environment  # noqa: E402
 from inspector.server.mcp_tools import offer_tools  # noqa: E402
@@ -85,7 +86,7 @@ def build_demo(
     # Gradio keeps statistics of its events and would work them out anew, with pandas, after every single one.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
-    bounds = public_bounds() if public else private_bounds()
+    bounds = apply_days(public_bounds() if public else private_bounds())
     jobs = jobs or open_jobs(public)
     more: dict[str, Any] = {"allowed": allowed, "encoders": encoders, "tools": tools, "parts": parts}
     return build_ui(store, jobs, bounds, open_to_all=public, **more)

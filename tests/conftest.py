@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from inspector.server.lean_gradio import write_no_stubs
+# Gradio takes the first free port after this one, and two processes that look at once find the same one: each test
+# process has a hundred of its own. Read when gradio is imported.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.environ.setdefault("GRADIO_SERVER_PORT", str(7860 + 100 * _WORKER))
+
+from inspector.server.lean_gradio import write_no_stubs  # noqa: E402
 
 write_no_stubs()  # as the app does: it takes a third of the import of gradio
 

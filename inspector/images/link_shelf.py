@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from inspector.bounds import Bounds, format_bound
@@ -22,8 +23,28 @@ from model import InputError
 FOLDER = "VLM_INSPECTOR_LINKS"
 """Environment variable: where they lie, also over a restart. Without it a private server keeps them until it ends, and
 a public one keeps none."""
+DAYS = "VLM_INSPECTOR_LINK_DAYS"
+"""Environment variable: for how many days."""
+MOST_DAYS = 3650
 _NOTE = "note.json"
 _ID = re.compile(r"[A-Za-z0-9_-]{24}")
+
+
+def apply_days(bounds: Bounds) -> Bounds:
+    """``bounds`` with the days that the server's owner set, if any. InputError for what is no number of days."""
+    text = os.environ.get(DAYS, "").strip()
+    if not text:
+        return bounds
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= MOST_DAYS:  # nor is NaN
+        raise InputError(
+            f"{DAYS} is “{text[:40]}”; allowed are numbers above 0 and up to {MOST_DAYS} (0.5 is twelve hours). "
+            f"Set one of these, or leave it out for {bounds.link_days:g} days."
+        )
+    return replace(bounds, link_days=days)
 
 
 def open_shelf(bounds: Bounds, public: bool) -> LinkShelf:
@@ -53,7 +74,7 @@ class LinkShelf:
         """What is said beside the button."""
         if self.root is None:
             return "This server keeps no images for links: whoever opens one brings them along."
-        days = format_bound(self.bounds.link_days, "days")
+        days = format_bound(self.bounds.link_days, "day" if self.bounds.link_days == 1 else "days")
         ends = ", or until this server ends" if self.root.is_relative_to(own_folder()) else ""
         return f"Images that you brought are kept for {days}{ends}; whoever has the link sees them."
 

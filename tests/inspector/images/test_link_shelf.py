@@ -8,7 +8,7 @@ from PIL import Image
 
 from inspector.bounds import private_bounds
 from inspector.images.image_file import ImageFile
-from inspector.images.link_shelf import FOLDER, LinkShelf, open_shelf
+from inspector.images.link_shelf import DAYS, FOLDER, LinkShelf, apply_days, open_shelf
 from model import InputError
 
 
@@ -85,3 +85,21 @@ def test_a_public_server_keeps_images_only_where_its_owner_names_a_folder(tmp_pa
     monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "links"))
     with pytest.raises(InputError, match=FOLDER):
         open_shelf(private_bounds(), public=True)
+
+
+def test_the_owner_sets_for_how_many_days_and_the_button_says_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
+    monkeypatch.delenv(DAYS, raising=False)
+    assert apply_days(private_bounds()) == private_bounds()
+    for text, said in (("3", "3 days"), (" 0.5 ", "0.5 days"), ("1", "1 day"), ("3650", "3650 days")):
+        monkeypatch.setenv(DAYS, text)
+        bounds = apply_days(private_bounds())
+        assert bounds == private_bounds(link_days=float(text))
+        assert f"are kept for {said};" in open_shelf(bounds, public=True).promise
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "3651", "a week"])
+def test_days_that_are_none_are_refused(monkeypatch, text):
+    monkeypatch.setenv(DAYS, text)
+    with pytest.raises(InputError, match=f"{DAYS} is “{text}”; allowed are numbers above 0 and up to 3650"):
+        apply_days(private_bounds())
