@@ -56,7 +56,7 @@ def _script(name: str, shared: tuple[str, ...], dressed: bool) -> str:
 
 
 class _Widget(gr.HTML):
-    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns. Only the token strip, which stands on
+    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns. Only the token strip, which is on
     every page, is ``_dressed``, that is, brings the style sheet: a sheet is a third of what a widget weighs."""
 
     _name: str
