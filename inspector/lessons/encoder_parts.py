@@ -25,16 +25,25 @@ def describe_contrast(shown: ShownPrompt) -> str:
         return f"{told}This prompt has no image to compare; add one."
     if not encoder.has_text:
         return told + encoder.missing
+    if shown.images == 1:
+        return (
+            f"{told}With one image and one caption there is nothing to choose between: every loss is 0. Add a second "
+            f"image; among {CLIP_BATCH:,}, who knows nothing has ln {CLIP_BATCH:,} = {math.log(CLIP_BATCH):.2f} nats."
+        )
     images = shown.inspection.prompt.images
     found = measure_contrast(encoder, read_images(encoder, images), write_captions(shown.vlm, images))
     return (
         f"{told}Here, with {count_of(len(images), 'image')} and the captions that the model itself gives them "
         f"({list_of([f'“{caption}”' for caption in found.captions])}) at the learned temperature "
-        f"{found.temperature:.3f}: image → text {found.image_to_text:.2g} nats, text → image "
-        f"{found.text_to_image:.2g}, InfoNCE, their mean, {found.loss:.2g}. Who knows nothing has ln {len(images)} = "
-        f"{found.guessing:.2f}, and among {CLIP_BATCH:,} ln {CLIP_BATCH:,} = {math.log(CLIP_BATCH):.2f}: a larger "
-        "batch is a harder question."
+        f"{found.temperature:.3f}: image → text {_nats(found.image_to_text)}, text → image "
+        f"{_nats(found.text_to_image)}, InfoNCE, their mean, {_nats(found.loss)}. Who knows nothing has "
+        f"ln {len(images)} = {found.guessing:.2f}, and among {CLIP_BATCH:,} "
+        f"ln {CLIP_BATCH:,} = {math.log(CLIP_BATCH):.2f}: a larger batch is a harder question."
     )
+
+
+def _nats(loss: float) -> str:
+    return "under 0.001 nats" if loss < 0.001 else f"{loss:.2g} nats"
 
 
 def describe_zero_shot(shown: ShownPrompt) -> str:

@@ -24,9 +24,9 @@ def describe_pipeline(shown: ShownPrompt) -> str:
     shapes = sorted({tuple(part.shape) for part in parts})
     given = " or ".join("[" + " ".join(f"{side:,}" for side in shape) + "]" for shape in shapes[:2])
     tokens = shown.kinds["image"]
-    sizes = size_of(row.images[0].original_size)
+    size = f"{'the first of ' if shown.images > 1 else ''}{size_of(row.images[0].original_size)}"
     return (
-        f"{count_of(shown.images, 'image')} (the first of {sizes}) → {count_of(len(parts), 'input')} of the image "
+        f"{count_of(shown.images, 'image')} ({size}) → {count_of(len(parts), 'input')} of the image "
         f"encoder, {given} each → projector → {count_of(tokens, 'image token')}. {end[0].upper()}{end[1:]}"
     )
 
@@ -47,8 +47,8 @@ def describe_projector(shown: ShownPrompt) -> str:
         f"{image.shape[-1]:,} numbers, the width of the language model's word embeddings, so that both stand in one "
         f"row. Measured here: its {len(image):,} outputs have a median length of {float(lengths[0]):.2f} "
         f"({float(lengths[1]):.2f} for {len(words):,} word embeddings), and the nearest of those words has a median "
-        f"cosine of {float(near.amax(dim=-1).median()):.2f}: an image token is no word in disguise. "
-        "LLaVA's was one linear map, LLaVA-1.5's a small MLP; nanoVLM merges neighbouring patches "
+        f"cosine of {float(near.amax(dim=-1).median()):.2f} (a word itself would have 1). LLaVA's "
+        "was one linear map, LLaVA-1.5's a small MLP; nanoVLM merges neighbouring patches "
         "(pixel shuffle) before its linear map."
     )
 

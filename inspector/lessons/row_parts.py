@@ -8,14 +8,14 @@ from inspector.lessons.shown_prompt import ShownPrompt, count_of, list_of
 from model.collator import IGNORE_LABEL
 
 _KINDS = {
-    "image": "image tokens",
-    "region": "tile markers",
-    "text": "what a person typed",
-    "answer": "the answer",
-    "special": "special tokens",
-    "role": "role names and line breaks of the template",
-    "separator": "separators",
-    "padding": "padding",
+    "image": "for images",
+    "region": "for tile markers",
+    "text": "that a person typed",
+    "answer": "of the answer",
+    "special": "for special tokens",
+    "role": "for role names and line breaks of the template",
+    "separator": "for separators",
+    "padding": "for padding",
 }
 
 
@@ -41,7 +41,7 @@ def describe_input_ids(shown: ShownPrompt) -> str:
     return (
         f"input_ids are {len(shown.inspection.row):,} numbers, one per token: {list_of(parts)}. Each is a place in the "
         f"vocabulary of {shown.vlm.tokenizer.vocab_size:,}; at image tokens it is a placeholder "
-        f"({shown.vlm.image_token_id}), and the image's vectors are put there."
+        f"(id {shown.vlm.image_token_id}), and the image's vectors are put there."
     )
 
 
@@ -52,8 +52,9 @@ def describe_padding(shown: ShownPrompt) -> str:
     known = f"{shown.token(pad)} (id {pad})"
     if len(lengths) == 1:
         return (
-            f"A batch of one row needs no padding. With several, the shorter are filled up on the left with {known}; "
-            "the example of this question has rows of different length."
+            f"This prompt is one row of {lengths[0]:,} tokens, and a batch of one row needs no padding. Shorter rows "
+            f"are filled up on the left: beside a row twice as long, this one would begin with "
+            f"{count_of(lengths[0], 'time', 'times')} {known}, 0 in the attention mask, so that nothing sees them."
         )
     width = batch.input_ids.shape[1]
     short = min(range(len(lengths)), key=lambda n: lengths[n])
@@ -66,10 +67,13 @@ def describe_padding(shown: ShownPrompt) -> str:
 
 
 def describe_padding_side(shown: ShownPrompt) -> str:
+    lengths = shown.padded.attention_mask.sum(dim=1).tolist()
+    rows = f"these {len(lengths)} rows, {list_of([f'{n:,}' for n in lengths])} tokens long, all end"
+    if len(lengths) == 1:
+        rows = f"this row, {lengths[0]:,} tokens long, ends together with a longer one beside it,"
     return (
         f"The tokenizer says padding_side = “{shown.vlm.tokenizer.padding_side}”, and that is never used here: it only "
-        "makes ids of text. The collator pads afterwards, on the left, so that all rows end where the next token is to "
-        "come."
+        f"makes ids of text. The collator pads afterwards, on the left, so that {rows} where the next token is to come."
     )
 
 
@@ -85,9 +89,10 @@ def describe_roles(shown: ShownPrompt) -> str:
 
 def describe_turns(shown: ShownPrompt) -> str:
     questions = len(shown.structure.questions)
+    turns = "with their answers, one after the other" if questions > 1 else "(“Add turn” asks a further one)"
     return (
-        f"This row has {count_of(shown.images, 'image')} and {count_of(questions, 'question')} with their answers, one "
-        "after the other. A visual question answering sample often has one image at its beginning and many questions "
+        f"This row has {count_of(shown.images, 'image')} and {count_of(questions, 'question')} {turns}. A visual "
+        "question answering sample often has one image at its beginning and many questions "
         "about it; each later question also sees the earlier ones and their answers. nanoVLM puts all images of a "
         "sample before its first question."
     )
@@ -109,11 +114,14 @@ def describe_labels(shown: ShownPrompt) -> str:
 def describe_attention_mask(shown: ShownPrompt) -> str:
     attended = shown.inspection.row.attention_mask
     padded = shown.padded.attention_mask
+    in_batch = f"{int((~padded).sum()):,} of {padded.numel():,} entries when these turns are padded to a batch"
+    if len(padded) == 1:
+        in_batch = "on padding, which this prompt, one row, doesn't have"
     pad = shown.vlm.pad_token_id
     real = int(((shown.inspection.row.input_ids == pad) & attended).sum())
     return (
-        f"attention_mask is 0 where nobody may look: {int((~padded).sum()):,} of {padded.numel():,} entries when these "
-        f"turns are padded to a batch, {int((~attended).sum()):,} of {len(attended):,} in the row as it is. "
+        f"attention_mask is 0 where nobody may look: {in_batch}, and "
+        f"{int((~attended).sum()):,} of {len(attended):,} in the row as it is. "
         f"{shown.token(pad)} stands {count_of(real, 'time', 'times')} in the row as a real token: there the mask is 1. "
         "Separators between packed samples are masked like padding."
     )

@@ -39,28 +39,29 @@ def encode(value: Any) -> str | None:
     return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _read_lean(file: str) -> str:
+def read_lean(file: str) -> str:
     """A script or sheet without indentation and lines of comment: every page is sent all of them."""
     lines = map(str.strip, (_FOLDER / file).read_text("utf-8").splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
 @cache
-def _script(name: str, dressed: bool) -> str:
+def _script(name: str, shared: tuple[str, ...], dressed: bool) -> str:
     # The style sheet is put into the page once by the script: as a css_template Gradio would parse it again, once per
     # widget, at every change of a property.
-    style, shared, own = map(_read_lean, ("widgets.css", "selection.js", f"{name}.js"))
+    style = json.dumps(read_lean("widgets.css")) if dressed else "null"
     sheet = f"{name}.css"
-    rules = f"const OWN_STYLE = {json.dumps(_read_lean(sheet))};\n" if (_FOLDER / sheet).exists() else ""
-    return f"const STYLE = {json.dumps(style) if dressed else 'null'};\n{rules}{shared}\n{own}"
+    rules = f"const OWN_STYLE = {json.dumps(read_lean(sheet))};\n" if (_FOLDER / sheet).exists() else ""
+    return f"const STYLE = {style};\n{rules}" + "\n".join(map(read_lean, (*shared, f"{name}.js")))
 
 
 class _Widget(gr.HTML):
-    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns. One that only ever stands on a page
-    with a token strip, which brings the style sheet, is not ``_dressed``: a sheet is half of what a widget weighs."""
+    """A shell and a script. ``data`` and ``heat`` are what :func:`encode` returns. Only the token strip, which is on
+    every page, is ``_dressed``, that is, brings the style sheet: a sheet is a third of what a widget weighs."""
 
     _name: str
-    _dressed = True
+    _shared: tuple[str, ...] = ("bus.js", "selection.js")
+    _dressed = False
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class _Widget(gr.HTML):
         given = "" if told is None else f"const TOLD = {json.dumps(told)};\n"
         fixed = {
             "html_template": f'<div class="vlm vlm-{self._name}"></div>',
-            "js_on_load": given + _script(self._name, self._dressed),
+            "js_on_load": given + _script(self._name, self._shared, self._dressed),
             "apply_default_css": False,
         }
         super().__init__("", elem_id=elem_id, elem_classes=elem_classes, data=data, heat=heat, **(others | fixed))
@@ -99,6 +100,7 @@ class TokenStrip(_Widget):
     on the page that was; of several quick ones with the first and the last."""
 
     _name = "token_strip"
+    _dressed = True
 
 
 class ImageViewer(_Widget):

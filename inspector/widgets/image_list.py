@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-_SCRIPT = Path(__file__).with_name("image_list.js")
+from inspector.widgets.components import read_lean
 
 
 class ImageList(gr.HTML):
@@ -19,4 +18,4 @@ class ImageList(gr.HTML):
     than ``limit`` bytes, and with an empty list once there is none; the others go on to Gradio."""
 
     def __init__(self, value: str = "", *, limit: int = 0, **others: Any) -> None:
-        super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), **(others | {"limit": limit}))
+        super().__init__(value, js_on_load=read_lean("image_list.js"), **(others | {"limit": limit}))

@@ -15,4 +15,3 @@ class LossChart(_Widget):
     """
 
     _name = "loss_chart"
-    _dressed = False

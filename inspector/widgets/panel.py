@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-_SCRIPT = Path(__file__).with_name("choice_board.js")
+from inspector.widgets.components import read_lean
 
 
 class Panel(gr.HTML):
@@ -32,7 +31,7 @@ class ChoiceBoard(gr.HTML):
     and is pressed while the result beside it says in its ``data-cuts`` that this is cut from all behind it."""
 
     def __init__(self, value: str = "", **others: Any) -> None:
-        super().__init__(value, js_on_load=_SCRIPT.read_text("utf-8"), apply_default_css=False, **others)
+        super().__init__(value, js_on_load=read_lean("choice_board.js"), apply_default_css=False, **others)
 
 
 class PatchPicker(gr.HTML):
@@ -40,5 +39,4 @@ class PatchPicker(gr.HTML):
     ``{image, patch}``, both from 0, when one is chosen."""
 
     def __init__(self, value: str = "", **others: Any) -> None:
-        script = _SCRIPT.with_name("patch_picker.js").read_text("utf-8")
-        super().__init__(value, js_on_load=script, apply_default_css=False, **others)
+        super().__init__(value, js_on_load=read_lean("patch_picker.js"), apply_default_css=False, **others)

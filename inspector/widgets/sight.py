@@ -18,7 +18,7 @@ class Sight(_Widget):
     that would rather send along what is looked at than be asked for it."""
 
     _name = "sight"
-    _dressed = False
+    _shared = ("bus.js",)
 
     def __init__(self, follows: Literal["row", "heat"], named: str = "", **others: Any) -> None:
         super().__init__(told={"follows": follows, "named": named}, **others)

@@ -1,9 +1,14 @@
 """Following the post: a question loads what shows it, opens the place and answers with the prompt's own numbers."""
 
 import pytest
+from PIL import Image
 
 from inspector.lessons.course import LESSONS
-from tests.browser.steps import OPENED, WAIT_MS, assert_nothing_serious
+from inspector.lessons.shown_prompt import ShownPrompt
+from inspector.row.ask import GenerationSettings, ask_and_inspect
+from inspector.row.prompt import Prompt, Turn
+from model import open_image
+from tests.browser.steps import OPENED, QUESTION, WAIT_MS, ask, assert_nothing_serious, wait_for_images
 
 # gradio's sockets are closed by the garbage collector, at a time of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -57,9 +62,38 @@ def test_next_and_back_go_through_the_questions_and_my_prompt_keeps_the_page(new
     page.wait_for_function("() => document.querySelector('#answer').innerText.includes('3')", timeout=WAIT_MS)
     page.click("#lesson-mine")
     page.wait_for_function(
-        "() => document.querySelector('#lesson-text').innerText.includes('1 image (the first of 192 × 128 px)')",
+        "() => document.querySelector('#lesson-text').innerText.includes('1 image (192 × 128 px)')",
         timeout=WAIT_MS,
     )
+    assert page.errors == []
+
+
+def test_every_question_is_answered_on_own_images_with_their_numbers(new_page, app_url, embedded, tmp_path):
+    sizes = ((300, 200), (60, 60))
+    paths = [str(tmp_path / f"own-{number}.png") for number in (1, 2)]
+    for path, size, colour in zip(paths, sizes, ("teal", "red"), strict=True):
+        Image.new("RGB", size, colour).save(path)
+    question = "What colour is image 2?"
+    page = new_page(1280, 720)
+    open_page(page, app_url)
+    page.set_input_files(".vi-image-buttons input[type=file]", paths)
+    wait_for_images(page, 2)
+    page.fill(QUESTION, question)
+    ask(page)
+    prompt = Prompt(tuple(open_image(path) for path in paths), (Turn(question),))
+    shown = ShownPrompt(embedded, ask_and_inspect(embedded, prompt, GenerationSettings()))
+    for lesson in LESSONS:
+        page.click("#lesson-next")
+        wait_for_lesson(page, lesson.key)
+        page.click("#lesson-mine")
+        page.wait_for_function(
+            "said => document.querySelector('#lesson-text .vi-lesson')?.innerText.includes(said)",
+            arg=lesson.tell(shown),
+            timeout=WAIT_MS,
+        )
+        page.locator(f"#{lesson.target}.vi-lesson-target").wait_for(timeout=WAIT_MS)
+        assert lesson.tab in selected_tabs(page)
+    assert page.input_value(QUESTION) == question
     assert page.errors == []
 
 

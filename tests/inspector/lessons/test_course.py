@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from inspector.lessons.course import LESSONS, find_lesson
 from inspector.lessons.shown_prompt import ShownPrompt, count_of, list_of
@@ -31,6 +32,13 @@ def shown(embedded):
     return show
 
 
+@pytest.fixture(scope="module")
+def small(embedded):
+    """One image that is not cut, one question."""
+    prompt = Prompt((open_image(Image.new("RGB", (60, 60), "red")),), (Turn("Which colour?"),))
+    return ShownPrompt(embedded, ask_and_inspect(embedded, prompt, GenerationSettings(8)))
+
+
 def tell(shown, key):
     return BY_KEY[key].tell(shown(BY_KEY[key].example))
 
@@ -52,16 +60,16 @@ def test_keys_are_links_and_examples_exist():
         ("stage-2", ("1,907,520 of 2,733,760",)),
         ("frozen", ("826,240 of 2,733,760",)),
         ("tensors", ("input_ids [1, 91]", "images [3, 3, 64, 64]")),
-        ("input-ids", ("91 numbers", "48 image tokens", "21 tile markers")),
+        ("input-ids", ("91 numbers", "48 for images", "21 for tile markers")),
         ("padding", ("34 and", "102 times “<|im_end|>” (id 2)")),
-        ("padding-side", ("“right”",)),
+        ("padding-side", ("“right”", "34 and 136 tokens")),
         ("roles", ("10 tokens", "“user” × 1", "11 tokens")),
         ("turns", ("1 image and 3 questions",)),
         ("marker", ("“<row_1_col_1>” at position 20", "2 × 3", "16 image tokens, 21 to 36")),
         ("regions", ("into 2 × 3", "cut into 3 × 3")),
         ("resizing", ("192 × 128 px → resized to 192 × 128 px → 2 × 3 tiles and a thumbnail",)),
         ("image-string", ("positions 3 to 121", "7 markers", "112 image tokens")),
-        ("several", ("packed samples",)),
+        ("several", ("3 packed samples",)),
         ("which-image", ("5 of 5 images", "most at image 4")),
         ("labels", ("3 of 91", "-100")),
         ("clip", ("3 images", "“a yellow rectangle”", "ln 3 = 1.10", "10.40")),
@@ -73,6 +81,44 @@ def test_a_lesson_says_the_numbers_of_the_prompt(shown, key, numbers):
     said = tell(shown, key)
     for number in numbers:
         assert number in said
+
+
+@pytest.mark.parametrize(
+    ("key", "numbers"),
+    [
+        ("parts", ("1 image (60 × 60 px)", "1 input of", "16 image tokens", "31 positions")),
+        ("input-ids", ("31 numbers", "16 for images", "1 for tile markers")),
+        ("padding", ("one row of 31 tokens", "begin with 31 times “<|im_end|>” (id 2)")),
+        ("padding-side", ("31 tokens long",)),
+        ("turns", ("1 image and 1 question",)),
+        (
+            "marker",
+            ("“<|global_image|>” at position 3", "image 1 (60 × 60 px) comes whole", "16 image tokens, 4 to 19"),
+        ),
+        ("regions", ("not cut and one tile", "cut into 3 × 3")),
+        ("resizing", ("Image 1: 60 × 60 px → resized to 64 × 64 px → 1 tile.",)),
+        ("several", ("one image", "positions 3 to 19")),
+        ("which-image", ("none to choose", "% of the attention")),
+        ("labels", ("of 31",)),
+        ("attention-mask", ("0 of 31 in the row", "2 times")),
+        ("clip", ("every loss is 0",)),
+    ],
+)
+def test_a_lesson_answers_on_a_prompt_that_shows_it_less_well(small, key, numbers):
+    said = BY_KEY[key].tell(small)
+    for number in numbers:
+        assert number in said
+
+
+def test_images_of_one_size_share_a_sentence(embedded):
+    images = tuple(open_image(Image.new("RGB", size, "red")) for size in ((384, 256), (384, 256), (50, 50)))
+    shown = ShownPrompt(embedded, ask_and_inspect(embedded, Prompt(images, (Turn("Which?"),)), GenerationSettings(4)))
+    assert (
+        "Images 1 and 2: 384 × 256 px → resized to 192 × 128 px → 2 × 3 tiles and a thumbnail of the whole; image 3"
+        in (BY_KEY["resizing"].tell(shown))
+    )
+    assert "cut into 2 × 3 and 1 × 1 tiles" in BY_KEY["regions"].tell(shown)
+    assert "“<row_1_col_1>”" in BY_KEY["marker"].tell(shown)
 
 
 def test_padding_is_counted_as_the_batch_has_it(shown):
