@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-# Gradio takes the first free port after this one, and two processes that look at once find the same one: each test
-# process has a hundred of its own. Read when gradio is imported.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-os.environ.setdefault("GRADIO_SERVER_PORT", str(7860 + 100 * _WORKER))
+# Gradio takes the first free port from this one on, and two processes that look at once find the same one: each begins
+# where the system gives it a port. Read when gradio is imported.
+with socket.socket() as _probe:
+    _probe.bind(("127.0.0.1", 0))
+    os.environ["GRADIO_SERVER_PORT"] = str(_probe.getsockname()[1])
 
-from inspector.server.lean_gradio import write_no_stubs  # noqa: E402
+from inspector.server.lean_gradio import write_no_stubs
 
 write_no_stubs()  # as the app does: it takes a third of the import of gradio
 
