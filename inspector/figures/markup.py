@@ -277,7 +277,7 @@ def show_provenance(vlm: InspectableVLM, inspection: Inspection, model: str, mem
     note = "" if inspection.faithful else " · the answer's text splits into other tokens than were generated"
     known = "".join(f'<p class="vi-caption">{escape(sentence)}</p>' for sentence in vlm.notes)
     return (
-        f'<span class="vi-chip"><b>{escape(model)}</b> · {escape(vlm.family)} · {size}'
+        f'<span class="vi-chip" title="{escape(model)}"><b>{escape(model)}</b> · {escape(vlm.family)} · {size}'
         f'<span class="vi-medium"> · <span{title}>{escape(vlm.placement)}</span></span>'
         f'<span class="vi-wide"> · <code data-copy="{inspection.fingerprint}" title="sha256 over weights and config; '
         f'click copies all of it">#{inspection.fingerprint[:8]}</code></span>{note}</span>{known}'

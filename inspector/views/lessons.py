@@ -39,19 +39,30 @@ PRESENT = (
 OUTLINE = """() => {
     document.querySelectorAll('.vi-lesson-target').forEach((one) => one.classList.remove('vi-lesson-target'));
     const said = document.querySelector('#lesson-text [data-target]');
+    window.vlmLessonWatch?.disconnect();
     if (!said) return;
     const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
     const find = (left) => {
         const found = document.getElementById(said.dataset.target);
         if (!found || !found.offsetParent) { if (left) setTimeout(find, 100, left - 1); return; }
         found.classList.add('vi-lesson-target');
-        const taken = parseFloat(getComputedStyle(found).scrollMarginTop) || 0;
-        const block = found.offsetHeight > innerHeight - taken ? 'start' : 'nearest';
-        found.scrollIntoView({ block, behavior: calm ? 'auto' : 'smooth' });
+        const bring = (behavior) => {
+            const taken = parseFloat(getComputedStyle(found).scrollMarginTop) || 0;
+            const block = found.offsetHeight > innerHeight - taken ? 'start' : 'nearest';
+            found.scrollIntoView({ block, behavior });
+        };
+        bring(calm ? 'auto' : 'smooth');
+        const watch = window.vlmLessonWatch = new ResizeObserver(() => bring('auto'));
+        watch.observe(document.querySelector('.vi-results'));
+        const leave = () => watch.disconnect();
+        for (const kind of ['wheel', 'touchstart', 'pointerdown', 'keydown'])
+            addEventListener(kind, leave, { once: true, passive: true, capture: true });
+        setTimeout(leave, 10000);
     };
     find(20);
 }"""
-"""A tab that is opened is drawn a moment later."""
+"""A tab that is opened is drawn a moment later, and what stands above the place may come later still: the place stays
+in the window meanwhile, until somebody goes elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """What stands on the first screen, at the sizes that the page is shown at: Ask, the answer, the tabs and the first result
 of the open one, without a press; and that it stays where it is."""
 
+from itertools import pairwise
+
 import pytest
 
+from inspector.session import ModelStore
+from inspector.ui import build_ui, launch_options
 from model.training.synthetic.examples import EXAMPLES
 from tests.browser.steps import OPENED, QUESTION, WAIT_MS, load_example, open_tab
 
@@ -10,6 +14,8 @@ from tests.browser.steps import OPENED, QUESTION, WAIT_MS, load_example, open_ta
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 SIZES = ((1440, 900), (1280, 720))
+HEADER = (".vi-header > .vi-title", "#provenance", "#models", ".vi-header > .vi-lessons", "#link", "#share", "#export")
+WIDE = ((1920, 1080), (1440, 900), (1366, 768), (1280, 720))
 FIRST = {"See": "#viewer canvas", "Attention": "#viewer canvas", "Which image?": "#lab-board .wi-board-picture"}
 """The first result of a tab that has one without a press."""
 IN_SIGHT = """
@@ -52,6 +58,32 @@ def test_ask_answer_tabs_and_the_first_result_are_there_in_every_example(open_pa
             assert look(page, first, 90), where
         page.get_by_role("tab", name="See", exact=True).click()
     assert page.errors == []
+
+
+def test_the_header_is_one_line_and_all_is_in_sight_also_with_a_long_name_of_a_model(new_page):
+    name = "embedded, trained on colours and shapes, 240 steps"
+    demo = build_ui(ModelStore({name: "embedded"}), allowed=None)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    page = new_page(1920, 1080)
+    page.goto(url)
+    page.wait_for_selector(OPENED, timeout=WAIT_MS)
+    page.wait_for_selector("#viewer canvas", timeout=WAIT_MS)
+    chip = page.locator("#provenance .vi-chip")
+    chip.wait_for(timeout=WAIT_MS)
+    assert chip.get_attribute("title") == name
+    for width, height in WIDE:
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        boxes = [page.locator(selector).bounding_box() for selector in HEADER]
+        for one, other in pairwise(boxes):
+            assert one["x"] + one["width"] <= other["x"], width
+            assert abs(one["y"] + one["height"] / 2 - other["y"] - other["height"] / 2) <= 2, width
+        assert chip.locator("> b").evaluate("node => node.scrollWidth > node.clientWidth"), width
+        for selector in ("#ask", "#answer .vi-last .vi-answer", ".tab-container[role=tablist]"):
+            assert look(page, selector), f"{selector}: {width}"
+        assert look(page, FIRST["See"], 90), width
+    assert page.errors == []
+    demo.close()
 
 
 def test_images_are_the_largest_thing_on_the_page(open_page):

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from inspector.lessons.course import LESSONS
+from inspector.lessons.course import LESSONS, find_lesson
 from inspector.lessons.shown_prompt import ShownPrompt
 from inspector.row.ask import GenerationSettings, ask_and_inspect
 from inspector.row.prompt import Prompt, Turn
@@ -46,6 +46,26 @@ def test_a_link_opens_the_page_at_its_question(new_page, app_url):
     assert_nothing_serious(page)
 
 
+@pytest.mark.parametrize("key", ["clip", "zero-shot", "heads", "frozen"])
+def test_what_a_link_outlines_is_in_the_window_when_everything_above_it_has_come(new_page, app_url, key):
+    page = new_page(1280, 720)
+    open_page(page, f"{app_url}?lesson={key}")
+    wait_for_lesson(page, key)
+    page.wait_for_timeout(2500)
+    target = next(lesson.target for lesson in LESSONS if lesson.key == key)
+    box = page.locator(f"#{target}").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + min(box["height"], 300) <= 720
+    # Whoever scrolls is left alone from then on.
+    page.mouse.move(900, 500)
+    page.mouse.wheel(0, -4000)
+    page.wait_for_function("scrollY === 0", timeout=WAIT_MS)
+    page.evaluate("document.querySelector('.vi-results').style.paddingBottom = '90px'")
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") == 0
+    assert page.errors == []
+
+
 def test_next_and_back_go_through_the_questions_and_my_prompt_keeps_the_page(new_page, app_url):
     page = new_page(1280, 900)
     open_page(page, app_url)
@@ -68,7 +88,7 @@ def test_next_and_back_go_through_the_questions_and_my_prompt_keeps_the_page(new
     assert page.errors == []
 
 
-def test_every_question_is_answered_on_own_images_with_their_numbers(new_page, app_url, embedded, tmp_path):
+def test_questions_of_every_tab_are_answered_on_own_images_with_their_numbers(new_page, app_url, embedded, tmp_path):
     sizes = ((300, 200), (60, 60))
     paths = [str(tmp_path / f"own-{number}.png") for number in (1, 2)]
     for path, size, colour in zip(paths, sizes, ("teal", "red"), strict=True):
@@ -82,9 +102,12 @@ def test_every_question_is_answered_on_own_images_with_their_numbers(new_page, a
     ask(page)
     prompt = Prompt(tuple(open_image(path) for path in paths), (Turn(question),))
     shown = ShownPrompt(embedded, ask_and_inspect(embedded, prompt, GenerationSettings()))
-    for lesson in LESSONS:
-        page.click("#lesson-next")
-        wait_for_lesson(page, lesson.key)
+    for key in ("projector", "marker", "stage-1", "padding", "which-image", "clip"):
+        number = find_lesson(key)
+        lesson = LESSONS[number]
+        page.click("#lesson input")
+        page.get_by_role("option", name=f"{number + 1}. {lesson.question}").click()
+        wait_for_lesson(page, key)
         page.click("#lesson-mine")
         page.wait_for_function(
             "said => document.querySelector('#lesson-text .vi-lesson')?.innerText.includes(said)",
