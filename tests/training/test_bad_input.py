@@ -133,4 +133,4 @@ def test_without_room_for_features_a_run_is_the_same(make_recipe, tmp_path):
         assert (features > 0) == (room > 0)
     assert runs[0] == runs[64]
     kept = {path.name for path in (tmp_path / "0").iterdir()}
-    assert kept == {"recipe.toml", "run.json", "metrics.jsonl", "state", "model", ".lock"}
+    assert kept == {"recipe.toml", "run.json", "first_batch", "metrics.jsonl", "state", "model", ".lock"}
