@@ -83,10 +83,9 @@ def our_step(
     module = build_stage(stage, vlm, 0, vlm.tokenizer).train()
     optimizer = build_optimizer(stage, module)
     cache, good = FeatureCache(vlm), GoodWeights(module)
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def find_loss() -> torch.Tensor:
-        with cast:
+        with cast_to(precision):
             return module(batch if "vision_encoder" in rates else with_features(batch, cache)) / count_labels(batch)
 
     def step() -> None:
@@ -95,6 +94,17 @@ def our_step(
         finish(loss, module, optimizer)
 
     return module, find_loss, step
+
+
+def cast_to(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def plain_optimizer(model: nn.Module, rates: dict[str, float]) -> torch.optim.Optimizer:
+    """AdamW as it comes, with a rate for each part."""
+    return torch.optim.AdamW(
+        [{"params": list(getattr(model, part).parameters()), "lr": rate} for part, rate in rates.items()]
+    )
 
 
 def finish(loss: torch.Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -115,12 +125,10 @@ def steps(
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Our step, as the trainer takes it, and the plain loop's, on the same weights."""
     module, our_loss, ours = our_step(vlm, rates, batch, precision)
-    optimizer = torch.optim.AdamW(
-        [{"params": list(getattr(vlm, part).parameters()), "lr": rate} for part, rate in rates.items()]
-    )
+    optimizer = plain_optimizer(vlm, rates)
 
     def plain_loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with cast_to(precision):
             logits = vlm(batch)[:, :-1].reshape(-1, vlm.config.lm_vocab_size)
             return F.cross_entropy(logits.float(), batch.labels[:, 1:].reshape(-1), ignore_index=-100)
 

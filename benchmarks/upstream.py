@@ -22,11 +22,13 @@ from benchmarks.training import (
     ALIGNMENT,
     EVERYTHING,
     INSTRUCTION,
+    cast_to,
     check_equal,
     compare,
     finish,
     make_batch,
     our_step,
+    plain_optimizer,
     report,
 )
 from model import VLM, Batch, VLMConfig
@@ -63,15 +65,13 @@ def their_step(
     """The loss and a step as ``train.py`` takes it."""
     for name in ("MP", "decoder", "vision_encoder"):
         getattr(theirs, name).requires_grad_(name in rates)
-    optimizer = torch.optim.AdamW(
-        [{"params": list(getattr(theirs, name).parameters()), "lr": rate} for name, rate in rates.items()]
-    )
+    optimizer = plain_optimizer(theirs, rates)
     targets = torch.full_like(batch.labels, -100)
     targets[:, :-1] = batch.labels[:, 1:]
     mask = batch.attention_mask.long()
 
     def find_loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with cast_to(precision):
             loss: torch.Tensor = theirs(batch.input_ids, batch.tiles, attention_mask=mask, targets=targets)[1]
         return loss
 
@@ -89,7 +89,6 @@ def main(repeats: int, repository: Path) -> None:
             _, our_loss, ours = our_step(vlm, rates, batch, precision)
             with torch.no_grad():
                 check_equal(our_loss(), their_loss())
-            report(
-                f"{name} step, 222M shape, 4 rows of 131 tokens, {precision}", target, *compare(ours, theirs, repeats)
-            )
+            measured = compare(ours, theirs, repeats)
+            report(f"{name} step, 222M shape, 4 rows of 131 tokens, {precision}", target, *measured, "upstream")
             del vlm, their_loss, theirs, our_loss, ours

@@ -15,12 +15,12 @@ from model.masks import SHORT, group_documents
 from model.memory import format_bytes
 from model.sample import Sample
 from model.training.accelerator import choose_precision
-from model.training.batches import RowMaker, split_rows
+from model.training.batches import RowMaker, count_patches, split_rows
 from model.training.events import ModuleSize
 from model.training.model_shape import ModelShape, count_patches_of, shape_of, size_modules
 from model.training.recipe import Recipe, Stage
 from model.training.stage_data import StageData, stage_seed
-from model.training.tuned import TunedVLM, needs_mask
+from model.training.tuned import TunedVLM, measure_documents, needs_mask
 
 ENCODED = 64
 """Tiles that a frozen encoder computes at a time."""
@@ -112,7 +112,7 @@ class FirstStep:
 def draw_step(vlm: InspectableVLM, recipe: Recipe, index: int, data: StageData) -> FirstStep:
     """The first step as the run will draw it; ``vlm`` needs no weights. InputError where no row can be drawn."""
     stage = recipe.stages[index]
-    tile = (vlm.config.tile_px // vlm.config.patch_px) ** 2 if isinstance(vlm, VLM) else 0
+    tile = count_patches(vlm.config) if isinstance(vlm, VLM) else 0
     if stage.kind == "contrastive":
         pairs = stage.batch_rows * stage.accumulate
         captions = tuple(data.mixture.draw(n).caption for n in range(min(pairs, SHOWN_PAIRS)))
@@ -133,20 +133,13 @@ def _measure(vlm: InspectableVLM, samples: Sequence[Sample], parts: int, stage: 
     longest, apart = max(map(len, samples)), stage.packing == "document"
     each = [count_patches_of(vlm, image) for sample in samples for image in sample.images]
     positions, attended, encoded, pairs = sum(map(len, samples)), 0, max(each, default=0), 0
-    lengths = [
-        length
-        for sample in samples
-        for length in (
-            torch.unique_consecutive(sample.segment_ids, return_counts=True)[1].tolist() if apart else [len(sample)]
-        )
-    ]
+    lengths = measure_documents(samples, apart)
     doubles = precision == "bf16" and not torch.cuda.is_available()
     for members in group_documents(lengths):
         most = max(lengths[number] for number in members)
         attended += len(members) * most * (2 if doubles and most < SHORT else 1)
     if isinstance(vlm, VLM):  # tiles of several images go together
-        tile = (vlm.config.tile_px // vlm.config.patch_px) ** 2
-        encoded = min(sum(each), ENCODED * tile)
+        encoded = min(sum(each), ENCODED * count_patches(vlm.config))
     elif needs_mask(vlm, samples, apart):
         positions = attended = len(samples) * longest
         pairs = len(samples) * longest**2

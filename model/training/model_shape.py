@@ -11,6 +11,7 @@ from model.checkpoint import empty_vlm
 from model.families.nanovlm import VLM
 from model.families.protocol import InspectableVLM
 from model.image import ProcessedImage
+from model.training.batches import count_patches
 from model.training.events import ModuleSize
 from model.training.recipe import Stage
 from model.training.stages import build_stage, module_sizes
@@ -88,7 +89,7 @@ def shape_of(vlm: InspectableVLM | TunedVLM) -> ModelShape:
 def count_patches_of(vlm: InspectableVLM, image: ProcessedImage) -> int:
     """The image encoder's positions for all parts of an image."""
     if isinstance(vlm, VLM):
-        return len(image.boxes) * (vlm.config.tile_px // vlm.config.patch_px) ** 2
+        return len(image.boxes) * count_patches(vlm.config)
     sides = [part.shape[1:] for part in vlm.encoder_inputs(image)]
     return sum((height // vlm.patch_px) * (width // vlm.patch_px) for height, width in sides)
 

@@ -225,20 +225,21 @@ def _see_batch(batch: TunedBatch) -> Tensor:
     return visible[:, None]
 
 
+def measure_documents(samples: Sequence[Sample], document_mask: bool) -> list[int]:
+    """Positions of each document of these rows; without ``document_mask`` a row is one."""
+    if not document_mask:
+        return [len(sample) for sample in samples]
+    runs = (torch.unique_consecutive(sample.segment_ids, return_counts=True)[1] for sample in samples)
+    return [length for counts in runs for length in counts.tolist()]
+
+
 def needs_mask(opened: InspectableVLM, samples: Sequence[Sample], document_mask: bool) -> bool:
     """Whether a position of these rows doesn't see all of its document's past and nothing else: where images see one
     another both ways, and in layers that look back less far than a document reaches."""
     vlm = cast("TransformersVLM", opened)
     window = vlm.text.window
-    if window is not None:
-        lengths = [
-            int(torch.unique_consecutive(sample.segment_ids, return_counts=True)[1].max())
-            if document_mask
-            else len(sample)
-            for sample in samples
-        ]
-        if max(lengths, default=0) > window:
-            return True
+    if window is not None and max(measure_documents(samples, document_mask), default=0) > window:
+        return True
     rows = (sample if isinstance(sample, Row) else vlm.place(sample) for sample in samples)
     return any(row.blocks is not None and bool((row.blocks >= 0).any()) for row in rows)
 
